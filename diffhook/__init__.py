@@ -1,0 +1,32 @@
+"""See which training images drive a diffusion model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from diffhook.analysis import bias, influence, outliers, self_influence
+    from diffhook.analysis.query import query
+    from diffhook.log import RunLog, open_log
+
+_HOMES = {
+    "RunLog": "diffhook.log",
+    "bias": "diffhook.analysis",
+    "influence": "diffhook.analysis",
+    "open_log": "diffhook.log",
+    "outliers": "diffhook.analysis",
+    "query": "diffhook.analysis.query",
+    "self_influence": "diffhook.analysis",
+}
+__all__ = ["RunLog", "bias", "influence", "open_log", "outliers", "query", "self_influence"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily: reading a log must not import torch, nor training the analyzer.
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'diffhook' has no attribute {name!r}")

@@ -1,0 +1,172 @@
+"""A sparse grid of timesteps with a shared noise bank, and the gradients of samples on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffhook.capture.objective import Objective
+from diffhook.errors import ConfigurationError
+from diffhook.gradients import PerSampleGradients
+from diffhook.log import Rows
+
+
+@dataclass(frozen=True)
+class Grid:
+    """S timesteps, evenly spaced in [1, T − 1] as in the paper's code, with M noise draws each.
+
+    All samples share the noise bank: draw m has noise seed ``first_seed + m`` at every timestep.
+
+    Attributes:
+        timesteps: S, or the timesteps themselves.
+        draws: M.
+    """
+
+    timesteps: int | Sequence[int] = 10
+    draws: int = 1
+    first_seed: int = 0
+
+    def __post_init__(self) -> None:
+        count = self.timesteps if isinstance(self.timesteps, int) else len(self.timesteps)
+        if count < 1 or self.draws < 1:
+            raise ConfigurationError(
+                f"a grid of {count} timesteps × {self.draws} draws; expected at least 1 × 1"
+            )
+
+    def steps(self, num_timesteps: int) -> list[int]:
+        """The timesteps for a scheduler with T of them.
+
+        Raises:
+            ConfigurationError: a timestep outside [0, T).
+        """
+        if isinstance(self.timesteps, int):
+            if self.timesteps == 1:
+                return [num_timesteps // 2]
+            return np.linspace(1, num_timesteps - 1, self.timesteps).round().astype(int).tolist()
+        steps = [int(t) for t in self.timesteps]
+        if min(steps) < 0 or max(steps) >= num_timesteps:
+            raise ConfigurationError(f"timesteps {steps} are not all within [0, {num_timesteps})")
+        return steps
+
+
+def measure(
+    engine: PerSampleGradients,
+    objective: Objective,
+    batch: Any,
+    sample_ids: Sequence[int],
+    grid: Grid,
+    *,
+    step: int,
+    lr: float,
+    weight: float,
+    batch_size: int = 32,
+) -> Iterator[Rows]:
+    """Gradients of samples at every timestep of a grid; noise draws are averaged before norms.
+
+    Args:
+        engine: on the model, with ``group_size`` equal to ``grid.draws``.
+        batch: the collated samples, on the model's device; tensors with the sample axis in front,
+            in dicts, lists or tuples.
+        sample_ids: their ids.
+        step, lr, weight: what to write in these columns; weight is divided by S here.
+        batch_size: rows of one forward pass, at least ``grid.draws``.
+
+    Yields:
+        Rows, one per (sample, timestep), in chunks.
+    """
+    timesteps = grid.steps(objective.num_timesteps)
+    cells = [(i, t) for t in timesteps for i in range(len(sample_ids))]
+    size = max(batch_size // grid.draws, 1)
+    device = next(engine.model.parameters()).device
+    seeds = torch.arange(grid.first_seed, grid.first_seed + grid.draws)
+    for start in range(0, len(cells), size):
+        part = cells[start : start + size]
+        index = torch.tensor([i for i, _ in part]).repeat_interleave(grid.draws)
+        times = torch.tensor([t for _, t in part])
+        with engine:
+            losses = objective(
+                engine.model,
+                take(batch, index.to(device)),
+                times.repeat_interleave(grid.draws).to(device),
+                seeds.repeat(len(part)),
+            )
+            losses.mean().backward()
+        count = len(part)
+        yield make_rows(
+            engine,
+            sample=np.array([sample_ids[i] for i, _ in part]),
+            step=np.full(count, step),
+            timestep=times.numpy(),
+            noise_seed=np.full(count, grid.first_seed),
+            lr=np.full(count, lr),
+            loss=losses.detach().float().view(count, grid.draws).mean(1).cpu().numpy(),
+            weight=np.full(count, weight / len(timesteps)),
+        )
+
+
+def make_rows(engine: PerSampleGradients, **columns: Any) -> Rows:
+    """Rows of the pass that the engine has just finished: norms, unit projections, and columns."""
+    dtypes = {
+        "sample": np.int64,
+        "step": np.int64,
+        "noise_seed": np.int64,
+    }
+    rows = {name: np.asarray(v, dtypes.get(name, np.float32)) for name, v in columns.items()}
+    norms = engine.norms
+    rows["grad_norm"] = norms.cpu().numpy()
+    if engine.sketch is not None:
+        # A gradient that is zero or not finite has no direction. Its norm says which it was.
+        usable = (torch.isfinite(norms) & (norms > 0))[:, None]
+        unit = torch.where(usable, engine.projections / norms[:, None], 0.0)
+        rows["projection"] = unit.to(projection_torch_dtype(engine)).cpu().numpy()
+    return rows
+
+
+def projection_torch_dtype(engine: PerSampleGradients) -> torch.dtype:
+    return torch.float32 if engine.full else torch.float16
+
+
+def take(batch: Any, index: Tensor) -> Any:
+    """The given rows of every tensor in a nested batch."""
+    if isinstance(batch, Tensor):
+        return batch[index]
+    if isinstance(batch, dict):
+        return {key: take(value, index) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        taken = [take(value, index) for value in batch]
+        if len(taken) and not isinstance(batch[0], Tensor | dict | tuple | list):
+            return [batch[i] for i in index.tolist()]
+        return type(batch)(taken)
+    return batch
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Every tensor of a nested batch on ``device``."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and random states of our own; both are as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode

@@ -1,0 +1,87 @@
+"""Probes: chosen training samples on a grid of timesteps, at every snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import default_collate
+
+from diffhook.capture.grid import Grid, measure, to_device, undisturbed
+from diffhook.capture.objective import Objective
+from diffhook.errors import ConfigurationError
+from diffhook.gradients import PerSampleGradients
+from diffhook.log import Rows
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Which samples to probe, and on which grid.
+
+    Attributes:
+        samples: dataset indices; or how many, evenly spaced through the dataset; None for all.
+        grid: timesteps and noise draws.
+        batch_size: rows of one forward pass.
+        dataset: the dataset, if not that of the training's DataLoader.
+        collate: how its items become a batch, likewise.
+    """
+
+    samples: Sequence[int] | int | None = 512
+    grid: Grid = field(default_factory=Grid)
+    batch_size: int = 32
+    dataset: Any = None
+    collate: Callable[[list[Any]], Any] | None = None
+
+    def ids(self, size: int) -> list[int]:
+        """The ids to probe in a dataset of ``size`` samples.
+
+        Raises:
+            ConfigurationError: an id outside the dataset.
+        """
+        if self.samples is None:
+            return list(range(size))
+        if isinstance(self.samples, int):
+            return torch.linspace(0, size - 1, min(self.samples, size)).round().int().tolist()
+        ids = [int(i) for i in self.samples]
+        outside = [i for i in ids if not 0 <= i < size]
+        if outside:
+            raise ConfigurationError(
+                f"probe samples {outside[:5]} are not in the dataset of {size} samples"
+            )
+        return ids
+
+    def run(
+        self,
+        engine: PerSampleGradients,
+        objective: Objective,
+        *,
+        step: int,
+        lr_sum: float,
+        batch_per_step: int,
+    ) -> Iterator[Rows]:
+        """Rows of all probed samples. Weight: batch/N per unit of summed learning rate, over S.
+
+        The model comes back in its mode, with its gradients, and no random state is touched.
+        """
+        ids = self.ids(len(self.dataset))
+        model: nn.Module = engine.model
+        device = next(model.parameters()).device
+        collate = self.collate or default_collate
+        with undisturbed(model):
+            for start in range(0, len(ids), self.batch_size):
+                part = ids[start : start + self.batch_size]
+                batch = to_device(collate([self.dataset[i] for i in part]), device)
+                yield from measure(
+                    engine,
+                    objective,
+                    batch,
+                    part,
+                    self.grid,
+                    step=step,
+                    lr=lr_sum,
+                    weight=batch_per_step / len(self.dataset),
+                    batch_size=self.batch_size,
+                )

@@ -1,0 +1,166 @@
+"""Turns captured passes into rows of the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from torch import Tensor
+
+from diffhook.capture.alerts import Detector
+from diffhook.capture.grid import make_rows
+from diffhook.capture.objective import Objective
+from diffhook.capture.probe import Probe
+from diffhook.gradients import PerSampleGradients
+from diffhook.log import LogWriter, Rows, Snapshot
+from diffhook.log.store import Location
+
+logger = logging.getLogger("diffhook")
+
+
+class Recorder:
+    """One process's capture: an engine on the model, a writer on the log, alerts between them.
+
+    Knows no training loop: whoever does calls :meth:`begin`, :meth:`captured`, :meth:`stepped` and
+    :meth:`snapshot` at the right moments.
+
+    Args:
+        engine: on the trained model.
+        location: the log's.
+        config: the run's configuration, see :class:`diffhook.log.LogWriter`.
+        rank: this process.
+        start_step: optimiser steps taken before.
+        lr_sum: sum of the learning rates since the last snapshot, when resuming.
+        detectors: what raises alerts.
+        objective, probe: what to probe at snapshots; None for no probes.
+    """
+
+    def __init__(
+        self,
+        engine: PerSampleGradients,
+        location: Location,
+        config: Mapping[str, Any],
+        *,
+        rank: int = 0,
+        start_step: int = 0,
+        lr_sum: float = 0.0,
+        detectors: Sequence[Detector] = (),
+        objective: Objective | None = None,
+        probe: Probe | None = None,
+    ) -> None:
+        self.engine = engine
+        self.writer = LogWriter(location, config, rank=rank, start_step=start_step)
+        self.rank = rank
+        self.detectors = detectors
+        self.objective = objective
+        self.probe = probe
+        self.rows_written = 0
+        self.snapshots_written = 0
+        self.probe_seconds = 0.0
+        self.alerts: list[str] = []
+        self._staged: list[dict[str, Any]] = []
+        self.lr_sum = lr_sum
+        self._lr = 0.0
+        self._last_snapshot: int | None = None
+        self._batch_per_step = 1
+        engine.attach()
+
+    def captured(
+        self,
+        sample_ids: Tensor,
+        timesteps: Tensor,
+        *,
+        step: int,
+        weight: float,
+        losses: Tensor | None = None,
+    ) -> None:
+        """Stage the rows of the pass that the engine has just finished.
+
+        Args:
+            sample_ids: (B,) int64.
+            timesteps: (B,).
+            step: optimiser steps taken before.
+            weight: coefficient with which a sample's own gradient enters the step's update,
+                times the capture stride.
+            losses: (B,) the samples' own losses, where known.
+        """
+        count = len(sample_ids)
+        rows = make_rows(
+            self.engine,
+            sample=sample_ids.cpu().numpy(),
+            step=np.full(count, step),
+            timestep=timesteps.float().cpu().numpy(),
+            noise_seed=np.full(count, -1),
+            lr=np.full(count, np.nan),
+            loss=np.full(count, np.nan) if losses is None else losses.float().cpu().numpy(),
+            weight=np.full(count, weight),
+        )
+        self._staged.append(dict(rows))
+        self._raise_alerts(rows)
+
+    def stepped(self, lr: float, batch: int) -> None:
+        """An optimiser step was taken with learning rate ``lr``: its rows are complete."""
+        self._lr = lr
+        self.lr_sum += lr
+        self._batch_per_step = batch or self._batch_per_step
+        self._release(lr)
+
+    def skipped(self) -> None:
+        """The staged rows' step was skipped (overflow): they moved nothing, so their lr is 0."""
+        self._release(0.0)
+
+    def _release(self, lr: float) -> None:
+        for rows in self._staged:
+            rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
+            self.writer.put("train", rows)
+            self.rows_written += len(rows["sample"])
+        self._staged.clear()
+
+    def snapshot(self, step: int) -> None:
+        """Keep the trainable parameters as they are after ``step`` steps, and probe. Rank 0 only;
+        a second call at the same step does nothing."""
+        if self.rank != 0 or self._last_snapshot == step:
+            return
+        self._last_snapshot = step
+        parameters = {
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in self.engine.parameters.items()
+        }
+        snapshot = Snapshot(step, self._lr, self.lr_sum, self.writer.session)
+        self.writer.snapshot(snapshot, safetensors.torch.save(parameters))
+        self.snapshots_written += 1
+        if self.objective is not None and self.probe is not None:
+            self._run_probe(self.objective, self.probe, step)
+        self.lr_sum = 0.0
+
+    def _run_probe(self, objective: Objective, probe: Probe, step: int) -> None:
+        start = time.perf_counter()
+        engine = self.engine.sibling(self.engine.model, group_size=probe.grid.draws)
+        for rows in probe.run(
+            engine,
+            objective,
+            step=step,
+            lr_sum=self.lr_sum,
+            batch_per_step=self._batch_per_step,
+        ):
+            self.writer.put("probe", rows)
+        self.probe_seconds += time.perf_counter() - start
+
+    def _raise_alerts(self, rows: Rows) -> None:
+        for detector in self.detectors:
+            for alert in detector.look(rows):
+                level = logging.ERROR if alert.level == "error" else logging.WARNING
+                logger.log(level, "step %d: %s", alert.step, alert.message)
+                self.writer.alert(alert.to_json())
+                self.alerts.append(alert.kind)
+
+    def close(self) -> None:
+        """Flush and let go of model and log. Idempotent."""
+        self.engine.abandon()
+        self.engine.detach()
+        self.skipped()
+        self.writer.close()

@@ -1,0 +1,17 @@
+"""Every error that diffhook raises on purpose."""
+
+
+class DiffHookError(Exception):
+    """Bad use or bad input: the message says what was found, what was expected and what to do."""
+
+
+class ConfigurationError(DiffHookError, ValueError):
+    """An argument, or a combination of arguments, cannot work."""
+
+
+class LogError(DiffHookError):
+    """A run log is missing, foreign, damaged, or of another configuration."""
+
+
+class CaptureError(DiffHookError, RuntimeError):
+    """Per-sample gradients could not be formed for a pass; no row of it is kept."""

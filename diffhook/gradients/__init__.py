@@ -1,0 +1,7 @@
+"""Per-sample gradients of one batch: exact norms and random projections. torch only."""
+
+from diffhook.gradients.coverage import Coverage
+from diffhook.gradients.engine import PerSampleGradients
+from diffhook.gradients.sketch import Sketch
+
+__all__ = ["Coverage", "PerSampleGradients", "Sketch"]

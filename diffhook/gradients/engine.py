@@ -1,0 +1,406 @@
+"""Exact norms and random projections of every sample's own gradient, from one batched backward."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffhook.errors import CaptureError, ConfigurationError
+from diffhook.gradients.coverage import Coverage
+from diffhook.gradients.freeze import Frozen
+from diffhook.gradients.layers import Owned, clean_name, find_layers
+from diffhook.gradients.sketch import FullGradient, Sketch
+from diffhook.gradients.survey import Survey
+from diffhook.gradients.tape import Tape
+from diffhook.gradients.uses import ParameterUses
+
+_CHUNK_ELEMENTS = 1 << 21  # floats of per-sample products alive at once: stays in cache, bounds memory
+
+
+class PerSampleGradients:
+    """Hooks on a model that turn one batched backward pass into per-sample gradients.
+
+    Example:
+        >>> model = nn.Linear(3, 1)
+        >>> engine = PerSampleGradients(model, projection_dim=16)
+        >>> with engine:
+        ...     model(torch.ones(4, 3)).square().mean(1).mean().backward()
+        >>> engine.norms.shape, engine.projections.shape
+        (torch.Size([4]), torch.Size([4, 16]))
+
+    Row b is the gradient of sample b's own loss: the 1/B of a mean over the batch and ``loss_scale``
+    are undone. A loss that weighs samples unevenly is taken as it is.
+
+    Args:
+        model: the model that is called on the batch; the batch is the first axis of its first
+            tensor argument. Parameters that need no gradient are left out.
+        projection_dim: D, the length of each projection; 0 for norms only; "full" for the whole
+            gradient, unprojected.
+        seed: seed of the projection.
+        reduction: how the loss joins the samples, "mean" or "sum".
+        weight_gradients: False leaves the parameters' ``.grad`` alone and skips computing it.
+        group_size: M consecutive rows of the batch make one sample, whose loss is their mean.
+
+    Raises:
+        ConfigurationError: nothing in the model is trainable, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        projection_dim: int | Literal["full"] = 2048,
+        seed: int = 0,
+        reduction: Literal["mean", "sum"] = "mean",
+        weight_gradients: bool = True,
+        group_size: int = 1,
+    ) -> None:
+        if reduction not in ("mean", "sum"):
+            raise ConfigurationError(f'reduction is {reduction!r}; expected "mean" or "sum"')
+        if group_size < 1:
+            raise ConfigurationError(f"group_size is {group_size}; expected a positive integer")
+        self.model = model
+        self.reduction = reduction
+        self.weight_gradients = weight_gradients
+        self.group_size = group_size
+        self.loss_scale = 1.0  #: factor on the loss besides the batch reduction (AMP, accumulation)
+        self.parameters = {
+            clean_name(n): p for n, p in model.named_parameters() if p.requires_grad
+        }
+        if not self.parameters:
+            raise ConfigurationError("the model has no parameter with requires_grad=True")
+        self.sketch = _make_sketch(projection_dim, seed, self.parameters)
+        self._layers = find_layers(model, self.parameters)
+        self._tape = Tape(
+            {name: owned.module for name, owned in self._layers.items()},
+            self._on_forward,
+            self._on_backward,
+        )
+        self._tied = _tied(self._layers)
+        ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
+        self._fallback = set(self.parameters) - ruled
+        self._missing: dict[str, str] = {}
+        self._surveyed = False
+        self._root_handles: list[RemovableHandle] = []
+        self._uses: ParameterUses | None = None
+        self._survey: Survey | None = None
+        self._stack = ExitStack()
+        self._watching = self._warned = False
+        self._reset()
+
+    @property
+    def full(self) -> bool:
+        """Whether the whole gradient is kept in place of a projection."""
+        return isinstance(self.sketch, FullGradient)
+
+    def sibling(self, model: nn.Module, *, group_size: int = 1) -> Self:
+        """An engine with the same projection for passes without weight gradients."""
+        other = type(self)(
+            model, projection_dim=0, weight_gradients=False, group_size=group_size
+        )
+        other.sketch = self.sketch
+        return other
+
+    # ── life of a pass ────────────────────────────────────────────────────────────────────────
+
+    def attach(self) -> None:
+        """Put the hooks on the model. They do nothing until :meth:`begin`."""
+        if self._root_handles:
+            return
+        self._tape.attach()
+        self._root_handles = [
+            self.model.register_forward_pre_hook(self.enter_model, with_kwargs=True),
+            self.model.register_forward_hook(self._leave_model, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Take every hook off the model."""
+        self._tape.detach()
+        for handle in self._root_handles:
+            handle.remove()
+        self._root_handles.clear()
+
+    def begin(self) -> None:
+        """Watch the next forward and backward."""
+        self._reset()
+        self._tape.armed = True
+        if not self.weight_gradients:
+            # The fallback differentiates with respect to its parameters; the survey to all.
+            alive = self._fallback if self._surveyed else set(self.parameters)
+            self._stack.enter_context(Frozen(self.parameters, alive))
+            self._tape.require_outputs = True
+            self._stack.callback(setattr, self._tape, "require_outputs", False)
+        if not self._surveyed:
+            self._survey = Survey(self.parameters, self._tape)
+            self._stack.callback(self._survey.close)
+
+    def finish(self) -> None:
+        """Stop watching; :attr:`norms` and :attr:`projections` then belong to the pass.
+
+        Raises:
+            CaptureError: the backward did not come by, or an error inside a hook was kept back.
+        """
+        self.abandon()
+        if self._failure is not None:
+            raise CaptureError(f"per-sample gradients failed: {self._failure}") from self._failure
+        if self._survey is not None:
+            ruled = {p for name in self._taken for p in self._layers[name].parameters.values()}
+            for name, reason in self._survey.contradictions(ruled, self._pending):
+                self._on_obstacle(name, reason)
+            self._survey = None
+        for name in self._pending.keys() - self._missing.keys():
+            self._absorb(name, self._pending[name], 0)
+        self._pending.clear()
+        if self._squares is None:
+            raise CaptureError(
+                "no gradient reached a layer of the model: was backward() called inside the "
+                "engine's context, on a loss of this model?"
+            )
+        self._surveyed = True
+        self._fallback -= self._missing.keys()
+        self._report_missing()
+
+    def abandon(self) -> None:
+        """Stop watching and leave the model as it was, whatever has been seen."""
+        self._tape.armed = False
+        self._close_uses()
+        if self._uses is not None:
+            self._uses.release()
+            self._uses = None
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        self.attach()
+        self.begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+            else:
+                self.abandon()
+        finally:
+            self.detach()
+
+    # ── results ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def norms(self) -> Tensor:
+        """(B,) float32: L2 norm of each sample's gradient over all covered parameters. Exact."""
+        assert self._squares is not None, "no pass has been finished"
+        return (self._squares.sqrt() * self._undo()).float()
+
+    @property
+    def projections(self) -> Tensor:
+        """(B, D) float32: projection of each sample's gradient, not normalised."""
+        if self.sketch is None or self._projected is None:
+            raise ConfigurationError("projection_dim is 0: only norms were computed")
+        return self._projected * self._undo()
+
+    @property
+    def coverage(self) -> Coverage:
+        """Which parameters norms and projections cover; final after the first pass."""
+        fallback = self._fallback - self._missing.keys()
+        ruled = self.parameters.keys() - fallback - self._missing.keys()
+        order = list(self.parameters)
+        return Coverage(
+            tuple(n for n in order if n in ruled),
+            tuple(n for n in order if n in fallback),
+            dict(self._missing),
+        )
+
+    @property
+    def hook_seconds(self) -> float:
+        """Time that the last pass spent on per-sample products (CPU: exact; GPU: launches)."""
+        return self._tape.seconds
+
+    def _undo(self) -> float:
+        """What to multiply by so that a row is the gradient of its own (group's mean) loss."""
+        assert self._squares is not None
+        rows = len(self._squares)
+        reduced = rows if self.reduction == "mean" else 1 / self.group_size
+        return reduced / self.loss_scale
+
+    # ── hooks ─────────────────────────────────────────────────────────────────────────────────
+
+    def _reset(self) -> None:
+        self._batch: int | None = None
+        self._squares: Tensor | None = None
+        self._projected: Tensor | None = None
+        self._pending: dict[str, Tensor] = {}
+        self._failure: Exception | None = None
+        self._taken: set[str] = set()  # layers
+        self._tape.calls.clear()
+        self._tape.seconds = 0.0
+
+    def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        """The model's forward begins. A hook; called by hand from a pre-hook that came first."""
+        if not self._tape.armed or not torch.is_grad_enabled() or self._uses is not None:
+            return
+        self._batch = _leading_axis((*args, *kwargs.values()))
+        # The first pass watches every parameter, to find the uses that no layer explains.
+        watched = self._fallback if self._surveyed else set(self.parameters)
+        if self._batch is not None and watched:
+            self._uses = ParameterUses(
+                {n: p for n, p in self.parameters.items() if n in watched},
+                self._batch,
+                self._tape,
+                self._on_use,
+                self._on_obstacle,
+            )
+            self._uses.__enter__()
+            self._watching = True
+
+    def _leave_model(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._close_uses()
+
+    def _close_uses(self) -> None:
+        if self._uses is not None and self._watching:
+            self._watching = False
+            self._uses.__exit__(None, None, None)
+            self._fallback |= self._uses.close()
+
+    def _on_forward(self, layer: str, inputs: Tensor, output: Tensor) -> bool:
+        owned = self._layers[layer]
+        if self._batch is not None and output.shape[0] != self._batch:
+            if not self._surveyed and self._uses is None:
+                for name in owned.parameters.values():
+                    self._on_obstacle(name, f"{layer} was called on {output.shape[0]} rows")
+            return False
+        if self._uses is not None:
+            self._uses.claim(output, owned.parameters.values())
+        return True
+
+    def _on_backward(self, layer: str, inputs: Tensor, grad_output: Tensor) -> None:
+        if self._failure is not None:
+            return
+        try:
+            with torch.no_grad(), _full_precision(grad_output):
+                self._layer_products(layer, inputs, grad_output)
+        except Exception as error:  # kept for finish(): the backward belongs to someone else
+            self._failure = error
+
+    def _layer_products(self, layer: str, inputs: Tensor, grad_output: Tensor) -> None:
+        owned = self._layers[layer]
+        grad = grad_output.to(_compute_dtype(grad_output))
+        summed = self._tape.calls[layer] > 1
+        if layer in self._taken and not summed:
+            raise CaptureError(f"{layer} was called again after its gradient was taken")
+        self._taken.add(layer)
+        size = max(self.parameters[name].numel() for name in owned.parameters.values())
+        for rows in self._chunks(len(grad), size):
+            products = owned.rule.products(
+                owned.module, inputs[rows], grad[rows], owned.parameters
+            )
+            for local, product in products:
+                name = owned.parameters[local]
+                if summed or name in self._tied or name in self._fallback:
+                    self._postpone(name, product, rows, len(grad))
+                else:
+                    self._absorb(name, product, rows.start)
+
+    def _on_use(self, name: str, gradient: Tensor) -> None:
+        self._postpone(name, gradient.to(_compute_dtype(gradient)), slice(0, len(gradient)),
+                       len(gradient))
+
+    def _on_obstacle(self, name: str, reason: str) -> None:
+        self._missing.setdefault(name, reason)
+
+    # ── accumulation ──────────────────────────────────────────────────────────────────────────
+
+    def _chunks(self, batch: int, size: int) -> Iterator[slice]:
+        """Runs of rows whose products of ``size`` elements each fit the budget; whole groups."""
+        step = max(_CHUNK_ELEMENTS // max(size, 1), 1)
+        step = max(step - step % self.group_size, self.group_size)
+        for start in range(0, batch, step):
+            yield slice(start, min(start + step, batch))
+
+    def _postpone(self, name: str, product: Tensor, rows: slice, batch: int) -> None:
+        """Keep the product: the parameter has other uses, and gradients add before norms do."""
+        if name not in self._pending:
+            self._pending[name] = product.new_zeros(batch, *product.shape[1:])
+        self._pending[name][rows] += product
+
+    def _absorb(self, name: str, product: Tensor, start: int) -> None:
+        """Add one parameter's gradients of samples start, start+1, … to squares and projections."""
+        flat = product.reshape(len(product), -1)
+        if self.group_size > 1:
+            flat = flat.view(-1, self.group_size, flat.shape[1]).sum(1)
+            start //= self.group_size
+        squares, projected = self._accumulators(flat)
+        rows = slice(start, start + len(flat))
+        squares[rows] += flat.square().sum(1)
+        if self.sketch is not None and projected is not None:
+            self.sketch.add(name, flat, projected[rows])
+
+    def _accumulators(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._squares is None:
+            assert self._batch is not None
+            groups, ragged = divmod(self._batch, self.group_size)
+            if ragged:
+                raise CaptureError(
+                    f"a batch of {self._batch} rows does not divide into groups of "
+                    f"{self.group_size}"
+                )
+            self._squares = like.new_zeros(groups, dtype=torch.float64)
+            if self.sketch is not None:
+                self._projected = like.new_zeros(groups, self.sketch.dim)
+        return self._squares, self._projected
+
+    def _report_missing(self) -> None:
+        seen = set(self._missing)
+        if seen and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"per-sample gradients leave out {len(seen)} of {len(self.parameters)} "
+                f"parameters: {self.coverage}",
+                stacklevel=3,
+            )
+
+
+def _make_sketch(
+    projection_dim: int | Literal["full"], seed: int, parameters: dict[str, nn.Parameter]
+) -> Sketch | FullGradient | None:
+    if projection_dim == "full":
+        return FullGradient({name: p.numel() for name, p in parameters.items()})
+    if not isinstance(projection_dim, int) or projection_dim < 0:
+        raise ConfigurationError(
+            f'projection_dim is {projection_dim!r}; expected an integer ≥ 0 or "full"'
+        )
+    return Sketch(projection_dim, seed) if projection_dim else None
+
+
+def _tied(layers: dict[str, Owned]) -> set[str]:
+    """Names of parameters that more than one layer owns."""
+    owners: dict[str, int] = defaultdict(int)
+    for owned in layers.values():
+        for name in owned.parameters.values():
+            owners[name] += 1
+    return {name for name, count in owners.items() if count > 1}
+
+
+def _leading_axis(values: Collection[Any]) -> int | None:
+    """Length of the first axis of the first tensor that has one."""
+    for value in values:
+        if isinstance(value, Tensor) and value.dim() > 0:
+            return value.shape[0]
+    return None
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@contextmanager
+def _full_precision(tensor: Tensor) -> Iterator[None]:
+    """Autocast off: inside a hook it would round the products (about 1e-3)."""
+    with torch.autocast(tensor.device.type, enabled=False):
+        yield

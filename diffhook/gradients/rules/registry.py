@@ -1,0 +1,60 @@
+"""The contract of a layer rule, and the table of rules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+
+from torch import Tensor, nn
+
+
+class LayerRule(ABC):
+    """Per-sample parameter gradients of one kind of layer, from its input and output gradient.
+
+    A rule is stateless. Sample b is row b of the leading axis of input and output alike.
+    """
+
+    @abstractmethod
+    def products(
+        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, wanted: Collection[str]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield (parameter name, (B, *parameter.shape) gradients) for the ``wanted`` names.
+
+        Args:
+            module: the layer.
+            inputs: its input, (B, …), detached; any strides.
+            grad_output: ∂loss/∂output, (B, …), in the dtype to compute in; any strides.
+            wanted: names among the module's own parameters that are trainable.
+
+        The yielded tensors belong to the caller, who may overwrite them.
+        """
+
+    def obstacle(self, module: nn.Module) -> str | None:
+        """Why this module has no per-sample gradient under this rule; None if it has one."""
+        return None
+
+
+_rules: dict[type[nn.Module], LayerRule] = {}
+
+
+def register(*kinds: type[nn.Module]) -> Callable[[type[LayerRule]], type[LayerRule]]:
+    """Class decorator: use this rule for these module classes."""
+
+    def add(rule: type[LayerRule]) -> type[LayerRule]:
+        for kind in kinds:
+            _rules[kind] = rule()
+        return rule
+
+    return add
+
+
+def rule_for(module: nn.Module) -> LayerRule | None:
+    """The rule for this module, or None.
+
+    A subclass inherits its parent's rule only while it inherits its forward: another forward is
+    another function, with another gradient.
+    """
+    for kind in type(module).__mro__:
+        if kind in _rules and type(module).forward is kind.forward:
+            return _rules[kind]
+    return None

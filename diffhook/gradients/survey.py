@@ -1,0 +1,60 @@
+"""The first pass checks the fallback against what autograd itself delivers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from diffhook.gradients.tape import Tape
+
+# Loose: it tells a use that was missed from rounding, also in half precision.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+
+
+class Survey:
+    """Collects the summed gradients that autograd delivers to parameters during one pass.
+
+    Args:
+        parameters: name → parameter, all with requires_grad.
+        tape: quiet while the fallback differentiates on its own account.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], tape: Tape) -> None:
+        self._tape = tape
+        self._sums: dict[str, Tensor] = {}
+        self._handles = [
+            parameter.register_hook(self._collector(name)) for name, parameter in parameters.items()
+        ]
+
+    def _collector(self, name: str):  # type: ignore[no-untyped-def]
+        def collect(gradient: Tensor) -> None:
+            if not self._tape.paused:
+                kept = self._sums.get(name)
+                self._sums[name] = gradient.detach() if kept is None else kept + gradient
+
+        return collect
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def contradictions(
+        self, absorbed: set[str], split: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, str]]:
+        """(name, reason) for parameters whose gradient the pass has missed, wholly or in part.
+
+        Args:
+            absorbed: names that layer rules have dealt with.
+            split: name → (B, *shape) gradients found by the fallback, before any rescaling.
+        """
+        for name, expected in self._sums.items():
+            if name in split:
+                found = split[name].sum(0)
+                error = (found - expected).norm() / expected.norm().clamp_min(1e-30)
+                if bool(error > _TOLERANCE.get(expected.dtype, 0.1)):
+                    yield name, f"its samples' gradients miss autograd's sum by {float(error):.1%}"
+            elif name not in absorbed and bool(expected.any()):
+                yield name, "its uses never met a tensor whose first axis is the batch"

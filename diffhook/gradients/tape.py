@@ -1,0 +1,130 @@
+"""Sees every call of a layer: its input in the forward, its output's gradient in the backward."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+OnForward = Callable[[str, Tensor, Tensor], bool]
+OnBackward = Callable[[str, Tensor, Tensor], None]
+
+
+class _Keep(torch.autograd.Function):
+    """A graph node whose only purpose is to keep a tensor.
+
+    Saved this way, a layer's input obeys autograd's own rules: under gradient checkpointing it is
+    dropped and recomputed, under CPU offloading it is moved, and it can never outlive the backward.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise AssertionError("this node is never part of a backward pass")
+
+
+class _Root(torch.autograd.Function):
+    """Makes an output that needs no gradient one that does (a leaf could not be changed in place).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, output: Tensor) -> Tensor:
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None
+
+
+def in_backward() -> bool:
+    """Whether autograd is running, as it is while a checkpointed block is recomputed."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+class Tape:
+    """Forward hooks on layers; while ``armed``, each call is reported with its output's gradient.
+
+    Args:
+        layers: name → layer.
+        on_forward: called with (name, input, output) for each call; False declines the call.
+        on_backward: called with (name, input, grad_output), once per accepted call.
+
+    Set ``require_outputs`` to give outputs that need no gradient one, so that layers whose
+    parameters are frozen are reached by the backward all the same.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, nn.Module],
+        on_forward: OnForward,
+        on_backward: OnBackward,
+    ) -> None:
+        self.layers = layers
+        self.armed = False
+        self.paused = False  # while the fallback runs backward passes of its own
+        self.require_outputs = False
+        self.calls: Counter[str] = Counter()
+        self.seconds = 0.0  # spent in callbacks
+        self._on_forward = on_forward
+        self._on_backward = on_backward
+        self._handles: list[RemovableHandle] = []
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def attach(self) -> None:
+        for name, layer in self.layers.items():
+            self._handles.append(layer.register_forward_hook(partial(self._forward, name)))
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _forward(
+        self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
+        if not self.armed:
+            return None
+        if not in_backward():
+            # Calls under no_grad count too: reentrant checkpointing runs its first forward so. To
+            # count one too many costs time, one too few would lose the sum of a shared layer.
+            self.calls[name] += 1
+        if not torch.is_grad_enabled() or not self._on_forward(name, args[0], output):
+            return None
+        replacement = None
+        if self.require_outputs and not output.requires_grad:
+            output = replacement = _Root.apply(self._anchor, output)
+        if output.requires_grad:
+            # No try/except here: checkpointing ends a recomputation early by an exception out of
+            # save_for_backward, and it must pass.
+            node = _Keep.apply(self._anchor, args[0].detach()).grad_fn
+            _hookable(output).register_hook(partial(self._backward, name, node, output.shape))
+        return replacement
+
+    def _backward(self, name: str, node: Any, shape: torch.Size, grad_output: Tensor) -> None:
+        if not self.paused:
+            inputs = node.saved_tensors[0]  # recomputed here, under checkpointing
+            began = time.perf_counter()
+            self._on_backward(name, inputs, grad_output.detach().view(shape))
+            self.seconds += time.perf_counter() - began
+
+
+def _hookable(output: Tensor) -> Tensor:
+    """The tensor whose gradient hook survives an in-place change of ``output``.
+
+    Linear returns a view where its input has three axes; changing a view in place takes the view's
+    node, and with it the hook, out of the graph.
+    """
+    base = output._base
+    if base is not None and base.requires_grad and base.numel() == output.numel() and output.is_contiguous():
+        return base
+    return output

@@ -1,0 +1,208 @@
+"""The exact fallback: per-sample gradients of parameters that no layer rule explains.
+
+A bare ``nn.Parameter``, a weight used functionally, a layer of an unknown kind: whatever it is, the
+parameter enters the computation as an argument of torch functions. A TorchFunctionMode sees those
+functions. Where parameter meets batch, sample b's share of the parameter's gradient is the
+vector-Jacobian product of that one operation with the output's gradient masked to sample b. Where
+the result has no sample axis in front (a slice of a table, a cast, a layer called on frames or
+tokens folded into the batch), it is followed until one comes out that has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from diffhook.gradients.tape import Tape, in_backward
+
+OnGradient = Callable[[str, Tensor], None]
+OnObstacle = Callable[[str, str], None]
+
+_TENSOR_PROPERTIES = {"T", "mT", "H", "mH", "real", "imag"}
+
+
+@dataclass
+class _Source:
+    """A parameter, or a tensor computed from one that has no sample axis in front.
+
+    ``leaves`` names the parameters behind the tensor, each with the aliases through which they
+    entered; a parameter itself has its own name and no alias yet.
+    """
+
+    tensor: Tensor
+    leaves: Mapping[str, tuple[Tensor, ...]]
+
+
+@dataclass
+class _Use:
+    """One operation in which sources met the batch.
+
+    ``output`` and ``edge`` close a cycle through the output's hook, which no garbage collector
+    sees: both are cleared as soon as they have served.
+    """
+
+    output: Tensor | None
+    edge: GradientEdge | None
+    sources: list[tuple[_Source, Tensor]]  # with the alias that stood in for it
+
+
+class ParameterUses(TorchFunctionMode):
+    """Watches one forward pass for operations on ``parameters``; reports in the backward.
+
+    Args:
+        parameters: name → parameter to watch.
+        batch: number of samples B.
+        tape: paused while this class runs backward passes of its own.
+        on_gradient: called with (name, (B, *parameter.shape)) for every use.
+        on_obstacle: called with (name, reason) for a use that cannot be split by sample.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        batch: int,
+        tape: Tape,
+        on_gradient: OnGradient,
+        on_obstacle: OnObstacle,
+    ) -> None:
+        super().__init__()
+        self._parameters = parameters
+        self._batch = batch
+        self._on_gradient = on_gradient
+        self._on_obstacle = on_obstacle
+        self._sources = {id(p): _Source(p, {n: ()}) for n, p in parameters.items()}
+        self._uses: list[_Use] = []
+        self._tape = tape
+
+    def claim(self, output: Tensor, names: Iterable[str]) -> None:
+        """A layer rule explains what ``names`` did in the operation that made ``output``."""
+        claimed = set(names)
+        for use in reversed(self._uses[-3:]):
+            if use.output is output:
+                use.sources = [s for s in use.sources if not s[0].leaves.keys() <= claimed]
+
+    def close(self) -> set[str]:
+        """End of the forward: the names of parameters with uses left to the fallback."""
+        names: set[str] = set()
+        for use in self._uses:
+            use.output = None
+            for source, _ in use.sources:
+                names |= source.leaves.keys()
+        return names
+
+    def release(self) -> None:
+        """End of the backward: let go of uses that it did not reach."""
+        for use in self._uses:
+            use.output = use.edge = None
+            use.sources = []
+        self._uses.clear()
+        self._sources.clear()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_grad_enabled() or in_backward() or _is_getter(func):
+            return func(*args, **kwargs)
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        met = {id(t): self._sources[id(t)] for t in leaves if id(t) in self._sources}
+        if not met:
+            return func(*args, **kwargs)
+        # An alias of its own for every use: the gradient of the output with respect to the alias is
+        # that of this operation alone, whatever else depends on the parameter.
+        aliases = {key: source.tensor.view_as(source.tensor) for key, source in met.items()}
+        args, kwargs = tree_map(
+            lambda leaf: aliases.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf,
+            (args, kwargs),
+        )
+        output = func(*args, **kwargs)
+        others = [t for t in leaves if id(t) not in met]
+        pairs = [(source, aliases[key]) for key, source in met.items()]
+        for result in tree_leaves(output):
+            if isinstance(result, Tensor) and result.requires_grad:
+                self._follow(result, pairs, others)
+        return output
+
+    def _follow(
+        self, result: Tensor, pairs: list[tuple[_Source, Tensor]], others: list[Tensor]
+    ) -> None:
+        # A table may have B rows by chance: alone, it has a sample axis only if an operation
+        # (expand, a reshape of folded axes) has just given it one.
+        grown = not any(self._carries_batch(source.tensor) for source, _ in pairs)
+        if self._carries_batch(result) and (grown or any(map(self._carries_batch, others))):
+            use = _Use(result, get_gradient_edge(result), list(pairs))
+            result.register_hook(partial(self._backward, use))
+            self._uses.append(use)
+            return
+        leaves: dict[str, tuple[Tensor, ...]] = {}
+        for source, alias in pairs:
+            for name, aliases in source.leaves.items():
+                leaves[name] = leaves.get(name, ()) + (aliases or (alias,))
+        self._sources[id(result)] = _Source(result, leaves)
+
+    def _carries_batch(self, tensor: Tensor) -> bool:
+        return tensor.dim() > 0 and tensor.shape[0] == self._batch
+
+    def _backward(self, use: _Use, grad_output: Tensor) -> None:
+        if self._tape.paused or use.edge is None:
+            return
+        self._tape.paused = True  # the nested passes below run this hook again, and the layers'
+        try:
+            for source, alias in use.sources:
+                self._report(source, alias, use.edge, grad_output.detach())
+        finally:
+            self._tape.paused = False
+            use.edge = None
+            use.sources = []
+
+    def _report(
+        self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor
+    ) -> None:
+        try:
+            for name, gradient in self._split(source, alias, edge, grad_output):
+                self._on_gradient(name, gradient)
+        except Exception as error:  # the backward belongs to someone else
+            for name in source.leaves:
+                self._on_obstacle(name, f"the exact fallback failed: {error}")
+
+    def _split(
+        self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor
+    ) -> Iterable[tuple[str, Tensor]]:
+        """(name, (B, *shape)) for every parameter behind ``source``."""
+        leaves = [(n, leaf) for n, aliases in source.leaves.items() for leaf in aliases]
+        parts: dict[str, list[Tensor]] = {name: [] for name in source.leaves}
+        for sample in range(self._batch):
+            masked = torch.zeros_like(grad_output)
+            masked[sample] = grad_output[sample]
+            (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
+            if not leaves:
+                parts[next(iter(source.leaves))].append(share)
+                continue
+            shares = torch.autograd.grad(
+                source.tensor,
+                [leaf for _, leaf in leaves],
+                share,
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            for name in parts:
+                own = [g for (n, _), g in zip(leaves, shares, strict=True) if n == name]
+                parts[name].append(torch.stack(own).sum(0))
+        for name, rows in parts.items():
+            yield name, torch.stack(rows)
+
+
+def _is_getter(func: Any) -> bool:
+    """Whether ``func`` reads an attribute (shape, dtype, grad …) rather than computing."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        return getattr(func.__self__, "__name__", "") not in _TENSOR_PROPERTIES
+    return name == "__set__"

@@ -1,0 +1,86 @@
+"""What a log holds. One row is one per-sample gradient.
+
+    LOG/
+      zarr.json                   attributes: {"diffhook": {"schema": 1, "config": {…}}}
+      train/rank-0000/<column>    the training's own steps, one group per process
+      probe/rank-0000/<column>    chosen samples on a grid of timesteps, at every snapshot
+      queries/<name>/rank-0000/…  the images one asks about, likewise
+      snapshots/step-00000500/    parameters.safetensors, then snapshot.json as commit mark
+      alerts/rank-0000.jsonl      one JSON object a line
+
+All columns of a group have the same length. Rows are appended; ``sample`` is written last, so a row
+whose sample is −1, or lies beyond the end of ``sample``, was never committed. A rank group's
+attribute ``sessions`` lists where each process start began: [{"first_row": …, "start_step": …}]. A
+later session that begins at step s supersedes the rows of earlier ones with step ≥ s: training went
+back to an older checkpoint and took those steps again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA_VERSION = 1
+
+Rows = Mapping[str, npt.NDArray[Any]]  # column name → (rows,) array, or (rows, D) for projection
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    dtype: str
+    fill: float
+    meaning: str
+
+
+COLUMNS = (
+    Column("step", "int64", -1, "optimiser steps taken before this one"),
+    Column("timestep", "float32", np.nan, "diffusion timestep, in the scheduler's units"),
+    Column("noise_seed", "int64", -1, "seed of the noise draw; -1: drawn by the training loop"),
+    Column("lr", "float32", np.nan, "learning rate of the step; probes: summed since the snapshot before"),
+    Column("loss", "float32", np.nan, "the sample's own loss; NaN: not known"),
+    Column("weight", "float32", np.nan, "factor on lr that makes scores sums over rows"),
+    Column("grad_norm", "float32", np.nan, "exact L2 norm of the gradient of the sample's own loss"),
+    Column("projection", "float16", 0, "projection of the gradient divided by grad_norm"),
+    Column("sample", "int64", -1, "sample id; written last, as commit mark"),
+)  # fmt: skip
+"""In the order in which they are written."""
+
+SCALARS = tuple(column.name for column in COLUMNS if column.name != "projection")
+
+
+def projection_dtype(kind: str) -> str:
+    """float16 halves a sketch at no loss that counts; full gradients are kept to be exact."""
+    return "float32" if kind == "full" else "float16"
+
+
+def rows_per_shard(dim: int, dtype: str) -> int:
+    """Rows that make about 16 MiB of projections: large enough to stream, small enough to buffer."""
+    if dim == 0:
+        return 16384
+    rows = (1 << 24) // (dim * np.dtype(dtype).itemsize)
+    return min(max(rows // 512 * 512, 512), 16384) if rows >= 512 else max(rows, 1)
+
+
+def differences(found: Any, expected: Any, path: str = "") -> Iterator[str]:
+    """Where two configurations differ, as "path: found …, expected …" lines."""
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        for key in [*found, *(k for k in expected if k not in found)]:
+            inner = f"{path}.{key}" if path else str(key)
+            yield from differences(found.get(key), expected.get(key), inner)
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        for index, (a, b) in enumerate(zip(found, expected, strict=True)):
+            yield from differences(a, b, f"{path}[{index}]")
+    elif found != expected:
+        yield f"{path}: the log has {_short(found)}, this run {_short(expected)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 4:
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,56 @@
+"""What identifies a run, for the log's configuration."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import nn
+
+from diffhook.capture import Objective
+from diffhook.gradients import PerSampleGradients
+from diffhook.log.writer import json_like
+
+_LIBRARIES = ("diffhook", "torch", "accelerate", "diffusers", "peft", "zarr", "numpy")
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Class and, for models that have one, configuration."""
+    config = getattr(model, "config", None)
+    kind = type(model)
+    described: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    if config is not None:
+        fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+        described["config"] = json_like(
+            {k: v for k, v in dict(fields).items() if k != "_use_default_values"}
+        )
+    return described
+
+
+def describe_run(engine: PerSampleGradients, objective: Objective | None) -> dict[str, Any]:
+    """The log's configuration: "identity" must stay the same for rows to be comparable."""
+    sketch = engine.sketch
+    return {
+        "identity": {
+            "projection": {
+                "dim": sketch.dim if sketch is not None else 0,
+                "seed": sketch.seed if sketch is not None else 0,
+                "kind": "full" if engine.full else "sketch" if sketch is not None else "none",
+            },
+            "parameters": [[n, list(p.shape)] for n, p in engine.parameters.items()],
+            "model": describe_model(engine.model),
+            "objective": objective.describe() if objective is not None else None,
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

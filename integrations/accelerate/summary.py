@@ -1,0 +1,81 @@
+"""What the hook says before the first step and after the last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from diffhook.capture import Plan, Recorder
+
+
+def plan_text(
+    plan: Plan,
+    recorder: Recorder,
+    batch: int,
+    batches_per_epoch: int | None,
+    snapshot_every: int | None,
+) -> str:
+    """Rows, bytes and snapshots to expect."""
+    engine, per_row = recorder.engine, recorder.writer.bytes_per_row
+    snapshot = sum(p.numel() * p.element_size() for p in engine.parameters.values())
+    stride = f"one step in {plan.stride}" if plan.stride > 1 else "every step"
+    if plan.overhead is not None:
+        stride = f"as many steps as fit {plan.overhead:.0%} overhead"
+    lines = [
+        f"diffhook: capturing {stride}, {len(engine.parameters)} parameters "
+        f"({sum(p.numel() for p in engine.parameters.values()):,} numbers), "
+        f"D = {engine.sketch.dim if engine.sketch else 0}",
+        f"  {batch} rows of {per_row:,} bytes a micro-batch"
+        + (
+            f"; {batch * batches_per_epoch / plan.stride:,.0f} rows, "
+            f"{_size(batch * batches_per_epoch / plan.stride * per_row)} an epoch"
+            if batches_per_epoch
+            else ""
+        ),
+        f"  snapshots of {_size(snapshot)}: at each save_state, at the end"
+        + (f", every {snapshot_every} steps" if snapshot_every else ""),
+    ]
+    if recorder.probe is not None and recorder.objective is not None:
+        probe = recorder.probe
+        samples = len(probe.ids(len(probe.dataset)))
+        timesteps = len(probe.grid.steps(recorder.objective.num_timesteps))
+        lines.append(
+            f"  probes at snapshots: {samples:,} samples × {timesteps} timesteps × "
+            f"{probe.grid.draws} draws, {_size(samples * timesteps * per_row)} each"
+        )
+    return "\n".join(lines)
+
+
+def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, Any], str]:
+    """Measured numbers, as JSON and as text."""
+    training = seconds - plan.capture_seconds - recorder.probe_seconds
+    overhead = plan.capture_seconds / training if training > 0 else 0.0
+    alerts = Counter(recorder.alerts)
+    numbers = {
+        "seconds": round(seconds, 3),
+        "capture_seconds": round(plan.capture_seconds, 3),
+        "probe_seconds": round(recorder.probe_seconds, 3),
+        "capture_overhead": round(overhead, 4),
+        "stride": plan.stride,
+        "rows": recorder.rows_written,
+        "snapshots": recorder.snapshots_written,
+        "alerts": dict(alerts),
+        "coverage": str(recorder.engine.coverage),
+    }
+    found = ", ".join(f"{count} {kind}" for kind, count in alerts.items()) or "none"
+    text = (
+        f"diffhook: {recorder.rows_written:,} rows, {recorder.snapshots_written} snapshots; "
+        f"alerts: {found}\n"
+        f"  capture added {plan.capture_seconds:.1f} s to {training:.1f} s of training "
+        f"({overhead:.1%})"
+        + (f"; probes took {recorder.probe_seconds:.1f} s" if recorder.probe_seconds else "")
+    )
+    return numbers, text
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError

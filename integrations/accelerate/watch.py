@@ -1,0 +1,70 @@
+"""What a model's forward and backward reveal: timesteps, and each sample's own loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAMES = ("timestep", "timesteps", "t")
+
+
+def find_timesteps(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The timesteps of a model call: a keyword, or the second positional argument.
+
+    Returns:
+        (B,) tensor, a scalar one repeated; None where there is none.
+    """
+    found = next((kwargs[name] for name in _NAMES if kwargs.get(name) is not None), None)
+    if found is None and len(args) > 1:
+        found = args[1]
+    if not isinstance(found, Tensor | int | float):
+        return None
+    timesteps = torch.as_tensor(found).detach()
+    if timesteps.dim() == 0:
+        batch = next((a.shape[0] for a in (*args, *kwargs.values()) if _batched(a)), 1)
+        timesteps = timesteps.expand(batch)
+    return timesteps if timesteps.dim() == 1 else None
+
+
+def _batched(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def prediction(output: Any) -> Tensor | None:
+    """The predicted tensor in a model's output: a tensor, a tuple, or a dataclass's ``sample``."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    sample = getattr(output, "sample", None)
+    return sample if isinstance(sample, Tensor) else None
+
+
+class SampleLosses:
+    """Per-sample losses read off the gradient of the prediction.
+
+    For a loss that is the mean of squared errors over a sample's n elements, ∂loss/∂prediction is
+    2 (prediction − target) / n, so n/4 times its squared length is the loss, without the target.
+    """
+
+    def __init__(self, predicted: Tensor) -> None:
+        self._squares: Tensor | None = None
+        self._elements = predicted[0].numel()
+        predicted.register_hook(self._collect)
+
+    def _collect(self, gradient: Tensor) -> None:
+        self._squares = gradient.detach().flatten(1).float().square().sum(1)
+
+    def losses(self, undo: float, batch_loss: float) -> Tensor | None:
+        """(B,) float32 losses; None if their mean is not the batch's loss (another kind of loss).
+
+        Args:
+            undo: factor that makes a gradient that of the sample's own loss.
+            batch_loss: the loss that the loop computed, before accumulation and loss scale.
+        """
+        if self._squares is None:
+            return None
+        losses = self._squares * (undo**2 * self._elements / 4)
+        return losses if abs(float(losses.mean()) - batch_loss) <= 0.01 * abs(batch_loss) else None

@@ -1,0 +1,134 @@
+"""Whole diffusion models against the batch-size-1 loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffhook.gradients import PerSampleGradients
+from tests.models import PROBLEMS, Problem
+from tests.twins import relative_error, rows, sample_gradients
+
+Make = Callable[..., Problem]
+
+models = pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
+
+
+def _run(problem: Problem, **options: object) -> PerSampleGradients:
+    engine = PerSampleGradients(problem.model, **options)  # type: ignore[arg-type]
+    with engine:
+        problem.loss(problem.model, problem.batch).mean().backward()
+    return engine
+
+
+def _check(problem: Problem, expected: Tensor | None = None, **options: object) -> None:
+    if expected is None:
+        expected = sample_gradients(problem.model, problem.loss, problem.batch)
+    engine = _run(problem, projection_dim="full", **options)
+    assert engine.coverage.complete
+    assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
+    assert relative_error(engine.projections, expected) < 1e-5
+
+
+@models
+@pytest.mark.parametrize("weight_gradients", [True, False], ids=["in-step", "probe"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_equal_the_batch_1_loop(
+    make: Make, memory_format: torch.memory_format, weight_gradients: bool
+) -> None:
+    problem = make()
+    problem.model.to(memory_format=memory_format)
+    _check(problem, weight_gradients=weight_gradients)
+
+
+@models
+@pytest.mark.parametrize("weight_gradients", [True, False], ids=["in-step", "probe"])
+@pytest.mark.parametrize("reentrant", [False, True], ids=["modern", "reentrant"])
+def test_gradient_checkpointing_changes_nothing(
+    make: Make, reentrant: bool, weight_gradients: bool
+) -> None:
+    problem = make()
+    expected = sample_gradients(problem.model, problem.loss, problem.batch)
+    inputs, _ = problem.batch
+    if reentrant:  # its blocks are differentiated only if their input needs a gradient
+        for value in inputs.values():
+            if value.is_floating_point():
+                value.requires_grad_()
+
+    def checkpoint(function: Callable, *args: object) -> object:
+        return torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=reentrant)
+
+    problem.model.enable_gradient_checkpointing(checkpoint)  # type: ignore[operator]
+    _check(problem, expected, weight_gradients=weight_gradients)
+
+
+@models
+def test_projections_equal_the_projected_batch_1_loop(make: Make) -> None:
+    problem = make()
+    engine = _run(problem, projection_dim=512, seed=3)
+    gradients = sample_gradients(problem.model, problem.loss, problem.batch)
+    expected = torch.zeros(len(gradients), 512, dtype=torch.float64)
+    assert engine.sketch is not None
+    start = 0
+    for name, parameter in problem.model.named_parameters():
+        if parameter.requires_grad:
+            part = gradients[:, start : start + parameter.numel()].clone()
+            engine.sketch.add(name, part, expected)
+            start += parameter.numel()
+    assert relative_error(engine.projections, expected) < 1e-5
+
+
+@models
+def test_a_batch_may_be_split_anywhere(make: Make) -> None:
+    problem = make(batch=5)
+    whole = _run(problem)
+    parts = [
+        _run(problem._replace(batch=rows(problem.batch, part)))
+        for part in (slice(0, 1), slice(1, 5))
+    ]
+    assert relative_error(torch.cat([p.projections for p in parts]), whole.projections) < 1e-5
+    assert relative_error(torch.cat([p.norms for p in parts])[:, None], whole.norms[:, None]) < 1e-5
+
+
+@models
+def test_parameter_gradients_are_bit_identical_with_the_engine(make: Make) -> None:
+    problem = make()
+    gradients = []
+    for watched in (False, True, True):
+        problem.model.zero_grad()
+        if watched:
+            _run(problem)
+        else:
+            problem.loss(problem.model, problem.batch).mean().backward()
+        gradients.append([p.grad.clone() for p in problem.model.parameters() if p.requires_grad])
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+
+
+@models
+def test_probes_leave_grad_and_requires_grad_alone(make: Make) -> None:
+    problem = make()
+    before = {n: p.requires_grad for n, p in problem.model.named_parameters()}
+    marks = {}
+    for name, parameter in problem.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = marks[name] = torch.full_like(parameter, 7)
+    for _ in range(2):
+        _run(problem, weight_gradients=False)
+    assert {n: p.requires_grad for n, p in problem.model.named_parameters()} == before
+    for name, parameter in problem.model.named_parameters():
+        assert parameter.grad is marks.get(name)
+        assert parameter.grad is None or bool((parameter.grad == 7).all())
+
+
+@models
+@pytest.mark.parametrize("group_size", [2, 4])
+def test_a_group_of_rows_is_one_sample_with_the_mean_loss(make: Make, group_size: int) -> None:
+    problem = make()
+    gradients = sample_gradients(problem.model, problem.loss, problem.batch)
+    expected = gradients.view(-1, group_size, gradients.shape[1]).mean(1)
+    engine = _run(problem, projection_dim="full", group_size=group_size, weight_gradients=False)
+    assert relative_error(engine.projections, expected) < 1e-5
