@@ -9,9 +9,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from diffhook.analysis import bias, influence, outliers, self_influence
     from diffhook.analysis.query import query
+    from diffhook.capture import DiffusionObjective, Grid, Probe
     from diffhook.log import RunLog, open_log
 
 _HOMES = {
+    "DiffusionObjective": "diffhook.capture",
+    "Grid": "diffhook.capture",
+    "Probe": "diffhook.capture",
     "RunLog": "diffhook.log",
     "bias": "diffhook.analysis",
     "influence": "diffhook.analysis",
@@ -20,7 +24,18 @@ _HOMES = {
     "query": "diffhook.analysis.query",
     "self_influence": "diffhook.analysis",
 }
-__all__ = ["RunLog", "bias", "influence", "open_log", "outliers", "query", "self_influence"]
+__all__ = [
+    "DiffusionObjective",
+    "Grid",
+    "Probe",
+    "RunLog",
+    "bias",
+    "influence",
+    "open_log",
+    "outliers",
+    "query",
+    "self_influence",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,9 +20,7 @@ class Objective(Protocol):
         """T: timesteps run from 0 to T − 1."""
         ...
 
-    def __call__(
-        self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
         """Losses, (B,), with gradients.
 
         Args:

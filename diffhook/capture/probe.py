@@ -48,9 +48,7 @@ class Probe:
         ids = [int(i) for i in self.samples]
         outside = [i for i in ids if not 0 <= i < size]
         if outside:
-            raise ConfigurationError(
-                f"probe samples {outside[:5]} are not in the dataset of {size} samples"
-            )
+            raise ConfigurationError(f"probe samples {outside[:5]} are not in the dataset of {size} samples")
         return ids
 
     def run(

@@ -127,8 +127,7 @@ class Recorder:
             return
         self._last_snapshot = step
         parameters = {
-            name: parameter.detach().cpu().contiguous()
-            for name, parameter in self.engine.parameters.items()
+            name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.parameters.items()
         }
         snapshot = Snapshot(step, self._lr, self.lr_sum, self.writer.session)
         self.writer.snapshot(snapshot, safetensors.torch.save(parameters))

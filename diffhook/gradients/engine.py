@@ -71,9 +71,7 @@ class PerSampleGradients:
         self.weight_gradients = weight_gradients
         self.group_size = group_size
         self.loss_scale = 1.0  #: factor on the loss besides the batch reduction (AMP, accumulation)
-        self.parameters = {
-            clean_name(n): p for n, p in model.named_parameters() if p.requires_grad
-        }
+        self.parameters = {clean_name(n): p for n, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigurationError("the model has no parameter with requires_grad=True")
         self.sketch = _make_sketch(projection_dim, seed, self.parameters)
@@ -102,9 +100,7 @@ class PerSampleGradients:
 
     def sibling(self, model: nn.Module, *, group_size: int = 1) -> Self:
         """An engine with the same projection for passes without weight gradients."""
-        other = type(self)(
-            model, projection_dim=0, weight_gradients=False, group_size=group_size
-        )
+        other = type(self)(model, projection_dim=0, weight_gradients=False, group_size=group_size)
         other.sketch = self.sketch
         return other
 
@@ -297,9 +293,7 @@ class PerSampleGradients:
         self._taken.add(layer)
         size = max(self.parameters[name].numel() for name in owned.parameters.values())
         for rows in self._chunks(len(grad), size):
-            products = owned.rule.products(
-                owned.module, inputs[rows], grad[rows], owned.parameters
-            )
+            products = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters)
             for local, product in products:
                 name = owned.parameters[local]
                 if summed or name in self._tied or name in self._fallback:
@@ -308,8 +302,7 @@ class PerSampleGradients:
                     self._absorb(name, product, rows.start)
 
     def _on_use(self, name: str, gradient: Tensor) -> None:
-        self._postpone(name, gradient.to(_compute_dtype(gradient)), slice(0, len(gradient)),
-                       len(gradient))
+        self._postpone(name, gradient.to(_compute_dtype(gradient)), slice(0, len(gradient)), len(gradient))
 
     def _on_obstacle(self, name: str, reason: str) -> None:
         self._missing.setdefault(name, reason)
@@ -347,8 +340,7 @@ class PerSampleGradients:
             groups, ragged = divmod(self._batch, self.group_size)
             if ragged:
                 raise CaptureError(
-                    f"a batch of {self._batch} rows does not divide into groups of "
-                    f"{self.group_size}"
+                    f"a batch of {self._batch} rows does not divide into groups of {self.group_size}"
                 )
             self._squares = like.new_zeros(groups, dtype=torch.float64)
             if self.sketch is not None:
@@ -372,9 +364,7 @@ def _make_sketch(
     if projection_dim == "full":
         return FullGradient({name: p.numel() for name, p in parameters.items()})
     if not isinstance(projection_dim, int) or projection_dim < 0:
-        raise ConfigurationError(
-            f'projection_dim is {projection_dim!r}; expected an integer ≥ 0 or "full"'
-        )
+        raise ConfigurationError(f'projection_dim is {projection_dim!r}; expected an integer ≥ 0 or "full"')
     return Sketch(projection_dim, seed) if projection_dim else None
 
 

@@ -29,7 +29,10 @@ class Frozen:
                 parameter.requires_grad_(False)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(True)

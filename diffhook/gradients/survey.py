@@ -41,9 +41,7 @@ class Survey:
             handle.remove()
         self._handles.clear()
 
-    def contradictions(
-        self, absorbed: set[str], split: Mapping[str, Tensor]
-    ) -> Iterator[tuple[str, str]]:
+    def contradictions(self, absorbed: set[str], split: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         """(name, reason) for parameters whose gradient the pass has missed, wholly or in part.
 
         Args:

@@ -34,8 +34,7 @@ class _Keep(torch.autograd.Function):
 
 
 class _Root(torch.autograd.Function):
-    """Makes an output that needs no gradient one that does (a leaf could not be changed in place).
-    """
+    """Makes an output that needs no gradient one that does (a leaf could not be changed in place)."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, output: Tensor) -> Tensor:
@@ -89,9 +88,7 @@ class Tape:
             handle.remove()
         self._handles.clear()
 
-    def _forward(
-        self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor
-    ) -> Tensor | None:
+    def _forward(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if not self.armed:
             return None
         if not in_backward():

@@ -131,9 +131,7 @@ class ParameterUses(TorchFunctionMode):
                 self._follow(result, pairs, others)
         return output
 
-    def _follow(
-        self, result: Tensor, pairs: list[tuple[_Source, Tensor]], others: list[Tensor]
-    ) -> None:
+    def _follow(self, result: Tensor, pairs: list[tuple[_Source, Tensor]], others: list[Tensor]) -> None:
         # A table may have B rows by chance: alone, it has a sample axis only if an operation
         # (expand, a reshape of folded axes) has just given it one.
         grown = not any(self._carries_batch(source.tensor) for source, _ in pairs)
@@ -163,9 +161,7 @@ class ParameterUses(TorchFunctionMode):
             use.edge = None
             use.sources = []
 
-    def _report(
-        self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor
-    ) -> None:
+    def _report(self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor) -> None:
         try:
             for name, gradient in self._split(source, alias, edge, grad_output):
                 self._on_gradient(name, gradient)

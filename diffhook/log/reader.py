@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 class RunLog:
     """A run's log: tables of rows, snapshots, alerts and the configuration they belong to."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, path: Location) -> None:
         self.store = store
+        self._path = path
         self.location = files.describe(store)
         attributes = read_attributes(store)
         self.config: dict[str, Any] = attributes["config"]
@@ -59,7 +60,7 @@ class RunLog:
         for group in self._groups("train"):
             sessions = group.attrs.asdict().get("sessions", [])
             assert isinstance(sessions, list)
-            return [int(s["start_step"]) for s in sessions if isinstance(s, dict)]  # type: ignore[arg-type]
+            return [int(s["start_step"]) for s in sessions if isinstance(s, dict)]
         return [0]
 
     def alerts(self) -> list[dict[str, Any]]:
@@ -81,11 +82,12 @@ class RunLog:
         except ImportError as error:
             raise LogError("to_xarray needs xarray: pip install diffhook[xarray]") from error
         rows = self._table(table)
-        columns = {
-            name: (("row", "projection_dim")[: rows[name].ndim], rows[name])
-            for name in rows.columns
-        }
+        columns = {name: (("row", "projection_dim")[: rows[name].ndim], rows[name]) for name in rows.columns}
         return xarray.Dataset(columns, attrs={"table": table})
+
+    def writable_store(self) -> Store:
+        """The same place, for adding queries."""
+        return files.open_store(self._path, read_only=False)
 
     def verify(self) -> list[str]:
         """Read everything once. Returns what is wrong, a line each; empty: the log is whole."""
@@ -112,9 +114,7 @@ class RunLog:
     def _groups(self, table: str) -> Iterator[zarr.Group]:
         for name in files.names(self.store, table):
             if name.startswith("rank-"):
-                yield zarr.open_group(
-                    self.store, path=f"{table}/{name}", mode="r", use_consolidated=False
-                )
+                yield zarr.open_group(self.store, path=f"{table}/{name}", mode="r", use_consolidated=False)
 
 
 def read_attributes(store: Store) -> dict[str, Any]:
@@ -149,8 +149,4 @@ def open_log(path: Location) -> RunLog:
     Raises:
         LogError: nothing is there, or something else.
     """
-    return RunLog(open_store_for_reading(path))
-
-
-def open_store_for_reading(path: Location) -> Store:
-    return files.open_store(path, read_only=True)
+    return RunLog(files.open_store(path, read_only=True), path)

@@ -17,6 +17,7 @@ back to an older checkpoint and took those steps again.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,3 +85,8 @@ def _short(value: Any) -> str:
         return f"a list of {len(value)}"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def json_like(value: Any) -> Any:
+    """The value as JSON gives it back: tuples are lists, keys are strings."""
+    return json.loads(json.dumps(value, default=str))

@@ -70,3 +70,8 @@ def names(store: Store, prefix: str) -> Iterator[str]:
         yield from sorted(name.rstrip("/") for name in sync(collect()))
     except (FileNotFoundError, asyncio.CancelledError):
         return
+
+
+def delete(store: Store, prefix: str) -> None:
+    """Remove everything below ``prefix``."""
+    sync(store.delete_dir(prefix))

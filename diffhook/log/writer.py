@@ -20,6 +20,7 @@ from diffhook.log.schema import (
     SCHEMA_VERSION,
     Rows,
     differences,
+    json_like,
     projection_dtype,
     rows_per_shard,
 )
@@ -45,9 +46,7 @@ class TableWriter:
             del self._arrays["projection"]
         committed = min(array.shape[0] for array in self._arrays.values())
         self._boundary = committed // self.shard_rows * self.shard_rows
-        self._tail = [
-            {name: np.asarray(a[self._boundary : committed]) for name, a in self._arrays.items()}
-        ]
+        self._tail = [{name: np.asarray(a[self._boundary : committed]) for name, a in self._arrays.items()}]
         self._tail_rows = committed - self._boundary
 
     def _array(self, name: str, dim: int, projection: str) -> Any:
@@ -87,6 +86,10 @@ class TableWriter:
         sessions = [*sessions, {"first_row": len(self), "start_step": start_step}]
         self._group.attrs["sessions"] = sessions
         return len(sessions) - 1
+
+    def describe(self, description: Mapping[str, Any]) -> None:
+        """Keep a description of the rows beside them."""
+        self._group.attrs["description"] = dict(description)
 
     def append(self, rows: Rows) -> None:
         """Add rows; whole shards go to disk, the rest waits for more or for :meth:`flush`."""
@@ -265,14 +268,8 @@ class LogWriter:
         foreign = [name for name in entries if name not in _PARTS]
         if foreign:
             raise LogError(
-                f"{where} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "
-                "another path"
+                f"{where} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose another path"
             )
         if self.rank == 0:
             root = zarr.open_group(self.store, mode="a", use_consolidated=False)
             root.attrs["diffhook"] = {"schema": SCHEMA_VERSION, "config": json_like(config)}
-
-
-def json_like(value: Any) -> Any:
-    """The value as JSON gives it back: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(value, default=str))

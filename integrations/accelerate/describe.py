@@ -10,7 +10,7 @@ from torch import nn
 
 from diffhook.capture import Objective
 from diffhook.gradients import PerSampleGradients
-from diffhook.log.writer import json_like
+from diffhook.log.schema import json_like
 
 _LIBRARIES = ("diffhook", "torch", "accelerate", "diffusers", "peft", "zarr", "numpy")
 
@@ -22,9 +22,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     described: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
     if config is not None:
         fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
-        described["config"] = json_like(
-            {k: v for k, v in dict(fields).items() if k != "_use_default_values"}
-        )
+        described["config"] = json_like({k: v for k, v in dict(fields).items() if k != "_use_default_values"})
     return described
 
 

@@ -79,9 +79,7 @@ class DiffHook:
         enabled: bool = True,
     ) -> None:
         if projection_dim != "full" and projection_dim < 0:
-            raise ConfigurationError(
-                f'projection_dim is {projection_dim}; expected an integer ≥ 0 or "full"'
-            )
+            raise ConfigurationError(f'projection_dim is {projection_dim}; expected an integer ≥ 0 or "full"')
         if snapshot_every is not None and snapshot_every < 1:
             raise ConfigurationError(f"snapshot_every is {snapshot_every}; expected at least 1")
         if probe is not None and objective is None:
@@ -92,7 +90,8 @@ class DiffHook:
         self.strict = strict
         self.step_count = 0  #: optimiser steps taken
         self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
-        self._options = {"projection_dim": projection_dim, "seed": seed}
+        self._projection_dim: int | Literal["full"] = projection_dim
+        self._seed = seed
         self._snapshot_every = snapshot_every
         self._objective = objective
         self._probe = probe or (Probe() if objective is not None else None)
@@ -118,9 +117,7 @@ class DiffHook:
     # ── the public face ───────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def step(
-        self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0
-    ) -> Iterator[None]:
+    def step(self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0) -> Iterator[None]:
         """Name the samples of one micro-batch, around its forward and backward.
 
         Args:
@@ -300,9 +297,7 @@ class DiffHook:
                 if predicted is not None and predicted.requires_grad:
                     self._losses = SampleLosses(predicted)
 
-    def _backward(
-        self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any
-    ) -> None:
+    def _backward(self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         accumulation = 1.0 / self.accelerator.gradient_accumulation_steps
         scaler = getattr(self.accelerator, "scaler", None)
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
@@ -394,7 +389,7 @@ class DiffHook:
 
     def _start(self, model: nn.Module) -> None:
         """At the first training forward: adapters, freezing and resuming are settled by then."""
-        engine = PerSampleGradients(model, **self._options)
+        engine = PerSampleGradients(model, projection_dim=self._projection_dim, seed=self._seed)
         probe = self._probe
         if probe is not None and probe.dataset is None:
             if self._loader is None:

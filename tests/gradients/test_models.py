@@ -47,9 +47,7 @@ def test_gradients_equal_the_batch_1_loop(
 @models
 @pytest.mark.parametrize("weight_gradients", [True, False], ids=["in-step", "probe"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["modern", "reentrant"])
-def test_gradient_checkpointing_changes_nothing(
-    make: Make, reentrant: bool, weight_gradients: bool
-) -> None:
+def test_gradient_checkpointing_changes_nothing(make: Make, reentrant: bool, weight_gradients: bool) -> None:
     problem = make()
     expected = sample_gradients(problem.model, problem.loss, problem.batch)
     inputs, _ = problem.batch
@@ -85,10 +83,7 @@ def test_projections_equal_the_projected_batch_1_loop(make: Make) -> None:
 def test_a_batch_may_be_split_anywhere(make: Make) -> None:
     problem = make(batch=5)
     whole = _run(problem)
-    parts = [
-        _run(problem._replace(batch=rows(problem.batch, part)))
-        for part in (slice(0, 1), slice(1, 5))
-    ]
+    parts = [_run(problem._replace(batch=rows(problem.batch, part))) for part in (slice(0, 1), slice(1, 5))]
     assert relative_error(torch.cat([p.projections for p in parts]), whole.projections) < 1e-5
     assert relative_error(torch.cat([p.norms for p in parts])[:, None], whole.norms[:, None]) < 1e-5
 

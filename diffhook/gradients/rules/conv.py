@@ -51,9 +51,7 @@ def _padded(module: _Conv, inputs: Tensor) -> tuple[Tensor, Geometry]:
     elif padding == "valid":
         padding = (0,) * len(module.kernel_size)
     assert not isinstance(padding, str)
-    geometry = Geometry(
-        module.kernel_size, module.stride, padding, module.dilation, module.groups
-    )
+    geometry = Geometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
     return inputs, geometry
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from diffhook.errors import ConfigurationError
-from diffhook.log.writer import json_like
+from diffhook.log.schema import json_like
 
 Inputs = Callable[[Any], tuple[Tensor, dict[str, Any]]]
 _CLEAN = ("images", "image", "input", "pixel_values", "latents", "img")
@@ -71,17 +71,14 @@ class DiffusionObjective:
         self.weighting = weighting
         if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ConfigurationError(
-                f"prediction_type is {self.prediction_type!r}; expected 'epsilon', 'v_prediction' "
-                "or 'sample'"
+                f"prediction_type is {self.prediction_type!r}; expected 'epsilon', 'v_prediction' or 'sample'"
             )
 
     @property
     def num_timesteps(self) -> int:
         return int(self.scheduler.config.num_train_timesteps)
 
-    def __call__(
-        self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor
-    ) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
         clean, arguments = self.inputs(batch)
         noise = noise_bank(noise_seeds, clean)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
@@ -96,6 +93,22 @@ class DiffusionObjective:
             return clean
         velocity: Tensor = self.scheduler.get_velocity(clean, noise, timesteps)
         return velocity
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], inputs: Inputs = default_inputs) -> Self:
+        """The objective that :meth:`describe` described, from a log's configuration.
+
+        Raises:
+            ConfigurationError: it cannot be rebuilt: a weighting of the user's own, or a scheduler
+                that is not one of diffusers'.
+        """
+        if description.get("weighting"):
+            raise ConfigurationError(
+                f"the log's loss has a weighting of its own ({description['weighting']}): pass the "
+                "objective yourself"
+            )
+        scheduler = make_scheduler(description["scheduler"], description["scheduler_config"])
+        return cls(scheduler, inputs, prediction_type=description["prediction_type"])
 
     def describe(self) -> dict[str, Any]:
         weighting = self.weighting
@@ -122,3 +135,17 @@ def noise_bank(seeds: Tensor, like: Tensor) -> Tensor:
             draws[seed] = torch.randn(like.shape[1:], generator=generator)
     bank = torch.stack([draws[seed] for seed in seeds.tolist()])
     return bank.to(device=like.device, dtype=like.dtype)
+
+
+def make_scheduler(name: str, config: dict[str, Any]) -> Any:
+    """One of diffusers' schedulers by class name.
+
+    Raises:
+        ConfigurationError: diffusers has no such scheduler.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not isinstance(kind, type) or not hasattr(kind, "from_config"):
+        raise ConfigurationError(f"diffusers has no scheduler {name!r}")
+    return kind.from_config(config)

@@ -1,0 +1,126 @@
+"""The timestep-induced bias, and what ReTrac does about it (arXiv 2401.09031, sections 4 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+
+from diffhook.analysis.influence import Scores, influence
+from diffhook.analysis.methods import METHODS
+from diffhook.analysis.standardize import assign, bin_edges
+from diffhook.analysis.tables import source_table
+from diffhook.errors import LogError
+from diffhook.log import RunLog
+
+
+@dataclass(frozen=True)
+class NormBin:
+    """Norms of the rows in one range of timesteps."""
+
+    low: float
+    high: float
+    rows: int
+    median: float
+    lower: float  # 10% quantile
+    upper: float  # 90% quantile
+
+
+@dataclass(frozen=True)
+class Generality:
+    """How alike the top-k of different queries are. Cardinality 1: all different.
+
+    A random ranking has perfect cardinality: read it beside a measure of accuracy.
+    """
+
+    queries: str
+    method: str
+    k: int
+    cardinality: float  # |union of the top-k| / (queries × k)
+    general_samples: int  # in the top-k of more than general_share of the queries
+    general_share: float
+
+
+@dataclass(frozen=True)
+class BiasReport:
+    """Diagnostics of one run."""
+
+    source: str
+    norms: list[NormBin]
+    correlation: float  # Spearman: timestep drawn against gradient norm
+    p_value: float
+    generality: list[Generality]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bias(
+    log: RunLog,
+    source: str = "train",
+    *,
+    k: int = 10,
+    general_share: float = 0.5,
+    bins: int = 20,
+    client: Any = None,
+    scheduler: Any = None,
+) -> BiasReport:
+    """Norm against timestep, their rank correlation, and how alike the queries' top-k are.
+
+    Args:
+        log: the run; the last part needs query sets of two queries or more.
+        source: "train" or "probe".
+        k: size of each query's top.
+        general_share: a sample is generally influential when it is in the top-k of more than this
+            share of the queries.
+        bins: number of timestep bins, of equal count.
+
+    Raises:
+        LogError: fewer than 3 finite rows.
+    """
+    table = source_table(log, source, projected=False)
+    norm, timestep = table["grad_norm"], table["timestep"]
+    usable = np.isfinite(norm) & np.isfinite(timestep)
+    if usable.sum() < 3:
+        raise LogError(f"{log.location} has {usable.sum()} usable {source} rows; expected 3 or more")
+    norm, timestep = norm[usable], timestep[usable]
+    correlation, p_value = scipy.stats.spearmanr(timestep, norm)
+    found = []
+    for name, queries in log.queries.items():
+        if len(np.unique(queries["sample"])) < 2 or not table.dim:
+            continue
+        for method in METHODS:
+            scores = influence(log, name, method, source, client=client, scheduler=scheduler)
+            found.append(generality(scores, name, k, general_share))
+    return BiasReport(source, norm_bins(timestep, norm, bins), float(correlation), float(p_value), found)
+
+
+def norm_bins(timestep: npt.NDArray[np.floating], norm: npt.NDArray[np.floating], bins: int) -> list[NormBin]:
+    """Quantiles of the norm in each bin of the timestep."""
+    edges = bin_edges(timestep, bins)
+    position = assign(timestep, edges)
+    result = []
+    for index in np.unique(position):
+        rows = norm[position == index].astype(np.float64)
+        lower, median, upper = np.quantile(rows, [0.1, 0.5, 0.9])
+        high = edges[min(index + 1, len(edges) - 1)]
+        result.append(NormBin(float(edges[index]), float(high), len(rows), float(median), lower, upper))
+    return result
+
+
+def generality(scores: Scores, name: str, k: int, general_share: float) -> Generality:
+    """Cardinality and generally influential samples of a set of queries."""
+    top = scores.top(k).sample_ids
+    queries, size = top.shape
+    ids, counts = np.unique(top, return_counts=True)
+    return Generality(
+        queries=name,
+        method=scores.method,
+        k=size,
+        cardinality=len(ids) / (queries * size),
+        general_samples=int((counts > general_share * queries).sum()),
+        general_share=general_share,
+    )

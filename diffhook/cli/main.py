@@ -1,0 +1,50 @@
+"""Parses the command line and turns errors into exit statuses: 0 fine, 1 failure, 2 bad use or input."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from diffhook import __version__
+from diffhook.cli import alerts, bias, influence, info, outliers, query, report, verify
+from diffhook.errors import DiffHookError
+
+COMMANDS = (info, verify, outliers, query, influence, bias, report, alerts)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="diffhook", description="See which training images drive a diffusion model."
+    )
+    root.add_argument("--version", action="version", version=f"diffhook {__version__}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        summary, _, example = (module.__doc__ or "").partition("\n\n")
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=example,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("log", metavar="LOG", help="the run's log: a folder or URL")
+        module.arguments(command)
+        command.add_argument("--json", action="store_true", help="print JSON for machines")
+        command.set_defaults(run=module.run)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status."""
+    parsed = parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed) or 0
+    except DiffHookError as error:
+        print(f"diffhook: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has seen enough
+        return 0
+    return status

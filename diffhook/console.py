@@ -1,0 +1,21 @@
+"""What a person sees in a terminal."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+def progress_bar(enabled: bool = True) -> Progress:
+    """A progress bar with the remaining time, on standard error; silent when that is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not enabled or not sys.stderr.isatty(),
+        transient=True,
+    )

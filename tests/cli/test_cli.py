@@ -1,0 +1,148 @@
+"""The command line: what a person types, sees, and gets as exit status."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffhook
+from diffhook.cli import main
+from tests.models import unet
+from tests.runs import SCHEDULER, train
+
+DATA = torch.randn(12, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A UNet's log and the images that it was trained on."""
+    root = tmp_path_factory.mktemp("cli")
+    objective = diffhook.DiffusionObjective(SCHEDULER)
+    probe = diffhook.Probe(samples=None, grid=diffhook.Grid(2))
+    train(
+        root / "log", make_model=lambda: unet().model, data=DATA, objective=objective, probe=probe,
+        projection_dim=128,
+    )  # fmt: skip
+    (root / "images").mkdir()
+    for index, image in enumerate(DATA):
+        pixels = ((image[0].numpy() + 1) * 127.5).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "images" / f"{index:03d}.png")
+    np.save(root / "images.npy", DATA.numpy())
+    return root
+
+
+def run(*arguments: Any) -> int:
+    try:
+        return main([str(a) for a in arguments])
+    except SystemExit as error:  # argparse's own
+        assert isinstance(error.code, int)
+        return error.code
+
+
+def test_the_whole_road(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, out = workspace / "log", workspace
+    assert run("query", log, "--images", workspace / "images", "--name", "again", "--timesteps", 2) == 0
+    assert "12 queries at" in capsys.readouterr().out
+    assert run("info", log, "--json") == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["train rows"] == 36
+    assert info["queries"] == {"again": 24}
+    assert run("influence", log, "--queries", "again", "--top", 3, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = diffhook.influence(diffhook.open_log(log), "again").top(3)
+    assert [q["samples"] for q in found["queries"]] == expected.sample_ids.tolist()
+    assert run("influence", log, "--queries", "again", "--csv", out / "all.csv") == 0
+    with open(out / "all.csv") as file:
+        assert len(list(csv.DictReader(file))) == 12 * 12
+    capsys.readouterr()
+    assert run("bias", log, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["generality"]) == 2
+    assert run("verify", log) == 0
+    assert "whole" in capsys.readouterr().out
+    assert run("alerts", log) == 0
+
+
+@pytest.mark.parametrize("by", ["norm", "tracin", "retrac"])
+def test_outliers_writes_csv_json_and_a_contact_sheet(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
+) -> None:
+    page, table = tmp_path / "page.html", tmp_path / "outliers.csv"
+    status = run(
+        "outliers", workspace / "log", "--by", by, "--source", "probe", "--json",
+        "--csv", table, "--html", page, "--images", workspace / "images.npy",
+    )  # fmt: skip
+    assert status == 0
+    printed = json.loads(capsys.readouterr().out)
+    with open(table) as file:
+        rows = list(csv.DictReader(file))
+    assert [r["sample"] for r in rows] == [str(s["sample"]) for s in printed["samples"]]
+    assert len(rows) == 12
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 12
+    assert "http" not in html, "the page must not reach outside"
+
+
+def test_report_shows_queries_beside_their_proponents(workspace: Path, tmp_path: Path) -> None:
+    log = workspace / "log"
+    images = workspace / "images"
+    assert run("query", log, "--images", images, "--name", "shown", "--timesteps", 1, "--draws", 1) == 0
+    page = tmp_path / "page.html"
+    status = run(
+        "report", log, "--images", images, "--queries", "shown", "--query-images", images, "--out", page
+    )
+    assert status == 0
+    html = page.read_text()
+    assert html.count('class="query"') == 12
+    assert html.count("retrac proponents") == 12
+    assert html.count("tracin opponents") == 12
+
+
+def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    from diffhook.cli.main import COMMANDS
+
+    for module in COMMANDS:
+        assert run(module.__name__.rpartition(".")[2], "--help") == 0
+        assert "example: diffhook" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "{root}/nowhere"], "no log at {root}/nowhere: the folder does not exist"),
+        (["info", "{root}/images"], "no diffhook log at {root}/images: it holds no zarr group"),
+        (["outliers", "{root}/images.npy"], "{root}/images.npy is a file; a log is a folder"),
+        (["influence", "{root}/log", "--queries", "nobody"], "has no queries 'nobody'"),
+        (["influence", "{root}/log"], "--queries is missing"),
+        (["influence", "{root}/log", "--queries", "x", "--method", "trak"], "no method 'trak'"),
+        (["query", "{root}/log", "--images", "{root}/none", "--name", "q"], "no images at {root}/none"),
+        (["query", "{root}/log", "--images", "{root}/log", "--name", "q"], "holds no image files"),
+        (["query", "{root}/log", "--images", "{root}/images", "--name", "../q"], "cannot name a part"),
+        (["report", "{root}/log", "--images", "{root}/few.npy"], "has 3 images, but the log knows sample 11"),
+        (["nonsense", "{root}/log"], "invalid choice"),
+        (["outliers"], "required: LOG"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    workspace: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(workspace / "few.npy", np.zeros((3, 16, 16)))
+    assert run(*(a.format(root=workspace) for a in arguments)) == 2
+    shown = capsys.readouterr()
+    last = shown.err.strip().splitlines()[-1]
+    assert message.format(root=workspace) in last
+    assert "Traceback" not in shown.err
+
+
+def test_a_query_of_the_wrong_shape_is_status_2(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "bad.npy", np.zeros((3, 2, 2, 2, 2)))
+    assert run("query", workspace / "log", "--images", tmp_path / "bad.npy", "--name", "bad") == 2
+    assert "an image of shape (2, 2, 2, 2); expected (H, W)" in capsys.readouterr().err

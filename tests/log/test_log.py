@@ -1,0 +1,252 @@
+"""The log on disk: written in shards by a thread, read back exactly, never mixed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+import zarr.storage
+
+from diffhook.errors import LogError
+from diffhook.log import LogWriter, Rows, Snapshot, open_log
+from diffhook.log.writer import TableWriter
+
+DIM = 8
+CONFIG = {
+    "identity": {
+        "projection": {"dim": DIM, "seed": 0, "kind": "sketch"},
+        "parameters": [["weight", [3, 4]]],
+        "model": {"class": "Tiny", "config": {"width": 3}},
+        "objective": None,
+    },
+    "versions": {},
+}
+
+
+def make_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
+    rng = np.random.default_rng(first)
+    sample = np.arange(first, first + count)
+    return {
+        "sample": sample,
+        "step": sample // 4 if step is None else np.full(count, step),
+        "timestep": rng.integers(0, 1000, count).astype(np.float32),
+        "noise_seed": np.full(count, -1),
+        "lr": np.full(count, 0.1, np.float32),
+        "loss": rng.random(count, np.float32),
+        "weight": np.full(count, 0.25, np.float32),
+        "grad_norm": rng.random(count, np.float32),
+        "projection": rng.standard_normal((count, DIM)).astype(np.float16),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffhook.log.writer.rows_per_shard", lambda dim, dtype: 16)
+
+
+@pytest.fixture(params=["folder", "memory", "url"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    if request.param == "memory":
+        return zarr.storage.MemoryStore()
+    return tmp_path / "log" if request.param == "folder" else f"file://{tmp_path}/log"
+
+
+@pytest.mark.parametrize("sizes", [[3], [16], [5, 5, 5, 5, 5], [100], [1] * 20])
+def test_rows_come_back_as_they_were(location: Any, sizes: list[int]) -> None:
+    writer = LogWriter(location, CONFIG)
+    written, first = [], 0
+    for size in sizes:
+        written.append(make_rows(size, first))
+        writer.put("train", written[-1])
+        first += size
+    writer.close()
+    log = open_log(location)
+    assert len(log.train) == first
+    for column in log.train.columns:
+        np.testing.assert_array_equal(log.train[column], np.concatenate([r[column] for r in written]))
+    blocks = list(log.train.blocks())
+    assert [b.stop - b.start for b in blocks[:-1]] == [16] * (len(blocks) - 1)
+    assert [b.offset for b in blocks] == [b.start for b in blocks]
+    assert log.verify() == []
+
+
+def test_a_shard_begun_is_continued_after_a_flush_and_in_a_later_process(location: Any) -> None:
+    for session in range(3):
+        writer = LogWriter(location, CONFIG, start_step=session * 100)
+        for part in range(3):
+            writer.put("train", make_rows(5, session * 15 + part * 5, step=session * 100 + part))
+            writer.flush()
+        writer.close()
+    assert open_log(location).train["sample"].tolist() == list(range(45))
+
+
+def test_rows_that_were_not_committed_are_never_read(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path, CONFIG)
+    writer.put("train", make_rows(20))
+    writer.close()
+    group = zarr.open_group(tmp_path / "train/rank-0000", mode="a")
+    for name in ("projection", "lr"):  # as if killed between columns of the next flush
+        array = group[name]
+        array.resize((36, *array.shape[1:]))
+    group["sample"].resize((30,))
+    assert len(open_log(tmp_path).train) == 20
+    writer = LogWriter(tmp_path, CONFIG, start_step=9)
+    writer.put("train", make_rows(10, 20))
+    writer.close()
+    assert open_log(tmp_path).train["sample"].tolist() == list(range(30))
+
+
+def test_a_session_that_starts_earlier_supersedes_rows_and_snapshots_after_it(tmp_path: Path) -> None:
+    for session, (start, stop) in enumerate([(0, 10), (6, 12), (8, 9)]):
+        writer = LogWriter(tmp_path, CONFIG, start_step=start)
+        for step in range(start, stop):
+            writer.put("train", make_rows(2, 1000 * session + step, step=step))
+        writer.snapshot(Snapshot(stop, 0.1, 0.3, writer.session), b"weights")
+        writer.close()
+    log = open_log(tmp_path)
+    table = log.train
+    found = sorted(zip(table["step"].tolist(), (table["sample"] // 1000).tolist(), strict=True))
+    expected = [(s, 0) for s in range(6)] + [(6, 1), (7, 1), (8, 2)]
+    assert found == sorted(2 * expected)
+    assert [s.step for s in log.snapshots] == [9]
+
+
+def test_each_rank_has_its_own_group(tmp_path: Path) -> None:
+    writers = [LogWriter(tmp_path, CONFIG, rank=rank) for rank in (1, 0, 2)]
+    for writer in writers:
+        writer.put("train", make_rows(20, 100 * writer.rank))
+    for writer in writers:
+        writer.close()
+    log = open_log(tmp_path)
+    assert log.train["sample"].tolist() == [*range(20), *range(100, 120), *range(200, 220)]
+    assert sorted(p.name for p in (tmp_path / "train").glob("rank-*")) == [
+        "rank-0000", "rank-0001", "rank-0002",
+    ]  # fmt: skip
+
+
+def test_snapshots_keep_parameters_step_and_rates(location: Any) -> None:
+    writer = LogWriter(location, CONFIG)
+    writer.snapshot(Snapshot(5, 0.1, 0.5), b"five")
+    writer.snapshot(Snapshot(10, 0.05, 0.3), b"ten")
+    writer.close()
+    five, ten = open_log(location).snapshots
+    assert (five.step, five.lr, five.lr_sum, five.parameters()) == (5, 0.1, 0.5, b"five")
+    assert (ten.step, ten.parameters()) == (10, b"ten")
+
+
+def test_a_snapshot_without_its_description_does_not_exist(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path, CONFIG)
+    writer.snapshot(Snapshot(5, 0.1, 0.5), b"five")
+    writer.close()
+    (tmp_path / "snapshots/step-00000005/snapshot.json").unlink()
+    assert open_log(tmp_path).snapshots == []
+
+
+def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    LogWriter(tmp_path, CONFIG).close()
+    other = {**CONFIG, "identity": {**CONFIG["identity"], "projection": {**CONFIG["identity"]["projection"]}}}  # type: ignore[dict-item]
+    other["identity"]["projection"]["dim"] = 16  # type: ignore[index]
+    with pytest.raises(LogError, match=r"projection\.dim: the log has 8, this run 16"):
+        LogWriter(tmp_path, other)
+    changed = {**CONFIG, "identity": {**CONFIG["identity"], "model": {"class": "Other"}}}  # type: ignore[dict-item]
+    with pytest.raises(LogError, match=r"model\.class: the log has 'Tiny', this run 'Other'"):
+        LogWriter(tmp_path, changed)
+    LogWriter(tmp_path, {**CONFIG, "versions": {"torch": "99"}}).close()
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(LogError, match=r"is not empty and holds no diffhook log \(it has 'thesis.tex'\)"):
+        LogWriter(tmp_path, CONFIG)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(LogError, match="it holds no zarr group"):
+        open_log(tmp_path)
+    with pytest.raises(LogError, match="the folder does not exist"):
+        open_log(tmp_path / "nowhere")
+    with pytest.raises(LogError, match="is a file"):
+        open_log(tmp_path / "thesis.tex")
+
+
+def test_another_programs_zarr_group_is_refused(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "other")
+    with pytest.raises(LogError, match="not one of diffhook's"):
+        open_log(tmp_path / "other")
+    with pytest.raises(LogError, match="not one of diffhook's"):
+        LogWriter(tmp_path / "other", CONFIG)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    root = zarr.create_group(tmp_path / "log")
+    root.attrs["diffhook"] = {"schema": 99, "config": {}}
+    with pytest.raises(LogError, match="has schema 99; this diffhook reads up to 1: upgrade"):
+        open_log(tmp_path / "log")
+
+
+def test_a_failed_write_is_reported_and_loses_nothing_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = LogWriter(tmp_path, CONFIG)
+    writer.put("train", make_rows(16))
+    writer.flush()
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(TableWriter, "_write", full)
+    writer.put("train", make_rows(16, 16))
+    with pytest.raises(LogError, match="No space left on device; rows written before are safe"):
+        writer.flush()
+    with pytest.raises(LogError, match="No space left"):
+        writer.put("train", make_rows(1, 32))
+    with pytest.raises(LogError, match="No space left"):
+        writer.close()
+    assert open_log(tmp_path).train["sample"].tolist() == list(range(16))
+
+
+def test_alerts_of_all_ranks_come_by_step(tmp_path: Path) -> None:
+    for rank, steps in ((0, (5, 1)), (1, (3,))):
+        writer = LogWriter(tmp_path, CONFIG, rank=rank)
+        for step in steps:
+            writer.alert({"step": step, "kind": "test"})
+        writer.close()
+    assert [a["step"] for a in open_log(tmp_path).alerts()] == [1, 3, 5]
+
+
+def test_the_log_opens_in_xarray_and_in_plain_zarr(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path, CONFIG)
+    rows = make_rows(20)
+    writer.put("train", rows)
+    writer.close()
+    dataset = open_log(tmp_path).to_xarray()
+    assert dataset["projection"].dims == ("row", "projection_dim")
+    np.testing.assert_array_equal(dataset["grad_norm"], rows["grad_norm"])
+    plain = zarr.open_array(tmp_path / "train/rank-0000/grad_norm", mode="r")
+    np.testing.assert_array_equal(plain[:], rows["grad_norm"])
+
+
+def test_verify_names_a_damaged_shard(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path, CONFIG)
+    writer.put("train", make_rows(40))
+    writer.snapshot(Snapshot(5, 0.1, 0.5), b"five")
+    writer.close()
+    assert open_log(tmp_path).verify() == []
+    shard = tmp_path / "train/rank-0000/projection/c/1/0"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    (tmp_path / "snapshots/step-00000005/parameters.safetensors").unlink()
+    first, second = open_log(tmp_path).verify()
+    assert first.startswith("train: ")
+    assert "step-00000005 has lost its parameters" in second
+
+
+def test_reading_a_log_and_scoring_it_need_no_torch(tmp_path: Path) -> None:
+    LogWriter(tmp_path, CONFIG).close()
+    code = (
+        "import sys, diffhook; diffhook.open_log(sys.argv[1]); diffhook.influence; diffhook.outliers;"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
