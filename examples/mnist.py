@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 import diffhook
+from diffhook.analysis import Scores
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.report import query_strips, write_page
 
@@ -105,11 +106,9 @@ def detection(ranking: Any, data: PlantedDigits) -> dict[str, float]:
     return found
 
 
-def label_share(
-    scores: diffhook.analysis.Scores, labels: np.ndarray, data: PlantedDigits, k: int = 10
-) -> float:
-    """Share of the queries' top-k proponents that carry the query's label."""
-    top = scores.top(k).sample_ids
+def label_share(scores: Scores, labels: np.ndarray, data: PlantedDigits) -> float:
+    """Share of the queries' top-10 proponents that carry the query's label."""
+    top = scores.top(10).sample_ids
     return float((data.labels[top] == labels[scores.query_ids][:, None]).mean())
 
 

@@ -60,7 +60,9 @@ def query(
     batch, count = _collated(samples)
     model = build_model(log) if model is None else model
     engine = _engine(log, model, grid)
-    writer = _writer(log, name, overwrite)
+    if name in log.queries and not overwrite:
+        raise LogError(f"{log.location} has queries {name!r} already: overwrite, or rename")
+    writer: TableWriter | None = None
     device = next(model.parameters()).device
     batch = to_device(batch, device)
     with undisturbed(model), progress_bar(progress) as bar:
@@ -69,8 +71,10 @@ def query(
             load_snapshot(engine, snapshot)
             rows_per_query = len(grid.steps(objective.num_timesteps))
             for rows in _measured(engine, objective, batch, count, grid, snapshot, batch_size):
+                writer = writer or _writer(log, name)  # not before something fits the model
                 writer.append(rows)
                 bar.advance(task, len(rows["sample"]) / rows_per_query)
+    assert writer is not None
     writer.flush()
     description = {"objective": json_like(objective.describe()), "draws": grid.draws}
     writer.describe(description)
@@ -161,14 +165,11 @@ def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:
     return engine
 
 
-def _writer(log: RunLog, name: str, overwrite: bool) -> TableWriter:
+def _writer(log: RunLog, name: str) -> TableWriter:
     projection = log.config["identity"]["projection"]
     store = log.writable_store()
     path = f"queries/{name}"
-    if name in log.queries:
-        if not overwrite:
-            raise LogError(f"{log.location} has queries {name!r} already: overwrite, or rename")
-        files.delete(store, path)
+    files.delete(store, path)
     dtype = projection_dtype(projection["kind"])
     writer = TableWriter(store, f"{path}/rank-0000", projection["dim"], dtype)
     writer.begin_session(0)

@@ -2,6 +2,7 @@
 
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.engine import PerSampleGradients
+from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.sketch import Sketch
 
-__all__ = ["Coverage", "PerSampleGradients", "Sketch"]
+__all__ = ["Coverage", "LocalHook", "PerSampleGradients", "Sketch"]

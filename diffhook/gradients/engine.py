@@ -16,6 +16,7 @@ from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.freeze import Frozen
 from diffhook.gradients.layers import Owned, clean_name, find_layers
+from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.sketch import FullGradient, Sketch
 from diffhook.gradients.survey import Survey
 from diffhook.gradients.tape import Tape
@@ -112,8 +113,8 @@ class PerSampleGradients:
             return
         self._tape.attach()
         self._root_handles = [
-            self.model.register_forward_pre_hook(self.enter_model, with_kwargs=True),
-            self.model.register_forward_hook(self._leave_model, always_call=True),
+            self.model.register_forward_pre_hook(LocalHook(self.model, self.enter_model), with_kwargs=True),
+            self.model.register_forward_hook(LocalHook(self.model, self._leave_model), always_call=True),
         ]
 
     def detach(self) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.gradients.local_hook import LocalHook
+
 OnForward = Callable[[str, Tensor, Tensor], bool]
 OnBackward = Callable[[str, Tensor, Tensor], None]
 
@@ -81,7 +83,7 @@ class Tape:
 
     def attach(self) -> None:
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_hook(partial(self._forward, name)))
+            self._handles.append(layer.register_forward_hook(LocalHook(layer, partial(self._forward, name))))
 
     def detach(self) -> None:
         for handle in self._handles:

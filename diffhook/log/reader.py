@@ -47,8 +47,10 @@ class RunLog:
 
     @property
     def queries(self) -> Mapping[str, Table]:
-        """Query name → its rows."""
-        return {name: self._table(f"queries/{name}") for name in files.names(self.store, "queries")}
+        """Query name → its rows. A set whose computation was cut short is not there."""
+        names = [name for name in files.names(self.store, "queries") if name != "zarr.json"]
+        tables = {name: self._table(f"queries/{name}") for name in names}
+        return {name: table for name, table in tables.items() if table.description is not None}
 
     @property
     def snapshots(self) -> list[Snapshot]:

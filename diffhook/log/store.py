@@ -24,6 +24,8 @@ def open_store(location: Location, *, read_only: bool) -> Store:
     """The store behind a folder's path, an fsspec URL ("s3://bucket/run") or a Store."""
     if isinstance(location, Store):
         return location
+    if isinstance(location, str) and location.startswith("file://"):
+        location = location.removeprefix("file://")
     if isinstance(location, str) and "://" in location:
         return FsspecStore.from_url(location, read_only=read_only)
     path = Path(location)

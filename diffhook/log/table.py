@@ -53,6 +53,11 @@ class Table:
         return tuple(c.name for c in COLUMNS if c.name in present)
 
     @property
+    def description(self) -> Any:
+        """What the writer said of the rows once they were complete; None before."""
+        return self._groups[0].attrs.asdict().get("description") if self._groups else None
+
+    @property
     def dim(self) -> int:
         """D, the length of the projections; 0 where there are none."""
         if "projection" not in self.columns:

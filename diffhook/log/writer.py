@@ -249,12 +249,19 @@ class LogWriter:
         self._alerts.append(line)
         files.put(self.store, key, ("\n".join(self._alerts) + "\n").encode())
 
+    def _made_by_another_rank(self, entries: list[str]) -> bool:
+        """Another process was here before rank 0 and made its own groups, no more."""
+        root = zarr.open_group(self.store, mode="r", use_consolidated=False)
+        return (
+            not root.attrs.asdict() and "train" in entries and _PARTS.issuperset({*entries} - {"zarr.json"})
+        )
+
     # ── opening ───────────────────────────────────────────────────────────────────────────────
 
     def _open(self, config: Mapping[str, Any]) -> None:
         where = files.describe(self.store)
         entries = list(files.names(self.store, ""))
-        if "zarr.json" in entries:
+        if "zarr.json" in entries and not self._made_by_another_rank(entries):
             found = read_attributes(self.store)["config"]
             differing = list(differences(found["identity"], json_like(config["identity"])))
             if differing:
@@ -265,7 +272,7 @@ class LogWriter:
                     "configuration to continue this one"
                 )
             return
-        foreign = [name for name in entries if name not in _PARTS]
+        foreign = [name for name in entries if name not in _PARTS and name != "zarr.json"]
         if foreign:
             raise LogError(
                 f"{where} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose another path"

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from diffhook.capture import Detector, Objective, Plan, Probe, Recorder
 from diffhook.capture.alerts import default_detectors
 from diffhook.errors import CaptureError, ConfigurationError
-from diffhook.gradients import PerSampleGradients
+from diffhook.gradients import LocalHook, PerSampleGradients
 from diffhook.integrations.accelerate import identity
 from diffhook.integrations.accelerate.describe import describe_run
 from diffhook.integrations.accelerate.summary import plan_text, summary
@@ -243,12 +243,14 @@ class DiffHook:
             kind = self.accelerator.distributed_type
             if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
                 raise ConfigurationError(f"{kind.value} shards parameters: not supported yet")
-            self._model = self.accelerator.unwrap_model(result)
+            self._model = model = self.accelerator.unwrap_model(result)
             handles = [
-                self._model.register_forward_pre_hook(self._on_forward, with_kwargs=True),
-                self._model.register_forward_hook(self._on_output),
+                model.register_forward_pre_hook(LocalHook(model, self._on_forward), with_kwargs=True),
+                model.register_forward_hook(LocalHook(model, self._on_output)),
             ]
             self._undo += [handle.remove for handle in handles]
+        if isinstance(argument, DataLoader):
+            self._undo.append(functools.partial(identity.untag, result))
         if isinstance(argument, torch.optim.Optimizer):
             handle = argument.register_step_post_hook(self._on_step)
             self._undo.append(handle.remove)

@@ -50,13 +50,16 @@ class _IndexedDataset(Dataset[Any]):
 
 
 class _TaggingCollate:
-    """Collates the items alone and tags the result."""
+    """Collates the items alone and, while ``active``, tags the result."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
+        self.active = True
 
-    def __call__(self, pairs: list[tuple[int, Any]]) -> Tagged:
+    def __call__(self, pairs: list[tuple[int, Any]]) -> Any:
         batch = self.collate([item for _, item in pairs])
+        if not self.active:
+            return batch
         return Tagged(batch, torch.tensor([index for index, _ in pairs]))
 
 
@@ -75,6 +78,14 @@ def tag(loader: DataLoader[Any]) -> DataLoader[Any]:
     tagged.__dict__["dataset"] = _IndexedDataset(loader.dataset)  # DataLoader guards the attribute
     tagged.__dict__["collate_fn"] = _TaggingCollate(loader.collate_fn)
     return tagged
+
+
+def untag(loader: Any) -> None:
+    """From its next pass on, a loader made from :func:`tag`'s gives plain batches."""
+    base = getattr(loader, "base_dataloader", loader)
+    if isinstance(base.collate_fn, _TaggingCollate):
+        base.collate_fn.active = False
+        base._iterator = None  # persistent workers have a copy that is still active
 
 
 _LOADERS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_norm_is_judged_within_its_timestep_bin() -> None:
     found = list(detector.look(make_rows([10.0, 5.0], [100, 900])))
     assert [a.samples for a in found] == [[1]]
     assert found[0].value > 6
-    assert "sample 1 pulls 5" in found[0].message
+    assert re.search(r"sample 1 pulls (49|50)\.\d times", found[0].message)
     assert found[0].timestep == 900
 
 

@@ -53,7 +53,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "memory":
         return zarr.storage.MemoryStore()
-    return tmp_path / "log" if request.param == "folder" else f"file://{tmp_path}/log"
+    return tmp_path / "log" if request.param == "folder" else f"memory://{tmp_path}/log"
 
 
 @pytest.mark.parametrize("sizes", [[3], [16], [5, 5, 5, 5, 5], [100], [1] * 20])
