@@ -66,11 +66,11 @@ def damage(image: Images, rng: np.random.Generator) -> Images:
     return damaged
 
 
-def planted_digits(planted: int = 50, held_out: int = 8, seed: int = 0) -> PlantedDigits:
-    """MNIST with ``planted`` photographic patches and as many damaged digits, shuffled."""
+def planted_digits(planted: int = 50, held_out: int = 8, limit: int = 5000, seed: int = 0) -> PlantedDigits:
+    """``limit`` MNIST digits with ``planted`` photographic patches and as many damaged ones, shuffled."""
     rng = np.random.default_rng(seed)
     images, labels = digits()
-    order = rng.permutation(len(images))
+    order = rng.permutation(len(images))[:limit]
     asked, kept = order[:held_out], order[held_out:]
     kinds = np.full(len(kept), CLEAN)
     kinds[:planted] = DAMAGED

