@@ -83,6 +83,7 @@ def train(
     twin: bool = False,
     model_hook: Callable[[nn.Module], None] | None = None,
     data: Tensor | None = None,
+    strict: bool = True,
     **options: Any,
 ) -> Run:
     """A plain Accelerate loop, with two lines of diffhook if ``log`` is given."""
@@ -94,7 +95,7 @@ def train(
     loader = DataLoader(TensorDataset(data), batch_size, shuffle=True, num_workers=workers)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     if log is not None:
-        DiffHook(accelerator, log, strict=True, **options)
+        DiffHook(accelerator, log, strict=strict, **options)
     model, optimizer, loader, rates = accelerator.prepare(model, optimizer, loader, rates)
     run = Run(model, data)
     step = 0

@@ -22,7 +22,8 @@ from diffhook.gradients.survey import Survey
 from diffhook.gradients.tape import Tape
 from diffhook.gradients.uses import ParameterUses
 
-_CHUNK_ELEMENTS = 1 << 21  # floats of per-sample products alive at once: stays in cache, bounds memory
+_PIECE = 1024
+_CHUNK_ELEMENTS = 1 << 20  # floats of per-sample products alive at once: stays in cache, bounds memory
 
 
 class PerSampleGradients:
@@ -293,6 +294,7 @@ class PerSampleGradients:
             raise CaptureError(f"{layer} was called again after its gradient was taken")
         self._taken.add(layer)
         size = max(self.parameters[name].numel() for name in owned.parameters.values())
+        size = max(size, inputs[0].numel(), grad[0].numel())
         for rows in self._chunks(len(grad), size):
             products = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters)
             for local, product in products:
@@ -331,7 +333,7 @@ class PerSampleGradients:
             start //= self.group_size
         squares, projected = self._accumulators(flat)
         rows = slice(start, start + len(flat))
-        squares[rows] += flat.square().sum(1)
+        squares[rows].add_(squared_lengths(flat))
         if self.sketch is not None and projected is not None:
             self.sketch.add(name, flat, projected[rows])
 
@@ -357,6 +359,21 @@ class PerSampleGradients:
                 f"parameters: {self.coverage}",
                 stacklevel=3,
             )
+
+
+def squared_lengths(rows: Tensor) -> Tensor:
+    """(b,) float64 squared L2 norms of the rows of a (b, n) tensor.
+
+    In pieces: one float32 norm over millions of columns is off by 2e-4, and a square in between
+    would cost as much memory traffic as everything else.
+    """
+    count, length = rows.shape
+    whole = length - length % _PIECE
+    total = rows[:, whole:].double().square().sum(1)
+    if whole:
+        pieces = rows[:, :whole].view(count, -1, _PIECE)
+        total += torch.linalg.vector_norm(pieces, dim=2).double().square().sum(1)
+    return total
 
 
 def _make_sketch(

@@ -52,13 +52,13 @@ class Sketch:
         """Add element i of every row to bucket (start + i) mod D."""
         batch, count = signed.shape
         head = min(self.dim - start, count)
-        out[:, start : start + head] += signed[:, :head]
+        out[:, start : start + head].add_(signed[:, :head])
         turns = (count - head) // self.dim
         tail = head + turns * self.dim
         if turns:
-            out += signed[:, head:tail].view(batch, turns, self.dim).sum(1)
+            out.add_(signed[:, head:tail].view(batch, turns, self.dim).sum(1))
         if tail < count:
-            out[:, : count - tail] += signed[:, tail:]
+            out[:, : count - tail].add_(signed[:, tail:])
 
 
 class FullGradient:
@@ -81,4 +81,4 @@ class FullGradient:
 
     def add(self, name: str, products: Tensor, out: Tensor) -> None:
         start = self._start[name]
-        out[:, start : start + products.shape[1]] += products
+        out[:, start : start + products.shape[1]].add_(products)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from diffhook.capture import Detector, Objective, Plan, Probe, Recorder
 from diffhook.capture.alerts import default_detectors
-from diffhook.errors import CaptureError, ConfigurationError
+from diffhook.errors import CaptureError, ConfigurationError, LogError
 from diffhook.gradients import LocalHook, PerSampleGradients
 from diffhook.integrations.accelerate import identity
 from diffhook.integrations.accelerate.describe import describe_run
@@ -205,7 +205,9 @@ class DiffHook:
         try:
             yield
         except Exception as error:
-            if self.strict:
+            # Bad use is told before the first step, while nothing is lost by stopping there.
+            bad_use = isinstance(error, ConfigurationError | LogError) and self._recorder is None
+            if self.strict or bad_use:
                 raise
             logger.error(
                 "diffhook has stopped capturing; training goes on. %s: %s",

@@ -172,14 +172,8 @@ def test_an_error_of_ours_is_logged_once_and_training_goes_on(
         raise OSError("disk full")
 
     monkeypatch.setattr("diffhook.log.writer.TableWriter._write", fail)
-    real = DiffHook.__init__
-
-    def lenient(self: DiffHook, *args: Any, **kwargs: Any) -> None:
-        real(self, *args, **{**kwargs, "strict": False})
-
-    monkeypatch.setattr(DiffHook, "__init__", lenient)
     with caplog.at_level(logging.ERROR, "diffhook"):
-        watched = train(tmp_path / "log", snapshot_every=2)
+        watched = train(tmp_path / "log", snapshot_every=2, strict=False)
     assert [r.message for r in caplog.records if "disk full" in r.message] == [caplog.records[0].message]
     assert "training goes on" in caplog.records[0].message
     for before, after in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
@@ -188,8 +182,8 @@ def test_an_error_of_ours_is_logged_once_and_training_goes_on(
 
 def test_another_configuration_in_the_same_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
     train(tmp_path / "log", projection_dim=64)
-    with pytest.raises(LogError, match=r"identity|projection\.dim: the log has 64, this run 32"):
-        train(tmp_path / "log", projection_dim=32)
+    with pytest.raises(LogError, match=r"projection\.dim: the log has 64, this run 32"):
+        train(tmp_path / "log", projection_dim=32, strict=False)
 
 
 def test_a_second_run_in_the_same_folder_supersedes_the_first(tmp_path: Path) -> None:
