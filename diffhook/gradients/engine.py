@@ -16,13 +16,14 @@ from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.freeze import Frozen
 from diffhook.gradients.layers import Owned, clean_name, find_layers
+from diffhook.gradients.lengths import squared_lengths
 from diffhook.gradients.local_hook import LocalHook
+from diffhook.gradients.rules import Mixers, Reduced
 from diffhook.gradients.sketch import FullGradient, Sketch
 from diffhook.gradients.survey import Survey
 from diffhook.gradients.tape import Tape
 from diffhook.gradients.uses import ParameterUses
 
-_PIECE = 1024
 _CHUNK_ELEMENTS = 1 << 20  # floats of per-sample products alive at once: stays in cache, bounds memory
 
 
@@ -235,6 +236,7 @@ class PerSampleGradients:
         self._projected: Tensor | None = None
         self._pending: dict[str, Tensor] = {}
         self._failure: Exception | None = None
+        self._dtype = torch.float32  # to compute in; float64 for models that are
         self._taken: set[str] = set()  # layers
         self._tape.calls.clear()
         self._tape.seconds = 0.0
@@ -288,24 +290,48 @@ class PerSampleGradients:
 
     def _layer_products(self, layer: str, inputs: Tensor, grad_output: Tensor) -> None:
         owned = self._layers[layer]
-        grad = grad_output.to(_compute_dtype(grad_output))
+        self._dtype = _compute_dtype(grad_output)
+        grad = grad_output.to(self._dtype)
         summed = self._tape.calls[layer] > 1
         if layer in self._taken and not summed:
             raise CaptureError(f"{layer} was called again after its gradient was taken")
         self._taken.add(layer)
         size = max(self.parameters[name].numel() for name in owned.parameters.values())
         size = max(size, inputs[0].numel(), grad[0].numel())
+        mixers = {} if summed else self._mixers(owned, grad)
         for rows in self._chunks(len(grad), size):
-            products = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters)
+            products = owned.rule.products(
+                owned.module, inputs[rows], grad[rows], owned.parameters, mixers
+            )
             for local, product in products:
                 name = owned.parameters[local]
-                if summed or name in self._tied or name in self._fallback:
+                if isinstance(product, Reduced):
+                    self._absorb_reduced(name, product, rows)
+                elif summed or name in self._tied or name in self._fallback:
                     self._postpone(name, product, rows, len(grad))
                 else:
                     self._absorb(name, product, rows.start)
 
+    def _mixers(self, owned: Owned, like: Tensor) -> dict[str, Mixers | None]:
+        """Local names whose products need not be formed, and how to mix them."""
+        if self.full or self.group_size > 1:
+            return {}
+        found: dict[str, Mixers | None] = {}
+        for local, name in owned.parameters.items():
+            if name in self._tied or name in self._fallback:
+                continue
+            shape = self.parameters[name].shape
+            if self.sketch is None:
+                found[local] = None
+            elif isinstance(self.sketch, Sketch):
+                mixers = self.sketch.mixers(name, shape, like)
+                if mixers is not None:
+                    found[local] = mixers
+        return found
+
     def _on_use(self, name: str, gradient: Tensor) -> None:
-        self._postpone(name, gradient.to(_compute_dtype(gradient)), slice(0, len(gradient)), len(gradient))
+        self._dtype = _compute_dtype(gradient)
+        self._postpone(name, gradient.to(self._dtype), slice(0, len(gradient)), len(gradient))
 
     def _on_obstacle(self, name: str, reason: str) -> None:
         self._missing.setdefault(name, reason)
@@ -327,15 +353,21 @@ class PerSampleGradients:
 
     def _absorb(self, name: str, product: Tensor, start: int) -> None:
         """Add one parameter's gradients of samples start, start+1, … to squares and projections."""
-        flat = product.reshape(len(product), -1)
         if self.group_size > 1:
-            flat = flat.view(-1, self.group_size, flat.shape[1]).sum(1)
+            product = product.view(-1, self.group_size, *product.shape[1:]).sum(1)
             start //= self.group_size
-        squares, projected = self._accumulators(flat)
-        rows = slice(start, start + len(flat))
-        squares[rows].add_(squared_lengths(flat))
+        squares, projected = self._accumulators(product)
+        rows = slice(start, start + len(product))
+        squares[rows].add_(squared_lengths(product.reshape(len(product), -1)))
         if self.sketch is not None and projected is not None:
-            self.sketch.add(name, flat, projected[rows])
+            self.sketch.add(name, product, projected[rows])
+
+    def _absorb_reduced(self, name: str, product: Reduced, rows: slice) -> None:
+        squares, projected = self._accumulators(product.squares)
+        squares[rows].add_(product.squares)
+        if product.mixed is not None and projected is not None:
+            assert isinstance(self.sketch, Sketch)
+            self.sketch.add_mixed(name, product.mixed, projected[rows])
 
     def _accumulators(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._squares is None:
@@ -347,7 +379,7 @@ class PerSampleGradients:
                 )
             self._squares = like.new_zeros(groups, dtype=torch.float64)
             if self.sketch is not None:
-                self._projected = like.new_zeros(groups, self.sketch.dim)
+                self._projected = like.new_zeros(groups, self.sketch.dim, dtype=self._dtype)
         return self._squares, self._projected
 
     def _report_missing(self) -> None:
@@ -359,21 +391,6 @@ class PerSampleGradients:
                 f"parameters: {self.coverage}",
                 stacklevel=3,
             )
-
-
-def squared_lengths(rows: Tensor) -> Tensor:
-    """(b,) float64 squared L2 norms of the rows of a (b, n) tensor.
-
-    In pieces: one float32 norm over millions of columns is off by 2e-4, and a square in between
-    would cost as much memory traffic as everything else.
-    """
-    count, length = rows.shape
-    whole = length - length % _PIECE
-    total = rows[:, whole:].double().square().sum(1)
-    if whole:
-        pieces = rows[:, :whole].view(count, -1, _PIECE)
-        total += torch.linalg.vector_norm(pieces, dim=2).double().square().sum(1)
-    return total
 
 
 def _make_sketch(

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from diffhook.errors import ConfigurationError
+from diffhook.gradients.rules import Mixers
 from diffhook.gradients.signs import offset, signs
+
+_MIXED = 32  # channels that a wide convolution is mixed down to
 
 
 class Sketch:
-    """Projects gradients to ``dim`` numbers: element *i* of parameter *n* goes, with a random sign,
-    to bucket (i + offset_n) mod dim.
+    """Projects gradients to ``dim`` numbers.
 
-    The map is linear, and inner products are unbiased: E⟨Pg, Ph⟩ = ⟨g, h⟩ with variance about
-    (‖g‖²‖h‖² + ⟨g, h⟩²)/dim. Signs and offsets depend on the seed and the parameter's name only, so
-    the map is the same on every rank, device and batch split (Charikar et al. 2002; the shared
-    buckets keep inner products better than a concatenation of one small block per layer).
+    Element *i* of parameter *n* goes, with a random sign, to bucket (i + offset_n) mod dim: a count
+    sketch whose buckets all parameters share (Charikar et al. 2002), computed by folding. The weight
+    of a wide convolution (kernel > 1, 128 channels or more on both sides) is first mixed down to 32
+    by 32 channels by random ±1/√32 matrices, so that its full product need not be formed.
+
+    The map is linear and inner products are unbiased: E⟨Pg, Ph⟩ = ⟨g, h⟩. It depends on the seed and
+    on the parameters' names and shapes only, so it is the same on every rank, device and batch split.
 
     Args:
         dim: number of buckets D, at least 1.
@@ -29,17 +36,36 @@ class Sketch:
         self.dim = dim
         self.seed = seed
         self._signs: dict[tuple[str, torch.device], Tensor] = {}
+        self._mixers: dict[tuple[str, torch.device, torch.dtype], Mixers] = {}
+
+    def mixers(self, name: str, shape: torch.Size, like: Tensor) -> Mixers | None:
+        """The channel mixers of a wide convolution's weight; None for every other parameter."""
+        if len(shape) < 3 or math.prod(shape[2:]) == 1 or min(shape[0], shape[1]) < 4 * _MIXED:
+            return None
+        key = (name, like.device, like.dtype)
+        if key not in self._mixers:
+            self._mixers[key] = Mixers(
+                self._mixer(f"{name}:in", shape[1], like), self._mixer(f"{name}:out", shape[0], like)
+            )
+        return self._mixers[key]
 
     def add(self, name: str, products: Tensor, out: Tensor) -> None:
-        """Add the projection of ``products`` to ``out``. Overwrites ``products``.
+        """Add the projection of ``products`` to ``out``. May overwrite ``products``.
 
         Args:
             name: the parameter's name.
-            products: (b, n) per-sample gradients of the parameter, flattened; used as scratch.
+            products: (b, *shape) per-sample gradients of the parameter; used as scratch.
             out: (b, D) accumulator.
         """
-        products.mul_(self._sign_row(name, products.shape[1], products.device))
-        self._fold(products, offset(self.seed, name, self.dim), out)
+        mixers = self.mixers(name, products.shape[1:], products)
+        if mixers is not None:
+            products = torch.einsum("boi...,ip,oq->bqp...", products, *mixers).contiguous()
+        self.add_mixed(name, products.reshape(len(products), -1), out)
+
+    def add_mixed(self, name: str, mixed: Tensor, out: Tensor) -> None:
+        """Add (b, n) numbers that need no mixing, or have had it. Overwrites ``mixed``."""
+        mixed.mul_(self._sign_row(name, mixed.shape[1], mixed.device))
+        self._fold(mixed, offset(self.seed, name, self.dim), out)
 
     def _sign_row(self, name: str, count: int, device: torch.device) -> Tensor:
         key = (name, device)
@@ -47,6 +73,10 @@ class Sketch:
             # int8, a byte per parameter: a float copy would cost as much memory as the model.
             self._signs[key] = torch.from_numpy(signs(self.seed, name, count)).to(device)
         return self._signs[key]
+
+    def _mixer(self, name: str, channels: int, like: Tensor) -> Tensor:
+        values = torch.from_numpy(signs(self.seed, name, channels * _MIXED)).to(like)
+        return values.view(channels, _MIXED) / math.sqrt(_MIXED)
 
     def _fold(self, signed: Tensor, start: int, out: Tensor) -> None:
         """Add element i of every row to bucket (start + i) mod D."""
@@ -81,4 +111,5 @@ class FullGradient:
 
     def add(self, name: str, products: Tensor, out: Tensor) -> None:
         start = self._start[name]
-        out[:, start : start + products.shape[1]].add_(products)
+        flat = products.reshape(len(products), -1)
+        out[:, start : start + flat.shape[1]].add_(flat)

@@ -74,6 +74,7 @@ def test_projections_equal_the_projected_batch_1_loop(make: Make) -> None:
     for name, parameter in problem.model.named_parameters():
         if parameter.requires_grad:
             part = gradients[:, start : start + parameter.numel()].clone()
+            part = part.view(-1, *parameter.shape)
             engine.sketch.add(name, part, expected)
             start += parameter.numel()
     assert relative_error(engine.projections, expected) < 1e-5

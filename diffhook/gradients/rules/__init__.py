@@ -1,10 +1,12 @@
 """One file per kind of layer. Importing this package registers them all."""
 
 from diffhook.gradients.rules import conv, embedding, linear, normalization
-from diffhook.gradients.rules.registry import LayerRule, register, rule_for
+from diffhook.gradients.rules.registry import LayerRule, Mixers, Reduced, register, rule_for
 
 __all__ = [
     "LayerRule",
+    "Mixers",
+    "Reduced",
     "conv",
     "embedding",
     "linear",

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffhook.gradients.rules.registry import LayerRule, register
+from diffhook.gradients.lengths import squared_lengths
+from diffhook.gradients.rules.geometry import Geometry
+from diffhook.gradients.rules.ghost import ghost_is_cheaper, ghost_squares
+from diffhook.gradients.rules.registry import LayerRule, Mixers, Reduced, register
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a weight gradient needs to know of a convolution besides its tensors."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
 
 
 @register(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class ConvRule(LayerRule):
     def products(
-        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, wanted: Collection[str]
-    ) -> Iterator[tuple[str, Tensor]]:
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        grad_output: Tensor,
+        wanted: Collection[str],
+        mixers: Mapping[str, Mixers | None],
+    ) -> Iterator[tuple[str, Tensor | Reduced]]:
         assert isinstance(module, _Conv)
         # Explicit contiguity: with channels_last strides the batch cannot be folded into groups.
         grad = grad_output.contiguous()
         if "weight" in wanted:
             padded, geometry = _padded(module, inputs.to(grad.dtype))
-            yield "weight", weight_products(padded.contiguous(), grad, geometry)
+            padded = padded.contiguous()
+            if "weight" in mixers:
+                yield "weight", _reduced(padded, grad, geometry, mixers["weight"])
+            else:
+                yield "weight", weight_products(padded, grad, geometry)
         if "bias" in wanted:
             yield "bias", grad.flatten(2).sum(2)
 
@@ -53,6 +53,25 @@ def _padded(module: _Conv, inputs: Tensor) -> tuple[Tensor, Geometry]:
     assert not isinstance(padding, str)
     geometry = Geometry(module.kernel_size, module.stride, padding, module.dilation, module.groups)
     return inputs, geometry
+
+
+def _reduced(inputs: Tensor, grad: Tensor, geometry: Geometry, mixers: Mixers | None) -> Reduced:
+    """Norms by the cheaper way, and the product of the mixed channels."""
+    if ghost_is_cheaper(inputs, grad, geometry):
+        squares = ghost_squares(inputs, grad, geometry)
+    else:
+        squares = squared_lengths(weight_products(inputs, grad, geometry).flatten(1))
+    if mixers is None:
+        return Reduced(squares, None)
+    narrow_inputs = _mix(inputs, mixers.inward)
+    narrow_grad = _mix(grad, mixers.outward)
+    return Reduced(squares, weight_products(narrow_inputs, narrow_grad, geometry).flatten(1))
+
+
+def _mix(maps: Tensor, mixer: Tensor) -> Tensor:
+    """(B, C, *space) → (B, q, *space)."""
+    flat = torch.matmul(mixer.t(), maps.flatten(2))
+    return flat.view(len(maps), -1, *maps.shape[2:])
 
 
 def weight_products(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:

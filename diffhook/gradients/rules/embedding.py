@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from diffhook.gradients.rules.registry import LayerRule, register
+from diffhook.gradients.rules.registry import LayerRule, Mixers, Reduced, register
 
 
 @register(nn.Embedding)
 class EmbeddingRule(LayerRule):
     def products(
-        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, wanted: Collection[str]
-    ) -> Iterator[tuple[str, Tensor]]:
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        grad_output: Tensor,
+        wanted: Collection[str],
+        mixers: Mapping[str, Mixers | None],
+    ) -> Iterator[tuple[str, Tensor | Reduced]]:
         assert isinstance(module, nn.Embedding)
         if "weight" not in wanted:
             return

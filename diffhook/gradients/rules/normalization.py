@@ -7,20 +7,25 @@ rule here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffhook.gradients.rules.registry import LayerRule, register
+from diffhook.gradients.rules.registry import LayerRule, Mixers, Reduced, register
 
 
 @register(nn.GroupNorm)
 class GroupNormRule(LayerRule):
     def products(
-        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, wanted: Collection[str]
-    ) -> Iterator[tuple[str, Tensor]]:
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        grad_output: Tensor,
+        wanted: Collection[str],
+        mixers: Mapping[str, Mixers | None],
+    ) -> Iterator[tuple[str, Tensor | Reduced]]:
         assert isinstance(module, nn.GroupNorm)
         batch, channels = grad_output.shape[:2]
         grad = grad_output.reshape(batch, channels, -1)
@@ -46,8 +51,13 @@ class _TokenNormRule(LayerRule):
         raise NotImplementedError
 
     def products(
-        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, wanted: Collection[str]
-    ) -> Iterator[tuple[str, Tensor]]:
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        grad_output: Tensor,
+        wanted: Collection[str],
+        mixers: Mapping[str, Mixers | None],
+    ) -> Iterator[tuple[str, Tensor | Reduced]]:
         assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
         shape = tuple(module.normalized_shape)
         rows = (grad_output.shape[0], -1, *shape)

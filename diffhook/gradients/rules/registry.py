@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
+
+
+class Mixers(NamedTuple):
+    """Random reductions of a convolution's channels, entries ±1/√q: E[R Rᵀ] = 1."""
+
+    inward: Tensor  # (I, q)
+    outward: Tensor  # (O, q)
+
+
+class Reduced(NamedTuple):
+    """What is needed of a gradient product that was never formed."""
+
+    squares: Tensor  # (B,) squared L2 norms
+    mixed: Tensor | None  # (B, q·q·kernel), the product of the mixed factors
+
 
 
 class LayerRule(ABC):
@@ -16,8 +32,13 @@ class LayerRule(ABC):
 
     @abstractmethod
     def products(
-        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, wanted: Collection[str]
-    ) -> Iterator[tuple[str, Tensor]]:
+        self,
+        module: nn.Module,
+        inputs: Tensor,
+        grad_output: Tensor,
+        wanted: Collection[str],
+        mixers: Mapping[str, Mixers | None],
+    ) -> Iterator[tuple[str, Tensor | Reduced]]:
         """Yield (parameter name, (B, *parameter.shape) gradients) for the ``wanted`` names.
 
         Args:
@@ -25,6 +46,8 @@ class LayerRule(ABC):
             inputs: its input, (B, …), detached; any strides.
             grad_output: ∂loss/∂output, (B, …), in the dtype to compute in; any strides.
             wanted: names among the module's own parameters that are trainable.
+            mixers: names for which :class:`Reduced` will do, with the reductions to use, or None
+                where only the norm is asked for. Most rules form the product all the same.
 
         The yielded tensors belong to the caller, who may overwrite them.
         """
