@@ -76,7 +76,11 @@ def query(
                 bar.advance(task, len(rows["sample"]) / rows_per_query)
     assert writer is not None
     writer.flush()
-    description = {"objective": json_like(objective.describe()), "draws": grid.draws}
+    description = {
+        "objective": json_like(objective.describe()),
+        "draws": grid.draws,
+        "snapshots": [[s.step, s.session] for s in snapshots],
+    }
     writer.describe(description)
 
 

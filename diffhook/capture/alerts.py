@@ -58,19 +58,25 @@ class NonFinite(Detector):
     """Names samples whose loss or gradient is NaN or infinite."""
 
     def look(self, rows: Rows) -> Iterator[Alert]:
-        for index in np.flatnonzero(~np.isfinite(rows["grad_norm"])):
-            sample, timestep = int(rows["sample"][index]), float(rows["timestep"][index])
-            yield Alert(
-                kind="non-finite",
-                level="error",
-                samples=[sample],
-                step=int(rows["step"][index]),
-                timestep=timestep,
-                value=float(rows["grad_norm"][index]),
-                threshold=math.inf,
-                message=f"sample {sample} has a gradient that is not finite at timestep "
-                f"{timestep:g}: look for NaN or infinite pixels",
-            )
+        found = np.flatnonzero(~np.isfinite(rows["grad_norm"]))
+        if not len(found):
+            return
+        # One alert for a whole batch: when a model diverges, every sample of it is here.
+        samples = rows["sample"][found].tolist()
+        who = f"sample {samples[0]} has" if len(samples) == 1 else f"{len(samples)} samples have"
+        named = ", ".join(map(str, samples[:8])) + (" …" if len(samples) > 8 else "")
+        yield Alert(
+            kind="non-finite",
+            level="error",
+            samples=samples,
+            step=int(rows["step"][found[0]]),
+            timestep=float(rows["timestep"][found[0]]),
+            value=float(rows["grad_norm"][found[0]]),
+            threshold=math.inf,
+            message=f"{who} a gradient that is not finite"
+            + (f" ({named}): the model diverges, or" if len(samples) > 1 else ":")
+            + " look for NaN or infinite pixels",
+        )
 
 
 class NormOutlier(Detector):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,8 +143,13 @@ def take(batch: Any, index: Tensor) -> Any:
         taken = [take(value, index) for value in batch]
         if len(taken) and not isinstance(batch[0], Tensor | dict | tuple | list):
             return [batch[i] for i in index.tolist()]
-        return type(batch)(taken)
+        return _like(batch, taken)
     return batch
+
+
+def _like(batch: Any, values: list[Any]) -> Any:
+    """A list, tuple or named tuple as ``batch`` is one."""
+    return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -153,7 +159,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple | list):
-        return type(batch)(to_device(value, device) for value in batch)
+        return _like(batch, [to_device(value, device) for value in batch])
     return batch
 
 
@@ -163,10 +169,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
+    python, numpy = random.getstate(), np.random.get_state()  # a dataset may draw from them
     with torch.random.fork_rng(devices=devices):
         model.eval()
         try:
             yield
         finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
             for module, mode in modes.items():
                 module.training = mode

@@ -47,4 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough
         return 0
+    except OSError as error:  # a path of the user's that cannot be written or read
+        print(f"diffhook: {error}", file=sys.stderr)
+        return 2
     return status

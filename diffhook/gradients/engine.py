@@ -83,6 +83,7 @@ class PerSampleGradients:
             {name: owned.module for name, owned in self._layers.items()},
             self._on_forward,
             self._on_backward,
+            inputless=[n for n, owned in self._layers.items() if set(owned.parameters) == {"bias"}],
         )
         self._tied = _tied(self._layers)
         ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
@@ -151,7 +152,8 @@ class PerSampleGradients:
             raise CaptureError(f"per-sample gradients failed: {self._failure}") from self._failure
         if self._survey is not None:
             ruled = {p for name in self._taken for p in self._layers[name].parameters.values()}
-            for name, reason in self._survey.contradictions(ruled, self._pending):
+            dtype = self._precision
+            for name, reason in self._survey.contradictions(ruled, self._pending, dtype):
                 self._on_obstacle(name, reason)
             self._survey = None
         for name in self._pending.keys() - self._missing.keys():
@@ -237,20 +239,26 @@ class PerSampleGradients:
         self._pending: dict[str, Tensor] = {}
         self._failure: Exception | None = None
         self._dtype = torch.float32  # to compute in; float64 for models that are
+        self._precision = torch.float64  # the lowest seen among gradients
         self._taken: set[str] = set()  # layers
         self._tape.calls.clear()
         self._tape.seconds = 0.0
 
-    def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+    def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         """The model's forward begins. A hook; called by hand from a pre-hook that came first."""
         if not self._tape.armed or not torch.is_grad_enabled() or self._uses is not None:
             return
+        kwargs = kwargs or {}
         self._batch = _leading_axis((*args, *kwargs.values()))
         # The first pass watches every parameter, to find the uses that no layer explains.
         watched = self._fallback if self._surveyed else set(self.parameters)
         if self._batch is not None and watched:
+            found = {n: p for n, p in self.parameters.items() if n in watched}
+            known = {id(p) for p in found.values()}
+            constants = [p for p in self.model.parameters() if id(p) not in known]
             self._uses = ParameterUses(
-                {n: p for n, p in self.parameters.items() if n in watched},
+                found,
+                [*constants, *self.model.buffers()],
                 self._batch,
                 self._tape,
                 self._on_use,
@@ -270,11 +278,9 @@ class PerSampleGradients:
 
     def _on_forward(self, layer: str, inputs: Tensor, output: Tensor) -> bool:
         owned = self._layers[layer]
-        if self._batch is not None and output.shape[0] != self._batch:
-            if not self._surveyed and self._uses is None:
-                for name in owned.parameters.values():
-                    self._on_obstacle(name, f"{layer} was called on {output.shape[0]} rows")
-            return False
+        unbatched = self._batch is not None and output.shape[0] != self._batch
+        if unbatched or (self._uses is not None and self._uses.is_constant(inputs)):
+            return False  # left to the fallback, which the survey has put on its parameters
         if self._uses is not None:
             self._uses.claim(output, owned.parameters.values())
         return True
@@ -290,7 +296,7 @@ class PerSampleGradients:
 
     def _layer_products(self, layer: str, inputs: Tensor, grad_output: Tensor) -> None:
         owned = self._layers[layer]
-        self._dtype = _compute_dtype(grad_output)
+        self._note_dtype(grad_output.dtype)
         grad = grad_output.to(self._dtype)
         summed = self._tape.calls[layer] > 1
         if layer in self._taken and not summed:
@@ -300,9 +306,7 @@ class PerSampleGradients:
         size = max(size, inputs[0].numel(), grad[0].numel())
         mixers = {} if summed else self._mixers(owned, grad)
         for rows in self._chunks(len(grad), size):
-            products = owned.rule.products(
-                owned.module, inputs[rows], grad[rows], owned.parameters, mixers
-            )
+            products = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
             for local, product in products:
                 name = owned.parameters[local]
                 if isinstance(product, Reduced):
@@ -329,9 +333,14 @@ class PerSampleGradients:
                     found[local] = mixers
         return found
 
-    def _on_use(self, name: str, gradient: Tensor) -> None:
-        self._dtype = _compute_dtype(gradient)
+    def _on_use(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
+        self._note_dtype(dtype)
         self._postpone(name, gradient.to(self._dtype), slice(0, len(gradient)), len(gradient))
+
+    def _note_dtype(self, dtype: torch.dtype) -> None:
+        self._dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        if dtype.itemsize < self._precision.itemsize:
+            self._precision = dtype
 
     def _on_obstacle(self, name: str, reason: str) -> None:
         self._missing.setdefault(name, reason)
@@ -418,10 +427,6 @@ def _leading_axis(values: Collection[Any]) -> int | None:
         if isinstance(value, Tensor) and value.dim() > 0:
             return value.shape[0]
     return None
-
-
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 @contextmanager

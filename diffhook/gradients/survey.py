@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from diffhook.gradients.tape import Tape
 
-# Loose: it tells a use that was missed from rounding, also in half precision.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+# Loose: it tells a use that was missed from rounding.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
 class Survey:
@@ -41,18 +41,21 @@ class Survey:
             handle.remove()
         self._handles.clear()
 
-    def contradictions(self, absorbed: set[str], split: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    def contradictions(
+        self, absorbed: set[str], split: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> Iterator[tuple[str, str]]:
         """(name, reason) for parameters whose gradient the pass has missed, wholly or in part.
 
         Args:
             absorbed: names that layer rules have dealt with.
             split: name → (B, *shape) gradients found by the fallback, before any rescaling.
+            dtype: the lowest precision in which the pass computed.
         """
         for name, expected in self._sums.items():
             if name in split:
                 found = split[name].sum(0)
                 error = (found - expected).norm() / expected.norm().clamp_min(1e-30)
-                if bool(error > _TOLERANCE.get(expected.dtype, 0.1)):
+                if bool(error > _TOLERANCE.get(dtype, 0.1)):
                     yield name, f"its samples' gradients miss autograd's sum by {float(error):.1%}"
             elif name not in absorbed and bool(expected.any()):
                 yield name, "its uses never met a tensor whose first axis is the batch"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,8 @@ class Tape:
         layers: name → layer.
         on_forward: called with (name, input, output) for each call; False declines the call.
         on_backward: called with (name, input, grad_output), once per accepted call.
+        inputless: layers whose input is not needed: it is not kept, since autograd may not keep it
+            either and the loop may change it in place.
 
     Set ``require_outputs`` to give outputs that need no gradient one, so that layers whose
     parameters are frozen are reached by the backward all the same.
@@ -69,6 +71,7 @@ class Tape:
         layers: Mapping[str, nn.Module],
         on_forward: OnForward,
         on_backward: OnBackward,
+        inputless: Collection[str] = (),
     ) -> None:
         self.layers = layers
         self.armed = False
@@ -78,26 +81,37 @@ class Tape:
         self.seconds = 0.0  # spent in callbacks
         self._on_forward = on_forward
         self._on_backward = on_backward
+        self._inputless = frozenset(inputless)
         self._handles: list[RemovableHandle] = []
         self._anchor = torch.zeros((), requires_grad=True)
 
     def attach(self) -> None:
         for name, layer in self.layers.items():
-            self._handles.append(layer.register_forward_hook(LocalHook(layer, partial(self._forward, name))))
+            self._handles.append(
+                layer.register_forward_hook(LocalHook(layer, partial(self._forward, name)), with_kwargs=True)
+            )
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _forward(self, name: str, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _forward(
+        self,
+        name: str,
+        layer: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Tensor,
+    ) -> Tensor | None:
         if not self.armed:
             return None
         if not in_backward():
             # Calls under no_grad count too: reentrant checkpointing runs its first forward so. To
             # count one too many costs time, one too few would lose the sum of a shared layer.
             self.calls[name] += 1
-        if not torch.is_grad_enabled() or not self._on_forward(name, args[0], output):
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        if not torch.is_grad_enabled() or not self._on_forward(name, inputs, output):
             return None
         replacement = None
         if self.require_outputs and not output.requires_grad:
@@ -105,15 +119,18 @@ class Tape:
         if output.requires_grad:
             # No try/except here: checkpointing ends a recomputation early by an exception out of
             # save_for_backward, and it must pass.
-            node = _Keep.apply(self._anchor, args[0].detach()).grad_fn
+            node = None
+            if name not in self._inputless:
+                node = _Keep.apply(self._anchor, inputs.detach()).grad_fn
             _hookable(output).register_hook(partial(self._backward, name, node, output.shape))
         return replacement
 
     def _backward(self, name: str, node: Any, shape: torch.Size, grad_output: Tensor) -> None:
         if not self.paused:
-            inputs = node.saved_tensors[0]  # recomputed here, under checkpointing
+            grad = grad_output.detach().view(shape)
+            inputs = grad if node is None else node.saved_tensors[0]  # recomputed if checkpointed
             began = time.perf_counter()
-            self._on_backward(name, inputs, grad_output.detach().view(shape))
+            self._on_backward(name, inputs, grad)
             self.seconds += time.perf_counter() - began
 
 

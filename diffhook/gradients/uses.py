@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from diffhook.gradients.tape import Tape, in_backward
 
-OnGradient = Callable[[str, Tensor], None]
+OnGradient = Callable[[str, Tensor, torch.dtype], None]
 OnObstacle = Callable[[str, str], None]
 
 _TENSOR_PROPERTIES = {"T", "mT", "H", "mH", "real", "imag"}
@@ -34,11 +34,13 @@ class _Source:
     """A parameter, or a tensor computed from one that has no sample axis in front.
 
     ``leaves`` names the parameters behind the tensor, each with the aliases through which they
-    entered; a parameter itself has its own name and no alias yet.
+    entered; a parameter itself has its own name and no alias yet. A ``pure`` source has met nothing
+    that could depend on the samples.
     """
 
     tensor: Tensor
     leaves: Mapping[str, tuple[Tensor, ...]]
+    pure: bool = True
 
 
 @dataclass
@@ -59,15 +61,18 @@ class ParameterUses(TorchFunctionMode):
 
     Args:
         parameters: name → parameter to watch.
+        constants: the model's buffers and other parameters: known not to depend on the samples.
         batch: number of samples B.
         tape: paused while this class runs backward passes of its own.
-        on_gradient: called with (name, (B, *parameter.shape)) for every use.
+        on_gradient: called for every use with name, (B, *parameter.shape) gradients and the dtype
+            that the operation computed in.
         on_obstacle: called with (name, reason) for a use that cannot be split by sample.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
+        constants: Iterable[Tensor],
         batch: int,
         tape: Tape,
         on_gradient: OnGradient,
@@ -79,6 +84,8 @@ class ParameterUses(TorchFunctionMode):
         self._on_gradient = on_gradient
         self._on_obstacle = on_obstacle
         self._sources = {id(p): _Source(p, {n: ()}) for n, p in parameters.items()}
+        # Tensors that depend on no sample, such as position indices. Held, so that no id is reused.
+        self._constants = {id(t): t for t in constants}
         self._uses: list[_Use] = []
         self._tape = tape
 
@@ -88,6 +95,11 @@ class ParameterUses(TorchFunctionMode):
         for use in reversed(self._uses[-3:]):
             if use.output is output:
                 use.sources = [s for s in use.sources if not s[0].leaves.keys() <= claimed]
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether the tensor is known not to depend on the samples, whatever its shape."""
+        source = self._sources.get(id(tensor))
+        return id(tensor) in self._constants or (source is not None and source.pure)
 
     def close(self) -> set[str]:
         """End of the forward: the names of parameters with uses left to the fallback."""
@@ -105,6 +117,7 @@ class ParameterUses(TorchFunctionMode):
             use.sources = []
         self._uses.clear()
         self._sources.clear()
+        self._constants.clear()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -115,7 +128,10 @@ class ParameterUses(TorchFunctionMode):
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         met = {id(t): self._sources[id(t)] for t in leaves if id(t) in self._sources}
         if not met:
-            return func(*args, **kwargs)
+            output = func(*args, **kwargs)
+            if all(id(t) in self._constants for t in leaves):
+                self._constants.update({id(t): t for t in tree_leaves(output) if isinstance(t, Tensor)})
+            return output
         # An alias of its own for every use: the gradient of the output with respect to the alias is
         # that of this operation alone, whatever else depends on the parameter.
         aliases = {key: source.tensor.view_as(source.tensor) for key, source in met.items()}
@@ -132,10 +148,13 @@ class ParameterUses(TorchFunctionMode):
         return output
 
     def _follow(self, result: Tensor, pairs: list[tuple[_Source, Tensor]], others: list[Tensor]) -> None:
-        # A table may have B rows by chance: alone, it has a sample axis only if an operation
-        # (expand, a reshape of folded axes) has just given it one.
-        grown = not any(self._carries_batch(source.tensor) for source, _ in pairs)
-        if self._carries_batch(result) and (grown or any(map(self._carries_batch, others))):
+        # A table may have B rows by chance. Followed on, it is exact all the same, so a sample axis
+        # is believed only where samples have come in.
+        samples = [t for t in others if not self.is_constant(t)]
+        pure = not samples and all(source.pure for source, _ in pairs)
+        met = any(self._carries_batch(t) for t in samples)
+        unfolded = not pure and not any(self._carries_batch(source.tensor) for source, _ in pairs)
+        if self._carries_batch(result) and (met or unfolded):
             use = _Use(result, get_gradient_edge(result), list(pairs))
             result.register_hook(partial(self._backward, use))
             self._uses.append(use)
@@ -144,7 +163,7 @@ class ParameterUses(TorchFunctionMode):
         for source, alias in pairs:
             for name, aliases in source.leaves.items():
                 leaves[name] = leaves.get(name, ()) + (aliases or (alias,))
-        self._sources[id(result)] = _Source(result, leaves)
+        self._sources[id(result)] = _Source(result, leaves, pure)
 
     def _carries_batch(self, tensor: Tensor) -> bool:
         return tensor.dim() > 0 and tensor.shape[0] == self._batch
@@ -164,7 +183,7 @@ class ParameterUses(TorchFunctionMode):
     def _report(self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor) -> None:
         try:
             for name, gradient in self._split(source, alias, edge, grad_output):
-                self._on_gradient(name, gradient)
+                self._on_gradient(name, gradient, grad_output.dtype)
         except Exception as error:  # the backward belongs to someone else
             for name in source.leaves:
                 self._on_obstacle(name, f"the exact fallback failed: {error}")

@@ -47,10 +47,20 @@ class RunLog:
 
     @property
     def queries(self) -> Mapping[str, Table]:
-        """Query name → its rows. A set whose computation was cut short is not there."""
-        names = [name for name in files.names(self.store, "queries") if name != "zarr.json"]
-        tables = {name: self._table(f"queries/{name}") for name in names}
-        return {name: table for name, table in tables.items() if table.description is not None}
+        """Query name → its rows.
+
+        Not those whose computation was cut short, or whose snapshots a later session superseded.
+        """
+        present = {(s.step, s.session) for s in self.snapshots}
+        found = {}
+        for name in files.names(self.store, "queries"):
+            if name == "zarr.json":
+                continue
+            table = self._table(f"queries/{name}")
+            at = (table.description or {}).get("snapshots")
+            if at is not None and {(step, session) for step, session in at} <= present:
+                found[name] = table
+        return found
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -71,7 +81,12 @@ class RunLog:
         for name in files.names(self.store, "alerts"):
             content = files.get(self.store, f"alerts/{name}") or b""
             found += [json.loads(line) for line in content.decode().splitlines() if line]
-        return sorted(found, key=lambda alert: alert["step"])
+        starts = self.session_starts()
+        counting = [
+            alert for alert in found
+            if alert["step"] < min(starts[alert.get("session", 0) + 1 :], default=alert["step"] + 1)
+        ]  # fmt: skip
+        return sorted(counting, key=lambda alert: alert["step"])
 
     def to_xarray(self, table: str = "train") -> xarray.Dataset:
         """One table as a Dataset over the dimension "row" (and "projection_dim").

@@ -88,5 +88,5 @@ def _short(value: Any) -> str:
 
 
 def json_like(value: Any) -> Any:
-    """The value as JSON gives it back: tuples are lists, keys are strings."""
-    return json.loads(json.dumps(value, default=str))
+    """The value as JSON gives it back: tuples are lists, keys are strings, the rest is type names."""
+    return json.loads(json.dumps(value, default=lambda other: type(other).__qualname__))

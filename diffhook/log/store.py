@@ -27,7 +27,10 @@ def open_store(location: Location, *, read_only: bool) -> Store:
     if isinstance(location, str) and location.startswith("file://"):
         location = location.removeprefix("file://")
     if isinstance(location, str) and "://" in location:
-        return FsspecStore.from_url(location, read_only=read_only)
+        try:
+            return FsspecStore.from_url(location, read_only=read_only)
+        except (ImportError, ValueError) as error:
+            raise LogError(f"cannot open {location}: {error}") from error
     path = Path(location)
     if path.exists() and not path.is_dir():
         raise LogError(f"{path} is a file; a log is a folder")

@@ -145,9 +145,13 @@ class LogWriter:
         self._dim = int(projection["dim"])
         self._dtype = projection_dtype(projection["kind"])
         self._tables: dict[str, TableWriter] = {}
-        self.session = self._table("train").begin_session(start_step)
         self._start_step = start_step
+        self.session = self._table("train").begin_session(start_step)
+        if f"rank-{rank:04d}" in files.names(self.store, "probe"):
+            self._table("probe")  # its rows of an earlier session are superseded from now on
         self._alerts: list[str] | None = None
+        self._alerts_key = f"alerts/rank-{rank:04d}.jsonl"
+        self._alerts_waiting = False
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUED_BATCHES)
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._work, name="diffhook-writer", daemon=True)
@@ -175,7 +179,7 @@ class LogWriter:
 
     def alert(self, alert: Mapping[str, Any]) -> None:
         """Add one alert to this rank's alerts."""
-        line = json.dumps(alert)
+        line = json.dumps({**alert, "session": self.session})
         self._submit(lambda: self._add_alert(line))
 
     def record(self, key: str, value: Mapping[str, Any]) -> None:
@@ -213,6 +217,8 @@ class LogWriter:
             try:
                 if self._failure is None:
                     job()
+                    if self._queue.empty():
+                        self._write_alerts()
             except Exception as error:
                 self._failure = error
             finally:
@@ -233,6 +239,7 @@ class LogWriter:
     def _flush_tables(self) -> None:
         for table in self._tables.values():
             table.flush()
+        self._write_alerts()
 
     def _table(self, name: str) -> TableWriter:
         if name not in self._tables:
@@ -243,11 +250,16 @@ class LogWriter:
         return self._tables[name]
 
     def _add_alert(self, line: str) -> None:
-        key = f"alerts/rank-{self.rank:04d}.jsonl"
         if self._alerts is None:
-            self._alerts = (files.get(self.store, key) or b"").decode().splitlines()
+            self._alerts = (files.get(self.store, self._alerts_key) or b"").decode().splitlines()
         self._alerts.append(line)
-        files.put(self.store, key, ("\n".join(self._alerts) + "\n").encode())
+        self._alerts_waiting = True
+
+    def _write_alerts(self) -> None:
+        """The whole file anew: an object store knows no appending. So not after every alert."""
+        if self._alerts_waiting and self._alerts:
+            files.put(self.store, self._alerts_key, ("\n".join(self._alerts) + "\n").encode())
+            self._alerts_waiting = False
 
     def _made_by_another_rank(self, entries: list[str]) -> bool:
         """Another process was here before rank 0 and made its own groups, no more."""

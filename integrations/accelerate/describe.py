@@ -22,7 +22,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     described: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
     if config is not None:
         fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
-        described["config"] = json_like({k: v for k, v in dict(fields).items() if k != "_use_default_values"})
+        # Not private fields: where a model was loaded from does not make it another.
+        described["config"] = json_like({k: v for k, v in dict(fields).items() if k[:1] != "_"})
     return described
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import threading
 import time
 import weakref
@@ -15,18 +16,19 @@ from typing import Any, Literal, Self
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from diffhook.capture import Detector, Objective, Plan, Probe, Recorder
 from diffhook.capture.alerts import default_detectors
-from diffhook.errors import CaptureError, ConfigurationError, LogError
+from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import LocalHook, PerSampleGradients
 from diffhook.integrations.accelerate import identity
 from diffhook.integrations.accelerate.describe import describe_run
+from diffhook.integrations.accelerate.session import Session
 from diffhook.integrations.accelerate.summary import plan_text, summary
-from diffhook.integrations.accelerate.watch import SampleLosses, find_timesteps, prediction
 from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
@@ -88,76 +90,99 @@ class DiffHook:
         self.path = path
         self.plan = Plan(every, overhead)
         self.strict = strict
-        self.step_count = 0  #: optimiser steps taken
-        self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
         self._projection_dim: int | Literal["full"] = projection_dim
         self._seed = seed
         self._snapshot_every = snapshot_every
         self._objective = objective
         self._probe = probe or (Probe() if objective is not None else None)
         self._detectors = default_detectors() if alerts is None else list(alerts)
+        self._session = Session(accelerator, self.plan, snapshot_every)
+        self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
         self._model: nn.Module | None = None
+        self._optimizers: list[torch.optim.Optimizer] = []
         self._loader: DataLoader[Any] | None = None
-        self._recorder: Recorder | None = None
         self._undo: list[Callable[[], None]] = []
-        self._sample_ids: Tensor | None = None
-        self._timesteps: Tensor | None = None
-        self._losses: SampleLosses | None = None
-        self._in_pass = False
-        self._synced = False  # an optimiser step is due for the rows captured last
-        self._step_seconds = 0.0  # capture time within the current optimiser step
-        self._step_rows = 0
-        self._step_captured = False
-        self._step_began: float | None = None
-        self._began = time.perf_counter()
+        self._process = os.getpid()
+        self._started = False
         self._closed = not enabled
         if enabled:
             self._attach()
 
     # ── the public face ───────────────────────────────────────────────────────────────────────
 
+    @property
+    def step_count(self) -> int:
+        """Optimiser steps taken."""
+        return self._session.step_count
+
     @contextmanager
     def step(self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0) -> Iterator[None]:
         """Name the samples of one micro-batch, around its forward and backward.
 
         Args:
-            sample_ids: (B,) integers.
+            sample_ids: (B,) integers ≥ 0.
             timesteps: (B,) numbers; None to read them from the model's arguments.
-            loss_scale: factor on the loss besides the mean over the batch, for a loop that calls
-                ``loss.backward()`` itself.
+            loss_scale: for a loop that calls ``loss.backward()`` itself: factor on the loss besides
+                the mean over the batch, such as 1/k when it accumulates k micro-batches.
+
+        Raises:
+            ConfigurationError: a negative id.
         """
+        ids = torch.as_tensor(sample_ids).detach().flatten().long()
+        if bool((ids < 0).any()):
+            raise ConfigurationError(f"sample id {int(ids.min())} is negative; expected 0 or more")
         with self._guarded():
-            self._sample_ids = torch.as_tensor(sample_ids).detach().flatten().long()
-            self._timesteps = None if timesteps is None else torch.as_tensor(timesteps).detach()
-        yield
+            named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
+            self._session.batch(ids, named)
+        try:
+            yield
+        except BaseException:
+            self._session.abandon()
+            raise
         with self._guarded():
-            self._end_pass(None, loss_scale, 1.0)
+            if self._session.in_pass:
+                self._session.backward(None, 1.0, loss_scale)
+            self._session.batch(None)
 
     def close(self) -> None:
         """Write what is left, take a last snapshot, and leave model and accelerator as they were.
 
         Idempotent; also called by ``accelerator.end_training()`` and at interpreter exit.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._process:  # a DataLoader worker is not the run
             return
-        recorder = self._recorder
-        with self._guarded():
-            if recorder is not None:
-                if self.step_count:
-                    recorder.snapshot(self.step_count)
-                numbers, text = summary(self.plan, recorder, time.perf_counter() - self._began)
-                if recorder.rank == 0:
-                    recorder.writer.record("summary.json", numbers)
-                recorder.close()
-                if recorder.rank == 0:
-                    print(text, flush=True)
-        self._detach()
+        session, recorder = self._session, self._session.recorder
+        try:
+            with self._guarded():
+                if recorder is not None:
+                    if session.step_count:
+                        session.snapshot()
+                    numbers, text = summary(self.plan, recorder, time.perf_counter() - session.began)
+                    if recorder.rank == 0:
+                        recorder.writer.record("summary.json", numbers)
+                    recorder.close()
+                    if recorder.rank == 0:
+                        print(text, flush=True)
+                elif not self._started:
+                    logger.warning("diffhook captured nothing: %s", self._why_nothing())
+        finally:
+            self._detach()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _why_nothing(self) -> str:
+        if self._model is None:
+            return "no model with trainable parameters went through accelerator.prepare() after DiffHook"
+        if self._loader is None:
+            return (
+                "no DataLoader over an indexed dataset went through accelerator.prepare(): name the "
+                "samples with hook.step(sample_ids=..., timesteps=...)"
+            )
+        return "the model was never called on a training batch"
 
     # ── attaching ─────────────────────────────────────────────────────────────────────────────
 
@@ -168,9 +193,7 @@ class DiffHook:
             ("backward", self._backward),
             ("end_training", self._end_training),
         ):
-            original = getattr(accelerator, name)
-            setattr(accelerator, name, functools.partial(wrapper, original))
-            self._undo.append(functools.partial(accelerator.__dict__.pop, name, None))
+            self._replace(accelerator, name, functools.partial(wrapper, getattr(accelerator, name)))
         saving = accelerator.register_save_state_pre_hook(self._on_save)
         loading = accelerator.register_load_state_pre_hook(self._on_load)
         self._undo += [saving.remove, loading.remove]
@@ -186,15 +209,23 @@ class DiffHook:
         # Not atexit: by then the thread pools that zarr writes through are gone.
         threading._register_atexit(at_exit)  # type: ignore[attr-defined]
 
+    def _replace(self, owner: Any, name: str, function: Callable[..., Any]) -> None:
+        """Put ``function`` over a method of one object, until we detach."""
+        owner.__dict__[name] = function
+        self._undo.append(functools.partial(owner.__dict__.pop, name, None))
+
     def _detach(self) -> None:
+        """Leave everything as it was; rows captured so far are kept."""
         self._closed = True
-        if self._recorder is not None:
-            self._recorder.engine.abandon()
-            self._recorder.engine.detach()
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
-        self._recorder = None
+        recorder, self._session.recorder = self._session.recorder, None
+        if recorder is not None:
+            try:
+                recorder.close()
+            except Exception as error:  # the error that brought us here has been told
+                logger.debug("closing the log: %s", error)
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -206,7 +237,7 @@ class DiffHook:
             yield
         except Exception as error:
             # Bad use is told before the first step, while nothing is lost by stopping there.
-            bad_use = isinstance(error, ConfigurationError | LogError) and self._recorder is None
+            bad_use = isinstance(error, ConfigurationError | LogError) and not self._started
             if self.strict or bad_use:
                 raise
             logger.error(
@@ -218,88 +249,74 @@ class DiffHook:
             self._detach()
 
     def _prepare(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        tagged = tuple(self._tagged(argument) for argument in args)
+        prepared = original(*tagged, **kwargs)
+        results = prepared if isinstance(prepared, tuple) else (prepared,)
+        for argument, given, result in zip(args, tagged, results, strict=True):
+            if argument is not given:
+                self._undo.append(functools.partial(identity.untag, result))
         with self._guarded():
-            for argument in args:
-                if isinstance(argument, DataLoader) and identity.can_tag(argument):
-                    self._loader = self._loader or argument
-            args = tuple(self._tagged(argument) for argument in args)
-        prepared = original(*args, **kwargs)
-        with self._guarded():
-            results = prepared if isinstance(prepared, tuple) else (prepared,)
             for argument, result in zip(args, results, strict=True):
                 self._discover(argument, result)
         return prepared
 
     def _tagged(self, argument: Any) -> Any:
-        if not self._closed and isinstance(argument, DataLoader) and identity.can_tag(argument):
-            return identity.tag(argument)
-        return argument
+        if not isinstance(argument, DataLoader) or not identity.can_tag(argument):
+            return argument
+        self._loader = self._loader or argument
+        return identity.tag(argument)
 
     def _discover(self, argument: Any, result: Any) -> None:
         if isinstance(argument, nn.Module) and any(p.requires_grad for p in argument.parameters()):
-            if self._model is not None:
-                raise ConfigurationError(
-                    "two trained models were prepared; diffhook watches one: "
-                    f"{type(self._model).__name__} and {type(argument).__name__}"
-                )
-            kind = self.accelerator.distributed_type
-            if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-                raise ConfigurationError(f"{kind.value} shards parameters: not supported yet")
-            self._model = model = self.accelerator.unwrap_model(result)
-            handles = [
-                model.register_forward_pre_hook(LocalHook(model, self._on_forward), with_kwargs=True),
-                model.register_forward_hook(LocalHook(model, self._on_output)),
-            ]
-            self._undo += [handle.remove for handle in handles]
-        if isinstance(argument, DataLoader):
-            self._undo.append(functools.partial(identity.untag, result))
-        if isinstance(argument, torch.optim.Optimizer):
-            handle = argument.register_step_post_hook(self._on_step)
-            self._undo.append(handle.remove)
+            self._watch_model(self.accelerator.unwrap_model(result))
+        if isinstance(result, AcceleratedOptimizer):
+            self._watch_optimizer(result)
+
+    def _watch_model(self, model: nn.Module) -> None:
+        if model is self._model:
+            return
+        if self._model is not None:
+            raise ConfigurationError(
+                "two trained models were prepared; diffhook watches one: "
+                f"{type(self._model).__name__} and {type(model).__name__}"
+            )
+        kind = self.accelerator.distributed_type
+        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ConfigurationError(f"{kind.value} shards parameters: not supported yet")
+        self._model = model
+        handles = [
+            model.register_forward_pre_hook(LocalHook(model, self._on_forward), with_kwargs=True),
+            model.register_forward_hook(LocalHook(model, self._on_output)),
+        ]
+        self._undo += [handle.remove for handle in handles]
+
+    def _watch_optimizer(self, wrapped: AcceleratedOptimizer) -> None:
+        inner = wrapped.optimizer
+        if self._optimizers:  # a step is counted once, by the first optimiser
+            return
+        self._optimizers.append(inner)
+        handle = inner.register_step_post_hook(self._on_step)
+        self._undo.append(handle.remove)
+        self._replace(wrapped, "zero_grad", functools.partial(self._zero_grad, wrapped.zero_grad))
 
     # ── events of the loop ────────────────────────────────────────────────────────────────────
 
-    def _on_batch(self, sample_ids: Tensor) -> None:
-        self._sample_ids = sample_ids
+    def _on_batch(self, sample_ids: Tensor | None) -> None:
+        with self._guarded():
+            self._session.batch(sample_ids)
 
     def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._closed or self._in_pass or not torch.is_grad_enabled():
-            return
-        if self._sample_ids is None:
+        if self._closed or not self._session.expects():
             return
         with self._guarded():
-            if self._recorder is None:
+            if self._session.recorder is None:
                 self._start(model)
-            if self._step_began is None:
-                self._step_began = time.perf_counter()
-            if not self.plan.captures(self.step_count):
-                return
-            timesteps = find_timesteps(args, kwargs) if self._timesteps is None else self._timesteps
-            if timesteps is None:
-                raise CaptureError(
-                    f"{type(model).__name__} was called without a timestep (keyword 'timestep' or "
-                    "second argument): name it with hook.step(sample_ids=..., timesteps=...)"
-                )
-            if len(timesteps) != len(self._sample_ids):
-                raise CaptureError(
-                    f"the batch has {len(self._sample_ids)} sample ids but {len(timesteps)} "
-                    "timesteps: name both with hook.step(sample_ids=..., timesteps=...)"
-                )
-            assert self._recorder is not None
-            if self._synced and self.accelerator.optimizer_step_was_skipped:
-                self._recorder.skipped()
-            self._synced = False
-            self._timesteps = timesteps
-            self._in_pass = True
-            self._recorder.engine.begin()
-            self._recorder.engine.enter_model(model, args, kwargs)
+            self._session.forward(model, args, kwargs)
 
     def _on_output(self, model: nn.Module, args: Any, output: Any) -> None:
-        if self._in_pass and self._losses is None and torch.is_grad_enabled():
+        if self._session.in_pass and torch.is_grad_enabled():
             with self._guarded():
-                predicted = prediction(output)
-                if predicted is not None and predicted.requires_grad:
-                    self._losses = SampleLosses(predicted)
+                self._session.output(output)
 
     def _backward(self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         accumulation = 1.0 / self.accelerator.gradient_accumulation_steps
@@ -307,69 +324,24 @@ class DiffHook:
         scale = float(scaler.get_scale()) if scaler is not None else 1.0
         original(loss, *args, **kwargs)
         with self._guarded():
-            self._end_pass(float(loss.detach()) if self._in_pass else None, scale, accumulation)
+            known = self._session.in_pass
+            self._session.backward(float(loss.detach()) if known else None, scale, accumulation)
 
-    def _end_pass(self, batch_loss: float | None, scale: float, accumulation: float) -> None:
-        """The backward of a micro-batch is over: stage its rows."""
-        recorder, ids, timesteps = self._recorder, self._sample_ids, self._timesteps
-        self._sample_ids = self._timesteps = None
-        if not self._in_pass or recorder is None or ids is None or timesteps is None:
-            self._losses = None
-            return
-        began = time.perf_counter()
-        self._in_pass = False
-        engine = recorder.engine
-        engine.loss_scale = scale * accumulation
-        engine.finish()
-        losses = None
-        if self._losses is not None and batch_loss is not None:
-            losses = self._losses.losses(len(ids) / engine.loss_scale, batch_loss)
-        self._losses = None
-        share = accumulation / (len(ids) * self.accelerator.num_processes)
-        recorder.captured(
-            ids, timesteps, step=self.step_count, weight=share * self.plan.stride, losses=losses
-        )
-        self._synced = self.accelerator.sync_gradients
-        self._step_rows += len(ids)
-        self._step_captured = True
-        self._step_seconds += time.perf_counter() - began + engine.hook_seconds
+    def _zero_grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        with self._guarded():
+            self._session.skipped()
 
     def _on_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        """The optimiser has just moved the parameters; the scheduler has not moved the rate."""
-        recorder = self._recorder
-        if recorder is None or self._closed:
-            return
         with self._guarded():
-            group = optimizer.param_groups[0]
-            began = time.perf_counter()
-            batch = self._step_rows * self.accelerator.num_processes
-            recorder.stepped(float(group["lr"]) * float(group.get("d", 1.0)), batch)
-            self.step_count += 1
-            now = time.perf_counter()
-            self._account(now - began, now)
-            if self._snapshot_every and self.step_count % self._snapshot_every == 0:
-                recorder.snapshot(self.step_count)
-                self._step_began = time.perf_counter()
-
-    def _account(self, releasing: float, now: float) -> None:
-        captured = self._step_seconds + releasing if self._step_captured else None
-        if self._step_began is not None:
-            chosen = self.plan.finished_step(captured, now - self._step_began)
-            if chosen and self.accelerator.is_main_process:
-                print(
-                    f"diffhook: capturing one step in {self.plan.stride} to stay within "
-                    f"{self.plan.overhead:.0%} overhead",
-                    flush=True,
-                )
-        self._step_began = now
-        self._step_seconds, self._step_rows, self._step_captured = 0.0, 0, False
+            self._session.stepped(optimizer)
 
     def _on_save(self, models: list[nn.Module], weights: list[Any], output_dir: str) -> None:
-        recorder = self._recorder
+        recorder = self._session.recorder
         if recorder is None:
             return
         with self._guarded():
-            recorder.snapshot(self.step_count)
+            self._session.snapshot()
             if self.accelerator.is_main_process:
                 state = {"step": self.step_count, "lr_sum": recorder.lr_sum}
                 Path(output_dir, _STATE).write_text(json.dumps(state))
@@ -379,11 +351,12 @@ class DiffHook:
         with self._guarded():
             if not path.exists():
                 return  # a checkpoint written without us: its steps count from here
-            if self._recorder is not None:
-                self._recorder.close()
-                self._recorder = None
+            if self._session.recorder is not None:
+                self._session.recorder.close()
+                self._session.recorder = None
             state = json.loads(path.read_text())
-            self.step_count, self._lr_sum = int(state["step"]), float(state["lr_sum"])
+            self._session.step_count = int(state["step"])
+            self._lr_sum = float(state["lr_sum"])
 
     def _end_training(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.close()
@@ -408,7 +381,7 @@ class DiffHook:
                 self._loader.dataset,
                 probe.collate or self._loader.collate_fn,
             )
-        self._recorder = Recorder(
+        recorder = Recorder(
             engine,
             self.path,
             describe_run(engine, self._objective),
@@ -419,16 +392,10 @@ class DiffHook:
             objective=self._objective,
             probe=probe,
         )
-        self._began = time.perf_counter()
+        self._session.recorder, self._started = recorder, True
+        self._session.began = time.perf_counter()
         if self.accelerator.is_main_process:
-            batch = 0 if self._sample_ids is None else len(self._sample_ids)
-            print(
-                plan_text(
-                    self.plan,
-                    self._recorder,
-                    batch * self.accelerator.num_processes,
-                    None if self._loader is None else len(self._loader),
-                    self._snapshot_every,
-                ),
-                flush=True,
-            )
+            ids = self._session.sample_ids
+            batch = (0 if ids is None else len(ids)) * self.accelerator.num_processes
+            batches = None if self._loader is None else len(self._loader)
+            print(plan_text(self.plan, recorder, batch, batches, self._snapshot_every), flush=True)

@@ -25,20 +25,32 @@ class Tagged(NamedTuple):
     sample_ids: Tensor
 
 
+class _Fetched(NamedTuple):
+    """What a loader fetches for one batch, on its way to collation."""
+
+    indices: list[int] | None
+    items: Any
+
+
 class _IndexedDataset(Dataset[Any]):
-    """Gives each item with its index; everything else is the dataset's."""
+    """The dataset, but batches are fetched together with their indices.
+
+    Single items, attributes read and attributes set are the dataset's own.
+    """
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        if hasattr(dataset, "__getitems__"):
-            self.__getitems__ = self._getitems
+        self.__dict__["dataset"] = dataset
 
-    def __getitem__(self, index: Any) -> tuple[int, Any]:
-        return int(index), self.dataset[index]
+    def __getitem__(self, index: Any) -> Any:
+        return self.dataset[index]
 
-    def _getitems(self, indices: Sequence[Any]) -> list[tuple[int, Any]]:
-        items = self.dataset.__getitems__(indices)
-        return list(zip(map(int, indices), items, strict=True))
+    def __getitems__(self, indices: Sequence[Any]) -> _Fetched:
+        if hasattr(self.dataset, "__getitems__") and self.dataset.__getitems__:
+            items = self.dataset.__getitems__(indices)
+        else:
+            items = [self.dataset[index] for index in indices]
+        plain = all(hasattr(index, "__index__") for index in indices)  # samplers may draw other keys
+        return _Fetched([int(index) for index in indices] if plain else None, items)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -48,19 +60,24 @@ class _IndexedDataset(Dataset[Any]):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)
+
 
 class _TaggingCollate:
     """Collates the items alone and, while ``active``, tags the result."""
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
         self.active = True
 
-    def __call__(self, pairs: list[tuple[int, Any]]) -> Any:
-        batch = self.collate([item for _, item in pairs])
-        if not self.active:
+    def __call__(self, fetched: Any) -> Any:
+        if not isinstance(fetched, _Fetched):
+            return self.collate(fetched)
+        batch = self.collate(fetched.items)
+        if not self.active or fetched.indices is None:
             return batch
-        return Tagged(batch, torch.tensor([index for index, _ in pairs]))
+        return Tagged(batch, torch.tensor(fetched.indices))
 
 
 def can_tag(loader: DataLoader[Any]) -> bool:
@@ -84,8 +101,10 @@ def untag(loader: Any) -> None:
     """From its next pass on, a loader made from :func:`tag`'s gives plain batches."""
     base = getattr(loader, "base_dataloader", loader)
     if isinstance(base.collate_fn, _TaggingCollate):
-        base.collate_fn.active = False
-        base._iterator = None  # persistent workers have a copy that is still active
+        base.collate_fn.active = False  # for the pass under way
+        base.__dict__["dataset"] = base.dataset.dataset
+        base.__dict__["collate_fn"] = base.collate_fn.collate
+        base._iterator = None  # persistent workers have a copy that still tags
 
 
 _LOADERS = (
@@ -93,12 +112,13 @@ _LOADERS = (
     data_loader.DataLoaderDispatcher,
     data_loader.SkipDataLoader,
 )
-_listeners: list[Callable[[Tensor], None]] = []
+_listeners: list[Callable[[Tensor | None], None]] = []
 _originals: dict[type, Any] = {}
 
 
-def listen(listener: Callable[[Tensor], None]) -> None:
-    """Call ``listener`` with the sample ids of every tagged batch, just before the loop gets it."""
+def listen(listener: Callable[[Tensor | None], None]) -> None:
+    """Call ``listener`` with every batch's sample ids, just before the loop gets it, and with None
+    once the pass over the loader is over."""
     if not _listeners:
         for kind in _LOADERS:
             _originals[kind] = kind.__iter__
@@ -106,7 +126,7 @@ def listen(listener: Callable[[Tensor], None]) -> None:
     _listeners.append(listener)
 
 
-def unlisten(listener: Callable[[Tensor], None]) -> None:
+def unlisten(listener: Callable[[Tensor | None], None]) -> None:
     """Undo :func:`listen`; with the last listener gone, accelerate's classes are as they were."""
     if listener in _listeners:
         _listeners.remove(listener)
@@ -119,11 +139,21 @@ def unlisten(listener: Callable[[Tensor], None]) -> None:
 def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
     @wraps(iterate)
     def untagged(loader: Any) -> Iterator[Any]:
-        for item in iterate(loader):
-            if isinstance(item, Tagged):
-                for listener in list(_listeners):
-                    listener(item.sample_ids)
-                item = item.batch
-            yield item
+        tagged = False
+        try:
+            for item in iterate(loader):
+                if isinstance(item, Tagged):
+                    tagged = True
+                    _tell(item.sample_ids)
+                    item = item.batch
+                yield item
+        finally:
+            if tagged:
+                _tell(None)
 
     return untagged
+
+
+def _tell(sample_ids: Tensor | None) -> None:
+    for listener in list(_listeners):
+        listener(sample_ids)

@@ -22,9 +22,9 @@ def find_timesteps(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | No
     if not isinstance(found, Tensor | int | float):
         return None
     timesteps = torch.as_tensor(found).detach()
-    if timesteps.dim() == 0:
+    if timesteps.numel() == 1:
         batch = next((a.shape[0] for a in (*args, *kwargs.values()) if _batched(a)), 1)
-        timesteps = timesteps.expand(batch)
+        timesteps = timesteps.flatten().expand(batch)
     return timesteps if timesteps.dim() == 1 else None
 
 
@@ -34,12 +34,10 @@ def _batched(value: Any) -> bool:
 
 def prediction(output: Any) -> Tensor | None:
     """The predicted tensor in a model's output: a tensor, a tuple, or a dataclass's ``sample``."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        return output[0]
-    sample = getattr(output, "sample", None)
-    return sample if isinstance(sample, Tensor) else None
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    found = output if isinstance(output, Tensor) else getattr(output, "sample", None)
+    return found if isinstance(found, Tensor) and found.dim() > 1 else None
 
 
 class SampleLosses:

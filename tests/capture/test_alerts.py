@@ -28,8 +28,10 @@ def make_rows(norms: list[float], timesteps: list[float]) -> Rows:
 
 def test_non_finite_gradients_are_named() -> None:
     alerts = list(NonFinite().look(make_rows([1, np.nan, 2, np.inf], [1, 2, 3, 4])))
-    assert [(a.samples, a.level) for a in alerts] == [([1], "error"), ([3], "error")]
+    assert [(a.samples, a.level) for a in alerts] == [([1, 3], "error")]
+    assert "2 samples have a gradient that is not finite (1, 3)" in alerts[0].message
     assert alerts[0].to_json()["value"] == "nan"
+    assert list(NonFinite().look(make_rows([1, 2], [1, 2]))) == []
 
 
 def test_a_norm_is_judged_within_its_timestep_bin() -> None:

@@ -132,9 +132,44 @@ class Folded(nn.Module):
         return self.swapped(x.transpose(0, 1)).transpose(0, 1)
 
 
+class Coincidence(nn.Module):
+    """Tables with as many rows as the batch, used without samples: the shape must not deceive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Embedding(BATCH, WIDTH)
+        self.lifted = nn.Linear(2, WIDTH)
+        self.register_buffer("grid", torch.randn(BATCH, 2))
+        self.row = nn.Parameter(torch.randn(1, WIDTH))
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :BATCH]  # as many tokens as samples
+        table = self.position(torch.arange(BATCH)) + self.lifted(self.grid) + self.row.expand(BATCH, -1)
+        return self.inner((x + table).tanh())
+
+
+class Keywords(nn.Module):
+    """Layers called by keyword, and a bias trained alone before an in-place change of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.inner.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(input=x) * 1
+        result = self.inner(input=hidden)
+        if self.inner.weight.requires_grad is False:
+            hidden = hidden.detach()
+            hidden += 1
+        return result + hidden
+
+
 CASES = [
-    BareTables, Functional, Unbatched, Tied, CalledTwice, Attention, WeightNormed, Transposed,
-    InPlace, Folded,
+    Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention,
+    WeightNormed, Transposed, InPlace, Folded,
 ]  # fmt: skip
 
 
@@ -156,6 +191,19 @@ def test_every_parameter_is_exact(kind: type[nn.Module], weight_gradients: bool)
         assert engine.coverage.complete
         assert relative_error(engine.projections, expected) < 1e-5
         assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_autocast_does_not_make_the_survey_suspicious(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, batch = kind(), (torch.randn(BATCH, TOKENS, WIDTH),)
+    expected = sample_gradients(model, _losses, batch)
+    engine = PerSampleGradients(model, projection_dim="full")
+    with engine, torch.autocast("cpu", torch.bfloat16):
+        _losses(model, batch).mean().backward()
+    assert engine.coverage.complete, engine.coverage
+    # bfloat16 keeps 8 bits: the activations themselves are off by 1/256 or so.
+    assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 0.05
 
 
 @pytest.mark.parametrize("kind", CASES)

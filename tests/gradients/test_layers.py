@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffhook.gradients import PerSampleGradients
+from diffhook.gradients import PerSampleGradients, Sketch
 from tests.twins import relative_error, sample_gradients
 
 
@@ -99,6 +99,36 @@ def test_an_embedding_adds_up_repeated_rows(shape: tuple[int, ...], padding_idx:
 def test_a_chunked_layer_equals_the_batch_1_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffhook.gradients.engine._CHUNK_ELEMENTS", 100)
     _check(nn.Conv2d(4, 6, 3), (torch.randn(5, 4, 8, 8),))
+
+
+WIDE = {
+    "ghost": (nn.Conv2d(128, 160, 3, padding=1), (3, 128, 6, 7)),
+    "ghost-unpadded": (nn.Conv2d(128, 128, 3), (3, 128, 8, 8)),
+    "ghost-1d": (nn.Conv1d(128, 128, 5, padding=2), (3, 128, 20)),
+    "ghost-3d": (nn.Conv3d(128, 128, 2, padding=1), (2, 128, 2, 3, 2)),
+    "stride": (nn.Conv2d(128, 128, (3, 2), padding=(1, 0), stride=2), (3, 128, 8, 8)),
+    "large-map": (nn.Conv2d(128, 128, 3, padding=1), (2, 128, 24, 24)),
+}
+
+
+@pytest.mark.parametrize("dim", [0, 2048])
+@pytest.mark.parametrize("name", WIDE)
+def test_a_wide_convolution_needs_no_product(name: str, dim: int) -> None:
+    torch.manual_seed(1)
+    layer, shape = WIDE[name]
+    batch = (torch.randn(shape),)
+    expected = sample_gradients(layer, _squares, batch)
+    engine = PerSampleGradients(layer, projection_dim=dim)
+    with engine:
+        _squares(layer, batch).mean().backward()
+    assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
+    if dim:
+        assert isinstance(engine.sketch, Sketch)
+        projected = torch.zeros(len(expected), dim, dtype=torch.float64)
+        weight, bias = expected.split([layer.weight.numel(), layer.bias.numel()], dim=1)
+        engine.sketch.add("weight", weight.clone().view(-1, *layer.weight.shape), projected)
+        engine.sketch.add("bias", bias.clone(), projected)
+        assert relative_error(engine.projections, projected) < 1e-5
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -23,7 +23,6 @@ class Reduced(NamedTuple):
     mixed: Tensor | None  # (B, q·q·kernel), the product of the mixed factors
 
 
-
 class LayerRule(ABC):
     """Per-sample parameter gradients of one kind of layer, from its input and output gradient.
 

@@ -1,0 +1,188 @@
+"""What happens between a batch and the optimiser step, as the hook sees it.
+
+batch → forward → backward → (more micro-batches) → optimiser step
+ids     begin     rows staged                       rows complete, written
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from diffhook.capture import Plan, Recorder
+from diffhook.errors import CaptureError
+from diffhook.integrations.accelerate.watch import SampleLosses, find_timesteps, prediction
+
+logger = logging.getLogger("diffhook")
+
+
+class Session:
+    """Follows one process's training loop and feeds the recorder.
+
+    Args:
+        accelerator: the loop's.
+        plan: which steps to capture.
+        snapshot_every: optimiser steps between snapshots.
+    """
+
+    def __init__(self, accelerator: Accelerator, plan: Plan, snapshot_every: int | None) -> None:
+        self.accelerator = accelerator
+        self.plan = plan
+        self.recorder: Recorder | None = None
+        self.step_count = 0  # optimiser steps taken
+        self.began = time.perf_counter()
+        self.sample_ids: Tensor | None = None
+        self.timesteps: Tensor | None = None
+        self.in_pass = False  # a forward was watched whose backward has not come
+        self._snapshot_every = snapshot_every
+        self._own_forward = False  # a probe of ours is running
+        self._batch_captured = False
+        self._warned: set[str] = set()
+        self._losses: SampleLosses | None = None
+        self._step_began: float | None = None
+        self._reset_step()
+
+    def _reset_step(self) -> None:
+        self._step_seconds = 0.0  # of capture
+        self._step_rows = 0
+        self._step_captured = False
+
+    # ── a micro-batch ─────────────────────────────────────────────────────────────────────────
+
+    def batch(self, sample_ids: Tensor | None, timesteps: Tensor | None = None) -> None:
+        """The loop has received a batch, or (None) is through with its loader."""
+        self.abandon()
+        self.sample_ids, self.timesteps = sample_ids, timesteps
+        self._batch_captured = False
+
+    def abandon(self) -> None:
+        """Forget a forward whose backward did not come."""
+        if self.in_pass and self.recorder is not None:
+            self.recorder.engine.abandon()
+        self.in_pass = False
+        self.sample_ids = self.timesteps = self._losses = None
+
+    def expects(self) -> bool:
+        """Whether a forward now would be one of training, on a batch that is known."""
+        known = self.sample_ids is not None and not self.in_pass and not self._own_forward
+        return known and torch.is_grad_enabled()
+
+    def forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The model is about to be called on the batch."""
+        recorder, ids = self.recorder, self.sample_ids
+        assert recorder is not None
+        assert ids is not None
+        if self._step_began is None:
+            self._step_began = time.perf_counter()
+        if not self.plan.captures(self.step_count):
+            return
+        timesteps = find_timesteps(args, kwargs) if self.timesteps is None else self.timesteps
+        if timesteps is None:
+            raise CaptureError(
+                f"{type(model).__name__} was called without a timestep (keyword 'timestep' or "
+                "second argument): name it with hook.step(sample_ids=..., timesteps=...)"
+            )
+        if len(timesteps) != len(ids):
+            raise CaptureError(
+                f"the batch has {len(ids)} sample ids but {len(timesteps)} timesteps: name both "
+                "with hook.step(sample_ids=..., timesteps=...)"
+            )
+        self.timesteps = timesteps
+        self.in_pass = True
+        recorder.engine.begin()
+        recorder.engine.enter_model(model, args, kwargs)
+
+    def output(self, output: Any) -> None:
+        """The model has answered."""
+        predicted = prediction(output)
+        if self.in_pass and self._losses is None and predicted is not None and predicted.requires_grad:
+            self._losses = SampleLosses(predicted)
+
+    def backward(self, batch_loss: float | None, scale: float, accumulation: float) -> None:
+        """The backward is over: stage the rows.
+
+        Args:
+            batch_loss: the loop's loss, before scales; None if not known.
+            scale: factor on the loss that the optimiser step undoes (AMP).
+            accumulation: factor on the loss that it does not (1 / micro-batches of a step).
+        """
+        recorder, ids, timesteps, losses = self.recorder, self.sample_ids, self.timesteps, self._losses
+        if not self.in_pass or recorder is None or ids is None or timesteps is None:
+            self._warn_of_second_backward()
+            return
+        began = time.perf_counter()
+        engine = recorder.engine
+        engine.loss_scale = scale * accumulation
+        try:
+            engine.finish()
+        finally:
+            self.abandon()
+        if len(engine.norms) != len(ids):
+            raise CaptureError(f"the model was called on {len(engine.norms)} rows for {len(ids)} sample ids")
+        own = None
+        if losses is not None and batch_loss is not None:
+            own = losses.losses(len(ids) / engine.loss_scale, batch_loss)
+        share = accumulation / (len(ids) * self.accelerator.num_processes)
+        weight = share * self.plan.stride
+        recorder.captured(ids, timesteps, step=self.step_count, weight=weight, losses=own)
+        self._batch_captured = True
+        self._step_rows += len(ids)
+        self._step_captured = True
+        self._step_seconds += time.perf_counter() - began + engine.hook_seconds
+
+    def _warn_of_second_backward(self) -> None:
+        if self._batch_captured and "second" not in self._warned:
+            self._warned.add("second")
+            logger.warning(
+                "a batch was differentiated twice: rows hold the gradient of the first backward only"
+            )
+
+    # ── an optimiser step ─────────────────────────────────────────────────────────────────────
+
+    def skipped(self) -> None:
+        """Gradients were zeroed without a step: the rows staged moved nothing."""
+        if self.recorder is not None and self.accelerator.sync_gradients:
+            self.recorder.skipped()
+
+    def stepped(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimiser has just moved the parameters; the scheduler has not moved the rate."""
+        recorder = self.recorder
+        if recorder is None:
+            return
+        began = time.perf_counter()
+        group = optimizer.param_groups[0]
+        rate = float(group["lr"]) * float(group.get("d", 1.0))  # d: Prodigy's estimate
+        recorder.stepped(rate, self._step_rows * self.accelerator.num_processes)
+        self.step_count += 1
+        now = time.perf_counter()
+        captured = self._step_seconds + now - began if self._step_captured else None
+        if self._step_began is not None and self.plan.finished_step(captured, now - self._step_began):
+            self._tell_stride()
+        self._step_began = now
+        self._reset_step()
+        if self._snapshot_every and self.step_count % self._snapshot_every == 0:
+            self.snapshot()
+
+    def _tell_stride(self) -> None:
+        if self.accelerator.is_main_process:
+            print(
+                f"diffhook: capturing one step in {self.plan.stride} to stay within "
+                f"{self.plan.overhead:.0%} overhead",
+                flush=True,
+            )
+
+    def snapshot(self) -> None:
+        """Keep the parameters as they are, and probe."""
+        if self.recorder is None:
+            return
+        self._own_forward = True
+        try:
+            self.recorder.snapshot(self.step_count)
+        finally:
+            self._own_forward = False
+            self._step_began = time.perf_counter()
