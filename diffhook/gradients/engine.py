@@ -432,5 +432,8 @@ def _leading_axis(values: Collection[Any]) -> int | None:
 @contextmanager
 def _full_precision(tensor: Tensor) -> Iterator[None]:
     """Autocast off: inside a hook it would round the products (about 1e-3)."""
+    if not torch.is_autocast_enabled(tensor.device.type):
+        yield
+        return
     with torch.autocast(tensor.device.type, enabled=False):
         yield

@@ -15,6 +15,8 @@ def squared_lengths(rows: Tensor) -> Tensor:
     would cost as much memory traffic as everything else.
     """
     count, length = rows.shape
+    if length < 16 * _PIECE:
+        return rows.square().sum(1).double()
     whole = length - length % _PIECE
     total = rows[:, whole:].double().square().sum(1)
     if whole:

@@ -24,6 +24,22 @@ class LinearRule(LayerRule):
         grad = grad_output.reshape(batch, -1, grad_output.shape[-1])
         if "weight" in wanted:
             tokens = inputs.reshape(batch, -1, inputs.shape[-1]).to(grad.dtype)
-            yield "weight", torch.bmm(grad.transpose(1, 2), tokens)
+            if "weight" in mixers and _ghost_is_cheaper(tokens, grad):
+                yield "weight", Reduced(_ghost_squares(tokens, grad), None)
+            else:
+                yield "weight", torch.bmm(grad.transpose(1, 2), tokens)
         if "bias" in wanted:
             yield "bias", grad.sum(1)
+
+
+def _ghost_is_cheaper(tokens: Tensor, grad: Tensor) -> bool:
+    """Whether two Gram matrices over T tokens beat the product."""
+    count, inward, outward = tokens.shape[1], tokens.shape[2], grad.shape[2]
+    return count * (inward + outward) < inward * outward
+
+
+def _ghost_squares(tokens: Tensor, grad: Tensor) -> Tensor:
+    """(B,) float64 ‖GᵀA‖² = ⟨AAᵀ, GGᵀ⟩ without GᵀA."""
+    inside = torch.bmm(tokens, tokens.transpose(1, 2))
+    between = torch.bmm(grad, grad.transpose(1, 2))
+    return (inside * between).flatten(1).sum(1).double()

@@ -1,0 +1,207 @@
+"""What per-sample gradients cost, as ratios to one plain forward and backward in the same run.
+
+    python examples/benchmarks/capture.py [--repeats 7] [--models small_unet dit …]
+
+Prints the table and saves it to examples/results/capture.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import CASES, Case
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from machine import machine
+
+from diffhook.gradients import PerSampleGradients
+
+RESULT = Path(__file__).parents[1] / "results" / "capture.json"
+Run = Callable[[], Tensor | None]  # one pass; the per-sample norms where there are any
+
+
+def plain(case: Case) -> Run:
+    """Forward and backward, summed gradients: the unit of the table."""
+
+    def run() -> None:
+        case.model.zero_grad(set_to_none=True)
+        case.losses().mean().backward()
+
+    return run
+
+
+def batch_1_loop(case: Case) -> Run:
+    """The honest slow way: one sample at a time."""
+    parameters = [p for p in case.model.parameters() if p.requires_grad]
+
+    def run() -> Tensor:
+        norms = []
+        for row in range(case.batch):
+            loss = case.losses(slice(row, row + 1)).sum()
+            shares = torch.autograd.grad(loss, parameters)
+            norms.append(sum(share.square().sum() for share in shares))
+        return torch.stack(norms).sqrt()  # type: ignore[arg-type]
+
+    return run
+
+
+def vmap_grad(case: Case) -> Run:
+    """torch.func: vmap over grad, norms only."""
+    parameters = {n: p.detach() for n, p in case.model.named_parameters() if p.requires_grad}
+
+    def loss(values: dict[str, Tensor], inputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        one = {name: value[None] for name, value in inputs.items()}
+        predicted = torch.func.functional_call(case.model, values, (), {**one, "return_dict": False})[0]
+        return (predicted[0] - target).square().mean()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different")
+
+    def run() -> Tensor:
+        shares = gradients(parameters, case.inputs, case.target)
+        return torch.stack([s.flatten(1).square().sum(1) for s in shares.values()]).sum(0).sqrt()
+
+    return run
+
+
+def ours(dim: int, *, in_step: bool) -> Callable[[Case], Run]:
+    """diffhook: beside the training's own gradients (in step), or without them (probe)."""
+
+    def make(case: Case) -> Run:
+        engine = PerSampleGradients(case.model, projection_dim=dim, weight_gradients=in_step)
+
+        def run() -> Tensor:
+            case.model.zero_grad(set_to_none=True)
+            with engine:
+                case.losses().mean().backward()
+            if dim:
+                engine.projections  # noqa: B018
+            return engine.norms
+
+        return run
+
+    return make
+
+
+METHODS: dict[str, Callable[[Case], Run]] = {
+    "plain forward + backward": plain,
+    "batch-1 loop, norms": batch_1_loop,
+    "vmap(grad), norms": vmap_grad,
+    "diffhook probe, norms": ours(0, in_step=False),
+    "diffhook probe, norms + D = 2048": ours(2048, in_step=False),
+    "diffhook in step, norms": ours(0, in_step=True),
+    "diffhook in step, norms + D = 2048": ours(2048, in_step=True),
+}
+
+
+def exact_norms(case: Case) -> Tensor:
+    """(B,) float64, one sample at a time."""
+    original = case.model
+    case.model = original.double()
+    inputs, target = case.inputs, case.target
+    case.inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
+    case.target = target.double()
+    norms = batch_1_loop(case)()
+    case.model = original.float()
+    case.inputs, case.target = inputs, target
+    assert norms is not None
+    return norms
+
+
+def peak_memory(run: Run) -> int | None:
+    """Bytes above the start at the peak of one pass; None where Linux or CUDA cannot tell."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - start
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not clear.exists():
+        return None
+    clear.write_text("5")  # resets the peak
+    start = _field(status.read_text(), "VmRSS")
+    run()
+    return _field(status.read_text(), "VmHWM") - start
+
+
+def _field(status: str, name: str) -> int:
+    line = next(line for line in status.splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
+    """Rows of the table for one model; the methods take turns, so that noise hits all alike."""
+    runs, notes = {}, {}
+    exact = exact_norms(case)
+    errors: dict[str, float] = {}
+    for name, make in METHODS.items():
+        try:
+            runs[name] = make(case)
+            norms = runs[name]()
+            if norms is not None:
+                errors[name] = float(((norms.double() - exact).abs() / exact).max())
+        except Exception as error:  # a peer that cannot take this model is noted, not measured
+            runs.pop(name, None)
+            notes[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    memory = {name: peak_memory(run) for name, run in runs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append(time.perf_counter() - began)
+    unit = statistics.median(seconds["plain forward + backward"])
+    return [
+        {
+            "method": name,
+            "ratio": round(statistics.median(seconds[name]) / unit, 3) if name in runs else None,
+            "milliseconds": round(statistics.median(seconds[name]) * 1e3, 1) if name in runs else None,
+            "peak_bytes": memory.get(name),
+            "error": errors.get(name),
+            "note": notes.get(name, ""),
+        }
+        for name in METHODS
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--models", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    results = []
+    for name in args.models:
+        torch.manual_seed(0)
+        case = CASES[name]()
+        title = f"{case.name} {case.size / 1e6:.2g} M, batch {case.batch}"
+        rows = measure(case, args.repeats)
+        results.append({"model": name, "title": title, "rows": rows})
+        print(title)
+        for row in rows:
+            ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}"
+            memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:6.0f} MiB"
+            error = "" if row["error"] is None else f"{row['error']:.0e}"
+            print(f"  {row['method']:<36} {ratio:>6}  {memory:>10}  {error:>6}  {row['note']}", flush=True)
+    document = {
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "repeats": args.repeats,
+        "results": results,
+    }
+    args.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

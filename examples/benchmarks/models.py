@@ -1,0 +1,108 @@
+"""The models that capture is measured on, built from configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+
+
+@dataclass
+class Case:
+    """A model, the arguments of one call, and the target of its output."""
+
+    name: str
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    target: Tensor
+
+    def losses(self, rows: slice = slice(None)) -> Tensor:
+        """(B,) mean squared errors of the given samples."""
+        inputs = {name: value[rows] for name, value in self.inputs.items()}
+        predicted = self.model(**inputs, return_dict=False)[0]
+        return (predicted - self.target[rows]).square().flatten(1).mean(1)
+
+    @property
+    def batch(self) -> int:
+        return len(self.target)
+
+    @property
+    def size(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+
+def _case(name: str, model: nn.Module, batch: int, channels: int, size: int, **extra: Tensor) -> Case:
+    noisy, target = torch.randn(2, batch, channels, size, size)
+    first = "hidden_states" if isinstance(model, DiTTransformer2DModel) else "sample"
+    inputs = {first: noisy, "timestep": torch.randint(0, 1000, (batch,)), **extra}
+    return Case(name, model, inputs, target)
+
+
+def small_unet(batch: int = 32) -> Case:
+    model = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+    return _case("UNet2DModel", model, batch, 3, 32)
+
+
+def large_unet(batch: int = 8) -> Case:
+    model = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(64, 128, 256, 256),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+    return _case("UNet2DModel", model, batch, 3, 32)
+
+
+def dit(batch: int = 32) -> Case:
+    model = DiTTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=4,
+        num_layers=4,
+        sample_size=16,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+    )
+    for module in model.modules():  # label dropout draws per batch: nothing could be compared
+        if hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    return _case("DiT", model, batch, 4, 16, class_labels=torch.randint(0, 10, (batch,)))
+
+
+def lora(batch: int = 16) -> Case:
+    from peft import LoraConfig
+
+    model: Any = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        cross_attention_dim=64,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    model.requires_grad_(False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    model.add_adapter(LoraConfig(r=8, init_lora_weights="gaussian", target_modules=targets))
+    text = torch.randn(batch, 16, 64)
+    return _case("LoRA r=8", model, batch, 4, 32, encoder_hidden_states=text)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "small_unet": small_unet,
+    "large_unet": large_unet,
+    "dit": dit,
+    "lora": lora,
+}
