@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal, Self
 
 import torch
@@ -85,6 +85,10 @@ class PerSampleGradients:
             self._on_backward,
             inputless=[n for n, owned in self._layers.items() if set(owned.parameters) == {"bias"}],
         )
+        self._sizes = {
+            layer: max(self.parameters[name].numel() for name in owned.parameters.values())
+            for layer, owned in self._layers.items()
+        }
         self._tied = _tied(self._layers)
         ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
         self._fallback = set(self.parameters) - ruled
@@ -289,7 +293,7 @@ class PerSampleGradients:
         if self._failure is not None:
             return
         try:
-            with torch.no_grad(), _full_precision(grad_output):
+            with _exactly(grad_output):
                 self._layer_products(layer, inputs, grad_output)
         except Exception as error:  # kept for finish(): the backward belongs to someone else
             self._failure = error
@@ -302,8 +306,7 @@ class PerSampleGradients:
         if layer in self._taken and not summed:
             raise CaptureError(f"{layer} was called again after its gradient was taken")
         self._taken.add(layer)
-        size = max(self.parameters[name].numel() for name in owned.parameters.values())
-        size = max(size, inputs[0].numel(), grad[0].numel())
+        size = max(self._sizes[layer], inputs[0].numel(), grad[0].numel())
         mixers = {} if summed else self._mixers(owned, grad)
         for rows in self._chunks(len(grad), size):
             products = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
@@ -318,7 +321,7 @@ class PerSampleGradients:
 
     def _mixers(self, owned: Owned, like: Tensor) -> dict[str, Mixers | None]:
         """Local names whose products need not be formed, and how to mix them."""
-        if self.full or self.group_size > 1:
+        if self.full or self.group_size > 1 or (self.sketch is not None and self._narrow(owned)):
             return {}
         found: dict[str, Mixers | None] = {}
         for local, name in owned.parameters.items():
@@ -332,6 +335,10 @@ class PerSampleGradients:
                 if mixers is not None:
                     found[local] = mixers
         return found
+
+    @staticmethod
+    def _narrow(owned: Owned) -> bool:
+        return not isinstance(owned.module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
     def _on_use(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
         self._note_dtype(dtype)
@@ -429,11 +436,15 @@ def _leading_axis(values: Collection[Any]) -> int | None:
     return None
 
 
-@contextmanager
-def _full_precision(tensor: Tensor) -> Iterator[None]:
-    """Autocast off: inside a hook it would round the products (about 1e-3)."""
-    if not torch.is_autocast_enabled(tensor.device.type):
-        yield
-        return
-    with torch.autocast(tensor.device.type, enabled=False):
-        yield
+_NOTHING = nullcontext()
+
+
+def _exactly(tensor: Tensor) -> AbstractContextManager[object]:
+    """No gradients of gradients, and no autocast, which would round the products (about 1e-3)."""
+    kind = tensor.device.type
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(kind):
+        return _NOTHING  # as in every ordinary backward; contexts would cost as much as a small layer
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ def signs(seed: int, name: str, count: int) -> npt.NDArray[np.int8]:
     return (bits.astype(np.int8) << 1) - 1
 
 
+@lru_cache(maxsize=65536)
 def offset(seed: int, name: str, modulus: int) -> int:
     """A bucket in [0, modulus) for the first element of the parameter ``name``."""
     return int(_key(seed, f"offset:{name}")[0] % np.uint64(modulus))
