@@ -43,11 +43,39 @@ def mnist(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def capture(result: dict[str, Any]) -> str:
+    """What per-sample gradients cost."""
+    models = result["results"]
+    lines = [
+        "| time (and peak memory) as multiples of plain forward + backward | "
+        + " | ".join(model["title"] for model in models)
+        + " |",
+        "|---" * (len(models) + 1) + "|",
+    ]
+    for index, row in enumerate(models[0]["rows"]):
+        cells = [_cell(model["rows"][index]) for model in models]
+        lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+    errors = [row["error"] for model in models for row in model["rows"] if row["error"] is not None]
+    lines += [
+        "",
+        f"Largest error of a norm against float64: {max(errors):.0e}. "
+        + _provenance(result, "python examples/benchmarks/capture.py", f"; medians of {result['repeats']}"),
+    ]
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["ratio"] is None:
+        return row["note"].partition(":")[0] or "–"
+    memory = "" if row["peak_ratio"] is None else f" ({row['peak_ratio']:.2f})"
+    return f"{row['ratio']:.2f}{memory}"
+
+
 def _provenance(result: dict[str, Any], command: str, more: str = "") -> str:
     return f"`{command}`, {result['date']}, {result['machine']}{more}."
 
 
-TABLES = {"mnist": mnist}
+TABLES = {"mnist": mnist, "capture": capture}
 
 
 def fill(readme: str) -> str:

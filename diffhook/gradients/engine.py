@@ -142,7 +142,7 @@ class PerSampleGradients:
             self._tape.require_outputs = True
             self._stack.callback(setattr, self._tape, "require_outputs", False)
         if not self._surveyed:
-            self._survey = Survey(self.parameters, self._tape)
+            self._survey = Survey(self.parameters, self._fallback, self._tape)
             self._stack.callback(self._survey.close)
 
     def finish(self) -> None:

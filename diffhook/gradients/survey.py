@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,19 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torc
 
 
 class Survey:
-    """Collects the summed gradients that autograd delivers to parameters during one pass.
+    """Notes to which parameters autograd delivers a gradient during one pass.
 
     Args:
         parameters: name → parameter, all with requires_grad.
-        tape: quiet while the fallback differentiates on its own account.
+        fallback: names left to the fallback, as the forward has found them: their gradients are
+            kept for comparison, those of the others would only cost memory.
+        tape: paused while the fallback differentiates on its own account.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], tape: Tape) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], fallback: Collection[str], tape: Tape) -> None:
         self._tape = tape
+        self._fallback = fallback
+        self._reached: set[str] = set()
         self._sums: dict[str, Tensor] = {}
         self._handles = [
             parameter.register_hook(self._collector(name)) for name, parameter in parameters.items()
@@ -30,7 +34,11 @@ class Survey:
 
     def _collector(self, name: str):  # type: ignore[no-untyped-def]
         def collect(gradient: Tensor) -> None:
-            if not self._tape.paused:
+            if self._tape.paused:
+                return
+            if bool(gradient.any()):
+                self._reached.add(name)
+            if name in self._fallback:
                 kept = self._sums.get(name)
                 self._sums[name] = gradient.detach() if kept is None else kept + gradient
 
@@ -51,11 +59,12 @@ class Survey:
             split: name → (B, *shape) gradients found by the fallback, before any rescaling.
             dtype: the lowest precision in which the pass computed.
         """
-        for name, expected in self._sums.items():
-            if name in split:
+        for name in self._reached:
+            expected = self._sums.get(name)
+            if expected is not None and name in split:
                 found = split[name].sum(0)
                 error = (found - expected).norm() / expected.norm().clamp_min(1e-30)
                 if bool(error > _TOLERANCE.get(dtype, 0.1)):
                     yield name, f"its samples' gradients miss autograd's sum by {float(error):.1%}"
-            elif name not in absorbed and bool(expected.any()):
+            elif name not in absorbed:
                 yield name, "its uses never met a tensor whose first axis is the batch"

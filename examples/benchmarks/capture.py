@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -117,28 +118,36 @@ def exact_norms(case: Case) -> Tensor:
     return norms
 
 
-def peak_memory(run: Run) -> int | None:
-    """Bytes above the start at the peak of one pass; None where Linux or CUDA cannot tell."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        start = torch.cuda.memory_allocated()
+def peak_memory(model: str, method: str) -> int | None:
+    """Bytes that two passes in a process of their own need above the model itself.
+
+    The peak of a process that measured something else before would be that one's. None where neither
+    CUDA nor Linux tells, or the method cannot take the model.
+    """
+    command = [sys.executable, __file__, "--peak", model, method]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+
+
+def print_peak(model: str, method: str) -> None:
+    """What :func:`peak_memory` asks its process."""
+    torch.manual_seed(0)
+    case = CASES[model]()
+    run = METHODS[method](case)
+    start = torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
+    for _ in range(2):
         run()
-        return torch.cuda.max_memory_allocated() - start
-    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not clear.exists():
-        return None
-    clear.write_text("5")  # resets the peak
-    start = _field(status.read_text(), "VmRSS")
-    run()
-    return _field(status.read_text(), "VmHWM") - start
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+    print(peak - start)
 
 
-def _field(status: str, name: str) -> int:
-    line = next(line for line in status.splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+def _status(name: str) -> int:
+    """A field of the kernel's account of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
-def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
+def measure(model: str, case: Case, repeats: int) -> list[dict[str, Any]]:
     """Rows of the table for one model; the methods take turns, so that noise hits all alike."""
     runs, notes = {}, {}
     exact = exact_norms(case)
@@ -152,7 +161,7 @@ def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
         except Exception as error:  # a peer that cannot take this model is noted, not measured
             runs.pop(name, None)
             notes[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    memory = {name: peak_memory(run) for name, run in runs.items()}
+    memory = {name: peak_memory(model, name) for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -162,12 +171,14 @@ def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - began)
     unit = statistics.median(seconds["plain forward + backward"])
+    least = memory["plain forward + backward"]
     return [
         {
             "method": name,
             "ratio": round(statistics.median(seconds[name]) / unit, 3) if name in runs else None,
             "milliseconds": round(statistics.median(seconds[name]) * 1e3, 1) if name in runs else None,
             "peak_bytes": memory.get(name),
+            "peak_ratio": round(peak / least, 2) if least and (peak := memory.get(name)) else None,
             "error": errors.get(name),
             "note": notes.get(name, ""),
         }
@@ -180,18 +191,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--models", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "METHOD"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.peak:
+        print_peak(*args.peak)
+        return
     results = []
     for name in args.models:
         torch.manual_seed(0)
         case = CASES[name]()
         title = f"{case.name} {case.size / 1e6:.2g} M, batch {case.batch}"
-        rows = measure(case, args.repeats)
+        rows = measure(name, case, args.repeats)
         results.append({"model": name, "title": title, "rows": rows})
         print(title)
         for row in rows:
             ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}"
-            memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:6.0f} MiB"
+            memory = "" if row["peak_ratio"] is None else f"× {row['peak_ratio']:.2f}"
             error = "" if row["error"] is None else f"{row['error']:.0e}"
             print(f"  {row['method']:<36} {ratio:>6}  {memory:>10}  {error:>6}  {row['note']}", flush=True)
     document = {
