@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any, Literal, Self
 
 import torch
@@ -15,11 +14,12 @@ from torch.utils.hooks import RemovableHandle
 from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.freeze import Frozen
-from diffhook.gradients.layers import Owned, clean_name, find_layers
+from diffhook.gradients.layers import Owned, clean_name, find_layers, tied
 from diffhook.gradients.lengths import squared_lengths
 from diffhook.gradients.local_hook import LocalHook
+from diffhook.gradients.precision import exactly
 from diffhook.gradients.rules import Mixers, Reduced
-from diffhook.gradients.sketch import FullGradient, Sketch
+from diffhook.gradients.sketch import FullGradient, Sketch, make_sketch
 from diffhook.gradients.survey import Survey
 from diffhook.gradients.tape import Tape
 from diffhook.gradients.uses import ParameterUses
@@ -77,7 +77,7 @@ class PerSampleGradients:
         self.parameters = {clean_name(n): p for n, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigurationError("the model has no parameter with requires_grad=True")
-        self.sketch = _make_sketch(projection_dim, seed, self.parameters)
+        self.sketch = make_sketch(projection_dim, seed, self.parameters)
         self._layers = find_layers(model, self.parameters)
         self._tape = Tape(
             {name: owned.module for name, owned in self._layers.items()},
@@ -89,7 +89,7 @@ class PerSampleGradients:
             layer: max(self.parameters[name].numel() for name in owned.parameters.values())
             for layer, owned in self._layers.items()
         }
-        self._tied = _tied(self._layers)
+        self._tied = tied(self._layers)
         ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
         self._fallback = set(self.parameters) - ruled
         self._missing: dict[str, str] = {}
@@ -293,7 +293,7 @@ class PerSampleGradients:
         if self._failure is not None:
             return
         try:
-            with _exactly(grad_output):
+            with exactly(grad_output):
                 self._layer_products(layer, inputs, grad_output)
         except Exception as error:  # kept for finish(): the backward belongs to someone else
             self._failure = error
@@ -409,42 +409,9 @@ class PerSampleGradients:
             )
 
 
-def _make_sketch(
-    projection_dim: int | Literal["full"], seed: int, parameters: dict[str, nn.Parameter]
-) -> Sketch | FullGradient | None:
-    if projection_dim == "full":
-        return FullGradient({name: p.numel() for name, p in parameters.items()})
-    if not isinstance(projection_dim, int) or projection_dim < 0:
-        raise ConfigurationError(f'projection_dim is {projection_dim!r}; expected an integer ≥ 0 or "full"')
-    return Sketch(projection_dim, seed) if projection_dim else None
-
-
-def _tied(layers: dict[str, Owned]) -> set[str]:
-    """Names of parameters that more than one layer owns."""
-    owners: dict[str, int] = defaultdict(int)
-    for owned in layers.values():
-        for name in owned.parameters.values():
-            owners[name] += 1
-    return {name for name, count in owners.items() if count > 1}
-
-
 def _leading_axis(values: Collection[Any]) -> int | None:
     """Length of the first axis of the first tensor that has one."""
     for value in values:
         if isinstance(value, Tensor) and value.dim() > 0:
             return value.shape[0]
     return None
-
-
-_NOTHING = nullcontext()
-
-
-def _exactly(tensor: Tensor) -> AbstractContextManager[object]:
-    """No gradients of gradients, and no autocast, which would round the products (about 1e-3)."""
-    kind = tensor.device.type
-    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(kind):
-        return _NOTHING  # as in every ordinary backward; contexts would cost as much as a small layer
-    stack = ExitStack()
-    stack.enter_context(torch.no_grad())
-    stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,3 +42,12 @@ def find_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dic
         if own and rule is not None and rule.obstacle(module) is None:
             layers[path or "the model"] = Owned(module, rule, own)
     return layers
+
+
+def tied(layers: dict[str, Owned]) -> set[str]:
+    """Names of parameters that more than one layer owns."""
+    owners: dict[str, int] = defaultdict(int)
+    for owned in layers.values():
+        for name in owned.parameters.values():
+            owners[name] += 1
+    return {name for name, count in owners.items() if count > 1}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffhook.errors import ConfigurationError
 from diffhook.gradients.rules import Mixers
@@ -113,3 +114,18 @@ class FullGradient:
         start = self._start[name]
         flat = products.reshape(len(products), -1)
         out[:, start : start + flat.shape[1]].add_(flat)
+
+
+def make_sketch(
+    projection_dim: int | Literal["full"], seed: int, parameters: dict[str, nn.Parameter]
+) -> Sketch | FullGradient | None:
+    """The projection that ``projection_dim`` asks for; None for 0.
+
+    Raises:
+        ConfigurationError: negative, or neither an integer nor "full".
+    """
+    if projection_dim == "full":
+        return FullGradient({name: p.numel() for name, p in parameters.items()})
+    if not isinstance(projection_dim, int) or projection_dim < 0:
+        raise ConfigurationError(f'projection_dim is {projection_dim!r}; expected an integer ≥ 0 or "full"')
+    return Sketch(projection_dim, seed) if projection_dim else None

@@ -16,7 +16,7 @@ from tests.twins import relative_error, sample_gradients
 @pytest.mark.parametrize("scale", [1.0, 1 / 4, 65536.0])
 def test_a_row_is_the_gradient_of_the_samples_own_loss(reduction: str, scale: float) -> None:
     model, loss, batch = unet()
-    engine = PerSampleGradients(model, projection_dim="full", reduction=reduction)  # type: ignore
+    engine = PerSampleGradients(model, projection_dim="full", reduction=reduction)  # type: ignore[arg-type]
     engine.loss_scale = scale
     with engine:
         losses = loss(model, batch)

@@ -1,0 +1,21 @@
+"""The precision that hooks compute in."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+
+import torch
+from torch import Tensor
+
+_NOTHING = nullcontext()
+
+
+def exactly(tensor: Tensor) -> AbstractContextManager[object]:
+    """No gradients of gradients, and no autocast, which would round the products (about 1e-3)."""
+    kind = tensor.device.type
+    if not torch.is_grad_enabled() and not torch.is_autocast_enabled(kind):
+        return _NOTHING  # as in every ordinary backward; contexts would cost as much as a small layer
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
