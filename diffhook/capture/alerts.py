@@ -86,7 +86,7 @@ class NormOutlier(Detector):
     timestep bin: alert when (log norm − median) / (1.4826 · MAD) exceeds ``threshold``.
 
     Args:
-        threshold: robust standard deviations; on MNIST 4 is passed by 2 clean rows in 10,000.
+        threshold: robust standard deviations.
         bins: number of timestep bins over [0, num_timesteps).
         window: norms remembered per bin.
         warm_up: norms of a bin needed before it alerts.

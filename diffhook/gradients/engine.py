@@ -15,13 +15,13 @@ from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.freeze import Frozen
 from diffhook.gradients.layers import Owned, clean_name, find_layers, tied
-from diffhook.gradients.lengths import squared_lengths
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.rules import Mixers, Reduced
 from diffhook.gradients.sketch import FullGradient, Sketch, make_sketch
 from diffhook.gradients.survey import Survey
 from diffhook.gradients.tape import Tape
+from diffhook.gradients.totals import Totals
 from diffhook.gradients.uses import ParameterUses
 
 _CHUNK_ELEMENTS = 1 << 20  # floats of per-sample products alive at once: stays in cache, bounds memory
@@ -161,9 +161,10 @@ class PerSampleGradients:
                 self._on_obstacle(name, reason)
             self._survey = None
         for name in self._pending.keys() - self._missing.keys():
-            self._absorb(name, self._pending[name], 0)
+            product = self._pending[name]
+            self._sums(product.device).add(name, product, 0)
         self._pending.clear()
-        if self._squares is None:
+        if self._totals is None:
             raise CaptureError(
                 "no gradient reached a layer of the model: was backward() called inside the "
                 "engine's context, on a loss of this model?"
@@ -200,15 +201,15 @@ class PerSampleGradients:
     @property
     def norms(self) -> Tensor:
         """(B,) float32: L2 norm of each sample's gradient over all covered parameters. Exact."""
-        assert self._squares is not None, "no pass has been finished"
-        return (self._squares.sqrt() * self._undo()).float()
+        assert self._totals is not None, "no pass has been finished"
+        return (self._totals.squares.sqrt() * self._undo()).float()
 
     @property
     def projections(self) -> Tensor:
         """(B, D) float32: projection of each sample's gradient, not normalised."""
-        if self.sketch is None or self._projected is None:
+        if self._totals is None or self._totals.projected is None:
             raise ConfigurationError("projection_dim is 0: only norms were computed")
-        return self._projected * self._undo()
+        return self._totals.projected * self._undo()
 
     @property
     def coverage(self) -> Coverage:
@@ -229,8 +230,8 @@ class PerSampleGradients:
 
     def _undo(self) -> float:
         """What to multiply by so that a row is the gradient of its own (group's mean) loss."""
-        assert self._squares is not None
-        rows = len(self._squares)
+        assert self._totals is not None
+        rows = len(self._totals.squares)
         reduced = rows if self.reduction == "mean" else 1 / self.group_size
         return reduced / self.loss_scale
 
@@ -238,8 +239,7 @@ class PerSampleGradients:
 
     def _reset(self) -> None:
         self._batch: int | None = None
-        self._squares: Tensor | None = None
-        self._projected: Tensor | None = None
+        self._totals: Totals | None = None
         self._pending: dict[str, Tensor] = {}
         self._failure: Exception | None = None
         self._dtype = torch.float32  # to compute in; float64 for models that are
@@ -313,11 +313,11 @@ class PerSampleGradients:
             for local, product in products:
                 name = owned.parameters[local]
                 if isinstance(product, Reduced):
-                    self._absorb_reduced(name, product, rows)
+                    self._sums(grad.device).add_reduced(name, product, rows)
                 elif summed or name in self._tied or name in self._fallback:
                     self._postpone(name, product, rows, len(grad))
                 else:
-                    self._absorb(name, product, rows.start)
+                    self._sums(grad.device).add(name, product, rows.start)
 
     def _mixers(self, owned: Owned, like: Tensor) -> dict[str, Mixers | None]:
         """Local names whose products need not be formed, and how to mix them."""
@@ -367,36 +367,11 @@ class PerSampleGradients:
             self._pending[name] = product.new_zeros(batch, *product.shape[1:])
         self._pending[name][rows] += product
 
-    def _absorb(self, name: str, product: Tensor, start: int) -> None:
-        """Add one parameter's gradients of samples start, start+1, … to squares and projections."""
-        if self.group_size > 1:
-            product = product.view(-1, self.group_size, *product.shape[1:]).sum(1)
-            start //= self.group_size
-        squares, projected = self._accumulators(product)
-        rows = slice(start, start + len(product))
-        squares[rows].add_(squared_lengths(product.reshape(len(product), -1)))
-        if self.sketch is not None and projected is not None:
-            self.sketch.add(name, product, projected[rows])
-
-    def _absorb_reduced(self, name: str, product: Reduced, rows: slice) -> None:
-        squares, projected = self._accumulators(product.squares)
-        squares[rows].add_(product.squares)
-        if product.mixed is not None and projected is not None:
-            assert isinstance(self.sketch, Sketch)
-            self.sketch.add_mixed(name, product.mixed, projected[rows])
-
-    def _accumulators(self, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self._squares is None:
+    def _sums(self, device: torch.device) -> Totals:
+        if self._totals is None:
             assert self._batch is not None
-            groups, ragged = divmod(self._batch, self.group_size)
-            if ragged:
-                raise CaptureError(
-                    f"a batch of {self._batch} rows does not divide into groups of {self.group_size}"
-                )
-            self._squares = like.new_zeros(groups, dtype=torch.float64)
-            if self.sketch is not None:
-                self._projected = like.new_zeros(groups, self.sketch.dim, dtype=self._dtype)
-        return self._squares, self._projected
+            self._totals = Totals(self._batch, self.group_size, self.sketch, device, self._dtype)
+        return self._totals
 
     def _report_missing(self) -> None:
         seen = set(self._missing)

@@ -99,7 +99,7 @@ class DiffHook:
         self._session = Session(accelerator, self.plan, snapshot_every)
         self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
         self._model: nn.Module | None = None
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self._optimizer: torch.optim.Optimizer | None = None
         self._loader: DataLoader[Any] | None = None
         self._undo: list[Callable[[], None]] = []
         self._process = os.getpid()
@@ -291,11 +291,10 @@ class DiffHook:
         self._undo += [handle.remove for handle in handles]
 
     def _watch_optimizer(self, wrapped: AcceleratedOptimizer) -> None:
-        inner = wrapped.optimizer
-        if self._optimizers:  # a step is counted once, by the first optimiser
+        if self._optimizer is not None:  # a step is counted once, by the first optimiser
             return
-        self._optimizers.append(inner)
-        handle = inner.register_step_post_hook(self._on_step)
+        self._optimizer = wrapped.optimizer
+        handle = self._optimizer.register_step_post_hook(self._on_step)
         self._undo.append(handle.remove)
         self._replace(wrapped, "zero_grad", functools.partial(self._zero_grad, wrapped.zero_grad))
 

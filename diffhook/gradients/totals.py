@@ -1,0 +1,60 @@
+"""What a pass adds up: squared norms and projections, sample by sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffhook.errors import CaptureError
+from diffhook.gradients.lengths import squared_lengths
+from diffhook.gradients.rules import Reduced
+from diffhook.gradients.sketch import FullGradient, Sketch
+
+
+class Totals:
+    """Running sums over parameters for the B/M samples of a batch.
+
+    Args:
+        batch: rows of the batch, B.
+        group_size: M consecutive rows make one sample.
+        sketch: the projection; None for norms only.
+        device, dtype: of the projections; squares are float64.
+
+    Raises:
+        CaptureError: the batch does not divide into groups.
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        group_size: int,
+        sketch: Sketch | FullGradient | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        samples, ragged = divmod(batch, group_size)
+        if ragged:
+            raise CaptureError(f"a batch of {batch} rows does not divide into groups of {group_size}")
+        self._group_size = group_size
+        self._sketch = sketch
+        self.squares = torch.zeros(samples, dtype=torch.float64, device=device)
+        self.projected: Tensor | None = None
+        if sketch is not None:
+            self.projected = torch.zeros(samples, sketch.dim, dtype=dtype, device=device)
+
+    def add(self, name: str, product: Tensor, start: int) -> None:
+        """Add one parameter's gradients of rows start, start+1, …; ``product`` is used as scratch."""
+        if self._group_size > 1:
+            product = product.view(-1, self._group_size, *product.shape[1:]).sum(1)
+            start //= self._group_size
+        rows = slice(start, start + len(product))
+        self.squares[rows].add_(squared_lengths(product.reshape(len(product), -1)))
+        if self._sketch is not None and self.projected is not None:
+            self._sketch.add(name, product, self.projected[rows])
+
+    def add_reduced(self, name: str, product: Reduced, rows: slice) -> None:
+        """Add what stands for a product that was never formed."""
+        self.squares[rows].add_(product.squares)
+        if product.mixed is not None and self.projected is not None:
+            assert isinstance(self._sketch, Sketch)
+            self._sketch.add_mixed(name, product.mixed, self.projected[rows])
