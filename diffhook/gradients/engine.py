@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -14,17 +15,20 @@ from torch.utils.hooks import RemovableHandle
 from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.freeze import Frozen
-from diffhook.gradients.layers import Owned, clean_name, find_layers, tied
+from diffhook.gradients.gathering import Gathering
+from diffhook.gradients.layers import clean_name, find_layers, tied
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
-from diffhook.gradients.rules import Mixers, Reduced
-from diffhook.gradients.sketch import FullGradient, Sketch, make_sketch
+from diffhook.gradients.reuse import Reuse, Sums
+from diffhook.gradients.sketch import FullGradient, make_sketch
 from diffhook.gradients.survey import Survey
-from diffhook.gradients.tape import Tape
-from diffhook.gradients.totals import Totals
+from diffhook.gradients.tape import OnBackward, Tape
 from diffhook.gradients.uses import ParameterUses
 
-_CHUNK_ELEMENTS = 1 << 20  # floats of per-sample products alive at once: stays in cache, bounds memory
+# Bytes of per-sample products alive at once. On a processor they should stay in its cache; an
+# accelerator wants few, large launches.
+_WORKSPACE = {"cpu": 8 << 20}
+_WORKSPACE_ELSEWHERE = 256 << 20
 
 
 class PerSampleGradients:
@@ -43,13 +47,19 @@ class PerSampleGradients:
 
     Args:
         model: the model that is called on the batch; the batch is the first axis of its first
-            tensor argument. Parameters that need no gradient are left out.
+            tensor argument. Parameters that need no gradient are left out. An ``nn.ModuleDict`` of
+            models that one backward reaches (a denoiser and its text encoder) makes one gradient.
         projection_dim: D, the length of each projection; 0 for norms only; "full" for the whole
             gradient, unprojected.
         seed: seed of the projection.
         reduction: how the loss joins the samples, "mean" or "sum".
         weight_gradients: False leaves the parameters' ``.grad`` alone and skips computing it.
         group_size: M consecutive rows of the batch make one sample, whose loss is their mean.
+        reuse_products: take a layer's summed weight gradient from its per-sample products where
+            they are formed, in place of computing it a second time: cheaper, but training then
+            differs by rounding from training without the engine.
+        workspace: bytes of per-sample products alive at once; at least one sample's gradient of
+            the largest layer is. None: 8 MiB on a CPU, 256 MiB elsewhere.
 
     Raises:
         ConfigurationError: nothing in the model is trainable, or an argument is out of range.
@@ -64,11 +74,15 @@ class PerSampleGradients:
         reduction: Literal["mean", "sum"] = "mean",
         weight_gradients: bool = True,
         group_size: int = 1,
+        reuse_products: bool = False,
+        workspace: int | None = None,
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ConfigurationError(f'reduction is {reduction!r}; expected "mean" or "sum"')
         if group_size < 1:
             raise ConfigurationError(f"group_size is {group_size}; expected a positive integer")
+        if workspace is not None and workspace < 1:
+            raise ConfigurationError(f"workspace is {workspace}; expected a positive number of bytes")
         self.model = model
         self.reduction = reduction
         self.weight_gradients = weight_gradients
@@ -78,17 +92,15 @@ class PerSampleGradients:
         if not self.parameters:
             raise ConfigurationError("the model has no parameter with requires_grad=True")
         self.sketch = make_sketch(projection_dim, seed, self.parameters)
+        self._roots = list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
+        self._workspace = workspace
         self._layers = find_layers(model, self.parameters)
         self._tape = Tape(
             {name: owned.module for name, owned in self._layers.items()},
             self._on_forward,
-            self._on_backward,
             inputless=[n for n, owned in self._layers.items() if set(owned.parameters) == {"bias"}],
         )
-        self._sizes = {
-            layer: max(self.parameters[name].numel() for name in owned.parameters.values())
-            for layer, owned in self._layers.items()
-        }
+        self._reuse = Reuse(self._layers) if reuse_products and weight_gradients else None
         self._tied = tied(self._layers)
         ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
         self._fallback = set(self.parameters) - ruled
@@ -108,7 +120,13 @@ class PerSampleGradients:
 
     def sibling(self, model: nn.Module, *, group_size: int = 1) -> Self:
         """An engine with the same projection for passes without weight gradients."""
-        other = type(self)(model, projection_dim=0, weight_gradients=False, group_size=group_size)
+        other = type(self)(
+            model,
+            projection_dim=0,
+            weight_gradients=False,
+            group_size=group_size,
+            workspace=self._workspace,
+        )
         other.sketch = self.sketch
         return other
 
@@ -119,14 +137,19 @@ class PerSampleGradients:
         if self._root_handles:
             return
         self._tape.attach()
-        self._root_handles = [
-            self.model.register_forward_pre_hook(LocalHook(self.model, self.enter_model), with_kwargs=True),
-            self.model.register_forward_hook(LocalHook(self.model, self._leave_model), always_call=True),
-        ]
+        if self._reuse is not None:
+            self._reuse.attach()
+        for root in self._roots:
+            self._root_handles += [
+                root.register_forward_pre_hook(LocalHook(root, self.enter_model), with_kwargs=True),
+                root.register_forward_hook(LocalHook(root, self._leave_model), always_call=True),
+            ]
 
     def detach(self) -> None:
         """Take every hook off the model."""
         self._tape.detach()
+        if self._reuse is not None:
+            self._reuse.detach()
         for handle in self._root_handles:
             handle.remove()
         self._root_handles.clear()
@@ -144,6 +167,8 @@ class PerSampleGradients:
         if not self._surveyed:
             self._survey = Survey(self.parameters, self._fallback, self._tape)
             self._stack.callback(self._survey.close)
+        elif self._reuse is not None:
+            self._reuse.armed = True
 
     def finish(self) -> None:
         """Stop watching; :attr:`norms` and :attr:`projections` then belong to the pass.
@@ -154,28 +179,29 @@ class PerSampleGradients:
         self.abandon()
         if self._failure is not None:
             raise CaptureError(f"per-sample gradients failed: {self._failure}") from self._failure
+        pass_ = self._pass
         if self._survey is not None:
-            ruled = {p for name in self._taken for p in self._layers[name].parameters.values()}
-            dtype = self._precision
-            for name, reason in self._survey.contradictions(ruled, self._pending, dtype):
+            ruled = {p for name in pass_.taken for p in self._layers[name].parameters.values()}
+            for name, reason in self._survey.contradictions(ruled, pass_.pending, pass_.precision):
                 self._on_obstacle(name, reason)
             self._survey = None
-        for name in self._pending.keys() - self._missing.keys():
-            product = self._pending[name]
-            self._sums(product.device).add(name, product, 0)
-        self._pending.clear()
-        if self._totals is None:
+        pass_.complete(without=self._missing)
+        if pass_.totals is None:
             raise CaptureError(
                 "no gradient reached a layer of the model: was backward() called inside the "
                 "engine's context, on a loss of this model?"
             )
         self._surveyed = True
         self._fallback -= self._missing.keys()
+        if self._reuse is not None:
+            self._reuse.chosen = pass_.formed
         self._report_missing()
 
     def abandon(self) -> None:
         """Stop watching and leave the model as it was, whatever has been seen."""
         self._tape.armed = False
+        if self._reuse is not None:
+            self._reuse.armed = False
         self._close_uses()
         if self._uses is not None:
             self._uses.release()
@@ -201,15 +227,16 @@ class PerSampleGradients:
     @property
     def norms(self) -> Tensor:
         """(B,) float32: L2 norm of each sample's gradient over all covered parameters. Exact."""
-        assert self._totals is not None, "no pass has been finished"
-        return (self._totals.squares.sqrt() * self._undo()).float()
+        assert self._pass.totals is not None, "no pass has been finished"
+        return (self._pass.totals.squares.sqrt() * self._undo()).float()
 
     @property
     def projections(self) -> Tensor:
         """(B, D) float32: projection of each sample's gradient, not normalised."""
-        if self._totals is None or self._totals.projected is None:
+        totals = self._pass.totals
+        if totals is None or totals.projected is None:
             raise ConfigurationError("projection_dim is 0: only norms were computed")
-        return self._totals.projected * self._undo()
+        return totals.projected * self._undo()
 
     @property
     def coverage(self) -> Coverage:
@@ -230,46 +257,51 @@ class PerSampleGradients:
 
     def _undo(self) -> float:
         """What to multiply by so that a row is the gradient of its own (group's mean) loss."""
-        assert self._totals is not None
-        rows = len(self._totals.squares)
+        assert self._pass.totals is not None
+        rows = len(self._pass.totals.squares)
         reduced = rows if self.reduction == "mean" else 1 / self.group_size
         return reduced / self.loss_scale
 
     # ── hooks ─────────────────────────────────────────────────────────────────────────────────
 
     def _reset(self) -> None:
-        self._batch: int | None = None
-        self._totals: Totals | None = None
-        self._pending: dict[str, Tensor] = {}
+        kind = next(iter(self.parameters.values())).device.type
+        workspace = self._workspace or _WORKSPACE.get(kind, _WORKSPACE_ELSEWHERE)
+        self._pass = Gathering(
+            self._layers,
+            self.sketch,
+            self.group_size,
+            max(workspace // 4, 1),
+            lambda name: name in self._tied or name in self._fallback,
+        )
         self._failure: Exception | None = None
-        self._dtype = torch.float32  # to compute in; float64 for models that are
-        self._precision = torch.float64  # the lowest seen among gradients
-        self._taken: set[str] = set()  # layers
         self._tape.calls.clear()
         self._tape.seconds = 0.0
 
     def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         """The model's forward begins. A hook; called by hand from a pre-hook that came first."""
-        if not self._tape.armed or not torch.is_grad_enabled() or self._uses is not None:
+        if not self._tape.armed or not torch.is_grad_enabled() or self._watching:
             return
-        kwargs = kwargs or {}
-        self._batch = _leading_axis((*args, *kwargs.values()))
+        if self._pass.batch is None:
+            self._pass.batch = _leading_axis((*args, *(kwargs or {}).values()))
         # The first pass watches every parameter, to find the uses that no layer explains.
         watched = self._fallback if self._surveyed else set(self.parameters)
-        if self._batch is not None and watched:
+        if self._pass.batch is None or not watched:
+            return
+        if self._uses is None:
             found = {n: p for n, p in self.parameters.items() if n in watched}
             known = {id(p) for p in found.values()}
             constants = [p for p in self.model.parameters() if id(p) not in known]
             self._uses = ParameterUses(
                 found,
                 [*constants, *self.model.buffers()],
-                self._batch,
+                self._pass.batch,
                 self._tape,
-                self._on_use,
+                self._pass.add_use,
                 self._on_obstacle,
             )
-            self._uses.__enter__()
-            self._watching = True
+        self._uses.__enter__()
+        self._watching = True
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> None:
         self._close_uses()
@@ -280,98 +312,32 @@ class PerSampleGradients:
             self._uses.__exit__(None, None, None)
             self._fallback |= self._uses.close()
 
-    def _on_forward(self, layer: str, inputs: Tensor, output: Tensor) -> bool:
+    def _on_forward(self, layer: str, inputs: Tensor, output: Tensor) -> OnBackward | None:
         owned = self._layers[layer]
-        unbatched = self._batch is not None and output.shape[0] != self._batch
+        sums = None if self._reuse is None else self._reuse.sums(layer)
+        unbatched = self._pass.batch is not None and output.shape[0] != self._pass.batch
         if unbatched or (self._uses is not None and self._uses.is_constant(inputs)):
-            return False  # left to the fallback, which the survey has put on its parameters
+            # Left to the fallback, which the survey has put on its parameters.
+            if sums is None or self._reuse is None:
+                return None
+            return partial(self._reuse.fill, layer, sums)
         if self._uses is not None:
             self._uses.claim(output, owned.parameters.values())
-        return True
+        return partial(self._on_backward, layer, sums)
 
-    def _on_backward(self, layer: str, inputs: Tensor, grad_output: Tensor) -> None:
-        if self._failure is not None:
-            return
+    def _on_backward(self, layer: str, sums: Sums | None, inputs: Tensor, grad_output: Tensor) -> None:
         try:
-            with exactly(grad_output):
-                self._layer_products(layer, inputs, grad_output)
+            if self._failure is None:
+                with exactly(grad_output):
+                    self._pass.add_layer(layer, inputs, grad_output, self._tape.calls[layer], sums)
+                return
         except Exception as error:  # kept for finish(): the backward belongs to someone else
             self._failure = error
-
-    def _layer_products(self, layer: str, inputs: Tensor, grad_output: Tensor) -> None:
-        owned = self._layers[layer]
-        self._note_dtype(grad_output.dtype)
-        grad = grad_output.to(self._dtype)
-        summed = self._tape.calls[layer] > 1
-        if layer in self._taken and not summed:
-            raise CaptureError(f"{layer} was called again after its gradient was taken")
-        self._taken.add(layer)
-        size = max(self._sizes[layer], inputs[0].numel(), grad[0].numel())
-        mixers = {} if summed else self._mixers(owned, grad)
-        for rows in self._chunks(len(grad), size):
-            products = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
-            for local, product in products:
-                name = owned.parameters[local]
-                if isinstance(product, Reduced):
-                    self._sums(grad.device).add_reduced(name, product, rows)
-                elif summed or name in self._tied or name in self._fallback:
-                    self._postpone(name, product, rows, len(grad))
-                else:
-                    self._sums(grad.device).add(name, product, rows.start)
-
-    def _mixers(self, owned: Owned, like: Tensor) -> dict[str, Mixers | None]:
-        """Local names whose products need not be formed, and how to mix them."""
-        if self.full or self.group_size > 1 or (self.sketch is not None and self._narrow(owned)):
-            return {}
-        found: dict[str, Mixers | None] = {}
-        for local, name in owned.parameters.items():
-            if name in self._tied or name in self._fallback:
-                continue
-            shape = self.parameters[name].shape
-            if self.sketch is None:
-                found[local] = None
-            elif isinstance(self.sketch, Sketch):
-                mixers = self.sketch.mixers(name, shape, like)
-                if mixers is not None:
-                    found[local] = mixers
-        return found
-
-    @staticmethod
-    def _narrow(owned: Owned) -> bool:
-        return not isinstance(owned.module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-
-    def _on_use(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
-        self._note_dtype(dtype)
-        self._postpone(name, gradient.to(self._dtype), slice(0, len(gradient)), len(gradient))
-
-    def _note_dtype(self, dtype: torch.dtype) -> None:
-        self._dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        if dtype.itemsize < self._precision.itemsize:
-            self._precision = dtype
+        if sums is not None and self._reuse is not None:
+            self._reuse.fill(layer, sums, inputs, grad_output)
 
     def _on_obstacle(self, name: str, reason: str) -> None:
         self._missing.setdefault(name, reason)
-
-    # ── accumulation ──────────────────────────────────────────────────────────────────────────
-
-    def _chunks(self, batch: int, size: int) -> Iterator[slice]:
-        """Runs of rows whose products of ``size`` elements each fit the budget; whole groups."""
-        step = max(_CHUNK_ELEMENTS // max(size, 1), 1)
-        step = max(step - step % self.group_size, self.group_size)
-        for start in range(0, batch, step):
-            yield slice(start, min(start + step, batch))
-
-    def _postpone(self, name: str, product: Tensor, rows: slice, batch: int) -> None:
-        """Keep the product: the parameter has other uses, and gradients add before norms do."""
-        if name not in self._pending:
-            self._pending[name] = product.new_zeros(batch, *product.shape[1:])
-        self._pending[name][rows] += product
-
-    def _sums(self, device: torch.device) -> Totals:
-        if self._totals is None:
-            assert self._batch is not None
-            self._totals = Totals(self._batch, self.group_size, self.sketch, device, self._dtype)
-        return self._totals
 
     def _report_missing(self) -> None:
         seen = set(self._missing)

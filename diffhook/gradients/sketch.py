@@ -7,9 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diffhook.errors import ConfigurationError
-from diffhook.gradients.rules import Mixers
+from diffhook.gradients.rules import Mixers, Outer
 from diffhook.gradients.signs import offset, signs
 
 _MIXED = 32  # channels that a wide convolution is mixed down to
@@ -62,6 +63,25 @@ class Sketch:
         if mixers is not None:
             products = torch.einsum("boi...,ip,oq->bqp...", products, *mixers).contiguous()
         self.add_mixed(name, products.reshape(len(products), -1), out)
+
+    def add_outer(self, name: str, outer: Outer, out: Tensor) -> None:
+        """The same as :meth:`add` of the product, which is not formed where buckets fall into rows.
+
+        Where I divides D, bucket d takes row after row from the same column i: its sum over rows is
+        a matrix product of ``left`` with the signs, times ``right``.
+        """
+        (batch, rows), columns = outer.left.shape, outer.right.shape[1]
+        if self.dim % columns or rows * columns < self.dim:
+            self.add(name, outer.formed(), out)
+            return
+        height = self.dim // columns  # rows side by side in the buckets
+        turns = -(-rows // height)
+        padding = turns * height - rows
+        signs = self._sign_row(name, rows * columns, out.device).view(rows, columns).to(out.dtype)
+        left = F.pad(outer.left, (0, padding)).view(batch, turns, height).permute(2, 0, 1)
+        signs = F.pad(signs, (0, 0, 0, padding)).view(turns, height, columns).transpose(0, 1)
+        folded = torch.bmm(left, signs).transpose(0, 1).mul(outer.right.unsqueeze(1))
+        self._fold(folded.reshape(batch, self.dim), offset(self.seed, name, self.dim), out)
 
     def add_mixed(self, name: str, mixed: Tensor, out: Tensor) -> None:
         """Add (b, n) numbers that need no mixing, or have had it. Overwrites ``mixed``."""

@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.gradients.local_hook import LocalHook
 
-OnForward = Callable[[str, Tensor, Tensor], bool]
-OnBackward = Callable[[str, Tensor, Tensor], None]
+OnBackward = Callable[[Tensor, Tensor], None]  # input, output's gradient
+OnForward = Callable[[str, Tensor, Tensor], OnBackward | None]
 
 
 class _Keep(torch.autograd.Function):
@@ -57,8 +57,8 @@ class Tape:
 
     Args:
         layers: name → layer.
-        on_forward: called with (name, input, output) for each call; False declines the call.
-        on_backward: called with (name, input, grad_output), once per accepted call.
+        on_forward: called with (name, input, output) for each call; returns what to call with
+            (input, grad_output) in the backward, or None to decline the call.
         inputless: layers whose input is not needed: it is not kept, since autograd may not keep it
             either and the loop may change it in place.
 
@@ -70,7 +70,6 @@ class Tape:
         self,
         layers: Mapping[str, nn.Module],
         on_forward: OnForward,
-        on_backward: OnBackward,
         inputless: Collection[str] = (),
     ) -> None:
         self.layers = layers
@@ -80,7 +79,6 @@ class Tape:
         self.calls: Counter[str] = Counter()
         self.seconds = 0.0  # spent in callbacks
         self._on_forward = on_forward
-        self._on_backward = on_backward
         self._inputless = frozenset(inputless)
         self._handles: list[RemovableHandle] = []
         self._anchor = torch.zeros((), requires_grad=True)
@@ -111,7 +109,8 @@ class Tape:
             # count one too many costs time, one too few would lose the sum of a shared layer.
             self.calls[name] += 1
         inputs = args[0] if args else next(iter(kwargs.values()))
-        if not torch.is_grad_enabled() or not self._on_forward(name, inputs, output):
+        on_backward = self._on_forward(name, inputs, output) if torch.is_grad_enabled() else None
+        if on_backward is None:
             return None
         replacement = None
         if self.require_outputs and not output.requires_grad:
@@ -122,15 +121,15 @@ class Tape:
             node = None
             if name not in self._inputless:
                 node = _Keep.apply(self._anchor, inputs.detach()).grad_fn
-            _hookable(output).register_hook(partial(self._backward, name, node, output.shape))
+            _hookable(output).register_hook(partial(self._backward, on_backward, node, output.shape))
         return replacement
 
-    def _backward(self, name: str, node: Any, shape: torch.Size, grad_output: Tensor) -> None:
+    def _backward(self, on_backward: OnBackward, node: Any, shape: torch.Size, grad_output: Tensor) -> None:
         if not self.paused:
             grad = grad_output.detach().view(shape)
             inputs = grad if node is None else node.saved_tensors[0]  # recomputed if checkpointed
             began = time.perf_counter()
-            self._on_backward(name, inputs, grad)
+            on_backward(inputs, grad)
             self.seconds += time.perf_counter() - began
 
 

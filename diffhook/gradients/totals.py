@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffhook.errors import CaptureError
 from diffhook.gradients.lengths import squared_lengths
-from diffhook.gradients.rules import Reduced
+from diffhook.gradients.rules import Outer, Reduced
 from diffhook.gradients.sketch import FullGradient, Sketch
 
 
@@ -51,6 +51,16 @@ class Totals:
         self.squares[rows].add_(squared_lengths(product.reshape(len(product), -1)))
         if self._sketch is not None and self.projected is not None:
             self._sketch.add(name, product, self.projected[rows])
+
+    def add_outer(self, name: str, outer: Outer, rows: slice) -> None:
+        """Add a gradient that is an outer product."""
+        if self._group_size > 1 or isinstance(self._sketch, FullGradient):
+            self.add(name, outer.formed(), rows.start)
+            return
+        lengths = [torch.linalg.vector_norm(side, dim=1).double() for side in outer]
+        self.squares[rows].add_((lengths[0] * lengths[1]).square())
+        if self._sketch is not None and self.projected is not None:
+            self._sketch.add_outer(name, outer, self.projected[rows])
 
     def add_reduced(self, name: str, product: Reduced, rows: slice) -> None:
         """Add what stands for a product that was never formed."""

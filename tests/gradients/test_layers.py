@@ -96,9 +96,9 @@ def test_an_embedding_adds_up_repeated_rows(shape: tuple[int, ...], padding_idx:
     _check(nn.Embedding(6, 5, padding_idx=padding_idx), (torch.randint(0, 6, shape),))
 
 
-def test_a_chunked_layer_equals_the_batch_1_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffhook.gradients.engine._CHUNK_ELEMENTS", 100)
-    _check(nn.Conv2d(4, 6, 3), (torch.randn(5, 4, 8, 8),))
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3), nn.Linear(8, 9)])
+def test_a_chunked_layer_equals_the_batch_1_loop(layer: nn.Module) -> None:
+    _check(layer, (torch.randn(5, 4, 8, 8),), workspace=400)
 
 
 WIDE = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffhook.gradients import PerSampleGradients
 from tests.models import PROBLEMS, Problem
@@ -128,3 +129,44 @@ def test_a_group_of_rows_is_one_sample_with_the_mean_loss(make: Make, group_size
     expected = gradients.view(-1, group_size, gradients.shape[1]).mean(1)
     engine = _run(problem, projection_dim="full", group_size=group_size, weight_gradients=False)
     assert relative_error(engine.projections, expected) < 1e-5
+
+
+def test_two_models_that_one_backward_reaches_make_one_gradient() -> None:
+    class Both(nn.Module):
+        """The same two models as a whole, for the twin."""
+
+        def __init__(self, encoder: nn.Module, denoiser: nn.Module) -> None:
+            super().__init__()
+            self.encoder, self.denoiser = encoder, denoiser
+
+    denoiser, denoising_loss, (inputs, target) = PROBLEMS["conditional_unet"]()
+    torch.manual_seed(1)
+    encoder = nn.Sequential(nn.Embedding(11, 24), nn.LayerNorm(24), nn.Linear(24, 24))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        words, (inputs, target) = batch
+        encoder, denoiser = model.children()
+        return denoising_loss(denoiser, ({**inputs, "encoder_hidden_states": encoder(words)}, target))
+
+    batch = (torch.randint(0, 11, (len(target), 5)), (inputs, target))
+    engine = PerSampleGradients(
+        nn.ModuleDict({"encoder": encoder, "denoiser": denoiser}), projection_dim="full"
+    )
+    for _ in range(2):
+        with engine:
+            loss(engine.model, batch).mean().backward()
+    assert engine.coverage.complete
+    expected = sample_gradients(Both(encoder, denoiser), loss, batch)
+    assert relative_error(engine.projections, expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_rows_do_not_depend_on_how_the_batch_is_split(name: str) -> None:
+    model, loss, batch = PROBLEMS[name](batch=6)
+    engine = PerSampleGradients(model, projection_dim=512, weight_gradients=False)
+    parts = []
+    for part in (slice(0, 6), slice(0, 1), slice(1, 3), slice(3, 6)):
+        with engine:
+            loss(model, rows(batch, part)).mean().backward()
+        parts.append(torch.cat([engine.projections, engine.norms[:, None]], 1))
+    assert relative_error(torch.cat(parts[1:]), parts[0]) < 1e-5

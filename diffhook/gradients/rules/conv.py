@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffhook.gradients.lengths import squared_lengths
-from diffhook.gradients.rules.geometry import Geometry
-from diffhook.gradients.rules.ghost import ghost_is_cheaper, ghost_squares
-from diffhook.gradients.rules.registry import LayerRule, Mixers, Reduced, register
+from diffhook.gradients.rules.conv_products import WAYS, Geometry
+from diffhook.gradients.rules.ghost import ghost_applies, ghost_size, ghost_squares
+from diffhook.gradients.rules.registry import LayerRule, Mixers, Product, Reduced, register
+from diffhook.gradients.tuning import tuner
 
 _Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_TIMED = 1 << 20  # numbers that a way is timed on
 
 
 @register(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -25,7 +27,7 @@ class ConvRule(LayerRule):
         grad_output: Tensor,
         wanted: Collection[str],
         mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Tensor | Reduced]]:
+    ) -> Iterator[tuple[str, Product]]:
         assert isinstance(module, _Conv)
         # Explicit contiguity: with channels_last strides the batch cannot be folded into groups.
         grad = grad_output.contiguous()
@@ -38,6 +40,18 @@ class ConvRule(LayerRule):
                 yield "weight", weight_products(padded, grad, geometry)
         if "bias" in wanted:
             yield "bias", grad.flatten(2).sum(2)
+
+    def workspace(
+        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, mixers: Mapping[str, Mixers | None]
+    ) -> int:
+        assert isinstance(module, _Conv)
+        size = super().workspace(module, inputs, grad_output, mixers)
+        few = slice(0, max(_TIMED // size, 1))
+        padded, geometry = _padded(module, inputs[few].to(grad_output.dtype))
+        maps = padded.contiguous(), grad_output[few].contiguous(), geometry
+        if "weight" in mixers and _norm_way(*maps) == "ghost":
+            return max(inputs[0].numel(), grad_output[0].numel(), ghost_size(*maps[:2]))
+        return max(size, WAYS[_product_way(*maps)].size(*maps))
 
 
 def _padded(module: _Conv, inputs: Tensor) -> tuple[Tensor, Geometry]:
@@ -55,12 +69,22 @@ def _padded(module: _Conv, inputs: Tensor) -> tuple[Tensor, Geometry]:
     return inputs, geometry
 
 
+def weight_products(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """(B, O, I/groups, *kernel) weight gradients of each sample, by the fastest way.
+
+    Args:
+        inputs: (B, I, *space), contiguous.
+        grad: (B, O, *space'), contiguous.
+    """
+    return WAYS[_product_way(inputs, grad, geometry)](inputs, grad, geometry)
+
+
 def _reduced(inputs: Tensor, grad: Tensor, geometry: Geometry, mixers: Mixers | None) -> Reduced:
-    """Norms by the cheaper way, and the product of the mixed channels."""
-    if ghost_is_cheaper(inputs, grad, geometry):
+    """Norms by the faster way, and the product of the mixed channels."""
+    if _norm_way(inputs, grad, geometry) == "ghost":
         squares = ghost_squares(inputs, grad, geometry)
     else:
-        squares = squared_lengths(weight_products(inputs, grad, geometry).flatten(1))
+        squares = _product_squares(inputs, grad, geometry)
     if mixers is None:
         return Reduced(squares, None)
     narrow_inputs = _mix(inputs, mixers.inward)
@@ -70,35 +94,34 @@ def _reduced(inputs: Tensor, grad: Tensor, geometry: Geometry, mixers: Mixers | 
 
 def _mix(maps: Tensor, mixer: Tensor) -> Tensor:
     """(B, C, *space) → (B, q, *space)."""
-    flat = torch.matmul(mixer.t(), maps.flatten(2))
+    flat = mixer.t() @ maps.flatten(2)
     return flat.view(len(maps), -1, *maps.shape[2:])
 
 
-def weight_products(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """Per-sample weight gradients by ONE convolution-weight gradient with B·groups groups.
+def _product_squares(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    return squared_lengths(weight_products(inputs, grad, geometry).flatten(1))
 
-    Args:
-        inputs: (B, I, *space), contiguous.
-        grad: (B, O, *space'), contiguous.
 
-    Returns:
-        (B, O, I/groups, *kernel)
-    """
-    batch, channels_in = inputs.shape[:2]
-    channels_out = grad.shape[1]
-    shape = (batch * channels_out, channels_in // geometry.groups, *geometry.kernel)
-    weight = grad.new_empty(()).expand(shape)  # only its shape is read
-    _, product, _ = torch.ops.aten.convolution_backward(
-        grad.reshape(1, batch * channels_out, *grad.shape[2:]),
-        inputs.reshape(1, batch * channels_in, *inputs.shape[2:]),
-        weight,
-        None,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        False,
-        (0,) * len(geometry.kernel),
-        batch * geometry.groups,
-        (False, True, False),
-    )
-    return product.reshape(batch, channels_out, *shape[1:])
+# ── the choice ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _key(what: str, inputs: Tensor, grad: Tensor, geometry: Geometry) -> str:
+    """Without the batch: a ragged one is treated like the others."""
+    return f"{what} {tuple(inputs.shape[1:])} {tuple(grad.shape[1:])} {geometry} {grad.dtype}"
+
+
+def _product_way(inputs: Tensor, grad: Tensor, geometry: Geometry) -> str:
+    key = _key("product", inputs, grad, geometry)
+    ways = {name: partial(way, inputs, grad, geometry) for name, way in WAYS.items()}
+    return tuner(grad.device).fastest(key, ways)
+
+
+def _norm_way(inputs: Tensor, grad: Tensor, geometry: Geometry) -> str:
+    if not ghost_applies(inputs, grad, geometry):
+        return "product"
+    key = _key("norm", inputs, grad, geometry)
+    ways = {
+        "ghost": partial(ghost_squares, inputs, grad, geometry),
+        "product": partial(_product_squares, inputs, grad, geometry),
+    }
+    return tuner(grad.device).fastest(key, ways)

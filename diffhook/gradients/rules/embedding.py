@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from torch import Tensor, nn
 
-from diffhook.gradients.rules.registry import LayerRule, Mixers, Reduced, register
+from diffhook.gradients.rules.registry import LayerRule, Mixers, Product, register
 
 
 @register(nn.Embedding)
@@ -18,7 +18,7 @@ class EmbeddingRule(LayerRule):
         grad_output: Tensor,
         wanted: Collection[str],
         mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Tensor | Reduced]]:
+    ) -> Iterator[tuple[str, Product]]:
         assert isinstance(module, nn.Embedding)
         if "weight" not in wanted:
             return

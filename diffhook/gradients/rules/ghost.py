@@ -13,25 +13,22 @@ import math
 import torch
 from torch import Tensor
 
-from diffhook.gradients.rules.geometry import Geometry
-
-# Cost of the shifted sums, per pair of pixels, in units of one channel's multiply-add; measured.
-_SHIFTS = 190
-_SLOWER = 1.35  # Gram matrices run at a lower rate than convolutions
+from diffhook.gradients.rules.conv_products import Geometry
 
 
-def ghost_is_cheaper(inputs: Tensor, grad: Tensor, geometry: Geometry) -> bool:
-    """Whether Gram matrices beat the product, by operations counted and weighed.
-
-    Only for plain convolutions: stride and dilation 1, one group.
-    """
+def ghost_applies(inputs: Tensor, grad: Tensor, geometry: Geometry) -> bool:
+    """Only to plain convolutions (stride and dilation 1, one group), and not where Gram matrices
+    would take more operations, and memory, than the product."""
     if set(geometry.stride) | set(geometry.dilation) != {1} or geometry.groups != 1:
         return False
-    pixels = math.prod(grad.shape[2:])
+    pixels, taps = math.prod(grad.shape[2:]), math.prod(geometry.kernel)
     channels_in, channels_out = inputs.shape[1], grad.shape[1]
-    taps = math.prod(geometry.kernel)
-    gram = _SLOWER * pixels * (channels_in + channels_out + _SHIFTS)
-    return gram < taps * channels_in * channels_out
+    return pixels * (channels_in + channels_out) <= taps * channels_in * channels_out
+
+
+def ghost_size(inputs: Tensor, grad: Tensor) -> int:
+    """Numbers alive per sample, besides inputs and gradients."""
+    return math.prod(inputs.shape[2:]) ** 2 + 2 * math.prod(grad.shape[2:]) ** 2
 
 
 def ghost_squares(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
@@ -41,14 +38,13 @@ def ghost_squares(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
         inputs: (B, I, *space).
         grad: (B, O, *space').
     """
+    pixels = _gram(inputs)
     between = _gram(grad)
-    inside = _gram(inputs)
-    total = torch.zeros(len(grad), dtype=torch.float64, device=grad.device)
+    windows = torch.zeros_like(between)
     for tap in itertools.product(*map(range, geometry.kernel)):
         ours, theirs = _overlap(tap, geometry.padding, inputs.shape[2:], grad.shape[2:])
-        part = inside[(slice(None), *ours, *ours)] * between[(slice(None), *theirs, *theirs)]
-        total += part.flatten(1).sum(1)
-    return total
+        windows[(slice(None), *theirs, *theirs)].add_(pixels[(slice(None), *ours, *ours)])
+    return torch.linalg.vecdot(windows.flatten(1), between.flatten(1)).double()
 
 
 def _gram(maps: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffhook.gradients.rules.registry import LayerRule, Mixers, Reduced, register
+from diffhook.gradients.rules.registry import LayerRule, Mixers, Product, register
 
 
 @register(nn.GroupNorm)
@@ -25,7 +25,7 @@ class GroupNormRule(LayerRule):
         grad_output: Tensor,
         wanted: Collection[str],
         mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Tensor | Reduced]]:
+    ) -> Iterator[tuple[str, Product]]:
         assert isinstance(module, nn.GroupNorm)
         batch, channels = grad_output.shape[:2]
         grad = grad_output.reshape(batch, channels, -1)
@@ -57,7 +57,7 @@ class _TokenNormRule(LayerRule):
         grad_output: Tensor,
         wanted: Collection[str],
         mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Tensor | Reduced]]:
+    ) -> Iterator[tuple[str, Product]]:
         assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
         shape = tuple(module.normalized_shape)
         rows = (grad_output.shape[0], -1, *shape)

@@ -23,6 +23,20 @@ class Reduced(NamedTuple):
     mixed: Tensor | None  # (B, q·q·kernel), the product of the mixed factors
 
 
+class Outer(NamedTuple):
+    """The gradient left ⊗ right of a weight that a sample meets once; not formed."""
+
+    left: Tensor  # (B, O)
+    right: Tensor  # (B, I)
+
+    def formed(self) -> Tensor:
+        """(B, O, I)"""
+        return self.left.unsqueeze(2) * self.right.unsqueeze(1)
+
+
+Product = Tensor | Reduced | Outer
+
+
 class LayerRule(ABC):
     """Per-sample parameter gradients of one kind of layer, from its input and output gradient.
 
@@ -37,7 +51,7 @@ class LayerRule(ABC):
         grad_output: Tensor,
         wanted: Collection[str],
         mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Tensor | Reduced]]:
+    ) -> Iterator[tuple[str, Product]]:
         """Yield (parameter name, (B, *parameter.shape) gradients) for the ``wanted`` names.
 
         Args:
@@ -50,6 +64,13 @@ class LayerRule(ABC):
 
         The yielded tensors belong to the caller, who may overwrite them.
         """
+
+    def workspace(
+        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, mixers: Mapping[str, Mixers | None]
+    ) -> int:
+        """Numbers per sample that :meth:`products` holds at once; the batch is cut accordingly."""
+        sizes = [parameter.numel() for parameter in module.parameters(recurse=False)]
+        return max(inputs[0].numel(), grad_output[0].numel(), *sizes)
 
     def obstacle(self, module: nn.Module) -> str | None:
         """Why this module has no per-sample gradient under this rule; None if it has one."""

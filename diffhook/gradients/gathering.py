@@ -1,0 +1,159 @@
+"""What one pass gathers: every layer's and every other use's gradients, added up by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from diffhook.errors import CaptureError
+from diffhook.gradients.layers import Owned
+from diffhook.gradients.rules import Mixers, Outer, Product, Reduced
+from diffhook.gradients.sketch import FullGradient, Sketch
+from diffhook.gradients.totals import Totals
+
+
+class Gathering:
+    """Per-sample gradients of one pass, on their way into :class:`Totals`.
+
+    Args:
+        layers: name → layer with a rule.
+        sketch: the projection; None for norms only.
+        group_size: M consecutive rows make one sample.
+        workspace: numbers of per-sample products alive at once.
+        shared: whether a parameter, by name, has uses besides one call of one layer: its parts must
+            be added before norms can be taken.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Owned],
+        sketch: Sketch | FullGradient | None,
+        group_size: int,
+        workspace: int,
+        shared: Callable[[str], bool],
+    ) -> None:
+        self.batch: int | None = None  #: rows of the batch, once the model has been called
+        self.totals: Totals | None = None
+        self.pending: dict[str, Tensor] = {}  #: (B, *shape) of shared parameters
+        self.taken: set[str] = set()  #: layers
+        self.formed: set[str] = set()  #: layers whose weight products were formed, each in one piece of work
+        self.precision = torch.float64  #: the lowest seen among gradients
+        self._dtype = torch.float32  # to compute in; float64 for models that are
+        self._layers = layers
+        self._sketch = sketch
+        self._group_size = group_size
+        self._workspace = workspace
+        self._shared = shared
+
+    def add_layer(
+        self, layer: str, inputs: Tensor, grad_output: Tensor, calls: int, summed: dict[str, Tensor] | None
+    ) -> None:
+        """Add what one call of a layer gives its parameters.
+
+        Args:
+            layer: its name.
+            inputs, grad_output: (B, …).
+            calls: how often the forward has called it.
+            summed: if given, receives the gradients summed over the batch, by parameter's local name.
+
+        Raises:
+            CaptureError: a call more than the forward has shown.
+        """
+        owned = self._layers[layer]
+        self._note_dtype(grad_output.dtype)
+        grad = grad_output.to(self._dtype)
+        if layer in self.taken and calls == 1:
+            raise CaptureError(f"{layer} was called again after its gradient was taken")
+        self.taken.add(layer)
+        whole = calls > 1 or summed is not None
+        mixers = {} if whole else self._mixers(owned, grad)
+        for rows in self._chunks(owned, inputs, grad, mixers, formed=calls > 1):
+            found = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
+            for local, product in found:
+                if summed is not None:
+                    part = _summed(product)
+                    summed[local] = summed[local] + part if local in summed else part
+                if calls == 1 and local == "weight" and isinstance(product, Tensor) and product.dim() > 2:
+                    self.formed.add(layer)
+                self._add(owned.parameters[local], product, rows, len(grad), several=calls > 1)
+
+    def add_use(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
+        """Add (B, *shape) gradients that the fallback has found, computed in ``dtype``."""
+        self._note_dtype(dtype)
+        self._postpone(name, gradient.to(self._dtype), slice(0, len(gradient)), len(gradient))
+
+    def complete(self, without: Mapping[str, str]) -> None:
+        """Add what was postponed, except the parameters named in ``without``."""
+        for name in self.pending.keys() - without.keys():
+            product = self.pending[name]
+            self._sums(product.device).add(name, product, 0)
+        self.pending.clear()
+
+    # ── one product ───────────────────────────────────────────────────────────────────────────
+
+    def _add(self, name: str, product: Product, rows: slice, batch: int, *, several: bool) -> None:
+        if isinstance(product, Reduced):
+            self._sums(product.squares.device).add_reduced(name, product, rows)
+        elif several or self._shared(name):
+            formed = product.formed() if isinstance(product, Outer) else product
+            self._postpone(name, formed, rows, batch)
+        elif isinstance(product, Outer):
+            self._sums(product.left.device).add_outer(name, product, rows)
+        else:
+            self._sums(product.device).add(name, product, rows.start)
+
+    def _postpone(self, name: str, product: Tensor, rows: slice, batch: int) -> None:
+        """Keep the product: the parameter has other uses, and gradients add before norms do."""
+        if name not in self.pending:
+            self.pending[name] = product.new_zeros(batch, *product.shape[1:])
+        self.pending[name][rows] += product
+
+    def _mixers(self, owned: Owned, like: Tensor) -> dict[str, Mixers | None]:
+        """Local names whose products need not be formed, and how to mix them."""
+        if self._group_size > 1 or isinstance(self._sketch, FullGradient):
+            return {}
+        own = {local: name for local, name in owned.parameters.items() if not self._shared(name)}
+        if self._sketch is None:
+            return dict.fromkeys(own)
+        if not isinstance(owned.module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return {}
+        shapes = {local: getattr(owned.module, local).shape for local in own}
+        found = {local: self._sketch.mixers(own[local], shapes[local], like) for local in own}
+        return {local: mixers for local, mixers in found.items() if mixers is not None}
+
+    def _chunks(
+        self,
+        owned: Owned,
+        inputs: Tensor,
+        grad: Tensor,
+        mixers: Mapping[str, Mixers | None],
+        *,
+        formed: bool,
+    ) -> Iterator[slice]:
+        """Runs of rows that fit the workspace together; whole groups."""
+        size = owned.rule.workspace(owned.module, inputs, grad, mixers)
+        if formed or self._group_size > 1 or isinstance(self._sketch, FullGradient):
+            size = max(size, *(p.numel() for p in owned.module.parameters(recurse=False)))
+        step = max(self._workspace // max(size, 1), 1)
+        step = max(step - step % self._group_size, self._group_size)
+        for start in range(0, len(grad), step):
+            yield slice(start, min(start + step, len(grad)))
+
+    def _note_dtype(self, dtype: torch.dtype) -> None:
+        self._dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        if dtype.itemsize < self.precision.itemsize:
+            self.precision = dtype
+
+    def _sums(self, device: torch.device) -> Totals:
+        if self.totals is None:
+            assert self.batch is not None
+            self.totals = Totals(self.batch, self._group_size, self._sketch, device, self._dtype)
+        return self.totals
+
+
+def _summed(product: Product) -> Tensor:
+    """The gradient of the whole batch."""
+    assert not isinstance(product, Reduced)
+    return product.left.t() @ product.right if isinstance(product, Outer) else product.sum(0)

@@ -1,0 +1,93 @@
+"""Summed weight gradients from per-sample products, in place of computing them a second time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from diffhook.gradients.layers import Owned
+from diffhook.gradients.local_hook import LocalHook
+
+Sums = dict[str, Tensor]  # local parameter name → gradient of the whole batch
+
+
+class _Deliver(torch.autograd.Function):
+    """Stands before a layer whose parameters look frozen, and hands autograd their gradients.
+
+    Its backward runs after the layer's, so by then ``sums`` has been filled. Being an ordinary node
+    above the parameters, it serves whatever waits for their gradients (DDP, hooks, accumulation).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, sums: Sums, names: list[str], *_: Tensor) -> Tensor:
+        ctx.sums, ctx.names = sums, names
+        return inputs.view_as(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None, None, *(ctx.sums.pop(name) for name in ctx.names)
+
+
+class Reuse:
+    """Hooks on layers; while ``armed``, chosen layers leave their weight gradients to us.
+
+    Args:
+        layers: name → layer.
+    """
+
+    def __init__(self, layers: Mapping[str, Owned]) -> None:
+        self.armed = False
+        self.chosen: Collection[str] = ()  #: layers whose products are formed anyway
+        self._layers = layers
+        self._open: dict[str, Sums] = {}  # of the calls under way
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        for name, owned in self._layers.items():
+            before = LocalHook(owned.module, partial(self._before, name))
+            after = LocalHook(owned.module, partial(self._after, name))
+            self._handles += [
+                owned.module.register_forward_pre_hook(before),
+                owned.module.register_forward_hook(after, always_call=True),
+            ]
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before(self, name: str, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self.armed or name not in self.chosen or len(args) != 1 or not torch.is_grad_enabled():
+            return None
+        if not args[0].is_floating_point():  # nothing to stand before in the graph
+            return None
+        names = list(self._layers[name].parameters)
+        parameters = [getattr(module, local) for local in names]
+        sums = self._open[name] = {}
+        inputs = _Deliver.apply(args[0], sums, names, *parameters)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        return (inputs,)
+
+    def _after(self, name: str, module: Any, args: Any, output: Any) -> None:
+        if self._open.pop(name, None) is not None:
+            for local in self._layers[name].parameters:
+                getattr(module, local).requires_grad_(True)
+
+    def sums(self, name: str) -> Sums | None:
+        """What the call under way must have filled by its backward; None if autograd does it."""
+        return self._open.get(name)
+
+    def fill(self, name: str, sums: Sums, inputs: Tensor, grad_output: Tensor) -> None:
+        """The ordinary way, where the products have failed: training must not."""
+        owned = self._layers[name]
+        values = [getattr(owned.module, local) for local in owned.parameters]
+        with torch.enable_grad():
+            output = owned.module.forward(inputs.detach())
+            found = torch.autograd.grad(output, values, grad_output.to(output.dtype))
+        sums.update(zip(owned.parameters, found, strict=True))

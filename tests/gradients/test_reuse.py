@@ -1,0 +1,138 @@
+"""Summed gradients taken from per-sample products are autograd's, up to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffhook.errors import CaptureError
+from diffhook.gradients import PerSampleGradients
+from diffhook.gradients.gathering import Gathering
+from tests.models import PROBLEMS, Problem
+from tests.twins import relative_error, sample_gradients
+
+
+def _plain(problem: Problem) -> list[Tensor | None]:
+    problem.model.zero_grad()
+    problem.loss(problem.model, problem.batch).mean().backward()
+    return [p.grad for p in problem.model.parameters()]
+
+
+def _same(model: nn.Module, expected: list[Tensor | None]) -> None:
+    # Some gradients are zero but for rounding (a key's bias moves all scores alike), hence the floor.
+    floor = 1e-6 * max(float(g.norm()) for g in expected if g is not None)
+    for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
+        assert (parameter.grad is None) == (gradient is None), name
+        if gradient is not None and parameter.grad is not None:
+            scale = float(gradient.norm()) + floor
+            assert float((parameter.grad - gradient).norm()) / scale < 1e-4, name
+    assert all(p.requires_grad == (g is not None) for p, g in zip(model.parameters(), expected, strict=True))
+
+
+def _passes(engine: PerSampleGradients, problem: Problem, count: int = 2) -> None:
+    """The first pass surveys and finds out which products are formed; the next ones reuse them."""
+    for _ in range(count):
+        problem.model.zero_grad()
+        with engine:
+            problem.loss(problem.model, problem.batch).mean().backward()
+
+
+@pytest.mark.parametrize("dim", [256, "full"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gradients_norms_and_projections_are_the_same(name: str, dim: int) -> None:
+    problem = PROBLEMS[name]()
+    expected = _plain(problem)
+    engine = PerSampleGradients(problem.model, projection_dim=dim, reuse_products=True)
+    _passes(engine, problem)
+    assert engine._reuse is not None
+    assert len(engine._reuse.chosen) > 3, "nothing was reused, so nothing was tested"
+    _same(problem.model, expected)
+    exact = sample_gradients(problem.model, problem.loss, problem.batch)
+    assert relative_error(engine.norms[:, None], exact.norm(dim=1, keepdim=True)) < 1e-5
+    if dim == "full":
+        assert relative_error(engine.projections, exact) < 1e-5
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.reentrant = reentrant
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        def block(tensor: Tensor) -> Tensor:
+            return self.second(self.first(tensor).tanh())
+
+        inputs = inputs.clone().requires_grad_(True)
+        output: Tensor = checkpoint(block, inputs, use_reentrant=self.reentrant)
+        return output
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_under_gradient_checkpointing(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    model = _Checkpointed(reentrant)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).tanh().square().flatten(1).sum(1)
+
+    problem = Problem(model, loss, torch.randn(4, 3, 6))
+    expected = _plain(problem)
+    engine = PerSampleGradients(model, projection_dim="full", reuse_products=True)
+    _passes(engine, problem)
+    _same(model, expected)
+    model.reentrant = False  # torch.autograd.grad, which the twin uses, does not see through it
+    assert relative_error(engine.projections, sample_gradients(model, loss, problem.batch)) < 1e-5
+
+
+def test_a_failure_of_ours_leaves_the_gradients_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = PROBLEMS["unet"]()
+    expected = _plain(problem)
+    engine = PerSampleGradients(problem.model, projection_dim=64, reuse_products=True)
+    _passes(engine, problem, 1)
+    original, calls = Gathering.add_layer, []
+
+    def failing(*args: object) -> None:
+        calls.append(1)
+        original(*args)  # type: ignore[arg-type]
+        if len(calls) == 5:
+            raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(Gathering, "add_layer", failing)
+    with pytest.raises(CaptureError, match="disk on fire"):
+        _passes(engine, problem, 1)
+    _same(problem.model, expected)
+
+
+def test_a_batch_of_another_kind_leaves_the_gradients_right() -> None:
+    """A layer that was per sample in the first pass, and is called on folded rows in the next."""
+
+    class Folding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+            self.fold = False
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if not self.fold:
+                return self.layer(inputs)
+            return self.layer(inputs.flatten(0, 1)[:, None]).view(inputs.shape)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).tanh().square().flatten(1).sum(1)
+
+    model = Folding()
+    problem = Problem(model, loss, torch.randn(4, 3, 6))
+    expected = _plain(problem)
+    engine = PerSampleGradients(model, projection_dim="full", reuse_products=True)
+    _passes(engine, problem, 2)
+    model.fold = True
+    problem.model.zero_grad()
+    try:
+        with engine:
+            loss(model, problem.batch).mean().backward()
+    except CaptureError:
+        pass  # the rows may be lost, the training not
+    _same(model, expected)

@@ -1,0 +1,116 @@
+"""Every way to the same numbers gives them, and the choice between ways is measured and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from diffhook.gradients import PerSampleGradients
+from diffhook.gradients.tuning import Tuner
+from tests.gradients.test_layers import CONV, WIDE, _squares
+from tests.twins import relative_error, sample_gradients
+
+
+def _force(monkeypatch: pytest.MonkeyPatch, name: str) -> set[str]:
+    """Choose the named way wherever it is on offer; returns the set that will note what was on offer."""
+    offered: set[str] = set()
+
+    def choose(tuner: Tuner, key: str, ways: Mapping[str, Callable[[], object]]) -> str:
+        offered.update(ways)
+        return name if name in ways else next(iter(ways))
+
+    monkeypatch.setattr(Tuner, "fastest", choose)
+    return offered
+
+
+@pytest.mark.parametrize("way", ["grouped", "looped", "columns"])
+@pytest.mark.parametrize("name", CONV)
+def test_every_way_of_a_convolution_equals_the_batch_1_loop(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered = _force(monkeypatch, way)
+    layer, shape = CONV[name]
+    batch = (torch.randn(shape),)
+    engine = PerSampleGradients(layer, projection_dim="full")
+    with engine:
+        _squares(layer, batch).mean().backward()
+    assert way in offered
+    assert relative_error(engine.projections, sample_gradients(layer, _squares, batch)) < 1e-5
+
+
+@pytest.mark.parametrize("way", ["ghost", "product"])
+@pytest.mark.parametrize("name", [*WIDE, "linear"])
+def test_every_way_of_a_norm_equals_the_batch_1_loop(
+    name: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offered = _force(monkeypatch, way)
+    layer, shape = WIDE[name] if name in WIDE else (nn.Linear(64, 48), (3, 7, 64))
+    batch = (torch.randn(shape),)
+    engine = PerSampleGradients(layer, projection_dim=0)
+    with engine:
+        _squares(layer, batch).mean().backward()
+    assert way in offered or name in ("stride", "large-map"), "Gram matrices cannot help these two"
+    expected = sample_gradients(layer, _squares, batch).norm(dim=1, keepdim=True)
+    assert relative_error(engine.norms[:, None], expected) < 1e-5
+
+
+@pytest.mark.parametrize(("inward", "outward"), [(64, 96), (64, 100), (256, 512), (60, 500), (48, 3)])
+def test_an_outer_product_is_projected_without_being_formed(inward: int, outward: int) -> None:
+    layer = nn.Linear(inward, outward, bias=False)
+    batch = (torch.randn(5, inward),)
+    expected = sample_gradients(layer, _squares, batch)
+    engine = PerSampleGradients(layer, projection_dim=256)
+    with engine:
+        _squares(layer, batch).mean().backward()
+    projected = torch.zeros(5, 256, dtype=torch.float64)
+    assert engine.sketch is not None
+    engine.sketch.add("weight", expected.clone().view(5, outward, inward), projected)
+    assert relative_error(engine.projections, projected) < 1e-5
+    assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
+
+
+def test_the_fastest_way_is_measured_once_and_kept(tmp_path: Path) -> None:
+    calls: list[str] = []
+    spin = torch.randn(300, 300)
+
+    def slow() -> None:
+        calls.append("slow")
+        for _ in range(20):
+            spin @ spin
+
+    ways = {"slow": slow, "fast": lambda: calls.append("fast")}
+    path = tmp_path / "new folder" / "tuning.json"
+    tuner = Tuner(path)
+    assert tuner.fastest("some shape", ways) == "fast"
+    measured = len(calls)
+    assert tuner.fastest("some shape", ways) == "fast"
+    assert Tuner(path).fastest("some shape", ways) == "fast"
+    assert len(calls) == measured, "measured again"
+    assert json.loads(path.read_text()) == {"some shape": "fast"}
+
+
+def test_a_way_that_fails_is_not_chosen_and_a_broken_file_is_ignored(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise RuntimeError("no kernel")
+
+    path = tmp_path / "tuning.json"
+    for content in ("{", "[1]", '{"shape": "gone"}'):
+        path.write_text(content)
+        assert Tuner(path).fastest("shape", {"fails": fails, "works": lambda: None}) == "works"
+
+
+def test_what_another_process_has_chosen_stands(tmp_path: Path) -> None:
+    path = tmp_path / "tuning.json"
+    first, second = Tuner(path), Tuner(path)
+    ways: dict[str, Callable[[], object]] = {"a": lambda: None, "b": lambda: None}
+    second.fastest("another shape", ways)
+    path.write_text(json.dumps({"shape": "b"}))
+    del ways["b"]
+    first.fastest("another shape", ways)
+    ways["b"] = lambda: None
+    assert first.fastest("shape", ways) == "b"
