@@ -233,10 +233,10 @@ class PerSampleGradients:
     @property
     def projections(self) -> Tensor:
         """(B, D) float32: projection of each sample's gradient, not normalised."""
-        totals = self._pass.totals
-        if totals is None or totals.projected is None:
+        projected = None if self._pass.totals is None else self._pass.totals.projected
+        if projected is None:
             raise ConfigurationError("projection_dim is 0: only norms were computed")
-        return totals.projected * self._undo()
+        return projected * self._undo()
 
     @property
     def coverage(self) -> Coverage:

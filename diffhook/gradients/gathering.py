@@ -40,6 +40,7 @@ class Gathering:
         self.taken: set[str] = set()  #: layers
         self.formed: set[str] = set()  #: layers whose weight products were formed, each in one piece of work
         self.precision = torch.float64  #: the lowest seen among gradients
+        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}  # calls of layers called several times
         self._dtype = torch.float32  # to compute in; float64 for models that are
         self._layers = layers
         self._sketch = sketch
@@ -67,17 +68,33 @@ class Gathering:
         if layer in self.taken and calls == 1:
             raise CaptureError(f"{layer} was called again after its gradient was taken")
         self.taken.add(layer)
-        whole = calls > 1 or summed is not None
-        mixers = {} if whole else self._mixers(owned, grad)
-        for rows in self._chunks(owned, inputs, grad, mixers, formed=calls > 1):
+        if calls > 1 and summed is None and owned.rule.joins:
+            waiting = self._waiting.setdefault(layer, [])
+            waiting.append((inputs, grad))
+            if len(waiting) == calls:
+                self._take_joined(layer)
+            return
+        self._take(layer, inputs, grad, several=calls > 1, summed=summed)
+
+    def _take_joined(self, layer: str) -> None:
+        """Take the calls of a layer that have waited for one another."""
+        inputs, grad = self._layers[layer].rule.join(self._waiting.pop(layer))
+        self._take(layer, inputs, grad, several=False, summed=None)
+
+    def _take(
+        self, layer: str, inputs: Tensor, grad: Tensor, *, several: bool, summed: dict[str, Tensor] | None
+    ) -> None:
+        owned = self._layers[layer]
+        mixers = {} if several or summed is not None else self._mixers(owned, grad)
+        for rows in self._chunks(owned, inputs, grad, mixers, formed=several):
             found = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
             for local, product in found:
                 if summed is not None:
                     part = _summed(product)
                     summed[local] = summed[local] + part if local in summed else part
-                if calls == 1 and local == "weight" and isinstance(product, Tensor) and product.dim() > 2:
+                if not several and local == "weight" and isinstance(product, Tensor) and product.dim() > 2:
                     self.formed.add(layer)
-                self._add(owned.parameters[local], product, rows, len(grad), several=calls > 1)
+                self._add(owned.parameters[local], product, rows, len(grad), several=several)
 
     def add_use(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
         """Add (B, *shape) gradients that the fallback has found, computed in ``dtype``."""
@@ -86,6 +103,8 @@ class Gathering:
 
     def complete(self, without: Mapping[str, str]) -> None:
         """Add what was postponed, except the parameters named in ``without``."""
+        for layer in list(self._waiting):  # more calls were counted than the backward has reached
+            self._take_joined(layer)
         for name in self.pending.keys() - without.keys():
             product = self.pending[name]
             self._sums(product.device).add(name, product, 0)

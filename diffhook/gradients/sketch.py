@@ -14,6 +14,7 @@ from diffhook.gradients.rules import Mixers, Outer
 from diffhook.gradients.signs import offset, signs
 
 _MIXED = 32  # channels that a wide convolution is mixed down to
+_WIDTH = 1 << 14  # numbers a sample accumulates into: long runs at once, still in the cache
 
 
 class Sketch:
@@ -37,6 +38,7 @@ class Sketch:
             raise ConfigurationError(f"projection_dim is {dim}; expected a positive integer")
         self.dim = dim
         self.seed = seed
+        self.width = dim * max(_WIDTH // dim, 1)  #: of accumulators: several sets of buckets, side by side
         self._signs: dict[tuple[str, torch.device], Tensor] = {}
         self._mixers: dict[tuple[str, torch.device, torch.dtype], Mixers] = {}
 
@@ -52,16 +54,16 @@ class Sketch:
         return self._mixers[key]
 
     def add(self, name: str, products: Tensor, out: Tensor) -> None:
-        """Add the projection of ``products`` to ``out``. May overwrite ``products``.
+        """Add the projection of ``products`` to ``out``.
 
         Args:
             name: the parameter's name.
-            products: (b, *shape) per-sample gradients of the parameter; used as scratch.
-            out: (b, D) accumulator.
+            products: (b, *shape) per-sample gradients of the parameter.
+            out: (b, D) accumulator, or several sets of buckets side by side: (b, width).
         """
         mixers = self.mixers(name, products.shape[1:], products)
         if mixers is not None:
-            products = torch.einsum("boi...,ip,oq->bqp...", products, *mixers).contiguous()
+            products = torch.einsum("boi...,ip,oq->bqp...", products, *mixers)
         self.add_mixed(name, products.reshape(len(products), -1), out)
 
     def add_outer(self, name: str, outer: Outer, out: Tensor) -> None:
@@ -77,39 +79,40 @@ class Sketch:
         height = self.dim // columns  # rows side by side in the buckets
         turns = -(-rows // height)
         padding = turns * height - rows
-        signs = self._sign_row(name, rows * columns, out.device).view(rows, columns).to(out.dtype)
+        signs = self._sign_row(name, rows * columns, out).view(rows, columns)
         left = F.pad(outer.left, (0, padding)).view(batch, turns, height).permute(2, 0, 1)
         signs = F.pad(signs, (0, 0, 0, padding)).view(turns, height, columns).transpose(0, 1)
-        folded = torch.bmm(left, signs).transpose(0, 1).mul(outer.right.unsqueeze(1))
-        self._fold(folded.reshape(batch, self.dim), offset(self.seed, name, self.dim), out)
+        folded = torch.bmm(left, signs).transpose(0, 1).mul(outer.right.unsqueeze(1)).reshape(batch, -1)
+        start = offset(self.seed, name, self.dim)
+        out[:, start : self.dim].add_(folded[:, : self.dim - start])
+        out[:, :start].add_(folded[:, self.dim - start :])
 
     def add_mixed(self, name: str, mixed: Tensor, out: Tensor) -> None:
-        """Add (b, n) numbers that need no mixing, or have had it. Overwrites ``mixed``."""
-        mixed.mul_(self._sign_row(name, mixed.shape[1], mixed.device))
-        self._fold(mixed, offset(self.seed, name, self.dim), out)
+        """Add (b, n) numbers that need no mixing, or have had it: element i of every row, with its
+        sign, to bucket (offset + i) mod D. In one pass over them."""
+        count = mixed.shape[1]
+        signs = self._sign_row(name, count, mixed)
+        done, bucket = 0, offset(self.seed, name, self.dim)
+        while done < count:
+            run = min(out.shape[1] - bucket, count - done)
+            part = slice(done, done + run)
+            out[:, bucket : bucket + run].addcmul_(mixed[:, part], signs[part])
+            done, bucket = done + run, 0
 
-    def _sign_row(self, name: str, count: int, device: torch.device) -> Tensor:
-        key = (name, device)
+    def folded(self, out: Tensor) -> Tensor:
+        """(b, width) accumulator → (b, D) projections."""
+        return out.view(len(out), -1, self.dim).sum(1)
+
+    def _sign_row(self, name: str, count: int, like: Tensor) -> Tensor:
+        key = (name, like.device)
         if key not in self._signs:
             # int8, a byte per parameter: a float copy would cost as much memory as the model.
-            self._signs[key] = torch.from_numpy(signs(self.seed, name, count)).to(device)
-        return self._signs[key]
+            self._signs[key] = torch.from_numpy(signs(self.seed, name, count)).to(like.device)
+        return self._signs[key].to(like.dtype)
 
     def _mixer(self, name: str, channels: int, like: Tensor) -> Tensor:
         values = torch.from_numpy(signs(self.seed, name, channels * _MIXED)).to(like)
         return values.view(channels, _MIXED) / math.sqrt(_MIXED)
-
-    def _fold(self, signed: Tensor, start: int, out: Tensor) -> None:
-        """Add element i of every row to bucket (start + i) mod D."""
-        batch, count = signed.shape
-        head = min(self.dim - start, count)
-        out[:, start : start + head].add_(signed[:, :head])
-        turns = (count - head) // self.dim
-        tail = head + turns * self.dim
-        if turns:
-            out.add_(signed[:, head:tail].view(batch, turns, self.dim).sum(1))
-        if tail < count:
-            out[:, : count - tail].add_(signed[:, tail:])
 
 
 class FullGradient:
@@ -122,7 +125,7 @@ class FullGradient:
     """
 
     def __init__(self, sizes: dict[str, int]) -> None:
-        self.dim = sum(sizes.values())
+        self.dim = self.width = sum(sizes.values())
         self.seed = 0
         self._start: dict[str, int] = {}
         start = 0
@@ -134,6 +137,9 @@ class FullGradient:
         start = self._start[name]
         flat = products.reshape(len(products), -1)
         out[:, start : start + flat.shape[1]].add_(flat)
+
+    def folded(self, out: Tensor) -> Tensor:
+        return out
 
 
 def make_sketch(

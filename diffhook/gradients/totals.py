@@ -38,19 +38,26 @@ class Totals:
         self._group_size = group_size
         self._sketch = sketch
         self.squares = torch.zeros(samples, dtype=torch.float64, device=device)
-        self.projected: Tensor | None = None
+        self._sums: Tensor | None = None
         if sketch is not None:
-            self.projected = torch.zeros(samples, sketch.dim, dtype=dtype, device=device)
+            self._sums = torch.zeros(samples, sketch.width, dtype=dtype, device=device)
+
+    @property
+    def projected(self) -> Tensor | None:
+        """(B/M, D) projections so far; None for norms only."""
+        if self._sketch is None or self._sums is None:
+            return None
+        return self._sketch.folded(self._sums)
 
     def add(self, name: str, product: Tensor, start: int) -> None:
-        """Add one parameter's gradients of rows start, start+1, …; ``product`` is used as scratch."""
+        """Add one parameter's gradients of rows start, start+1, …"""
         if self._group_size > 1:
             product = product.view(-1, self._group_size, *product.shape[1:]).sum(1)
             start //= self._group_size
         rows = slice(start, start + len(product))
         self.squares[rows].add_(squared_lengths(product.reshape(len(product), -1)))
-        if self._sketch is not None and self.projected is not None:
-            self._sketch.add(name, product, self.projected[rows])
+        if self._sketch is not None and self._sums is not None:
+            self._sketch.add(name, product, self._sums[rows])
 
     def add_outer(self, name: str, outer: Outer, rows: slice) -> None:
         """Add a gradient that is an outer product."""
@@ -59,12 +66,12 @@ class Totals:
             return
         lengths = [torch.linalg.vector_norm(side, dim=1).double() for side in outer]
         self.squares[rows].add_((lengths[0] * lengths[1]).square())
-        if self._sketch is not None and self.projected is not None:
-            self._sketch.add_outer(name, outer, self.projected[rows])
+        if self._sketch is not None and self._sums is not None:
+            self._sketch.add_outer(name, outer, self._sums[rows])
 
     def add_reduced(self, name: str, product: Reduced, rows: slice) -> None:
         """Add what stands for a product that was never formed."""
         self.squares[rows].add_(product.squares)
-        if product.mixed is not None and self.projected is not None:
+        if product.mixed is not None and self._sums is not None:
             assert isinstance(self._sketch, Sketch)
-            self._sketch.add_mixed(name, product.mixed, self.projected[rows])
+            self._sketch.add_mixed(name, product.mixed, self._sums[rows])

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffhook.gradients.scratch import scratch
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -53,7 +55,10 @@ class Looped(Way):
 
     def __call__(self, inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
         rows = zip(inputs.split(1), grad.split(1), strict=True)
-        return torch.stack([_weight_gradient(ours, theirs, geometry, 1) for ours, theirs in rows])
+        out = scratch(
+            (len(inputs), grad.shape[1], inputs.shape[1] // geometry.groups, *geometry.kernel), grad
+        )
+        return torch.stack([_weight_gradient(ours, theirs, geometry, 1) for ours, theirs in rows], out=out)
 
 
 class Columns(Way):
@@ -63,7 +68,9 @@ class Columns(Way):
         batch, groups = len(inputs), geometry.groups
         pixels = math.prod(grad.shape[2:])
         columns = _windows(inputs, grad.shape[2:], geometry).reshape(batch * groups, -1, pixels)
-        product = torch.bmm(grad.reshape(batch * groups, -1, pixels), columns.transpose(1, 2))
+        flat = grad.reshape(batch * groups, -1, pixels)
+        out = scratch((batch * groups, flat.shape[1], columns.shape[1]), grad)
+        product = torch.bmm(flat, columns.transpose(1, 2), out=out)
         return product.view(batch, grad.shape[1], inputs.shape[1] // groups, *geometry.kernel)
 
     def size(self, inputs: Tensor, grad: Tensor, geometry: Geometry) -> int:

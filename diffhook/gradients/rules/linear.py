@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -10,11 +10,18 @@ from torch import Tensor, nn
 
 from diffhook.gradients.lengths import squared_lengths
 from diffhook.gradients.rules.registry import LayerRule, Mixers, Outer, Product, Reduced, register
+from diffhook.gradients.scratch import scratch
 from diffhook.gradients.tuning import tuner
 
 
 @register(nn.Linear)
 class LinearRule(LayerRule):
+    joins = True
+
+    def join(self, calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        inputs, grads = zip(*calls, strict=True)
+        return torch.cat([_tokens(i) for i in inputs], 1), torch.cat([_tokens(g) for g in grads], 1)
+
     def products(
         self,
         module: nn.Module,
@@ -23,10 +30,9 @@ class LinearRule(LayerRule):
         wanted: Collection[str],
         mixers: Mapping[str, Mixers | None],
     ) -> Iterator[tuple[str, Product]]:
-        batch = inputs.shape[0]
-        grad = grad_output.reshape(batch, -1, grad_output.shape[-1])
+        grad = _tokens(grad_output)
         if "weight" in wanted:
-            tokens = inputs.reshape(batch, -1, inputs.shape[-1]).to(grad.dtype)
+            tokens = _tokens(inputs).to(grad.dtype)
             if grad.shape[1] == 1:
                 yield "weight", Outer(grad[:, 0], tokens[:, 0])
             elif "weight" in mixers and _norm_way(tokens, grad) == "ghost":
@@ -44,8 +50,14 @@ class LinearRule(LayerRule):
         return super().workspace(module, inputs, grad_output, mixers)
 
 
+def _tokens(values: Tensor) -> Tensor:
+    """(B, …, F) → (B, T, F)."""
+    return values.reshape(values.shape[0], -1, values.shape[-1])
+
+
 def _product(tokens: Tensor, grad: Tensor) -> Tensor:
-    return torch.bmm(grad.transpose(1, 2), tokens)
+    out = scratch((len(grad), grad.shape[2], tokens.shape[2]), grad)
+    return torch.bmm(grad.transpose(1, 2), tokens, out=out)
 
 
 def _ghost_squares(tokens: Tensor, grad: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -41,7 +41,16 @@ class LayerRule(ABC):
     """Per-sample parameter gradients of one kind of layer, from its input and output gradient.
 
     A rule is stateless. Sample b is row b of the leading axis of input and output alike.
+
+    Attributes:
+        joins: whether :meth:`join` can make one call of several.
     """
+
+    joins = False
+
+    def join(self, calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One (inputs, grad_output) whose parameter gradients are the sums over ``calls``."""
+        raise NotImplementedError
 
     @abstractmethod
     def products(
@@ -61,8 +70,6 @@ class LayerRule(ABC):
             wanted: names among the module's own parameters that are trainable.
             mixers: names for which :class:`Reduced` will do, with the reductions to use, or None
                 where only the norm is asked for. Most rules form the product all the same.
-
-        The yielded tensors belong to the caller, who may overwrite them.
         """
 
     def workspace(
