@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, Self
@@ -88,6 +88,9 @@ class PerSampleGradients:
         self.weight_gradients = weight_gradients
         self.group_size = group_size
         self.loss_scale = 1.0  #: factor on the loss besides the batch reduction (AMP, accumulation)
+        #: parameter name → factor of its shape on its gradients, such as Adam's 1/(√v̂ + ε), before
+        #: norms and projections; parameters not named are left as they are
+        self.preconditioner: Mapping[str, Tensor] = {}
         self.parameters = {clean_name(n): p for n, p in model.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigurationError("the model has no parameter with requires_grad=True")
@@ -155,7 +158,12 @@ class PerSampleGradients:
         self._root_handles.clear()
 
     def begin(self) -> None:
-        """Watch the next forward and backward."""
+        """Watch the next forward and backward.
+
+        Raises:
+            ConfigurationError: the preconditioner does not fit the parameters.
+        """
+        self._check_preconditioner()
         self._reset()
         self._tape.armed = True
         if not self.weight_gradients:
@@ -251,6 +259,12 @@ class PerSampleGradients:
         )
 
     @property
+    def first_nonfinite(self) -> str | None:
+        """The parameter at which the last backward first met a gradient that is not finite; None: all
+        are finite."""
+        return None if self._pass.totals is None else self._pass.totals.first_nonfinite()
+
+    @property
     def hook_seconds(self) -> float:
         """Time that the last pass spent on per-sample products (CPU: exact; GPU: launches)."""
         return self._tape.seconds
@@ -273,10 +287,21 @@ class PerSampleGradients:
             self.group_size,
             max(workspace // 4, 1),
             lambda name: name in self._tied or name in self._fallback,
+            self.preconditioner,
         )
         self._failure: Exception | None = None
         self._tape.calls.clear()
         self._tape.seconds = 0.0
+
+    def _check_preconditioner(self) -> None:
+        for name, factor in self.preconditioner.items():
+            if name not in self.parameters:
+                raise ConfigurationError(f"the preconditioner names {name!r}, which is not trained")
+            if factor.shape != self.parameters[name].shape:
+                raise ConfigurationError(
+                    f"the preconditioner of {name} has shape {tuple(factor.shape)}; "
+                    f"expected {tuple(self.parameters[name].shape)}"
+                )
 
     def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         """The model's forward begins. A hook; called by hand from a pre-hook that came first."""

@@ -24,6 +24,7 @@ class Gathering:
         workspace: numbers of per-sample products alive at once.
         shared: whether a parameter, by name, has uses besides one call of one layer: its parts must
             be added before norms can be taken.
+        preconditioner: parameter name → elementwise factor on its gradients.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Gathering:
         group_size: int,
         workspace: int,
         shared: Callable[[str], bool],
+        preconditioner: Mapping[str, Tensor],
     ) -> None:
         self.batch: int | None = None  #: rows of the batch, once the model has been called
         self.totals: Totals | None = None
@@ -47,6 +49,7 @@ class Gathering:
         self._group_size = group_size
         self._workspace = workspace
         self._shared = shared
+        self._preconditioner = preconditioner
 
     def add_layer(
         self, layer: str, inputs: Tensor, grad_output: Tensor, calls: int, summed: dict[str, Tensor] | None
@@ -106,7 +109,7 @@ class Gathering:
         for layer in list(self._waiting):  # more calls were counted than the backward has reached
             self._take_joined(layer)
         for name in self.pending.keys() - without.keys():
-            product = self.pending[name]
+            product = self._preconditioned(name, self.pending[name])
             self._sums(product.device).add(name, product, 0)
         self.pending.clear()
 
@@ -116,12 +119,16 @@ class Gathering:
         if isinstance(product, Reduced):
             self._sums(product.squares.device).add_reduced(name, product, rows)
         elif several or self._shared(name):
-            formed = product.formed() if isinstance(product, Outer) else product
-            self._postpone(name, formed, rows, batch)
-        elif isinstance(product, Outer):
+            self._postpone(name, _formed(product), rows, batch)
+        elif isinstance(product, Outer) and name not in self._preconditioner:
             self._sums(product.left.device).add_outer(name, product, rows)
         else:
-            self._sums(product.device).add(name, product, rows.start)
+            formed = self._preconditioned(name, _formed(product))
+            self._sums(formed.device).add(name, formed, rows.start)
+
+    def _preconditioned(self, name: str, product: Tensor) -> Tensor:
+        factor = self._preconditioner.get(name)
+        return product if factor is None else product * factor.to(product)
 
     def _postpone(self, name: str, product: Tensor, rows: slice, batch: int) -> None:
         """Keep the product: the parameter has other uses, and gradients add before norms do."""
@@ -133,7 +140,11 @@ class Gathering:
         """Local names whose products need not be formed, and how to mix them."""
         if self._group_size > 1 or isinstance(self._sketch, FullGradient):
             return {}
-        own = {local: name for local, name in owned.parameters.items() if not self._shared(name)}
+        own = {
+            local: name
+            for local, name in owned.parameters.items()
+            if not self._shared(name) and name not in self._preconditioner
+        }
         if self._sketch is None:
             return dict.fromkeys(own)
         if not isinstance(owned.module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -170,6 +181,10 @@ class Gathering:
             assert self.batch is not None
             self.totals = Totals(self.batch, self._group_size, self._sketch, device, self._dtype)
         return self.totals
+
+
+def _formed(product: Tensor | Outer) -> Tensor:
+    return product.formed() if isinstance(product, Outer) else product
 
 
 def _summed(product: Product) -> Tensor:

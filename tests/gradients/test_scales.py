@@ -8,7 +8,7 @@ import torch
 from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.gradients.signs import signs
-from tests.models import unet
+from tests.models import PROBLEMS, unet
 from tests.twins import relative_error, sample_gradients
 
 
@@ -78,3 +78,58 @@ def test_a_missing_backward_is_an_error_and_leaves_the_model_clean() -> None:
     assert all(p.requires_grad for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("dim", [0, 256, "full"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_preconditioner_multiplies_gradients_before_norms_and_projections(name: str, dim: int) -> None:
+    model, loss, batch = PROBLEMS[name]()
+    torch.manual_seed(2)
+    factors = {n: torch.rand_like(p) for n, p in model.named_parameters() if p.requires_grad}
+    expected = sample_gradients(model, loss, batch) * torch.cat([f.flatten() for f in factors.values()])
+    engine = PerSampleGradients(model, projection_dim=dim)
+    engine.preconditioner = factors
+    for _ in range(2):
+        with engine:
+            loss(model, batch).mean().backward()
+    assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
+    if dim == "full":
+        assert relative_error(engine.projections, expected) < 1e-5
+    elif dim:
+        projected = torch.zeros(len(expected), dim, dtype=torch.float64)
+        assert engine.sketch is not None
+        sizes = [f.numel() for f in factors.values()]
+        for (key, factor), part in zip(factors.items(), expected.split(sizes, 1), strict=True):
+            engine.sketch.add(key, part.view(-1, *factor.shape), projected)
+        assert relative_error(engine.projections, projected) < 1e-5
+
+
+def test_a_preconditioner_that_does_not_fit_is_refused() -> None:
+    engine = PerSampleGradients(unet().model)
+    engine.preconditioner = {"conv_in.wait": torch.ones(1)}
+    with pytest.raises(ConfigurationError, match="which is not trained"):
+        engine.begin()
+    engine.preconditioner = {"conv_in.bias": torch.ones(3)}
+    with pytest.raises(ConfigurationError, match=r"conv_in.bias has shape \(3,\); expected \(16,\)"):
+        engine.begin()
+
+
+def test_the_layer_that_broke_the_backward_is_named() -> None:
+    model, loss, batch = unet()
+    engine = PerSampleGradients(model, projection_dim=0, weight_gradients=False)
+    with engine:
+        loss(model, batch).mean().backward()
+    assert engine.first_nonfinite is None
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[2] = float("nan")
+        return gradient
+
+    handle = model.mid_block.register_forward_hook(lambda *call: call[2].register_hook(poison) and None)
+    with engine:
+        loss(model, batch).mean().backward()
+    handle.remove()
+    assert engine.norms.isfinite().tolist() == [True, True, False, True]
+    assert engine.first_nonfinite is not None
+    assert engine.first_nonfinite.startswith("mid_block")
