@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import deque
 from dataclasses import dataclass, field
 
 from diffhook.errors import ConfigurationError
 
-_CALIBRATION_STEPS = 4  # captured one after the other before a stride is chosen; the first surveys
+_CALIBRATION = 5  # captured steps, taking turns with others, before a stride is chosen; the first surveys
+_REVIEW = 32  # captured steps between looks at whether the stride still fits
+_REMEMBERED = 32  # durations
+
+
+def _durations() -> deque[float]:
+    return deque(maxlen=_REMEMBERED)
 
 
 @dataclass
 class Plan:
     """Captures one optimiser step in ``stride``; with a budget, chooses the stride itself.
 
+    What a captured step costs is measured against steps that are not: so it holds all that capture
+    does to a step, not only the time spent in our own code. A budget is kept from then on, looked at
+    again from time to time; while calibrating, every second step is captured.
+
     Args:
-        every: the stride, fixed.
-        overhead: instead, the largest share of the training time that capture may add.
+        every: the stride, fixed; with a budget, the smallest.
+        overhead: the largest share of the training time that capture may add.
 
     Raises:
         ConfigurationError: every < 1, or overhead not within (0, 1].
@@ -26,8 +37,9 @@ class Plan:
     every: int = 1
     overhead: float | None = None
     capture_seconds: float = 0.0
-    _costs: list[float] = field(default_factory=list)
-    _steps: list[float] = field(default_factory=list)
+    _captured: deque[float] = field(default_factory=_durations)
+    _plain: deque[float] = field(default_factory=_durations)
+    _count: int = 0  # captured steps
     _anchor: int | None = None
 
     def __post_init__(self) -> None:
@@ -37,7 +49,7 @@ class Plan:
             raise ConfigurationError(
                 f"overhead is {self.overhead}; expected a share of the training time, such as 0.05"
             )
-        self.stride = self.every
+        self.stride = self.every if self.overhead is None else max(self.every, 2)
 
     def captures(self, step: int) -> bool:
         """Whether to capture this optimiser step."""
@@ -46,20 +58,32 @@ class Plan:
         return (step - self._anchor) % self.stride == 0
 
     def finished_step(self, captured: float | None, seconds: float) -> bool:
-        """Account for one optimiser step. Returns True when the stride has just been chosen.
+        """Account for one optimiser step. Returns True when a stride has just been chosen.
 
         Args:
-            captured: seconds that capture took; None for a step that was not captured.
+            captured: seconds spent in our own code; None for a step that was not captured.
             seconds: the step's duration in all.
         """
-        self.capture_seconds += captured or 0.0
-        if self.overhead is None or captured is None or len(self._costs) >= _CALIBRATION_STEPS:
+        if captured is None:
+            self._plain.append(seconds)
             return False
-        self._costs.append(captured)
-        self._steps.append(seconds - captured)
-        if len(self._costs) < _CALIBRATION_STEPS:
+        self._count += 1
+        if self._count > 1:
+            self._captured.append(seconds)
+        usual = statistics.median(self._plain) if len(self._plain) >= _CALIBRATION - 1 else None
+        self.capture_seconds += captured if usual is None else seconds - usual
+        if self.overhead is None or usual is None or self._count < _CALIBRATION:
             return False
-        share = statistics.median(self._costs[1:]) / statistics.median(self._steps[1:])
-        self.stride = max(self.every, math.ceil(share / self.overhead))
-        self._anchor = None
+        if (self._count - _CALIBRATION) % _REVIEW:
+            return False
+        return self._choose(usual, self.overhead)
+
+    def _choose(self, usual: float, overhead: float) -> bool:
+        share = max(statistics.median(self._captured) / usual - 1, 0.0)
+        # At least 2: without other steps beside it, the cost of a captured one could not be seen.
+        stride = max(self.every, 2, math.ceil(share / overhead))
+        first = self._count == _CALIBRATION
+        if not first and abs(stride - self.stride) <= 0.25 * self.stride:
+            return False  # within the noise of a shared machine
+        self.stride, self._anchor = stride, None
         return True

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 from models import CASES, Case
-from torch import Tensor
+from peers import Run, batch_1_loop, dattri_llm, opacus, vmap_grad
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
+from torch import Tensor
 
 from diffhook.gradients import PerSampleGradients
 
 RESULT = Path(__file__).parents[1] / "results" / "capture.json"
-Run = Callable[[], Tensor | None]  # one pass; the per-sample norms where there are any
 
 
 def plain(case: Case) -> Run:
@@ -41,44 +41,11 @@ def plain(case: Case) -> Run:
     return run
 
 
-def batch_1_loop(case: Case) -> Run:
-    """The honest slow way: one sample at a time."""
-    parameters = [p for p in case.model.parameters() if p.requires_grad]
-
-    def run() -> Tensor:
-        norms = []
-        for row in range(case.batch):
-            loss = case.losses(slice(row, row + 1)).sum()
-            shares = torch.autograd.grad(loss, parameters)
-            norms.append(sum(share.square().sum() for share in shares))
-        return torch.stack(norms).sqrt()  # type: ignore[arg-type]
-
-    return run
-
-
-def vmap_grad(case: Case) -> Run:
-    """torch.func: vmap over grad, norms only."""
-    parameters = {n: p.detach() for n, p in case.model.named_parameters() if p.requires_grad}
-
-    def loss(values: dict[str, Tensor], inputs: dict[str, Tensor], target: Tensor) -> Tensor:
-        one = {name: value[None] for name, value in inputs.items()}
-        predicted = torch.func.functional_call(case.model, values, (), {**one, "return_dict": False})[0]
-        return (predicted[0] - target).square().mean()
-
-    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0), randomness="different")
-
-    def run() -> Tensor:
-        shares = gradients(parameters, case.inputs, case.target)
-        return torch.stack([s.flatten(1).square().sum(1) for s in shares.values()]).sum(0).sqrt()
-
-    return run
-
-
-def ours(dim: int, *, in_step: bool) -> Callable[[Case], Run]:
+def ours(dim: int, **options: bool) -> Callable[[Case], Run]:
     """diffhook: beside the training's own gradients (in step), or without them (probe)."""
 
     def make(case: Case) -> Run:
-        engine = PerSampleGradients(case.model, projection_dim=dim, weight_gradients=in_step)
+        engine = PerSampleGradients(case.model, projection_dim=dim, **options)
 
         def run() -> Tensor:
             case.model.zero_grad(set_to_none=True)
@@ -97,10 +64,13 @@ METHODS: dict[str, Callable[[Case], Run]] = {
     "plain forward + backward": plain,
     "batch-1 loop, norms": batch_1_loop,
     "vmap(grad), norms": vmap_grad,
-    "diffhook probe, norms": ours(0, in_step=False),
-    "diffhook probe, norms + D = 2048": ours(2048, in_step=False),
-    "diffhook in step, norms": ours(0, in_step=True),
-    "diffhook in step, norms + D = 2048": ours(2048, in_step=True),
+    "opacus, norms": opacus,
+    "dattri-llm, norms": dattri_llm,
+    "diffhook probe, norms": ours(0, weight_gradients=False),
+    "diffhook probe, norms + D = 2048": ours(2048, weight_gradients=False),
+    "diffhook in step, norms": ours(0),
+    "diffhook in step, norms + D = 2048": ours(2048),
+    "diffhook in step, norms + D = 2048, products reused": ours(2048, reuse_products=True),
 }
 
 

@@ -1,0 +1,52 @@
+"""A plan with a budget keeps to it, by what captured steps cost against others."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffhook.capture import Plan
+from diffhook.errors import ConfigurationError
+
+
+def _run(plan: Plan, steps: int, cost: float, *, start: int = 0, own: float = 0.01) -> tuple[int, list[int]]:
+    """Steps of 1 s, captured ones of 1 + cost, of which the hook itself sees only ``own``."""
+    captured, strides = 0, []
+    for step in range(start, start + steps):
+        if plan.captures(step):
+            captured += 1
+            chosen = plan.finished_step(own, 1 + cost + (3.0 if step == 0 else 0.0))
+        else:
+            chosen = plan.finished_step(None, 1.0)
+        if chosen:
+            strides.append(plan.stride)
+    return captured, strides
+
+
+@pytest.mark.parametrize(("cost", "stride"), [(0.5, 10), (0.48, 10), (0.9, 18), (0.01, 2)])
+def test_the_stride_keeps_the_cost_within_the_budget(cost: float, stride: int) -> None:
+    plan = Plan(overhead=0.05)
+    captured, strides = _run(plan, 1000, cost)
+    assert strides == [stride]
+    later, _ = _run(plan, 1000, cost, start=1000)
+    assert later * cost <= 0.05 * 1000 + cost
+    assert plan.capture_seconds == pytest.approx((captured + later) * cost, rel=0.1)
+
+
+def test_the_stride_follows_when_the_cost_changes() -> None:
+    plan = Plan(overhead=0.05)
+    _run(plan, 2000, 0.5)
+    _, strides = _run(plan, 4000, 1.0, start=2000)
+    assert strides[-1] == 20
+
+
+def test_a_fixed_stride_stays() -> None:
+    plan = Plan(every=3)
+    captured, strides = _run(plan, 30, 0.5)
+    assert (captured, strides, plan.stride) == (10, [], 3)
+
+
+def test_bad_plans_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="every is 0"):
+        Plan(every=0)
+    with pytest.raises(ConfigurationError, match="overhead is 5; expected a share"):
+        Plan(overhead=5)
