@@ -36,6 +36,7 @@ class Column:
     dtype: str
     fill: float
     meaning: str
+    optional: bool = False  # a writer may leave it out, and older logs lack it: it reads as its fill
 
 
 COLUMNS = (
@@ -46,11 +47,13 @@ COLUMNS = (
     Column("loss", "float32", np.nan, "the sample's own loss; NaN: not known"),
     Column("weight", "float32", np.nan, "factor on lr that makes scores sums over rows"),
     Column("grad_norm", "float32", np.nan, "exact L2 norm of the gradient of the sample's own loss"),
+    Column("role", "int8", 0, "what the sample stood for: 0 instance, 1 class (prior preservation)", True),
     Column("projection", "float16", 0, "projection of the gradient divided by grad_norm"),
     Column("sample", "int64", -1, "sample id; written last, as commit mark"),
 )  # fmt: skip
 """In the order in which they are written."""
 
+BY_NAME = {column.name: column for column in COLUMNS}
 SCALARS = tuple(column.name for column in COLUMNS if column.name != "projection")
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import zarr
 
 from diffhook.errors import LogError
-from diffhook.log.schema import COLUMNS, SCALARS
+from diffhook.log.schema import BY_NAME, COLUMNS, SCALARS
 
 Array = npt.NDArray[Any]
 
@@ -49,8 +49,11 @@ class Table:
         """Names of the columns, in the order of the schema."""
         if not self._groups:
             return ()
-        present = set(self._groups[0].array_keys())
-        return tuple(c.name for c in COLUMNS if c.name in present)
+        return tuple(c.name for c in COLUMNS if c.optional or c.name in self._stored)
+
+    @cached_property
+    def _stored(self) -> frozenset[str]:
+        return frozenset.intersection(*(frozenset(group.array_keys()) for group in self._groups))
 
     @property
     def description(self) -> Any:
@@ -88,8 +91,10 @@ class Table:
     def read(self, block: Block, column: str) -> Array:
         """The block's valid rows of one column."""
         self._check(column)
-        values = np.asarray(self._array(block.rank, column)[block.start : block.stop])
         valid = self._valid[block.rank][block.start : block.stop]
+        if column not in self._stored:
+            return np.full(int(valid.sum()), BY_NAME[column].fill, BY_NAME[column].dtype)
+        values = np.asarray(self._array(block.rank, column)[block.start : block.stop])
         return values if valid.all() else values[valid]
 
     # ── internals ─────────────────────────────────────────────────────────────────────────────
@@ -108,7 +113,9 @@ class Table:
     def _scalars(self) -> dict[str, Array]:
         found = {}
         for column in SCALARS:
-            if column not in self.columns:
+            if column not in self._stored:
+                if BY_NAME[column].optional:
+                    found[column] = np.full(len(self), BY_NAME[column].fill, BY_NAME[column].dtype)
                 continue
             parts = [
                 np.asarray(self._array(rank, column)[: len(valid)])[valid]
@@ -128,7 +135,7 @@ class Table:
         if missing:
             raise LogError(f"{self.name}/{group.basename} lacks {', '.join(sorted(missing))}")
         # A process killed while appending leaves columns of unequal length.
-        length = min(int(self._array(rank, name).shape[0]) for name in self.columns)
+        length = min(int(self._array(rank, name).shape[0]) for name in self._stored & {*BY_NAME})
         valid = np.asarray(self._array(rank, "sample")[:length]) >= 0
         sessions = group.attrs.asdict().get("sessions", [])
         assert isinstance(sessions, list)

@@ -93,10 +93,13 @@ class TableWriter:
 
     def append(self, rows: Rows) -> None:
         """Add rows; whole shards go to disk, the rest waits for more or for :meth:`flush`."""
+        count = len(rows["sample"])
+        left_out = [c for c in COLUMNS if c.optional and c.name not in rows]
+        rows = {**rows, **{c.name: np.full(count, c.fill, c.dtype) for c in left_out}}
         if set(rows) != set(self._arrays):
             raise LogError(f"rows have columns {sorted(rows)}, the log {sorted(self._arrays)}")
-        self._tail.append(dict(rows))
-        self._tail_rows += len(rows["sample"])
+        self._tail.append(rows)
+        self._tail_rows += count
         while self._tail_rows >= self.shard_rows:
             joined = self._joined()
             self._write({name: v[: self.shard_rows] for name, v in joined.items()})

@@ -40,6 +40,7 @@ def make_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
         "loss": rng.random(count, np.float32),
         "weight": np.full(count, 0.25, np.float32),
         "grad_norm": rng.random(count, np.float32),
+        "role": (sample % 2).astype(np.int8),
         "projection": rng.standard_normal((count, DIM)).astype(np.float16),
     }
 
@@ -73,6 +74,13 @@ def test_rows_come_back_as_they_were(location: Any, sizes: list[int]) -> None:
     assert [b.stop - b.start for b in blocks[:-1]] == [16] * (len(blocks) - 1)
     assert [b.offset for b in blocks] == [b.start for b in blocks]
     assert log.verify() == []
+
+
+def test_a_role_that_nobody_names_is_0(location: Any) -> None:
+    writer = LogWriter(location, CONFIG)
+    writer.put("train", {name: v for name, v in make_rows(20).items() if name != "role"})
+    writer.close()
+    assert open_log(location).train["role"].tolist() == [0] * 20
 
 
 def test_a_shard_begun_is_continued_after_a_flush_and_in_a_later_process(location: Any) -> None:
