@@ -22,7 +22,7 @@ from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
 
-_LONGEST_WAIT = 10.0  # seconds that saving a checkpoint waits for a slow disk
+_LONGEST_WAIT = 60.0  # seconds that saving a checkpoint waits for a slow disk
 
 
 class Recorder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -80,7 +80,7 @@ class RankGroup:
     def _columns(self) -> dict[str, tuple[Layout, int, zarr.Array[Any]]]:
         present = [name for name in BY_NAME if f"{self.path}/{name}/zarr.json" in self.keys]
         found = {name: read_layout(self.store, self.path, name) for name in present}
-        missing = [name for name in REQUIRED if name not in found]
+        missing = [name for name in self.attributes.get("columns", REQUIRED) if name not in found]
         if missing and self.attributes:
             raise LogError(f"{self.path} lacks {', '.join(missing)}")
         sizes = {layout.rows for layout, _, _ in found.values()}
@@ -202,16 +202,30 @@ def group_json(attributes: dict[str, Any]) -> bytes:
 
 def _check_attributes(fields: dict[str, Any], place: str) -> None:
     committed = fields.get("committed", 0)
-    sessions, lost = fields.get("sessions", []), fields.get("lost", [])
     sound = (
-        type(committed) is int and committed >= 0 and isinstance(sessions, list) and isinstance(lost, list)
+        _is_count(committed)
+        and _are(fields.get("columns", []), lambda name: isinstance(name, str))
+        and _are(fields.get("sessions", []), _is_session)
+        and _are(fields.get("lost", []), lambda r: _are(r, _is_count) and len(r) == 2 and r[0] <= r[1])
     )
-    for session in sessions if sound else ():
-        sound = sound and isinstance(session, dict)
-        sound = sound and all(type(session.get(key)) is int for key in ("first_row", "start_step"))
-        sound = sound and 0 <= session["first_row"] <= 1 << 48
-    for item in lost if sound else ():
-        sound = sound and isinstance(item, list) and len(item) == 2 and all(type(n) is int for n in item)
-        sound = sound and 0 <= item[0] <= item[1] <= committed
     if not sound:
         raise LogError(f"{place} is damaged: its attributes make no sense")
+
+
+def _are(found: Any, sound: Callable[[Any], bool]) -> bool:
+    return isinstance(found, list) and all(sound(item) for item in found)
+
+
+def _is_count(found: Any) -> bool:
+    return type(found) is int and 0 <= found <= 1 << 48
+
+
+def _is_session(found: Any) -> bool:
+    counts = ("first_row", "dropped_steps", "dropped_rows")
+    return (
+        isinstance(found, dict)
+        and all(_is_count(found.get(key, 0)) for key in counts)
+        and type(found.get("start_step")) is int
+        and abs(found["start_step"]) < 1 << 62
+        and "first_row" in found
+    )

@@ -61,7 +61,12 @@ class TableWriter:
             elif group.layout(name) != layout:
                 raise LogError(f"{path}/{name} has another layout than this run would write")
         committed = group.committed
-        self._attributes: dict[str, Any] = {"sessions": [], **group.attributes, "committed": committed}
+        self._attributes: dict[str, Any] = {
+            "columns": names,
+            "sessions": [],
+            **group.attributes,
+            "committed": committed,
+        }
         self._boundary = committed // self.shard_rows * self.shard_rows
         self._tail: list[Rows] = []
         if committed > self._boundary:
