@@ -6,7 +6,8 @@ import os
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
+_LARGE = 1 << 20  # bytes from which a file is brought to the disk while others are still being written
 _PARTIAL = re.compile(r".*\.[0-9a-f]{32}\.partial")  # ours and zarr's own
 
 
@@ -34,10 +36,11 @@ class DurableStore(LocalStore):
         super().__init__(root, read_only=read_only)
         self._waiting: dict[str, Path] = {}
         self._changed: set[Path] = set()  # folders with entries that may not be on the disk
+        self._syncing: dict[Path, Future[None]] = {}
 
     def with_read_only(self, read_only: bool = False) -> Self:
         other = super().with_read_only(read_only)
-        other._waiting, other._changed = self._waiting, self._changed
+        other._waiting, other._changed, other._syncing = self._waiting, self._changed, self._syncing
         return other
 
     def commit(self) -> None:
@@ -46,7 +49,10 @@ class DurableStore(LocalStore):
         Raises:
             OSError: the disk failed; what is not yet published may be set again.
         """
-        _sync(self._waiting.values())
+        syncing, self._syncing = self._syncing, {}
+        _sync(path for path in self._waiting.values() if path not in syncing)
+        for future in syncing.values():
+            future.result()
         while len(self._waiting) > 1:
             self._publish(next(iter(self._waiting)))
         self._sync_folders()
@@ -77,6 +83,8 @@ class DurableStore(LocalStore):
             raise
         self._forget(key)
         self._waiting[key] = partial
+        if len(value) >= _LARGE:
+            self._syncing[partial] = _pool().submit(_sync_one, partial)
 
     def _make(self, folder: Path) -> None:
         if not folder.exists():
@@ -87,6 +95,9 @@ class DurableStore(LocalStore):
     def _forget(self, key: str) -> None:
         partial = self._waiting.pop(key, None)
         if partial is not None:
+            future = self._syncing.pop(partial, None)
+            if future is not None:
+                wait([future])
             partial.unlink(missing_ok=True)
 
     # ── zarr's interface ──────────────────────────────────────────────────────────────────────
@@ -134,8 +145,16 @@ class DurableStore(LocalStore):
 
 def _sync(paths: Iterable[Path]) -> None:
     """fsync files or folders at once: the file system then writes its journal once, not once for each."""
-    with ThreadPoolExecutor(8, "diffhook-fsync") as pool:
-        list(pool.map(_sync_one, list(paths)))
+    list(_pool().map(_sync_one, list(paths)))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, "diffhook-fsync")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def _sync_one(path: Path) -> None:

@@ -33,6 +33,8 @@ from diffhook.log.thumbnails import ThumbnailWriter, check_png
 
 logger = logging.getLogger("diffhook")
 
+_AHEAD = 15  # shards by which arrays are longer than what is written, so that their length seldom is
+
 _PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine"}
 
 
@@ -72,6 +74,7 @@ class TableWriter:
         if committed > self._boundary:
             self._tail = [{name: group.read(name, self._boundary, committed) for name in names}]
         self._tail_rows = committed - self._boundary
+        self._length = committed  # of the arrays, at least
         self._marked = True  # the attributes on disk are ours
 
     def _check(self, group: RankGroup) -> None:
@@ -116,7 +119,7 @@ class TableWriter:
             for start in range(0, whole, self.shard_rows):
                 part = {name: v[start : start + self.shard_rows] for name, v in joined.items()}
                 self._write(self._boundary + start, part)
-            tail = [{name: v[whole:] for name, v in joined.items()}]
+            tail = [{name: v[whole:] for name, v in joined.items()}] if waiting > whole else []
         self._tail, self._tail_rows = tail, waiting - whole
         self._boundary += whole
 
@@ -125,6 +128,9 @@ class TableWriter:
         if len(self) > self._attributes["committed"]:
             self._tail = [self._joined(self._tail)]
             self._write(self._boundary, self._tail[0])
+        elif self._length != len(self):
+            self._set_lengths(len(self), exact=True)
+            self._marked = False
         if not self._marked:
             self._mark()
 
@@ -137,6 +143,8 @@ class TableWriter:
         return rows
 
     def _joined(self, parts: list[Rows]) -> dict[str, Any]:
+        if len(parts) == 1:
+            return dict(parts[0])
         return {name: np.concatenate([part[name] for part in parts]) for name in self._layouts}
 
     def _write(self, start: int, rows: Rows) -> None:
@@ -144,15 +152,24 @@ class TableWriter:
         if not files.exists(self._store, f"{self._path}/zarr.json"):
             raise LogError(f"{self._path} has vanished while it was written")
         stop = start + len(rows["sample"])
-        for name, layout in self._layouts.items():
-            layout.array(self._store, self._path, stop)[start:stop] = rows[name]
-            self._set_length(name, stop)
+        # The projection first: it is on its way to the disk while the others are written.
+        for name in sorted(self._layouts, key=lambda name: name != "projection"):
+            self._layouts[name].array(self._store, self._path, stop)[start:stop] = rows[name]
+        self._set_lengths(stop, exact=len(rows["sample"]) < self.shard_rows)
         self._attributes["committed"] = stop
         try:
             self._mark()
         except BaseException:
             self._attributes["committed"] = start
             raise
+
+    def _set_lengths(self, length: int, *, exact: bool) -> None:
+        """Make the arrays long enough; while whole shards come, some ahead. Only the mark counts."""
+        if length <= self._length and not exact:
+            return
+        self._length = length if exact else length + _AHEAD * self.shard_rows
+        for name in self._layouts:
+            self._set_length(name, self._length)
 
     def _set_length(self, name: str, length: int) -> None:
         content = json.dumps(self._layouts[name].metadata(length), indent=1).encode()
