@@ -188,7 +188,8 @@ class RankGroup:
         try:
             yield
         except Exception as error:
-            raise LogError(f"{self.path}/{column}, rows {start} to {stop - 1}: {error}") from error
+            reason = "a checksum is wrong" if "checksum do not match" in str(error) else error
+            raise LogError(f"{self.path}/{column}, rows {start} to {stop - 1}: {reason}") from error
 
 
 def put_attributes(store: Store, path: str, attributes: dict[str, Any]) -> None:

@@ -158,7 +158,8 @@ def _check_shard(group: RankGroup, start: int, stop: int) -> Iterator[Finding]:
             for low in range(start, stop, rows):
                 high = min(low + rows, stop)
                 if _attempt(key, partial(group.read, name, low, high)):
-                    yield Finding(key, str(error), group.path, name, low, high)
+                    reason = str(error).rpartition(f"to {stop - 1}: ")[2]
+                    yield Finding(key, f"{name}: {reason}", group.path, name, low, high)
 
 
 def _check_rows(group: RankGroup) -> Iterator[Finding]:
