@@ -88,6 +88,12 @@ class RankGroup:
             raise LogError(f"{self.path} is damaged: columns in chunks of {sorted(sizes)} rows")
         if found and found["sample"][0].checksums and "committed" not in self.attributes and self.attributes:
             raise LogError(f"{self.path}/zarr.json is damaged: it does not say how many rows count")
+        committed = self.attributes.get("committed", 0)
+        for name, (_, length, _) in found.items():
+            if length < committed:
+                raise LogError(
+                    f"{self.path}/{name}/zarr.json is damaged: {length} rows, but {committed} were written"
+                )
         return found
 
     @property
@@ -113,16 +119,11 @@ class RankGroup:
         """Rows that were written whole."""
         if not self._columns:
             return 0
-        lengths = {name: length for name, (_, length, _) in self._columns.items()}
         if "committed" not in self.attributes:  # schema 1: the shortest column, as far as it is stored
             stored = max((i + 1 for i in self._stored_chunks("sample")), default=0)
-            return min(*lengths.values(), stored * self.shard_rows)
+            lengths = (length for _, length, _ in self._columns.values())
+            return min(*lengths, stored * self.shard_rows)
         committed: int = self.attributes["committed"]
-        for name, length in lengths.items():
-            if length < committed:
-                raise LogError(
-                    f"{self.path}/{name}/zarr.json is damaged: {length} rows, but {committed} were written"
-                )
         chunks = -(-committed // self.shard_rows)
         if self.layout("sample").checksums and sum(1 for _ in self._stored_chunks("sample")) < chunks:
             raise LogError(f"{self.path}/sample is damaged: not all of its {chunks} chunks are there")

@@ -152,10 +152,10 @@ class TableWriter:
         if not files.exists(self._store, f"{self._path}/zarr.json"):
             raise LogError(f"{self._path} has vanished while it was written")
         stop = start + len(rows["sample"])
+        self._set_lengths(stop, exact=len(rows["sample"]) < self.shard_rows)
         # The projection first: it is on its way to the disk while the others are written.
         for name in sorted(self._layouts, key=lambda name: name != "projection"):
             self._layouts[name].array(self._store, self._path, stop)[start:stop] = rows[name]
-        self._set_lengths(stop, exact=len(rows["sample"]) < self.shard_rows)
         self._attributes["committed"] = stop
         try:
             self._mark()
@@ -167,9 +167,10 @@ class TableWriter:
         """Make the arrays long enough; while whole shards come, some ahead. Only the mark counts."""
         if length <= self._length and not exact:
             return
-        self._length = length if exact else length + _AHEAD * self.shard_rows
+        ahead = 0 if exact else _AHEAD * self.shard_rows
         for name in self._layouts:
-            self._set_length(name, self._length)
+            self._set_length(name, length + ahead)
+        self._length = length + ahead
 
     def _set_length(self, name: str, length: int) -> None:
         content = json.dumps(self._layouts[name].metadata(length), indent=1).encode()

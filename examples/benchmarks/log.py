@@ -1,6 +1,6 @@
 """What the log costs: its write throughput, and what flushing does to a training step.
 
-    python examples/benchmarks/log.py [--repeats 7] [--steps 400]
+    python examples/benchmarks/log.py [--repeats 5] [--steps 128]
 
 Throughput is compared with plain writes of the same bytes to one file, each brought to the disk
 (fsync). The step is the forward and backward of a small UNet; its rows fill a shard every few steps.
@@ -76,10 +76,10 @@ def throughput(folder: Path, projection: np.ndarray) -> dict[str, float]:
 def stall(folder: Path, projection: np.ndarray, steps: int) -> dict[str, float]:
     """Seconds of a training step alone, and with rows handed to the log; the two take turns.
 
-    Each step hands over 32 rows; a shard goes to the disk every SHARD / 32 of them.
+    Each step hands over 256 rows, eight times its batch, so that a shard goes to the disk every 16 steps.
     """
     case = small_unet()
-    rows = make_rows(32, 0, projection)
+    rows = make_rows(256, 0, projection)
     writer = LogWriter(folder / "log", CONFIG)
     alone, logged, handing = [], [], []
     for index in range(steps):
@@ -87,7 +87,7 @@ def stall(folder: Path, projection: np.ndarray, steps: int) -> dict[str, float]:
         case.model.zero_grad(set_to_none=True)
         case.losses().mean().backward()
         seconds = time.perf_counter() - began
-        if index // (SHARD // 32) % 2:
+        if index // (SHARD // 256) % 2:
             alone.append(seconds)
             continue
         began = time.perf_counter()
@@ -102,14 +102,14 @@ def stall(folder: Path, projection: np.ndarray, steps: int) -> dict[str, float]:
         "share_handing_over": statistics.mean(handing) / statistics.median(alone),
         "share_worst_step": max(handing) / statistics.median(alone),
         "mean_step_logged_over_alone": statistics.mean(logged) / statistics.mean(alone),
-        "shards_flushed": len(handing) * 32 // SHARD,
+        "shards_flushed": len(handing) * 256 // SHARD,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.manual_seed(0)
