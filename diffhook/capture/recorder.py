@@ -15,11 +15,14 @@ from diffhook.capture.alerts import Detector
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
+from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import LogWriter, Rows, Snapshot
 from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
+
+_LONGEST_WAIT = 60.0  # seconds that saving a checkpoint waits for a slow disk
 
 
 class Recorder:
@@ -114,11 +117,21 @@ class Recorder:
         self._release(0.0)
 
     def _release(self, lr: float) -> None:
-        for rows in self._staged:
-            rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
-            self.writer.put("train", rows)
-            self.rows_written += len(rows["sample"])
+        if not self._staged:
+            return
+        rows = {name: np.concatenate([part[name] for part in self._staged]) for name in self._staged[0]}
         self._staged.clear()
+        rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
+        if self.writer.put("train", rows):
+            self.rows_written += len(rows["sample"])
+
+    def settle(self) -> None:
+        """A checkpoint is about to be written: a process killed later resumes from it, so the rows
+        before it go to the disk first."""
+        try:
+            self.writer.flush(timeout=_LONGEST_WAIT)
+        except LogError as error:
+            logger.warning("rows before this checkpoint are not on the disk yet: %s", error)
 
     def snapshot(self, step: int) -> None:
         """Keep the trainable parameters as they are after ``step`` steps, and probe. Rank 0 only;
@@ -130,8 +143,8 @@ class Recorder:
             name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.parameters.items()
         }
         snapshot = Snapshot(step, self._lr, self.lr_sum, self.writer.session)
-        self.writer.snapshot(snapshot, safetensors.torch.save(parameters))
-        self.snapshots_written += 1
+        if self.writer.snapshot(snapshot, safetensors.torch.save(parameters)):
+            self.snapshots_written += 1
         if self.objective is not None and self.probe is not None:
             self._run_probe(self.objective, self.probe, step)
         self.lr_sum = 0.0

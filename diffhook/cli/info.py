@@ -1,4 +1,4 @@
-"""Say what a log holds.
+"""Say what a log holds, before one uses or shares it.
 
 example: diffhook info runs/butterflies
 """
@@ -6,9 +6,18 @@ example: diffhook info runs/butterflies
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from typing import Any
 
 from diffhook.cli.printing import print_json, print_table
-from diffhook.log import open_log
+from diffhook.log import RunLog, open_log
+from diffhook.log import store as files
+
+_SHARING = (
+    "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, random "
+    "projections of gradients, the trained weights in its snapshots, the model's configuration and the "
+    "versions of libraries. It names no files and holds no captions. {images}"
+)
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -17,31 +26,53 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
-    identity = log.config["identity"]
-    projection = identity["projection"]
-    facts = {
-        "log": log.location,
-        "model": identity["model"]["class"],
-        "trained parameters": len(identity["parameters"]),
-        "projection": projection["kind"],
-        "projection dimension": projection["dim"],
-        "train rows": len(log.train),
-        "probe rows": len(log.probe),
-        "queries": {name: len(table) for name, table in log.queries.items()},
-        "snapshots": [snapshot.step for snapshot in log.snapshots],
-        "alerts": len(log.alerts()),
-        "holds images": False,
-    }
+    facts = describe(log)
     if args.json:
         print_json(facts)
         return
     rows = [(name, _words(value)) for name, value in facts.items()]
-    print_table("", ["", "value"], rows, "A log holds gradients and weights, never the images themselves.")
+    count = facts["thumbnails"]
+    images = f"It holds small images of {count:,} samples." if count else "It holds no image."
+    print_table("", ["", "value"], rows, _SHARING.format(images=images))
+
+
+def describe(log: RunLog) -> dict[str, Any]:
+    """What is in the log, and how large its parts are."""
+    identity = log.config["identity"]
+    projection = identity["projection"]
+    steps, rows = log.dropped()
+    return {
+        "log": log.location,
+        "schema": log.schema,
+        "model": (identity.get("model") or {}).get("class"),
+        "trained parameters": len(identity.get("parameters") or ()),
+        "projection": projection["kind"],
+        "projection dimension": projection["dim"],
+        "train rows": len(log.train),
+        "samples": len(set(log.train["sample"].tolist())) if len(log.train) else 0,
+        "probe rows": len(log.probe),
+        "queries": {name: len(table) for name, table in log.queries.items()},
+        "snapshots": [snapshot.step for snapshot in log.snapshots],
+        "alerts": len(log.alerts()),
+        "steps left out": steps,
+        "rows left out": rows,
+        "thumbnails": len(log.thumbnails),
+        "holds images": bool(log.thumbnails),
+        "bytes": sizes(log),
+    }
+
+
+def sizes(log: RunLog) -> dict[str, int]:
+    """Part of the log → bytes of its files."""
+    found: Counter[str] = Counter()
+    for key in files.keys(log.store, ""):
+        found[key.partition("/")[0]] += files.size(log.store, key)
+    return dict(found.most_common())
 
 
 def _words(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} ({rows} rows)" for name, rows in value.items()) or "none"
+        return ", ".join(f"{name} ({count:,})" for name, count in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from diffhook import __version__
-from diffhook.cli import alerts, bias, influence, info, outliers, query, report, verify
+from diffhook.cli import alerts, bias, compact, influence, info, merge, outliers, query, report, verify
 from diffhook.errors import DiffHookError
 
-COMMANDS = (info, verify, outliers, query, influence, bias, report, alerts)
+COMMANDS = (info, verify, compact, merge, outliers, query, influence, bias, report, alerts)
 
 
 def parser() -> argparse.ArgumentParser:

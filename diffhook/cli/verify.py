@@ -1,6 +1,6 @@
-"""Read everything in a log once and say what is damaged.
+"""Read everything in a log once and say what is damaged, and which rows that costs.
 
-example: diffhook verify runs/butterflies
+example: diffhook verify runs/butterflies --repair
 """
 
 from __future__ import annotations
@@ -8,17 +8,34 @@ from __future__ import annotations
 import argparse
 
 from diffhook.cli.printing import print_json
+from diffhook.console import progress_bar
 from diffhook.log import open_log
+from diffhook.log.repair import repair
+from diffhook.log.verification import count_steps, repaired, verify
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    pass
+    command.add_argument(
+        "--repair",
+        action="store_true",
+        help="move what is damaged to LOG/quarantine, so that the rest can be read",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    problems = open_log(args.log).verify()
+    store = open_log(args.log).store
+    with progress_bar() as bar:
+        task = bar.add_task("verifying", total=count_steps(store))
+        findings = verify(store, lambda: bar.advance(task))
+    done = repair(open_log(args.log).writable_store(), findings) if args.repair and findings else []
+    left = verify(store) if done else findings
+    notes = repaired(store) if not left else []
     if args.json:
-        print_json({"problems": problems})
+        print_json({"problems": [str(f) for f in findings], "repairs": done, "left": [str(f) for f in left]})
     else:
-        print("\n".join(problems) or "whole: every row and snapshot can be read")
-    return 1 if problems else 0
+        print("\n".join([*map(str, findings), *done, *notes] if findings or notes else []), end="")
+        if findings or notes:
+            print()
+        if not left:
+            print("whole: every row and snapshot can be read")
+    return 1 if left else 0

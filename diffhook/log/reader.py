@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import zarr
-import zarr.errors
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.rank import RankGroup
 from diffhook.log.schema import SCHEMA_VERSION
+from diffhook.log.seal import is_sealed, parse, unseal
 from diffhook.log.snapshots import Snapshot, read_snapshots
 from diffhook.log.store import Location
 from diffhook.log.table import Table
+from diffhook.log.thumbnails import Thumbnails
 
 if TYPE_CHECKING:
     import xarray
+
+_RANK = re.compile(r"rank-(\d{4,6})")
+_KINDS = ("sketch", "full", "none")
 
 
 class RunLog:
@@ -30,6 +34,7 @@ class RunLog:
         self._path = path
         self.location = files.describe(store)
         attributes = read_attributes(store)
+        self.schema: int = attributes["schema"]
         self.config: dict[str, Any] = attributes["config"]
 
     def __repr__(self) -> str:
@@ -53,12 +58,9 @@ class RunLog:
         """
         present = {(s.step, s.session) for s in self.snapshots}
         found = {}
-        for name in files.names(self.store, "queries"):
-            if name == "zarr.json":
-                continue
+        for name in query_names(self.store):
             table = self._table(f"queries/{name}")
-            at = (table.description or {}).get("snapshots")
-            if at is not None and {(step, session) for step, session in at} <= present:
+            if _snapshots_of(table) <= present:
                 found[name] = table
         return found
 
@@ -67,26 +69,34 @@ class RunLog:
         """Snapshots by step."""
         return read_snapshots(self.store, self.session_starts())
 
-    def session_starts(self) -> list[int]:
-        """The step at which each session began, as the first rank saw it."""
-        for group in self._groups("train"):
-            sessions = group.attrs.asdict().get("sessions", [])
-            assert isinstance(sessions, list)
-            return [int(s["start_step"]) for s in sessions if isinstance(s, dict)]
+    @property
+    def thumbnails(self) -> Mapping[int, bytes]:
+        """Sample id → PNG; empty unless the run was asked to keep them."""
+        return Thumbnails(self.store)
+
+    def session_starts(self, rank: int | None = None) -> list[int]:
+        """The step at which each session began, as one rank saw it; by default the first."""
+        for number, group in rank_groups(self.store, "train"):
+            if rank is None or number == rank:
+                return [session["start_step"] for session in group.sessions] or [0]
         return [0]
+
+    def dropped(self) -> tuple[int, int]:
+        """Steps and rows that were not written because the disk could not take them in time."""
+        sessions = [s for _, group in rank_groups(self.store, "train") for s in group.sessions]
+        steps, rows = (sum(s.get(key, 0) for s in sessions) for key in ("dropped_steps", "dropped_rows"))
+        return steps, rows
 
     def alerts(self) -> list[dict[str, Any]]:
         """Alerts of all ranks, by step."""
         found = []
         for name in files.names(self.store, "alerts"):
-            content = files.get(self.store, f"alerts/{name}") or b""
-            found += [json.loads(line) for line in content.decode().splitlines() if line]
-        starts = self.session_starts()
-        counting = [
-            alert for alert in found
-            if alert["step"] < min(starts[alert.get("session", 0) + 1 :], default=alert["step"] + 1)
-        ]  # fmt: skip
-        return sorted(counting, key=lambda alert: alert["step"])
+            match = _RANK.match(name)
+            starts = self.session_starts(int(match[1])) if match else [0]
+            for alert in read_alerts(self.store, f"alerts/{name}"):
+                if alert["step"] < min(starts[alert.get("session", 0) + 1 :], default=alert["step"] + 1):
+                    found.append(alert)
+        return sorted(found, key=lambda alert: alert["step"])
 
     def to_xarray(self, table: str = "train") -> xarray.Dataset:
         """One table as a Dataset over the dimension "row" (and "projection_dim").
@@ -108,53 +118,98 @@ class RunLog:
 
     def verify(self) -> list[str]:
         """Read everything once. Returns what is wrong, a line each; empty: the log is whole."""
-        problems: list[str] = []
-        tables = {"train": self.train, "probe": self.probe}
-        tables |= {f"queries/{name}": table for name, table in self.queries.items()}
-        for name, table in tables.items():
-            try:
-                for block in table.blocks():
-                    for column in table.columns:
-                        table.read(block, column)
-            except Exception as error:  # whatever a damaged shard raises is the finding
-                problems.append(f"{name}: {error}")
-        for snapshot in self.snapshots:
-            try:
-                snapshot.parameters()
-            except LogError as error:
-                problems.append(str(error))
-        return problems
+        from diffhook.log.verification import verify
+
+        return [str(finding) for finding in verify(self.store)]
 
     def _table(self, name: str) -> Table:
-        return Table(name, list(self._groups(name)))
+        return Table(name, [group for _, group in rank_groups(self.store, name)])
 
-    def _groups(self, table: str) -> Iterator[zarr.Group]:
-        for name in files.names(self.store, table):
-            if name.startswith("rank-"):
-                yield zarr.open_group(self.store, path=f"{table}/{name}", mode="r", use_consolidated=False)
+
+def rank_groups(store: Store, table: str) -> list[tuple[int, RankGroup]]:
+    """The ranks' groups of a table, by number."""
+    matches = [_RANK.fullmatch(name) for name in files.names(store, table)]
+    return [(int(match[1]), RankGroup(store, f"{table}/{match[0]}")) for match in matches if match]
+
+
+def query_names(store: Store) -> list[str]:
+    """Names of all query sets, finished or not.
+
+    Raises:
+        LogError: a name that could lead out of the log.
+    """
+    return [files.check_name(name) for name in files.names(store, "queries") if name != "zarr.json"]
+
+
+def _snapshots_of(table: Table) -> set[tuple[int, int]]:
+    """The (step, session) of the snapshots that a query was computed at; impossible ones if unfinished."""
+    description = table.description
+    at = description.get("snapshots") if isinstance(description, dict) else None
+    if not isinstance(at, list):
+        return {(-1, -1)}
+    try:
+        return {(int(step), int(session)) for step, session in at}
+    except (TypeError, ValueError) as error:
+        raise LogError(f"{table.name}: its description is damaged: {error}") from error
+
+
+def read_alerts(store: Store, key: str) -> list[dict[str, Any]]:
+    """One rank's alerts.
+
+    Raises:
+        LogError: a line is damaged.
+    """
+    found = []
+    for number, line in enumerate((files.get(store, key) or b"").splitlines(), 1):
+        place = f"{key}, line {number}"
+        alert = parse(line, place)
+        alert = unseal(alert, place, required=False)
+        if type(alert.get("step")) is not int or type(alert.get("session", 0)) is not int:
+            raise LogError(f"{place} is damaged: it has no step")
+        if alert.get("session", 0) < 0:
+            raise LogError(f"{place} is damaged: session {alert['session']}")
+        found.append(alert)
+    return found
 
 
 def read_attributes(store: Store) -> dict[str, Any]:
-    """The root's own attributes.
+    """The root's own attributes: schema and config.
 
     Raises:
-        LogError: there is no log there, or one of a newer schema.
+        LogError: there is no log there, or one of a newer schema, or a damaged one.
     """
     where = files.describe(store)
     try:
-        root = zarr.open_group(store, mode="r", use_consolidated=False)
-        attributes = root.attrs.asdict().get("diffhook")
-    except (FileNotFoundError, zarr.errors.GroupNotFoundError, ValueError, KeyError) as error:
-        raise LogError(f"no diffhook log at {where}: it holds no zarr group") from error
+        content = files.get(store, "zarr.json")
+    except OSError as error:
+        raise LogError(f"cannot read {where}: {error}") from error
+    if content is None:
+        raise LogError(f"no diffhook log at {where}: it holds no zarr group")
+    place = f"{where}/zarr.json"
+    found = parse(content, place)
+    own = found.get("attributes") if isinstance(found, dict) else None
+    attributes = own.get("diffhook") if isinstance(own, dict) else None
     if not isinstance(attributes, dict) or "schema" not in attributes:
         raise LogError(f"no diffhook log at {where}: a zarr group, but not one of diffhook's")
     schema = attributes["schema"]
-    if not isinstance(schema, int) or schema > SCHEMA_VERSION:
+    if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
         raise LogError(
             f"the log at {where} has schema {schema!r}; this diffhook reads up to "
             f"{SCHEMA_VERSION}: upgrade diffhook"
         )
+    attributes = unseal(attributes, place, required=schema > 1 or is_sealed(attributes))
+    _check_config(attributes.get("config"), place)
     return attributes
+
+
+def _check_config(config: Any, place: str) -> None:
+    identity = config.get("identity") if isinstance(config, dict) else None
+    projection = identity.get("projection") if isinstance(identity, dict) else None
+    if not isinstance(projection, dict):
+        raise LogError(f"{place} is damaged: the configuration does not describe the projection")
+    dim, kind = projection.get("dim"), projection.get("kind")
+    if type(dim) is not int or not 0 <= dim < 1 << 40 or kind not in _KINDS:
+        raise LogError(f"{place} is damaged: a projection of kind {kind!r} and dimension {dim!r}")
 
 
 def open_log(path: Location) -> RunLog:

@@ -1,18 +1,13 @@
-"""What a log holds. One row is one per-sample gradient.
+"""What a log holds. One row is one per-sample gradient. FORMAT.md, beside this file, has the details.
 
-    LOG/
-      zarr.json                   attributes: {"diffhook": {"schema": 1, "config": {…}}}
-      train/rank-0000/<column>    the training's own steps, one group per process
-      probe/rank-0000/<column>    chosen samples on a grid of timesteps, at every snapshot
-      queries/<name>/rank-0000/…  the images one asks about, likewise
-      snapshots/step-00000500/    parameters.safetensors, then snapshot.json as commit mark
-      alerts/rank-0000.jsonl      one JSON object a line
-
-All columns of a group have the same length. Rows are appended; ``sample`` is written last, so a row
-whose sample is −1, or lies beyond the end of ``sample``, was never committed. A rank group's
-attribute ``sessions`` lists where each process start began: [{"first_row": …, "start_step": …}]. A
-later session that begins at step s supersedes the rows of earlier ones with step ≥ s: training went
-back to an older checkpoint and took those steps again.
+LOG/
+  zarr.json                   attributes: {"diffhook": {"schema": 2, "config": {…}, "crc32": …}}
+  train/rank-0000/<column>    the training's own steps, one group per process
+  probe/rank-0000/<column>    chosen samples on a grid of timesteps, at every snapshot
+  queries/<name>/rank-0000/…  the images one asks about, likewise
+  snapshots/step-00000500/    parameters.safetensors, then snapshot.json as commit mark
+  alerts/rank-0000.jsonl      one JSON object a line
+  thumbnails/rank-0000-000.zip  images, only where they were asked for
 """
 
 from __future__ import annotations
@@ -25,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Rows = Mapping[str, npt.NDArray[Any]]  # column name → (rows,) array, or (rows, D) for projection
 
@@ -36,6 +31,7 @@ class Column:
     dtype: str
     fill: float
     meaning: str
+    optional: bool = False  # a writer may leave it out, and older logs lack it: it reads as its fill
 
 
 COLUMNS = (
@@ -46,11 +42,14 @@ COLUMNS = (
     Column("loss", "float32", np.nan, "the sample's own loss; NaN: not known"),
     Column("weight", "float32", np.nan, "factor on lr that makes scores sums over rows"),
     Column("grad_norm", "float32", np.nan, "exact L2 norm of the gradient of the sample's own loss"),
+    Column("role", "int8", 0, "what the sample stood for: 0 instance, 1 class (prior preservation)", True),
     Column("projection", "float16", 0, "projection of the gradient divided by grad_norm"),
-    Column("sample", "int64", -1, "sample id; written last, as commit mark"),
+    Column("sample", "int64", -1, "sample id"),
 )  # fmt: skip
 """In the order in which they are written."""
 
+BY_NAME = {column.name: column for column in COLUMNS}
+REQUIRED = tuple(c.name for c in COLUMNS if not c.optional and c.name != "projection")
 SCALARS = tuple(column.name for column in COLUMNS if column.name != "projection")
 
 

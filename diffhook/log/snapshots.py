@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.seal import is_sealed, parse, seal, unseal
 
-_ROOT = "snapshots"
+ROOT = "snapshots"
+_FOLDER = re.compile(r"step-\d{8,18}(-session-\d{1,6})?")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Snapshot:
         step: optimiser steps taken.
         lr: learning rate of the last of them.
         lr_sum: sum of the learning rates of the steps since the snapshot before.
+        session: number of the process start that took it.
         details: whatever else the writer recorded.
     """
 
@@ -32,21 +37,30 @@ class Snapshot:
     session: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
     store: Store | None = field(default=None, repr=False, compare=False)
+    folder: str = field(default="", repr=False, compare=False)
+    digest: str | None = field(default=None, repr=False, compare=False)  # SHA-256, of the parameters
 
     @property
     def key(self) -> str:
-        return f"{_ROOT}/step-{self.step:08d}"
+        """Where it lies. No session writes over the snapshot of another."""
+        session = f"-session-{self.session}" if self.session else ""
+        return f"{ROOT}/{self.folder or f'step-{self.step:08d}{session}'}"
 
     def parameters(self) -> bytes:
         """The parameters as a safetensors file's content.
 
         Raises:
-            LogError: the file is gone.
+            LogError: the file is gone, or not what was written.
         """
         assert self.store is not None
         content = files.get(self.store, f"{self.key}/parameters.safetensors")
         if content is None:
             raise LogError(f"{files.describe(self.store)}: {self.key} has lost its parameters")
+        if self.digest is not None and hashlib.sha256(content).hexdigest() != self.digest:
+            raise LogError(
+                f"{files.describe(self.store)}: {self.key}/parameters.safetensors is damaged: "
+                "it is not what was written"
+            )
         return content
 
 
@@ -58,9 +72,10 @@ def write_snapshot(store: Store, snapshot: Snapshot, parameters: bytes) -> None:
         "lr": snapshot.lr,
         "lr_sum": snapshot.lr_sum,
         "session": snapshot.session,
+        "sha256": hashlib.sha256(parameters).hexdigest(),
         **snapshot.details,
     }
-    files.put(store, f"{snapshot.key}/snapshot.json", json.dumps(description, indent=1).encode())
+    files.put(store, f"{snapshot.key}/snapshot.json", json.dumps(seal(description), indent=1).encode())
 
 
 def read_snapshots(store: Store, starts: list[int]) -> list[Snapshot]:
@@ -68,19 +83,51 @@ def read_snapshots(store: Store, starts: list[int]) -> list[Snapshot]:
 
     Args:
         starts: the step at which each session began.
+
+    Raises:
+        LogError: a description is damaged.
     """
-    found = []
-    for name in files.names(store, _ROOT):
-        content = files.get(store, f"{_ROOT}/{name}/snapshot.json")
-        if content is None:
+    found: dict[int, Snapshot] = {}
+    for folder in snapshot_folders(store):
+        snapshot = read_snapshot(store, folder)
+        later = starts[snapshot.session + 1 :] if snapshot is not None else []
+        if snapshot is None or (later and snapshot.step > min(later)):
             continue
-        try:
-            fields = json.loads(content)
-            known = {k: fields.pop(k) for k in ("step", "lr", "lr_sum", "session")}
-            snapshot = Snapshot(**known, details=fields, store=store)
-        except (ValueError, KeyError, TypeError) as error:
-            raise LogError(f"{files.describe(store)}: {name}/snapshot.json: {error}") from error
-        later = starts[snapshot.session + 1 :]
-        if not later or snapshot.step <= min(later):
-            found.append(snapshot)
-    return sorted(found, key=lambda s: s.step)
+        other = found.get(snapshot.step)
+        if other is None or other.session < snapshot.session:
+            found[snapshot.step] = snapshot
+    return [found[step] for step in sorted(found)]
+
+
+def snapshot_folders(store: Store) -> list[str]:
+    return [name for name in files.names(store, ROOT) if _FOLDER.fullmatch(name)]
+
+
+def read_snapshot(store: Store, folder: str) -> Snapshot | None:
+    """The snapshot in one folder; None where it was never finished.
+
+    Raises:
+        LogError: its description is damaged.
+    """
+    place = f"{ROOT}/{folder}/snapshot.json"
+    content = files.get(store, place)
+    if content is None:
+        return None
+    described = parse(content, place)
+    sealed = isinstance(described, dict) and is_sealed(described)
+    fields = unseal(described, place, required="sha256" in described)
+    try:
+        digest = fields.pop("sha256") if sealed else None
+        step, session = fields.pop("step"), fields.pop("session")
+        lr, lr_sum = float(fields.pop("lr")), float(fields.pop("lr_sum"))
+        if type(step) is not int or type(session) is not int or step < 0 or session < 0:
+            raise ValueError(f"step {step!r}, session {session!r}")
+        snapshot = Snapshot(step, lr, lr_sum, session, fields, store, folder, digest)
+    except (ValueError, KeyError, TypeError) as error:
+        raise LogError(f"{files.describe(store)}: {place} is damaged: {error!r}") from error
+    return snapshot
+
+
+def in_session(snapshot: Snapshot, session: int) -> Snapshot:
+    """The same snapshot, to be written as of another session."""
+    return replace(snapshot, session=session, folder="")

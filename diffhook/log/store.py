@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from zarr.abc.store import Store
@@ -14,6 +16,7 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
 from diffhook.errors import LogError
+from diffhook.log.durable import DurableStore, is_partial
 
 Location = str | os.PathLike[str] | Store
 
@@ -21,22 +24,44 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def open_store(location: Location, *, read_only: bool) -> Store:
-    """The store behind a folder's path, an fsspec URL ("s3://bucket/run") or a Store."""
+    """The store behind a folder's path, an fsspec URL ("s3://bucket/run") or a Store.
+
+    Raises:
+        LogError: nothing is there, or nothing that could be a log.
+    """
     if isinstance(location, Store):
         return location
     if isinstance(location, str) and location.startswith("file://"):
         location = location.removeprefix("file://")
     if isinstance(location, str) and "://" in location:
-        try:
-            return FsspecStore.from_url(location, read_only=read_only)
-        except (ImportError, ValueError) as error:
-            raise LogError(f"cannot open {location}: {error}") from error
+        return _open_url(location, read_only)
     path = Path(location)
     if path.exists() and not path.is_dir():
         raise LogError(f"{path} is a file; a log is a folder")
     if read_only and not path.exists():
         raise LogError(f"no log at {path}: the folder does not exist")
-    return LocalStore(path, read_only=read_only)
+    if not read_only:
+        _refuse_links(path)
+    return DurableStore(path, read_only=read_only)
+
+
+def _open_url(url: str, read_only: bool) -> Store:
+    # What another process wrote since must be seen: an object store's listings are not kept.
+    options = {"use_listings_cache": False} if url.startswith("s3://") else None
+    try:
+        return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
+    except (ImportError, ValueError) as error:
+        raise LogError(f"cannot open {url}: {error}") from error
+
+
+def _refuse_links(path: Path) -> None:
+    """A log from elsewhere may hold a link that leads our writes out of it."""
+    for folder, folders, _ in os.walk(path):
+        for name in folders:
+            if os.path.islink(os.path.join(folder, name)):
+                raise LogError(
+                    f"{os.path.join(folder, name)} is a symbolic link; a log that is written to has none"
+                )
 
 
 def describe(store: Store) -> str:
@@ -55,7 +80,19 @@ def check_name(name: str) -> str:
 
 
 def put(store: Store, key: str, content: bytes) -> None:
-    """Publish a small file whole (local stores: temporary name, then rename)."""
+    """Publish a small file whole, after everything that was set before it."""
+    set_uncommitted(store, key, content)
+    commit(store)
+
+
+def commit(store: Store) -> None:
+    """Publish what was set, where the store keeps it back until then."""
+    if hasattr(store, "commit"):  # a DurableStore, or one of icechunk
+        store.commit()
+
+
+def set_uncommitted(store: Store, key: str, content: bytes) -> None:
+    """Write a file that the next :func:`put` publishes, where the store can do that."""
     sync(store.set(key, cpu.Buffer.from_bytes(content)))
 
 
@@ -65,18 +102,61 @@ def get(store: Store, key: str) -> bytes | None:
     return None if found is None else found.to_bytes()
 
 
+def exists(store: Store, key: str) -> bool:
+    return bool(sync(store.exists(key)))
+
+
 def names(store: Store, prefix: str) -> Iterator[str]:
     """Sorted names of the entries directly below ``prefix``."""
+    yield from sorted({name.rstrip("/") for name in _collect(store.list_dir(prefix))} - {""})
 
+
+def keys(store: Store, prefix: str) -> Iterator[str]:
+    """Sorted keys of all files below ``prefix``."""
+    yield from sorted(_collect(store.list_prefix(f"{prefix}/" if prefix else "")))
+
+
+def size(store: Store, key: str) -> int:
+    """Bytes of a file."""
+    return int(sync(store.getsize(key)))
+
+
+def _collect(entries: AsyncIterator[str]) -> list[str]:
     async def collect() -> list[str]:
-        return [name async for name in store.list_dir(prefix)]
+        return [name async for name in entries if not is_partial(name.rpartition("/")[2])]
 
     try:
-        yield from sorted(name.rstrip("/") for name in sync(collect()))
+        return sync(collect())
     except (FileNotFoundError, asyncio.CancelledError):
-        return
+        return []
 
 
 def delete(store: Store, prefix: str) -> None:
     """Remove everything below ``prefix``."""
     sync(store.delete_dir(prefix))
+
+
+def move(store: Store, key: str, to: str) -> None:
+    """Give a file another key. Where there is none, nothing happens."""
+    content = get(store, key)
+    if content is not None:
+        put(store, to, content)
+        sync(store.delete(key))
+
+
+def clean(store: Store, prefix: str, *, only: str = "", older_than: float = 0.0) -> None:
+    """Remove what a killed process left of its writes below ``prefix``.
+
+    Args:
+        only: how the file's name begins.
+        older_than: seconds; for places where another process may be at work.
+    """
+    if not isinstance(store, LocalStore):
+        return  # an object store publishes a key at once or not at all
+    folder = store.root / prefix
+    pattern = f"{only}*.partial"
+    found = folder.rglob(pattern) if prefix else folder.glob(pattern)
+    for path in found:
+        with contextlib.suppress(FileNotFoundError):
+            if is_partial(path.name) and time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from diffhook.errors import LogError
-from diffhook.log.schema import COLUMNS, SCALARS
+from diffhook.log.rank import RankGroup
+from diffhook.log.schema import BY_NAME, SCALARS
 
 Array = npt.NDArray[Any]
 
@@ -34,39 +34,40 @@ class Table:
     and ``table.read(block, column)`` go through it shard by shard.
     """
 
-    def __init__(self, name: str, groups: list[zarr.Group]) -> None:
+    def __init__(self, name: str, groups: list[RankGroup]) -> None:
         self.name = name
-        self._groups = groups
+        self.groups = [group for group in groups if group.columns]
 
     def __len__(self) -> int:
-        return int(sum(mask.sum() for mask in self._valid))
+        return int(sum(group.valid.sum() for group in self.groups))
 
     def __repr__(self) -> str:
-        return f"<Table {self.name}: {len(self)} rows of {len(self._groups)} ranks>"
+        return f"<Table {self.name}: {len(self)} rows of {len(self.groups)} ranks>"
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, in the order of the schema."""
-        if not self._groups:
+        if not self.groups:
             return ()
-        present = set(self._groups[0].array_keys())
-        return tuple(c.name for c in COLUMNS if c.name in present)
+        return tuple(name for name, c in BY_NAME.items() if c.optional or name in self._stored)
+
+    @cached_property
+    def _stored(self) -> frozenset[str]:
+        return frozenset.intersection(*(group.columns for group in self.groups))
 
     @property
     def description(self) -> Any:
         """What the writer said of the rows once they were complete; None before."""
-        return self._groups[0].attrs.asdict().get("description") if self._groups else None
+        return self.groups[0].description if self.groups else None
 
     @property
     def dim(self) -> int:
         """D, the length of the projections; 0 where there are none."""
-        if "projection" not in self.columns:
-            return 0
-        return int(self._array(0, "projection").shape[1])
+        return self.groups[0].dim if self.groups else 0
 
     def __getitem__(self, column: str) -> Array:
         if column in SCALARS and column in self.columns:
-            return self._scalars[column]
+            return self._scalar(column)
         parts = [self.read(block, column) for block in self.blocks()]
         if parts:
             return np.concatenate(parts)
@@ -76,66 +77,52 @@ class Table:
     def blocks(self) -> Iterator[Block]:
         """The table's shards, in order."""
         offset = 0
-        for rank, valid in enumerate(self._valid):
-            name = "projection" if "projection" in self.columns else "sample"
-            array = self._array(rank, name)
-            size = (array.shards or array.chunks)[0]
-            for start in range(0, len(valid), size):
-                stop = min(start + size, len(valid))
+        for rank, group in enumerate(self.groups):
+            for start in range(0, group.committed, group.shard_rows):
+                stop = min(start + group.shard_rows, group.committed)
                 yield Block(rank, start, stop, offset)
-                offset += int(valid[start:stop].sum())
+                offset += int(group.valid[start:stop].sum())
 
     def read(self, block: Block, column: str) -> Array:
-        """The block's valid rows of one column."""
+        """The block's valid rows of one column.
+
+        Raises:
+            LogError: no such column, or its rows are damaged.
+        """
         self._check(column)
-        values = np.asarray(self._array(block.rank, column)[block.start : block.stop])
-        valid = self._valid[block.rank][block.start : block.stop]
-        return values if valid.all() else values[valid]
+        group = self.groups[block.rank]
+        valid = group.valid[block.start : block.stop]
+        if column not in group.columns:
+            return np.full(int(valid.sum()), BY_NAME[column].fill, BY_NAME[column].dtype)
+        if not valid.any():
+            return np.empty((0, group.dim) if column == "projection" else 0, group.layout(column).dtype)
+        values = group.read(column, block.start, block.stop)
+        return self._sound(column, group, values if valid.all() else values[valid])
 
     # ── internals ─────────────────────────────────────────────────────────────────────────────
 
     def _check(self, column: str) -> None:
-        if self._groups and column not in self.columns:
+        if self.groups and column not in self.columns:
             raise LogError(f"{self.name} has no column {column!r}; it has {', '.join(self.columns)}")
 
-    def _array(self, rank: int, column: str) -> zarr.Array[Any]:
-        array = self._groups[rank][column]
-        if not isinstance(array, zarr.Array):
-            raise LogError(f"{self.name}/{column} is not an array")
-        return array
+    def _sound(self, column: str, group: RankGroup, values: Array) -> Array:
+        """A copy made while the log was written may have a mark that is newer than its rows."""
+        if column == "sample" and (values < 0).any():
+            raise LogError(f"{group.path}/sample is damaged: rows that were written have no sample id")
+        return values
 
     @cached_property
     def _scalars(self) -> dict[str, Array]:
-        found = {}
-        for column in SCALARS:
-            if column not in self.columns:
-                continue
-            parts = [
-                np.asarray(self._array(rank, column)[: len(valid)])[valid]
-                for rank, valid in enumerate(self._valid)
-            ]
-            found[column] = np.concatenate(parts)
-        return found
+        return {}
 
-    @cached_property
-    def _valid(self) -> list[npt.NDArray[np.bool_]]:
-        """Per rank: which rows are committed and not superseded by a later session."""
-        return [self._valid_rows(rank) for rank in range(len(self._groups))]
-
-    def _valid_rows(self, rank: int) -> npt.NDArray[np.bool_]:
-        group = self._groups[rank]
-        missing = {"sample", "step", "grad_norm"} - set(group.array_keys())
-        if missing:
-            raise LogError(f"{self.name}/{group.basename} lacks {', '.join(sorted(missing))}")
-        # A process killed while appending leaves columns of unequal length.
-        length = min(int(self._array(rank, name).shape[0]) for name in self.columns)
-        valid = np.asarray(self._array(rank, "sample")[:length]) >= 0
-        sessions = group.attrs.asdict().get("sessions", [])
-        assert isinstance(sessions, list)
-        if len(sessions) > 1:
-            step = np.asarray(self._array(rank, "step")[:length])
-            for later in sessions[1:]:
-                assert isinstance(later, dict)
-                earlier = np.arange(length) < later["first_row"]
-                valid &= ~(earlier & (step >= later["start_step"]))
-        return valid
+    def _scalar(self, column: str) -> Array:
+        if column not in self._scalars:
+            parts = []
+            for group in self.groups:
+                if column in group.columns:
+                    parts.append(self._sound(column, group, group.column(column)))
+                else:
+                    fill = BY_NAME[column].fill
+                    parts.append(np.full(int(group.valid.sum()), fill, BY_NAME[column].dtype))
+            self._scalars[column] = np.concatenate(parts)
+        return self._scalars[column]

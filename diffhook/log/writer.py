@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import queue
-import threading
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import zarr
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.backlog import Backlog
+from diffhook.log.columns import new_layout
+from diffhook.log.rank import RankGroup, group_json, put_attributes
 from diffhook.log.reader import read_attributes
 from diffhook.log.schema import (
     COLUMNS,
+    SCALARS,
     SCHEMA_VERSION,
     Rows,
     differences,
@@ -24,102 +26,159 @@ from diffhook.log.schema import (
     projection_dtype,
     rows_per_shard,
 )
+from diffhook.log.seal import seal
 from diffhook.log.snapshots import Snapshot, write_snapshot
 from diffhook.log.store import Location
+from diffhook.log.thumbnails import ThumbnailWriter, check_png
 
-_QUEUED_BATCHES = 256  # back-pressure: more than this many batches behind, and put() waits
+logger = logging.getLogger("diffhook")
 
-_PARTS = {"train", "probe", "queries", "snapshots", "alerts"}  # other ranks may be here first
+_AHEAD = 15  # shards by which arrays are longer than what is written, so that their length seldom is
+
+_PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine"}
 
 
 class TableWriter:
     """Appends rows to one rank's group of one table. Not thread-safe; one writer per group.
 
-    Rows since the last shard boundary stay in memory, so that a shard begun is rewritten whole.
+    Rows since the last shard boundary stay in memory, so that a shard begun is rewritten whole. Every
+    method may be called again after it failed.
+
+    Raises:
+        LogError: the group is damaged, or of an older schema.
     """
 
     def __init__(self, store: Store, path: str, dim: int, dtype: str) -> None:
-        self._group = zarr.open_group(store, path=path, mode="a", use_consolidated=False)
-        self.shard_rows = rows_per_shard(dim, dtype)
-        self._arrays = {c.name: self._array(c.name, dim, dtype) for c in COLUMNS}
-        if not dim:
-            del self._arrays["projection"]
-        committed = min(array.shape[0] for array in self._arrays.values())
+        self._store, self._path = store, path
+        files.clean(store, path)
+        group = RankGroup(store, path)
+        self.shard_rows = group.shard_rows if group.columns else rows_per_shard(dim, dtype)
+        names = [c.name for c in COLUMNS if dim or c.name != "projection"]
+        self._layouts = {name: new_layout(name, dim, dtype, self.shard_rows) for name in names}
+        if group.columns:
+            self._check(group)
+        for name, layout in self._layouts.items():
+            if name not in group.columns:
+                self._set_length(name, 0)
+            elif group.layout(name) != layout:
+                raise LogError(f"{path}/{name} has another layout than this run would write")
+        committed = group.committed
+        self._attributes: dict[str, Any] = {
+            "columns": names,
+            "sessions": [],
+            **group.attributes,
+            "committed": committed,
+        }
         self._boundary = committed // self.shard_rows * self.shard_rows
-        self._tail = [{name: np.asarray(a[self._boundary : committed]) for name, a in self._arrays.items()}]
+        self._tail: list[Rows] = []
+        if committed > self._boundary:
+            self._tail = [{name: group.read(name, self._boundary, committed) for name in names}]
         self._tail_rows = committed - self._boundary
+        self._length = committed  # of the arrays, at least
+        self._marked = True  # the attributes on disk are ours
 
-    def _array(self, name: str, dim: int, projection: str) -> Any:
-        if name in self._group:
-            return self._group[name]
-        column = next(c for c in COLUMNS if c.name == name)
-        if name != "projection":
-            return self._group.create_array(
-                name,
-                shape=(0,),
-                chunks=(self.shard_rows,),
-                dtype=column.dtype,
-                fill_value=column.fill,
-                dimension_names=("row",),
+    def _check(self, group: RankGroup) -> None:
+        if not group.layout("sample").checksums:
+            raise LogError(
+                f"{self._path} was written by an older diffhook: to continue it, copy the log with "
+                "`diffhook compact`, which writes today's format"
             )
-        if not dim:
-            return np.empty(0)
-        rows = self.shard_rows
-        return self._group.create_array(
-            name,
-            shape=(0, dim),
-            shards=(rows, dim),
-            chunks=(512 if rows % 512 == 0 else rows, dim),
-            dtype=projection,
-            fill_value=column.fill,
-            compressors=None,  # a projection is noise: it would shrink by 6%, for twice the time
-            dimension_names=("row", "projection_dim"),
-        )
+        missing = set(self._layouts) - group.columns
+        if missing and group.committed:
+            raise LogError(f"{self._path} lacks {', '.join(sorted(missing))}")
 
     def __len__(self) -> int:
         return self._boundary + self._tail_rows
 
     def begin_session(self, start_step: int) -> int:
         """Rows from here on belong to a run that starts at ``start_step``. Returns its number."""
-        sessions = self._group.attrs.asdict().get("sessions", [])
-        assert isinstance(sessions, list)
-        sessions = [*sessions, {"first_row": len(self), "start_step": start_step}]
-        self._group.attrs["sessions"] = sessions
-        return len(sessions) - 1
+        session = {"first_row": len(self), "start_step": start_step}
+        self._attributes["sessions"] = [*self._attributes["sessions"], session]
+        self._mark()
+        return len(self._attributes["sessions"]) - 1
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Keep a description of the rows beside them."""
-        self._group.attrs["description"] = dict(description)
+        self._attributes["description"] = json_like(description)
+        self._mark()
+
+    def note_dropped(self, steps: int, rows: int) -> None:
+        """Say at the next :meth:`flush` how much of this session was left out so far."""
+        *before, session = self._attributes["sessions"]
+        session = {**session, "dropped_steps": steps, "dropped_rows": rows}
+        self._attributes["sessions"] = [*before, session]
+        self._marked = False
 
     def append(self, rows: Rows) -> None:
         """Add rows; whole shards go to disk, the rest waits for more or for :meth:`flush`."""
-        if set(rows) != set(self._arrays):
-            raise LogError(f"rows have columns {sorted(rows)}, the log {sorted(self._arrays)}")
-        self._tail.append(dict(rows))
-        self._tail_rows += len(rows["sample"])
-        while self._tail_rows >= self.shard_rows:
-            joined = self._joined()
-            self._write({name: v[: self.shard_rows] for name, v in joined.items()})
-            self._boundary += self.shard_rows
-            self._tail = [{name: v[self.shard_rows :] for name, v in joined.items()}]
-            self._tail_rows -= self.shard_rows
+        tail = [*self._tail, self._complete(rows)]
+        waiting = self._tail_rows + len(rows["sample"])
+        whole = waiting // self.shard_rows * self.shard_rows
+        if whole:
+            joined = self._joined(tail)
+            for start in range(0, whole, self.shard_rows):
+                part = {name: v[start : start + self.shard_rows] for name, v in joined.items()}
+                self._write(self._boundary + start, part)
+            tail = [{name: v[whole:] for name, v in joined.items()}] if waiting > whole else []
+        self._tail, self._tail_rows = tail, waiting - whole
+        self._boundary += whole
 
     def flush(self) -> None:
         """Write what waits, as the beginning of a shard."""
-        if self._tail_rows:
-            joined = self._joined()
-            self._write(joined)
-            self._tail = [joined]
+        if len(self) > self._attributes["committed"]:
+            self._tail = [self._joined(self._tail)]
+            self._write(self._boundary, self._tail[0])
+        elif self._length != len(self):
+            self._set_lengths(len(self), exact=True)
+            self._marked = False
+        if not self._marked:
+            self._mark()
 
-    def _joined(self) -> dict[str, Any]:
-        return {name: np.concatenate([part[name] for part in self._tail]) for name in self._arrays}
+    def _complete(self, rows: Rows) -> Rows:
+        count = len(rows["sample"])
+        left_out = [c for c in COLUMNS if c.optional and c.name not in rows]
+        rows = {**rows, **{c.name: np.full(count, c.fill, c.dtype) for c in left_out}}
+        if set(rows) != set(self._layouts):
+            raise LogError(f"rows have columns {sorted(rows)}, the log {sorted(self._layouts)}")
+        return rows
 
-    def _write(self, rows: Mapping[str, Any]) -> None:
-        stop = self._boundary + len(rows["sample"])
-        for name, array in self._arrays.items():  # "sample", the commit mark, is the last
-            if array.shape[0] < stop:
-                array.resize((stop, *array.shape[1:]))
-            array[self._boundary : stop] = rows[name]
+    def _joined(self, parts: list[Rows]) -> dict[str, Any]:
+        if len(parts) == 1:
+            return dict(parts[0])
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._layouts}
+
+    def _write(self, start: int, rows: Rows) -> None:
+        """Write one shard, or its beginning. Nothing of it counts before the mark is there."""
+        if not files.exists(self._store, f"{self._path}/zarr.json"):
+            raise LogError(f"{self._path} has vanished while it was written")
+        stop = start + len(rows["sample"])
+        self._set_lengths(stop, exact=len(rows["sample"]) < self.shard_rows)
+        # The projection first: it is on its way to the disk while the others are written.
+        for name in sorted(self._layouts, key=lambda name: name != "projection"):
+            self._layouts[name].array(self._store, self._path, stop)[start:stop] = rows[name]
+        self._attributes["committed"] = stop
+        try:
+            self._mark()
+        except BaseException:
+            self._attributes["committed"] = start
+            raise
+
+    def _set_lengths(self, length: int, *, exact: bool) -> None:
+        """Make the arrays long enough; while whole shards come, some ahead. Only the mark counts."""
+        if length <= self._length and not exact:
+            return
+        ahead = 0 if exact else _AHEAD * self.shard_rows
+        for name in self._layouts:
+            self._set_length(name, length + ahead)
+        self._length = length + ahead
+
+    def _set_length(self, name: str, length: int) -> None:
+        content = json.dumps(self._layouts[name].metadata(length), indent=1).encode()
+        files.set_uncommitted(self._store, f"{self._path}/{name}/zarr.json", content)
+
+    def _mark(self) -> None:
+        put_attributes(self._store, self._path, self._attributes)
+        self._marked = True
 
 
 class LogWriter:
@@ -128,15 +187,24 @@ class LogWriter:
     Args:
         location: folder, URL or Store; created where there is nothing.
         config: the run's configuration; its part "identity" must equal the log's.
-        rank: this process's number; rank 0 writes the log's own attributes.
+        rank: this process's number.
         start_step: the optimiser step at which this process starts.
+        memory: bytes of rows that may wait for the disk, besides a shard for each table.
+        patience: seconds that :meth:`put` waits for room there, once, until half of it is written.
 
     Raises:
-        LogError: something else is there, or a log of another configuration.
+        LogError: something else is there, or a log of another configuration or an older schema.
     """
 
     def __init__(
-        self, location: Location, config: Mapping[str, Any], *, rank: int = 0, start_step: int = 0
+        self,
+        location: Location,
+        config: Mapping[str, Any],
+        *,
+        rank: int = 0,
+        start_step: int = 0,
+        memory: int = 256 << 20,
+        patience: float = 1.0,
     ) -> None:
         self.store = files.open_store(location, read_only=False)
         self.rank = rank
@@ -146,108 +214,130 @@ class LogWriter:
         self._dtype = projection_dtype(projection["kind"])
         self._tables: dict[str, TableWriter] = {}
         self._start_step = start_step
-        self.session = self._table("train").begin_session(start_step)
-        if f"rank-{rank:04d}" in files.names(self.store, "probe"):
-            self._table("probe")  # its rows of an earlier session are superseded from now on
+        self._closed = False
         self._alerts: list[str] | None = None
         self._alerts_key = f"alerts/rank-{rank:04d}.jsonl"
         self._alerts_waiting = False
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUED_BATCHES)
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._work, name="diffhook-writer", daemon=True)
-        self._thread.start()
+        self._thumbnails: ThumbnailWriter | None = None
+        self._dropped: dict[str, tuple[int, int]] = {}
+        self.session = self._table("train").begin_session(start_step)
+        if f"rank-{rank:04d}" in files.names(self.store, "probe"):
+            self._table("probe")  # its rows of an earlier session are superseded from now on
+        self._backlog = Backlog(files.describe(self.store), memory=memory, patience=patience)
 
     @property
     def bytes_per_row(self) -> int:
-        scalars = sum(np.dtype(c.dtype).itemsize for c in COLUMNS if c.name != "projection")
+        scalars = sum(np.dtype(c.dtype).itemsize for c in COLUMNS if c.name in SCALARS)
         return scalars + self._dim * np.dtype(self._dtype).itemsize
+
+    @property
+    def dropped_steps(self) -> int:
+        """Steps whose rows were left out because the disk could not take them in time."""
+        return self._dropped.get("train", (0, 0))[0]
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows of all tables that were left out."""
+        return sum(rows for _, rows in self._dropped.values())
 
     # ── called by the training process ────────────────────────────────────────────────────────
 
-    def put(self, table: str, rows: Rows) -> None:
-        """Hand rows over. Waits only when the writer is far behind.
+    def put(self, table: str, rows: Rows) -> bool:
+        """Hand over the rows of one step, whole. Waits ``patience`` seconds at most.
+
+        Returns:
+            False: the disk is too far behind, and the rows are left out; the log says how many were.
 
         Raises:
-            LogError: an earlier write failed.
+            LogError: writing failed for good.
         """
-        self._submit(lambda: self._table(table).append(rows))
+        size = sum(column.nbytes for column in rows.values())
+        taken = self._backlog.offer(lambda: self._table(table).append(rows), size)
+        if not taken:
+            steps, count = self._dropped.get(table, (0, 0))
+            if not self._dropped:
+                logger.warning(
+                    "diffhook leaves out steps: %s cannot take rows as fast as they come",
+                    files.describe(self.store),
+                )
+            self._dropped[table] = (steps + 1, count + len(rows["sample"]))
+        return taken
 
-    def snapshot(self, snapshot: Snapshot, parameters: bytes) -> None:
-        """Write a snapshot, after the rows handed over before it."""
+    def snapshot(self, snapshot: Snapshot, parameters: bytes) -> bool:
+        """Write a snapshot, after the rows handed over before it. False: left out, as in :meth:`put`."""
         self._submit(self._flush_tables)
-        self._submit(lambda: write_snapshot(self.store, snapshot, parameters))
+        return self._submit(lambda: write_snapshot(self.store, snapshot, parameters), len(parameters))
 
     def alert(self, alert: Mapping[str, Any]) -> None:
         """Add one alert to this rank's alerts."""
-        line = json.dumps({**alert, "session": self.session})
-        self._submit(lambda: self._add_alert(line))
+        line = _alert_line({**alert, "session": self.session})
+        self._submit(lambda: self._add_alert(line), len(line))
+        self._submit(lambda: self._write_alerts() if self._backlog.idle else None)
+
+    def thumbnail(self, sample_id: int, png: bytes) -> None:
+        """Keep a small image of a sample. Nobody calls this unless asked to.
+
+        Raises:
+            LogError: no PNG, or one of more than 1 MiB.
+        """
+        check_png(png)
+        self._submit(lambda: self._add_thumbnail(int(sample_id), png), len(png))
 
     def record(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file about the run, such as its measured overhead, beside the tables."""
         content = json.dumps(value, indent=1).encode()
-        self._submit(lambda: files.put(self.store, key, content))
+        self._submit(lambda: files.put(self.store, key, content), len(content))
 
-    def flush(self) -> None:
-        """Wait until everything handed over is on disk.
+    def flush(self, timeout: float = 60.0) -> None:
+        """Wait until everything handed over is on disk, ``timeout`` seconds at most.
 
         Raises:
-            LogError: a write failed.
+            LogError: it could not be written in that time.
         """
         self._submit(self._flush_tables)
-        self._queue.join()
-        self._raise()
+        self._backlog.drain(timeout)
 
-    def close(self) -> None:
-        """Flush and stop the thread. Idempotent.
+    def close(self, timeout: float = 10.0) -> None:
+        """Flush and stop the thread, within ``timeout`` seconds where the disk fails. Idempotent.
 
         Raises:
-            LogError: a write failed.
+            LogError: not everything could be written.
         """
-        if not self._thread.is_alive():
+        if self._closed:
             return
-        self._queue.put(self._flush_tables)
-        self._queue.put(None)
-        self._thread.join()
-        self._raise()
+        self._closed = True
+        try:
+            self._submit(self._flush_tables)
+        finally:
+            self._backlog.close(timeout)
 
     # ── the writer's thread ───────────────────────────────────────────────────────────────────
 
-    def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
-            try:
-                if self._failure is None:
-                    job()
-                    if self._queue.empty():
-                        self._write_alerts()
-            except Exception as error:
-                self._failure = error
-            finally:
-                self._queue.task_done()
-        self._queue.task_done()
-
-    def _submit(self, job: Callable[[], None]) -> None:
-        self._raise()
-        self._queue.put(job)
-
-    def _raise(self) -> None:
-        if self._failure is not None:
-            raise LogError(
-                f"writing to {files.describe(self.store)} failed: {self._failure}; rows written "
-                "before are safe"
-            ) from self._failure
+    def _submit(self, job: Callable[[], None], size: int = 0) -> bool:
+        return self._backlog.offer(job, size)
 
     def _flush_tables(self) -> None:
-        for table in self._tables.values():
+        for name, table in self._tables.items():
+            if name in self._dropped:
+                table.note_dropped(*self._dropped[name])
             table.flush()
+        if self._thumbnails is not None:
+            self._thumbnails.flush()
         self._write_alerts()
 
     def _table(self, name: str) -> TableWriter:
         if name not in self._tables:
             path = f"{name}/rank-{self.rank:04d}"
-            self._tables[name] = TableWriter(self.store, path, self._dim, self._dtype)
+            table = TableWriter(self.store, path, self._dim, self._dtype)
             if name != "train":
-                self._tables[name].begin_session(self._start_step)
+                table.begin_session(self._start_step)
+            self._tables[name] = table
         return self._tables[name]
+
+    def _add_thumbnail(self, sample_id: int, png: bytes) -> None:
+        if self._thumbnails is None:
+            self._thumbnails = ThumbnailWriter(self.store, self.rank)
+        self._thumbnails.add(sample_id, png)
 
     def _add_alert(self, line: str) -> None:
         if self._alerts is None:
@@ -261,34 +351,62 @@ class LogWriter:
             files.put(self.store, self._alerts_key, ("\n".join(self._alerts) + "\n").encode())
             self._alerts_waiting = False
 
-    def _made_by_another_rank(self, entries: list[str]) -> bool:
-        """Another process was here before rank 0 and made its own groups, no more."""
-        root = zarr.open_group(self.store, mode="r", use_consolidated=False)
-        return (
-            not root.attrs.asdict() and "train" in entries and _PARTS.issuperset({*entries} - {"zarr.json"})
-        )
-
     # ── opening ───────────────────────────────────────────────────────────────────────────────
 
     def _open(self, config: Mapping[str, Any]) -> None:
         where = files.describe(self.store)
         entries = list(files.names(self.store, ""))
-        if "zarr.json" in entries and not self._made_by_another_rank(entries):
-            found = read_attributes(self.store)["config"]
-            differing = list(differences(found["identity"], json_like(config["identity"])))
-            if differing:
-                more = f" (and {len(differing) - 5} more)" if len(differing) > 5 else ""
+        if "zarr.json" in entries:
+            self._check_same(config, where)
+        else:
+            foreign = [name for name in entries if name not in _PARTS]
+            if foreign:
                 raise LogError(
-                    f"the log at {where} belongs to another configuration: "
-                    f"{'; '.join(differing[:5])}{more}. Choose another path, or restore the "
-                    "configuration to continue this one"
+                    f"{where} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "
+                    "another path"
                 )
-            return
-        foreign = [name for name in entries if name not in _PARTS and name != "zarr.json"]
-        if foreign:
+            # Every rank writes the same: each may have a disk of its own.
+            write_root(self.store, config)
+        self._clean()
+
+    def _check_same(self, config: Mapping[str, Any], where: str) -> None:
+        attributes = read_attributes(self.store)
+        differing = list(differences(attributes["config"]["identity"], json_like(config["identity"])))
+        if differing:
+            more = f" (and {len(differing) - 5} more)" if len(differing) > 5 else ""
             raise LogError(
-                f"{where} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose another path"
+                f"the log at {where} belongs to another configuration: "
+                f"{'; '.join(differing[:5])}{more}. Choose another path, or restore the "
+                "configuration to continue this one"
             )
+        if attributes["schema"] < SCHEMA_VERSION:
+            raise LogError(
+                f"the log at {where} has schema {attributes['schema']}, which is read but not written: "
+                "to continue it, copy it with `diffhook compact`"
+            )
+
+    def _clean(self) -> None:
+        """What an earlier process was killed in the middle of."""
+        files.clean(self.store, "", older_than=60.0)  # other ranks begin at the same time
         if self.rank == 0:
-            root = zarr.open_group(self.store, mode="a", use_consolidated=False)
-            root.attrs["diffhook"] = {"schema": SCHEMA_VERSION, "config": json_like(config)}
+            files.clean(self.store, "snapshots")
+        for part in ("alerts", "thumbnails"):
+            files.clean(self.store, part, only=f"rank-{self.rank:04d}")
+
+
+def write_root(store: Store, config: Mapping[str, Any]) -> None:
+    """Write what makes a place a log, and the groups of its tables."""
+    for table in ("train", "probe"):
+        files.set_uncommitted(store, f"{table}/zarr.json", group_json({}))
+    attributes = {"diffhook": seal({"schema": SCHEMA_VERSION, "config": json_like(config)})}
+    files.put(store, "zarr.json", group_json(attributes))
+
+
+def write_alerts(store: Store, rank: int, alerts: list[dict[str, Any]]) -> None:
+    """Write one rank's alerts."""
+    content = "\n".join(_alert_line(alert) for alert in alerts) + "\n"
+    files.put(store, f"alerts/rank-{rank:04d}.jsonl", content.encode())
+
+
+def _alert_line(alert: Mapping[str, Any]) -> str:
+    return json.dumps(seal(json_like(alert)))

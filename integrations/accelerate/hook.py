@@ -341,6 +341,7 @@ class DiffHook:
             return
         with self._guarded():
             self._session.snapshot()
+            recorder.settle()
             if self.accelerator.is_main_process:
                 state = {"step": self.step_count, "lr_sum": recorder.lr_sum}
                 Path(output_dir, _STATE).write_text(json.dumps(state))

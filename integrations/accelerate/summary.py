@@ -58,6 +58,8 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         "capture_overhead": round(overhead, 4),
         "stride": plan.stride,
         "rows": recorder.rows_written,
+        "dropped_steps": recorder.writer.dropped_steps,
+        "dropped_rows": recorder.writer.dropped_rows,
         "snapshots": recorder.snapshots_written,
         "alerts": dict(alerts),
         "coverage": str(recorder.engine.coverage),
@@ -70,6 +72,11 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         f"({overhead:.1%})"
         + (f"; probes took {recorder.probe_seconds:.1f} s" if recorder.probe_seconds else "")
     )
+    if recorder.writer.dropped_rows:
+        text += (
+            f"\n  {recorder.writer.dropped_rows:,} rows of {recorder.writer.dropped_steps:,} training steps "
+            "were left out: the disk could not take them in time"
+        )
     return numbers, text
 
 

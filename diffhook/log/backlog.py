@@ -1,0 +1,163 @@
+"""Work that waits for the disk, so that training does not."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from diffhook.errors import LogError
+
+logger = logging.getLogger("diffhook")
+
+Job = Callable[[], None]
+
+_LONGEST_PAUSE = 30.0  # seconds between attempts at a disk that fails
+
+
+class Backlog:
+    """Jobs for one thread, which does them in order and tries again what failed.
+
+    A job must be able to run again after it failed. Its giver waits at most ``patience`` seconds for
+    room, once: after that offers are turned down at once, until half of the backlog is done.
+
+    Args:
+        where: the log's location, for messages.
+        memory: bytes that may wait; a single larger job is taken when nothing else waits.
+        patience: seconds.
+    """
+
+    def __init__(self, where: str, *, memory: int, patience: float) -> None:
+        self._where = where
+        self._memory = memory
+        self._patience = patience
+        self._jobs: deque[tuple[Job, int]] = deque()
+        self._bytes = 0
+        self._overrun = False  # an offer was turned down, and the backlog is not yet half done
+        self._trouble: Exception | None = None  # of the attempt before
+        self._failure: Exception | None = None  # for good
+        self._hurry = self._closing = self._given_up = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="diffhook-writer", daemon=True)
+        self._thread.start()
+
+    def offer(self, job: Job, size: int) -> bool:
+        """Hand a job over. False: there was no room, and it will not be done.
+
+        Args:
+            size: bytes that the job keeps in memory; one that keeps none is always taken.
+
+        Raises:
+            LogError: an earlier job failed for good.
+        """
+        with self._changed:
+            self._raise()
+            if size == 0:
+                pass
+            elif self._overrun:
+                self._overrun = self._bytes > self._memory // 2
+            elif not self._fits(size):
+                self._overrun = not self._changed.wait_for(
+                    lambda: self._fits(size) or self._failure is not None, self._patience
+                )
+            if self._overrun and size:
+                return False
+            self._jobs.append((job, size))
+            self._bytes += size
+            self._changed.notify_all()
+            return True
+
+    def drain(self, timeout: float) -> None:
+        """Wait until every job is done.
+
+        Raises:
+            LogError: one failed for good, or the time is over; the jobs stay.
+        """
+        with self._changed:
+            self._hurry = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: not self._jobs or self._failure is not None, timeout)
+            self._raise()
+            if not done:
+                reason = self._trouble or f"it took longer than {timeout:g} s"
+                raise self._error(reason) from self._trouble
+
+    def close(self, timeout: float) -> None:
+        """Finish within ``timeout`` seconds and stop the thread. Idempotent.
+
+        Raises:
+            LogError: not all jobs could be done.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        try:
+            self.drain(timeout)
+        finally:
+            with self._changed:
+                self._given_up = True
+                self._changed.notify_all()
+            self._thread.join(1.0)  # a disk that hangs does not keep us
+
+    @property
+    def idle(self) -> bool:
+        """Within a job: none comes after it."""
+        return len(self._jobs) == 1
+
+    def _fits(self, size: int) -> bool:
+        return not self._jobs or self._bytes + size <= self._memory
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._error(self._failure) from self._failure
+
+    def _error(self, reason: Exception | str) -> LogError:
+        return LogError(f"writing to {self._where} failed: {reason}; rows written before are safe")
+
+    # ── the thread ────────────────────────────────────────────────────────────────────────────
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._given_up)
+                if not self._jobs:
+                    return
+                job, size = self._jobs[0]
+            self._do(job)
+            with self._changed:
+                self._jobs.popleft()
+                self._bytes -= size
+                self._changed.notify_all()
+
+    def _do(self, job: Job) -> None:
+        pause = 0.1
+        while self._failure is None:
+            try:
+                job()
+                self._recovered()
+                return
+            except LogError as error:  # trying again would not help
+                self._failure = error
+            except Exception as error:
+                self._tell(error)
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._hurry or self._given_up, pause):
+                        self._hurry, pause = False, 0.1
+                    if self._given_up:
+                        self._failure = error
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _tell(self, error: Exception) -> None:
+        if self._trouble is None:
+            logger.warning(
+                "diffhook cannot write to %s (%s: %s): it keeps trying, and training goes on; up to %d MB "
+                "wait in memory, after which whole steps are left out",
+                self._where, type(error).__name__, error, self._memory >> 20,
+            )  # fmt: skip
+        self._trouble = error
+
+    def _recovered(self) -> None:
+        if self._trouble is not None:
+            logger.warning("diffhook can write to %s again", self._where)
+            self._trouble = None

@@ -1,0 +1,248 @@
+"""Copying logs into a new one: rows packed into whole shards, or the rows of several logs together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from zarr.abc.store import Store
+
+from diffhook.console import progress_bar
+from diffhook.errors import ConfigurationError, LogError
+from diffhook.log import store as files
+from diffhook.log import thumbnails
+from diffhook.log.reader import RunLog, open_log
+from diffhook.log.schema import Rows, differences, projection_dtype
+from diffhook.log.snapshots import Snapshot, in_session, write_snapshot
+from diffhook.log.store import Location
+from diffhook.log.table import Table
+from diffhook.log.writer import TableWriter, write_alerts, write_root
+
+Change = Callable[[Rows], Rows]
+
+
+def compact(source: Location, target: Location, *, dim: int | None = None, progress: bool = True) -> None:
+    """Copy a log: the rows that count, of all ranks, in whole shards of one group for each table.
+
+    What later sessions superseded, what repairs took out and what was never committed stays behind.
+
+    Args:
+        source: the log; it is left as it is.
+        target: where the copy appears, all at once.
+        dim: fold projections to this many numbers; see :func:`fold`.
+        progress: show a progress bar, on a terminal.
+
+    Raises:
+        LogError: there is no log, it is damaged, or something is at ``target``.
+        ConfigurationError: ``dim`` is no divisor of the log's dimension.
+    """
+    log = open_log(source)
+    change = None if dim is None else _folding(log, dim)
+    config = log.config
+    if dim is not None:
+        projection = {**config["identity"]["projection"], "dim": dim}
+        config = {**config, "identity": {**config["identity"], "projection": projection}}
+    copy_logs([log], target, config, change, progress)
+
+
+def merge(sources: Sequence[Location], target: Location, *, progress: bool = True) -> None:
+    """Put the parts of one run that lie in several logs into one.
+
+    Parts are: other ranks (each machine wrote to its own disk), other steps, other queries. Sample ids
+    mean the same samples in all of them. What two logs both hold must be equal.
+
+    Args:
+        sources: logs of equal configuration; they are left as they are.
+        target: where the copy appears, all at once.
+        progress: show a progress bar, on a terminal.
+
+    Raises:
+        LogError: no log, a damaged one, or something is at ``target``.
+        ConfigurationError: the logs differ in configuration, or contradict each other.
+    """
+    logs = [open_log(source) for source in sources]
+    for log in logs[1:]:
+        differing = list(differences(logs[0].config["identity"], log.config["identity"]))
+        if differing:
+            raise ConfigurationError(
+                f"{logs[0].location} and {log.location} are of different configurations; "
+                f"at {differing[0].replace('this run', 'the other')}"
+            )
+    copy_logs(logs, target, logs[0].config, None, progress)
+
+
+def copy_logs(
+    logs: Sequence[RunLog], target: Location, config: dict[str, Any], change: Change | None, progress: bool
+) -> None:
+    """Write what the logs hold into a new one."""
+    snapshots = _snapshots(logs)
+    tables = _tables(logs)
+    with _new_store(target) as store, progress_bar(progress) as bar:
+        blocks = {name: sum(1 for t in parts for _ in t.blocks()) for name, parts in tables.items()}
+        task = bar.add_task("copying", total=sum(blocks.values()) + len(snapshots))
+        for name, parts in tables.items():
+            _copy_table(store, name, parts, config, change, lambda: bar.advance(task))
+        for snapshot in snapshots:
+            write_snapshot(store, in_session(snapshot, 0), snapshot.parameters())
+            bar.advance(task)
+        _copy_rest(store, logs)
+        write_root(store, config)  # without it there is no log: so it is the last
+
+
+def fold(projection: Any, dim: int) -> Any:
+    """(rows, D) → (rows, dim) float32, for a dim that divides D: bucket i goes to i mod dim.
+
+    This is the projection that the same run would have made with ``dim``, up to rounding: element i of
+    a parameter lies in bucket (i + h mod D) mod D with a sign that does not depend on D, and
+    ((i + h mod D) mod D) mod dim = (i + h mod dim) mod dim.
+    """
+    rows, full = projection.shape
+    return projection.astype(np.float32).reshape(rows, full // dim, dim).sum(1)
+
+
+def _folding(log: RunLog, dim: int) -> Change:
+    projection = log.config["identity"]["projection"]
+    if projection["kind"] != "sketch":
+        raise ConfigurationError(f"{log.location} holds no sketches ({projection['kind']}): nothing to fold")
+    if dim < 1 or projection["dim"] % dim:
+        raise ConfigurationError(
+            f"dim is {dim}; expected a divisor of the log's {projection['dim']}: only then are the folded "
+            "projections those that a run with this dim would have made"
+        )
+
+    def change(rows: Rows) -> Rows:
+        return {**rows, "projection": fold(rows["projection"], dim).astype(np.float16)}
+
+    return change
+
+
+def _copy_table(
+    store: Store,
+    name: str,
+    parts: Sequence[Table],
+    config: dict[str, Any],
+    change: Change | None,
+    advance: Callable[[], None],
+) -> None:
+    projection = config["identity"]["projection"]
+    writer = TableWriter(store, f"{name}/rank-0000", projection["dim"], projection_dtype(projection["kind"]))
+    writer.begin_session(0)
+    for table in parts:
+        for block in table.blocks():
+            rows: Rows = {column: table.read(block, column) for column in table.columns}
+            writer.append(change(rows) if change is not None and len(rows["sample"]) else rows)
+            advance()
+    writer.flush()
+    description = next((t.description for t in parts if t.description), None)
+    if description:
+        # Every snapshot is of the one session that the copy has.
+        at = [[step, 0] for step, _ in description.get("snapshots", [])]
+        writer.describe({**description, "snapshots": at})
+
+
+def _copy_rest(store: Store, logs: Sequence[RunLog]) -> None:
+    alerts = {
+        (a["step"], a.get("kind"), a.get("message")): {**a, "session": 0}
+        for log in logs
+        for a in log.alerts()
+    }
+    if alerts:
+        write_alerts(store, 0, list(alerts.values()))
+    images = thumbnails.ThumbnailWriter(store, 0)
+    for log in logs:
+        for sample_id, png in log.thumbnails.items():
+            images.add(sample_id, png)
+    images.flush()
+    for log in logs:
+        content = files.get(log.store, "summary.json")
+        if content is not None:
+            files.put(store, "summary.json", content)
+            return
+
+
+def _snapshots(logs: Sequence[RunLog]) -> list[Snapshot]:
+    found: dict[int, tuple[RunLog, Snapshot]] = {}
+    for log in logs:
+        for snapshot in log.snapshots:
+            other, own = found.setdefault(snapshot.step, (log, snapshot))
+            if own.parameters() != snapshot.parameters():
+                raise ConfigurationError(
+                    f"{other.location} and {log.location} have different parameters at step "
+                    f"{snapshot.step}: they are two runs, not parts of one"
+                )
+    return [found[step][1] for step in sorted(found)]
+
+
+def _tables(logs: Sequence[RunLog]) -> dict[str, list[Table]]:
+    """Table → where its rows lie, each row once."""
+    found = {"train": _parts([log.train for log in logs]), "probe": _parts([log.probe for log in logs])}
+    for log in logs:
+        for name, table in log.queries.items():
+            found.setdefault(f"queries/{name}", []).append(table)
+    for name, parts in found.items():
+        if name.startswith("queries/"):
+            found[name] = _parts(parts)
+            if len(found[name]) > 1:
+                raise ConfigurationError(f"two of the logs have different rows in {name}: rename one")
+    return found
+
+
+def _parts(tables: Sequence[Table]) -> list[Table]:
+    """The tables that hold rows, without copies of each other.
+
+    Raises:
+        ConfigurationError: two hold different rows of the same rank and steps.
+    """
+    parts: list[Table] = []
+    for table in tables:
+        if len(table) and not any(_same(table, other) for other in parts):
+            for other in parts:
+                _refuse_overlap(other, table)
+            parts.append(table)
+    return parts
+
+
+def _same(one: Table, other: Table) -> bool:
+    scalars = [c for c in one.columns if c != "projection"]
+    return one.columns == other.columns and all(
+        np.array_equal(one[c], other[c], equal_nan=one[c].dtype.kind == "f") for c in scalars
+    )
+
+
+def _refuse_overlap(one: Table, other: Table) -> None:
+    for a in one.groups:
+        for b in other.groups:
+            if a.path == b.path:
+                steps = np.intersect1d(a.column("step"), b.column("step"))
+                if len(steps):
+                    raise ConfigurationError(
+                        f"two of the logs have different rows of {a.path}, step {steps[0]}: they are two "
+                        "runs, not parts of one"
+                    )
+
+
+@contextmanager
+def _new_store(target: Location) -> Iterator[Store]:
+    """A store that appears at ``target`` when all is written, or not at all."""
+    if not isinstance(target, str | os.PathLike) or "://" in str(target):
+        store = files.open_store(target, read_only=False)
+        if list(files.names(store, "")):
+            raise LogError(f"{files.describe(store)} is not empty: choose another place for the copy")
+        yield store  # no log before its root is written
+        return
+    path = Path(target)
+    if path.exists():
+        raise LogError(f"{path} exists: choose another place for the copy")
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    try:
+        yield files.open_store(beside, read_only=False)
+        beside.rename(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise

@@ -1,0 +1,165 @@
+"""A folder whose writes survive a power cut."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
+from pathlib import Path
+from typing import Any, Self
+
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore
+
+_LARGE = 1 << 20  # bytes from which a file is brought to the disk while others are still being written
+_PARTIAL = re.compile(r".*\.[0-9a-f]{32}\.partial")  # ours and zarr's own
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file of this name is what a killed process left of a write."""
+    return _PARTIAL.fullmatch(name) is not None
+
+
+class DurableStore(LocalStore):
+    """zarr's folder, with writes that are published together and outlive a power cut.
+
+    Keys that are set lie under temporary names until :meth:`commit`, which brings all of them to the
+    disk (fsync) before any gets its name, in the order in which they were set. The last one follows
+    when the names before it are safe too: it can serve as their commit mark.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self._waiting: dict[str, Path] = {}
+        self._changed: set[Path] = set()  # folders with entries that may not be on the disk
+        self._syncing: dict[Path, Future[None]] = {}
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        other = super().with_read_only(read_only)
+        other._waiting, other._changed, other._syncing = self._waiting, self._changed, self._syncing
+        return other
+
+    def commit(self) -> None:
+        """Publish everything that was set.
+
+        Raises:
+            OSError: the disk failed; what is not yet published may be set again.
+        """
+        syncing, self._syncing = self._syncing, {}
+        _sync(path for path in self._waiting.values() if path not in syncing)
+        for future in syncing.values():
+            future.result()
+        while len(self._waiting) > 1:
+            self._publish(next(iter(self._waiting)))
+        self._sync_folders()
+        if self._waiting:
+            self._publish(next(iter(self._waiting)))
+            self._sync_folders()
+
+    def _publish(self, key: str) -> None:
+        path = self.root / key
+        self._waiting[key].replace(path)
+        del self._waiting[key]
+        self._changed.add(path.parent)
+
+    def _sync_folders(self) -> None:
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            _sync(self._changed)
+        self._changed.clear()
+
+    def _write(self, key: str, value: Buffer) -> None:
+        path = self.root / key
+        self._make(path.parent)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with partial.open("wb") as file:
+                file.write(value.as_buffer_like())
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        self._forget(key)
+        self._waiting[key] = partial
+        if len(value) >= _LARGE:
+            self._syncing[partial] = _pool().submit(_sync_one, partial)
+
+    def _make(self, folder: Path) -> None:
+        if not folder.exists():
+            self._make(folder.parent)
+            folder.mkdir(exist_ok=True)
+            self._changed.add(folder.parent)
+
+    def _forget(self, key: str) -> None:
+        partial = self._waiting.pop(key, None)
+        if partial is not None:
+            future = self._syncing.pop(partial, None)
+            if future is not None:
+                wait([future])
+            partial.unlink(missing_ok=True)
+
+    # ── zarr's interface ──────────────────────────────────────────────────────────────────────
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self.set_sync(key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        self._ensure_open_sync()
+        self._check_writable()
+        self._write(key, value)
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        return await super().get(self._readable(key), prototype, byte_range)
+
+    def get_sync(self, key: str, **options: Any) -> Buffer | None:
+        return super().get_sync(self._readable(key), **options)
+
+    async def exists(self, key: str) -> bool:
+        return await super().exists(self._readable(key))
+
+    async def delete(self, key: str) -> None:
+        self._forget(key)
+        await super().delete(key)
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        async for name in super().list_dir(prefix):
+            if not is_partial(name):
+                yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        async for key in super().list_prefix(prefix):
+            if not is_partial(key):
+                yield key
+
+    def _readable(self, key: str) -> str:
+        waiting = self._waiting.get(key)
+        return key if waiting is None else waiting.relative_to(self.root).as_posix()
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    """fsync files or folders at once: the file system then writes its journal once, not once for each."""
+    list(_pool().map(_sync_one, list(paths)))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, "diffhook-fsync")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

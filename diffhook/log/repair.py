@@ -1,0 +1,110 @@
+"""Taking damaged parts out of a log. Nothing is deleted: it moves to LOG/quarantine/."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+from zarr.abc.store import Store
+
+from diffhook.errors import LogError
+from diffhook.log import store as files
+from diffhook.log.rank import RankGroup, put_attributes
+from diffhook.log.schema import BY_NAME
+from diffhook.log.verification import Finding
+
+ROOT = "quarantine"
+
+
+def repair(store: Store, findings: list[Finding]) -> list[str]:
+    """Quarantine what :func:`verify` found. All other rows stay as they are, and readable.
+
+    Rows of a damaged chunk no longer count; the chunk's file moves aside, and one that holds its
+    readable rows takes its place. Damaged metadata takes its rank's whole group aside.
+
+    Returns:
+        What was done, a line each.
+    """
+    done = []
+    rows: dict[str, list[Finding]] = defaultdict(list)
+    whole = {f.group for f in findings if f.group and f.stop == f.start}
+    for finding in findings:
+        if finding.group in whole:
+            continue
+        if finding.group:
+            rows[finding.group].append(finding)
+        elif not _is_group(finding.key):
+            done.append(_quarantine(store, finding.key))
+    for group, lost in rows.items():
+        done += _take_out(store, group, lost)
+    done += [_quarantine(store, group) for group in sorted(whole) if list(files.keys(store, group))]
+    return done
+
+
+def _is_group(key: str) -> bool:
+    """Rows that are there twice are told, not touched: which of them is the right one is unknown."""
+    return key.rpartition("/")[2].startswith("rank-") and "." not in key
+
+
+def _take_out(store: Store, path: str, findings: list[Finding]) -> list[str]:
+    group = RankGroup(store, path)
+    if "committed" not in group.attributes:
+        raise LogError(f"{path} was written by an older diffhook, whose rows can be read but not repaired")
+    lost = np.zeros(group.attributes["committed"], np.bool_)
+    for start, stop in [*group.lost, *((f.start, f.stop) for f in findings)]:
+        lost[start:stop] = True
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], lost, [0]]))).tolist()
+    ranges = [list(pair) for pair in zip(edges[::2], edges[1::2], strict=True)]
+    put_attributes(store, path, {**group.attributes, "lost": ranges})
+    done = []
+    for key in dict.fromkeys(f.key for f in findings):
+        of_key = [f for f in findings if f.key == key]
+        if of_key[0].message != "no sample id":
+            content = _salvaged(group, of_key, len(lost))
+            done.append(_quarantine(store, key))
+            _replace(group, of_key[0], content, len(lost))
+    count = sum(f.stop - f.start for f in {(f.start, f.stop): f for f in findings}.values())
+    done.append(f"{path}: {count} rows no longer count")
+    return done
+
+
+def _span(group: RankGroup, finding: Finding, committed: int) -> tuple[int, int]:
+    start = finding.start // group.shard_rows * group.shard_rows
+    return start, min(start + group.shard_rows, committed)
+
+
+def _salvaged(group: RankGroup, findings: list[Finding], committed: int) -> Any:
+    """The rows of a shard, with the fill value in place of those that cannot be read."""
+    column = findings[0].column
+    layout = group.layout(column)
+    start, stop = _span(group, findings[0], committed)
+    shape = (stop - start, *([] if layout.dim is None else [layout.dim]))
+    values = np.full(shape, BY_NAME[column].fill, layout.dtype)
+    damaged = {f.start for f in findings}
+    rows = layout.inner_rows or group.shard_rows
+    for low in range(start, stop, rows):
+        if low not in damaged:
+            high = min(low + rows, stop)
+            values[low - start : high - start] = group.read(column, low, high)
+    return values
+
+
+def _replace(group: RankGroup, finding: Finding, values: Any, committed: int) -> None:
+    start, stop = _span(group, finding, committed)
+    layout = group.layout(finding.column)
+    layout.array(group.store, group.path, committed)[start:stop] = values
+    files.commit(group.store)
+
+
+def _quarantine(store: Store, key: str) -> str:
+    """Move a file, or everything below a folder, aside."""
+    keys = [key] if files.exists(store, key) else list(files.keys(store, key))
+    number = 0
+    while list(files.keys(store, f"{ROOT}/{number:03d}/{key}")) or files.exists(
+        store, f"{ROOT}/{number:03d}/{key}"
+    ):
+        number += 1
+    for one in keys:
+        files.move(store, one, f"{ROOT}/{number:03d}/{one}")
+    return f"{key} moved to {ROOT}/{number:03d}/{key}" if keys else f"{key} is gone"

@@ -1,0 +1,211 @@
+"""Faults below the store: training is never held up for long, and the log says what it lost."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from zarr.storage import LocalStore, MemoryStore
+
+from diffhook.errors import LogError
+from diffhook.log import LogWriter, Snapshot, open_log
+from tests.log.faults import FaultyStore, fails, hangs, short, sound
+from tests.log.test_log import CONFIG, make_rows
+
+ROW_BYTES = sum(column.nbytes for column in make_rows(1).values())
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffhook.log.writer.rows_per_shard", lambda dim, dtype: 16)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EIO])
+def test_a_disk_that_refuses_writes_costs_nothing_once_it_takes_them_again(
+    code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG)
+    writer.put("train", make_rows(20))
+    writer.flush()
+    store.fault = fails(code)
+    for step in range(20, 60, 4):
+        assert writer.put("train", make_rows(4, step))
+    with pytest.raises(LogError, match=f"failed: .*{errno.errorcode[code]}.*; rows written before are safe"):
+        writer.flush(timeout=0.3)
+    assert open_log(store).train["sample"].tolist() == list(range(20))
+    store.fault = sound
+    writer.close()
+    assert open_log(store).train["sample"].tolist() == list(range(60))
+    assert open_log(store).dropped() == (0, 0)
+    assert open_log(store).verify() == []
+    told = [r.message for r in caplog.records if "keeps trying" in r.message]
+    assert len(told) == 1, "told once for each time, not once for each attempt"
+
+
+def test_a_disk_that_stays_full_ends_in_an_error_at_close_and_keeps_what_was_written(tmp_path: Path) -> None:
+    store = FaultyStore(LocalStore(tmp_path / "log"))
+    writer = LogWriter(store, CONFIG)
+    writer.put("train", make_rows(16))
+    writer.flush()
+    store.fault = fails(errno.ENOSPC)
+    writer.put("train", make_rows(16, 16))
+    with pytest.raises(LogError, match=r"ENOSPC.*; rows written before are safe"):
+        writer.close(timeout=0.3)
+    writer.close()
+    assert open_log(tmp_path / "log").train["sample"].tolist() == list(range(16))
+
+
+def test_a_slow_disk_holds_training_up_once_and_then_costs_whole_steps(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = FaultyStore(MemoryStore())
+    patience, waiting = 0.2, 10 * 4 * ROW_BYTES
+    writer = LogWriter(store, CONFIG, memory=waiting, patience=patience)
+    released = threading.Event()
+    store.fault = hangs(released)
+    began, taken = time.perf_counter(), []
+    for step in range(200):
+        taken.append(writer.put("train", make_rows(4, 4 * step, step=step)))
+    stalled = time.perf_counter() - began
+    assert stalled < patience + 5, "waits once, not at every step"
+    assert sum(taken) <= 10 + 16 // 4, "no more waits than memory allows, besides the shard begun"
+    released.set()
+    writer.flush()
+    assert writer.put("train", make_rows(4, 4 * 200, step=200)), "taken again, once there is room"
+    writer.close()
+    log = open_log(store)
+    steps, counts = np.unique(log.train["step"], return_counts=True)
+    assert steps.tolist() == [*np.flatnonzero(taken), 200]
+    assert set(counts) == {4}, "steps are whole"
+    assert log.dropped() == (200 - sum(taken), 4 * (200 - sum(taken)))
+    assert (writer.dropped_steps, writer.dropped_rows) == log.dropped()
+    assert log.verify() == []
+    assert [r.levelno for r in caplog.records if "leaves out steps" in r.message] == [logging.WARNING]
+
+
+def test_a_disk_that_hangs_does_not_keep_close_from_returning() -> None:
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG)
+    released = threading.Event()
+    store.fault = hangs(released)
+    writer.put("train", make_rows(16))
+    with pytest.raises(LogError, match=r"it took longer than 0\.1 s"):
+        writer.close(timeout=0.1)
+    released.set()
+
+
+def test_a_short_write_is_found_where_it_is(tmp_path: Path) -> None:
+    store = FaultyStore(LocalStore(tmp_path / "log"))
+    writer = LogWriter(store, CONFIG)
+    writer.put("train", make_rows(16))
+    writer.flush()
+    store.fault = short()
+    writer.put("train", make_rows(16, 16))
+    writer.flush()
+    store.fault = sound
+    writer.put("train", make_rows(16, 32))
+    writer.close()
+    log = open_log(tmp_path / "log")
+    with pytest.raises(LogError, match="train/rank-0000/"):
+        _ = log.train["loss"]
+    found = log.verify()
+    assert found
+    assert all("rows 16 to 31 are lost" in line for line in found)
+
+
+def test_a_removed_folder_ends_the_capture_and_is_not_written_anew(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path / "log", CONFIG)
+    writer.put("train", make_rows(16))
+    writer.flush()
+    shutil.rmtree(tmp_path / "log")
+    writer.put("train", make_rows(16, 16))
+    with pytest.raises(LogError, match="train/rank-0000 has vanished while it was written"):
+        writer.flush()
+    with pytest.raises(LogError, match="vanished"):
+        writer.put("train", make_rows(1, 32))
+    assert not (tmp_path / "log" / "train" / "rank-0000").exists()
+
+
+class PowerCutError(Exception):
+    """The power fails."""
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_after_a_power_cut_what_is_committed_is_whole(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations are stopped at any of them; content without fsync and names without fsync of their
+    folder are then lost or kept at random, in any order."""
+    rng = random.Random(seed)
+    root, disk = tmp_path / "log", tmp_path / "disk"
+    files: dict[Path, bytes] = {}  # content that is safe
+    names: dict[Path, list[bytes | None]] = {}  # name → what it may show: the safe one, then later ones
+    budget = [rng.randrange(25, 220)]
+
+    def operation() -> None:
+        budget[0] -= 1
+        if budget[0] < 0:
+            raise PowerCutError
+
+    def sync(paths: Any) -> None:
+        for path in list(paths):
+            operation()
+            if path.is_dir():
+                for name, versions in names.items():
+                    if name.parent == path:
+                        del versions[:-1]
+            else:
+                files[path] = path.read_bytes()
+
+    rename = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        operation()
+        content = files.get(path, b"")  # a file without fsync comes back empty
+        names.setdefault(Path(target), [None]).append(content)
+        return rename(path, target)
+
+    monkeypatch.setattr("diffhook.log.durable._sync", sync)
+    monkeypatch.setattr(Path, "replace", replace)
+    flushed, writer = 0, None
+    try:
+        writer = LogWriter(root, CONFIG)
+        for step in range(12):
+            writer.put("train", make_rows(5, 5 * step, step=step))
+            if step % 3 == 2:
+                writer.snapshot(Snapshot(step, 0.1, 0.1), b"weights %d" % step)
+            writer.flush(timeout=0.05)
+            flushed = 5 * (step + 1)
+        writer.close()
+    except (PowerCutError, LogError):
+        budget[0] = -1
+        if writer is not None:
+            with pytest.raises(LogError):
+                writer.close(timeout=0.0)
+    monkeypatch.setattr(Path, "replace", rename)
+    for name, versions in names.items():
+        content = rng.choice(versions)
+        if content is not None:
+            target = disk / name.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+    if not (disk / "zarr.json").exists():
+        assert flushed == 0
+        return
+    log = open_log(disk)
+    samples = log.train["sample"].tolist()
+    assert samples == list(range(len(samples)))
+    assert len(samples) >= flushed, "a flush had returned"
+    assert log.verify() == []
+    if samples:
+        assert np.array_equal(log.train["loss"][:5], make_rows(5)["loss"])
+    assert all(s.parameters() == b"weights %d" % s.step for s in log.snapshots)

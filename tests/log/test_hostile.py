@@ -1,0 +1,143 @@
+"""A log from anywhere: reading it cannot run code, leave its folder, hang or fill the memory."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import diffhook.log
+from diffhook.errors import LogError
+from diffhook.log import LogWriter, open_log
+from diffhook.log.rank import put_attributes
+from diffhook.log.verification import verify
+from tests.log import fuzz
+from tests.log.golden.make import FOLDER
+from tests.log.test_log import CONFIG, make_rows
+
+
+@pytest.fixture(scope="module")
+def files() -> fuzz.Files:
+    return fuzz.original()
+
+
+@pytest.fixture(scope="module")
+def expected(files: fuzz.Files) -> dict[str, Any]:
+    return fuzz.contents(files)
+
+
+@pytest.mark.parametrize("batch", range(4))
+def test_a_mutated_log_reads_right_or_names_the_damage(
+    batch: int, files: fuzz.Files, expected: dict[str, Any]
+) -> None:
+    outcomes = [fuzz.check(seed, files, expected) for seed in range(1000 * batch, 1000 * batch + 30)]
+    assert "error" in outcomes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": [10**14]}, None),  # longer than what counts: not looked at
+        ({"shape": [-1]}, "-1 rows"),
+        ({"shape": [1 << 60]}, "rows in chunks"),
+        ({"shape": ["40"]}, "shape"),
+        ({"shape": [40, 40]}, "shape"),
+        ({"shape": [39]}, "39 rows, but 40 were written"),
+        ({"data_type": "float64"}, "data type 'float64'; expected float32"),
+        ({"fill_value": 7}, "fill_value is 7"),
+        ({"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1 << 40]}}}, "chunks of"),
+        ({"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0]}}}, "chunks of 0"),
+        ({"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]}, "codecs"),
+        ({"codecs": [{"name": "pickle"}]}, "codecs"),
+        ({"codecs": [{"name": "bytes"}, {"name": "zstd"}, {"name": "crc32c"}]}, "codecs"),
+        ({"chunk_key_encoding": {"name": "v2"}}, "chunk_key_encoding"),
+        ({"node_type": "group"}, "node_type"),
+    ],
+)
+def test_absurd_metadata_is_refused_by_name(
+    tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    writer = LogWriter(tmp_path, CONFIG)
+    writer.put("train", make_rows(40))
+    writer.close()
+    path = tmp_path / "train/rank-0000/loss/zarr.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    if message is None:
+        np.testing.assert_array_equal(open_log(tmp_path).train["loss"], make_rows(40)["loss"])
+        return
+    with pytest.raises(LogError, match=f"train/rank-0000/loss/zarr.json is damaged: .*{message}"):
+        _ = open_log(tmp_path).train["loss"]
+
+
+def test_rows_without_chunks_are_not_made_up(tmp_path: Path) -> None:
+    """A few bytes of metadata cannot claim memory for rows that are not there."""
+    LogWriter(tmp_path, CONFIG).close()
+    log = open_log(tmp_path)
+    group = log.train.groups[0]
+    for name in group.columns:
+        path = tmp_path / f"train/rank-0000/{name}/zarr.json"
+        document = json.loads(path.read_text())
+        document["shape"][0] = 1 << 47
+        path.write_text(json.dumps(document))
+    put_attributes(log.writable_store(), "train/rank-0000", {**group.attributes, "committed": 1 << 47})
+    with pytest.raises(LogError, match=r"not all of its .* chunks are there"):
+        len(open_log(tmp_path).train)
+    assert verify(open_log(tmp_path).store)
+
+
+def test_a_zip_bomb_in_a_log_of_schema_1_is_not_inflated(tmp_path: Path) -> None:
+    import zipfile
+
+    from numcodecs import Zstd
+
+    with zipfile.ZipFile(FOLDER / "schema-1.zip") as archive:
+        archive.extractall(tmp_path)
+    chunk = tmp_path / "train/rank-0000/loss/c/0"
+    chunk.write_bytes(Zstd().encode(bytes(1 << 26)))
+    assert chunk.stat().st_size < 10_000
+    with pytest.raises(LogError, match=r"loss/c/0 is damaged: it claims 67,108,864 bytes"):
+        _ = open_log(tmp_path).train["loss"]
+
+
+@pytest.mark.parametrize("name", ["..", "../../outside", "a..b", ".hidden", "a/b", "", "x" * 101, "ä"])
+def test_names_lead_nowhere(name: str) -> None:
+    from diffhook.log.store import check_name
+
+    with pytest.raises(LogError, match="cannot name a part of a log"):
+        check_name(name)
+
+
+def test_queries_of_a_dangerous_name_are_refused(tmp_path: Path) -> None:
+    LogWriter(tmp_path, CONFIG).close()
+    (tmp_path / "queries/a..b").mkdir(parents=True)
+    with pytest.raises(LogError, match=r"'a\.\.b' cannot name a part of a log"):
+        _ = open_log(tmp_path).queries
+
+
+def test_a_link_out_of_the_log_is_not_written_through(tmp_path: Path) -> None:
+    LogWriter(tmp_path / "log", CONFIG).close()
+    (tmp_path / "elsewhere").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "log/queries")
+    with pytest.raises(LogError, match="queries is a symbolic link"):
+        open_log(tmp_path / "log").writable_store()
+    with pytest.raises(LogError, match="symbolic link"):
+        LogWriter(tmp_path / "log", CONFIG)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_nothing_in_the_log_package_can_run_what_it_reads() -> None:
+    forbidden = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "importlib", "subprocess"}
+    for path in Path(diffhook.log.__file__).parent.glob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name.partition(".")[0] for alias in node.names}
+                names.add((getattr(node, "module", "") or "").partition(".")[0])
+                assert not names & forbidden, path
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec", "__import__"), path

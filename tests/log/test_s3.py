@@ -1,0 +1,114 @@
+"""The same log in an object store, over HTTP, and moved by plain copy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffhook.cli import main
+from diffhook.errors import LogError
+from diffhook.log import LogWriter, Snapshot, open_log
+from tests.log.test_log import CONFIG, make_rows
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """moto's server on loopback; yields the fsspec file system of its bucket "runs"."""
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as environment:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            environment.setenv(name, value)
+        import fsspec
+
+        files = fsspec.filesystem("s3", use_listings_cache=False)
+        files.mkdir("runs")
+        yield files
+        server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffhook.log.writer.rows_per_shard", lambda dim, dtype: 16)
+
+
+def write(location: Any) -> None:
+    """Two sessions, the second going back a little."""
+    for start, stop in ((0, 10), (8, 12)):
+        writer = LogWriter(location, CONFIG, start_step=start)
+        for step in range(start, stop):
+            writer.put("train", make_rows(4, 4 * step, step=step))
+            if step == 9:
+                writer.flush()
+        writer.snapshot(Snapshot(stop, 0.1, 0.3, writer.session), b"weights")
+        writer.alert({"step": stop - 1, "kind": "test", "message": "…"})
+        writer.close()
+
+
+def check(location: Any) -> None:
+    log = open_log(location)
+    assert log.train["sample"].tolist() == [*range(32), *range(32, 48)]
+    expected = np.concatenate([make_rows(4, 4 * step)["projection"] for step in range(12)])
+    np.testing.assert_array_equal(log.train["projection"], expected)
+    assert [s.parameters() for s in log.snapshots] == [b"weights"]
+    assert [a["step"] for a in log.alerts()] == [11]
+    assert log.verify() == []
+
+
+def test_a_log_in_an_object_store_is_written_resumed_and_read(
+    s3: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("s3://runs/butterflies")
+    check("s3://runs/butterflies")
+    assert main(["verify", "s3://runs/butterflies"]) == 0
+    assert main(["info", "s3://runs/butterflies"]) == 0
+    assert "It holds no image." in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_log_moves_by_plain_copy_in_both_directions(s3: Any, tmp_path: Path) -> None:
+    write(tmp_path / "here")
+    s3.put(str(tmp_path / "here"), "runs/there", recursive=True)
+    check("s3://runs/there")
+    s3.get("runs/there", str(tmp_path / "back"), recursive=True)
+    check(tmp_path / "back")
+    shutil.copytree(tmp_path / "back", tmp_path / "again")
+    check(tmp_path / "again")
+    shutil.move(tmp_path / "again", tmp_path / "moved")
+    check(tmp_path / "moved")
+    here = sorted(
+        p.relative_to(tmp_path / "here").as_posix() for p in (tmp_path / "here").rglob("*") if p.is_file()
+    )
+    there = sorted(key.removeprefix("runs/there/") for key in s3.find("runs/there"))
+    assert here == there, "the layout is the same everywhere"
+
+
+def test_a_damaged_object_is_quarantined_in_the_store(s3: Any) -> None:
+    write("s3://runs/damaged")
+    key = "runs/damaged/train/rank-0000/projection/c/1/0"
+    s3.pipe(key, s3.cat(key)[:-10])
+    assert main(["verify", "s3://runs/damaged"]) == 1
+    assert main(["verify", "s3://runs/damaged", "--repair"]) == 0
+    assert s3.exists("runs/damaged/quarantine/000/train/rank-0000/projection/c/1/0")
+    assert open_log("s3://runs/damaged").train["sample"].tolist() == [*range(16), *range(32, 48)]
+
+
+def test_what_is_not_there_is_a_log_error(s3: Any) -> None:
+    with pytest.raises(LogError, match=r"no diffhook log at .*runs/nothing"):
+        open_log("s3://runs/nothing")
+    with pytest.raises(LogError, match="no-such-bucket"):
+        open_log("s3://no-such-bucket/run")
+    with pytest.raises(LogError, match="cannot open nonsense://x"):
+        open_log("nonsense://x")
