@@ -69,16 +69,15 @@ def query(
         task = bar.add_task(f"queries {name!r}", total=len(snapshots) * count)
         for snapshot in snapshots:
             load_snapshot(engine, snapshot)
-            rows_per_query = len(grid.steps(objective.num_timesteps))
             for rows in _measured(engine, objective, batch, count, grid, snapshot, batch_size):
                 writer = writer or _writer(log, name)  # not before something fits the model
                 writer.append(rows)
-                bar.advance(task, len(rows["sample"]) / rows_per_query)
+                bar.advance(task, len(rows["sample"]) / grid.rows)
     assert writer is not None
     writer.flush()
     description = {
         "objective": json_like(objective.describe()),
-        "draws": grid.draws,
+        "grid": grid.describe(),
         "snapshots": [[s.step, s.session] for s in snapshots],
     }
     writer.describe(description)
