@@ -12,7 +12,7 @@ from diffhook.capture.inputs import Inputs, default_inputs
 from diffhook.capture.noise import noise_bank
 from diffhook.capture.objective import Prediction
 from diffhook.capture.parametrization import find_parametrization
-from diffhook.capture.weighting import Weighting, make_weighting
+from diffhook.capture.weighting import Custom, Weighting, make_weighting
 from diffhook.errors import ConfigurationError
 from diffhook.log.schema import json_like
 
@@ -63,6 +63,12 @@ class DiffusionObjective:
     @property
     def prediction_type(self) -> str:
         return self.parametrization.name
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether :meth:`describe` says all there is: no function of the user's own takes part."""
+        plain = type(self) is DiffusionObjective and self.inputs is default_inputs
+        return plain and not isinstance(self.weighting, Custom)
 
     @property
     def num_timesteps(self) -> int:
