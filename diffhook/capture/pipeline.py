@@ -39,9 +39,7 @@ class SavedPipeline:
         if '"transformers"' in (path / "model_index.json").read_text() and not find_spec("transformers"):
             raise ConfigurationError("text encoders need transformers: pip install diffhook[pipelines]")
         self.path = path
-        self.pipe: Any = DiffusionPipeline.from_pretrained(
-            path, torch_dtype=torch.float32, local_files_only=True
-        )
+        self.pipe: Any = DiffusionPipeline.from_pretrained(path, local_files_only=True)
         self.kind = type(self.pipe).__name__
         if self.kind not in CONDITIONS:
             raise ConfigurationError(
@@ -50,7 +48,7 @@ class SavedPipeline:
             )
         self.pipe.set_progress_bar_config(disable=True)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.pipe.to(self.device)
+        self.pipe.to(self.device, torch.float32)
 
     @property
     def denoiser(self) -> nn.Module:
