@@ -92,7 +92,10 @@ def query(
             logger.info("queries %r are there already", name)
             return log.queries[name]
         if not overwrite:
-            raise LogError(f"{log.location} has other queries {name!r} already: overwrite, or rename")
+            raise LogError(
+                f"{log.location} has queries {name!r} already, from other samples, grid, objective or model: "
+                "overwrite, or rename"
+            )
     writer: TableWriter | None = None
     with undisturbed(model), progress_bar(progress) as bar:
         task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids))

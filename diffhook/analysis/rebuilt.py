@@ -30,8 +30,8 @@ def build_objective(log: RunLog, pipeline: SavedPipeline | None = None) -> Diffu
     if pipeline is not None:
         return DiffusionObjective(pipeline.training_scheduler())
     raise ConfigurationError(
-        "the log does not record the training loss: name its scheduler with --scheduler, or call "
-        "diffhook.query(..., objective=...)"
+        "the log does not record the training loss: name its scheduler with --scheduler, or the pipeline "
+        "with --pipeline, or call diffhook.query(..., objective=...)"
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,8 @@ def sample(
     shape: Sequence[int],
     seeds: Sequence[int],
     steps: int,
-    conditions: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Samples by the objective's own scheduler. A seed gives the same sample in any company.
+    """Unconditional samples by the objective's own scheduler. A seed gives the same sample in any company.
 
     Args:
         model: the denoiser.
@@ -29,7 +27,6 @@ def sample(
         shape: of one sample.
         seeds: one a sample.
         steps: denoising steps.
-        conditions: further arguments of the model, with the sample axis in front.
 
     Returns:
         (len(seeds), \\*shape), on the model's device.
@@ -48,8 +45,6 @@ def sample(
     for timestep in scheduler.timesteps:
         told = timestep if objective.timestep_scale == 1 else timestep * objective.timestep_scale
         scaled = scheduler.scale_model_input(state, timestep) if scales else state
-        output = predicted_tensor(
-            model(scaled, told.to(state.device).expand(len(seeds)), **(conditions or {}))
-        )
+        output = predicted_tensor(model(scaled, told.to(state.device).expand(len(seeds))))
         state = scheduler.step(output, timestep, state, **options).prev_sample
     return state

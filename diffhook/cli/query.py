@@ -57,8 +57,8 @@ def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
     device = _device(args.device)
     pipeline = _pipeline(args, device)
-    objective = _objective(log, args, pipeline)
     pictures = _pictures(log, args, pipeline) if args.images else None  # before a model is built
+    objective = _objective(log, args, pipeline)
     model = build_model(log, pipeline, args.lora).to(device)
     details: dict[str, Any]
     if pictures is not None:

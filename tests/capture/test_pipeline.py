@@ -77,12 +77,14 @@ def test_the_schedule_is_that_of_training_not_of_sampling(saved: Path) -> None:
     assert scheduler.config.beta_end == 0.012
 
 
-def test_generated_latents_depend_on_their_own_seed_only(saved: Path) -> None:
-    pipeline = SavedPipeline(saved, "cpu")
+@pytest.mark.parametrize("kind", ["saved", "saved_xl"])
+def test_generated_latents_depend_on_their_own_seed_only(kind: str, request: pytest.FixtureRequest) -> None:
+    pipeline = SavedPipeline(request.getfixturevalue(kind), "cpu")
     together = pipeline.generate(CAPTIONS[:3], [5, 6, 7], 2)
     alone = pipeline.generate(CAPTIONS[1:2], [6], 2)
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(together[0], together[1])
+    assert pipeline.decode(together).shape == (3, 3, SIZE, SIZE)
 
 
 def test_a_pipeline_on_pixels_passes_images_through(tmp_path: Path) -> None:
