@@ -102,7 +102,7 @@ def test_another_question_of_the_same_name_needs_overwrite(
 ) -> None:
     ask(log)
     passes.clear()
-    with pytest.raises(LogError, match="has queries 'q' already, from other .*: overwrite"):
+    with pytest.raises(LogError, match=r"has queries 'q' already, from other .*: overwrite"):
         ask(log, **change)
     assert not passes
     ask(log, overwrite=True, **change)
