@@ -52,6 +52,11 @@ def build_model(
         ConfigurationError: the model cannot be built, or it is not the one of the run.
     """
     described = log.config["identity"]["model"]
+    if "models" in described:
+        raise ConfigurationError(
+            f"the run trained several models ({', '.join(described['models'])}): pass model=, an "
+            "nn.ModuleDict of them, and an objective= that calls it"
+        )
     model = _from_config(described) if pipeline is None else pipeline.denoiser
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     if kind != described["class"]:

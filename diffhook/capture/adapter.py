@@ -41,16 +41,17 @@ def _plain(value: Any) -> Any:
 
 
 def add_adapters(model: nn.Module, described: Mapping[str, Any]) -> None:
-    """Put the adapters that :func:`describe_adapters` described onto a model of diffusers.
+    """Put the adapters that :func:`describe_adapters` described onto a model.
 
     Raises:
-        ConfigurationError: peft is not installed, or the model takes no adapter.
+        ConfigurationError: peft is not installed.
     """
-    add = getattr(model, "add_adapter", None)
-    if described and add is None:
-        raise ConfigurationError(f"{type(model).__name__} takes no adapter; expected a model of diffusers")
     for name, fields in described.items():
-        add(_peft().PeftConfig.from_peft_type(**fields), adapter_name=name)  # type: ignore[misc]
+        config = _peft().PeftConfig.from_peft_type(**fields)
+        if hasattr(model, "add_adapter"):  # diffusers': also makes it the active one
+            model.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+        else:
+            _peft().inject_adapter_in_model(config, model, name)
 
 
 def read_adapter(folder: str | Path) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class SavedPipeline:
             )
         self.pipe.set_progress_bar_config(disable=True)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.pipe.to(self.device, torch.float32)
+        for part in self.pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.to(self.device).float()
 
     @property
     def denoiser(self) -> nn.Module:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from diffhook.capture import DiffusionObjective, Grid, MinSNR, measure
+from diffhook.capture.adapter import add_adapters
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.errors import ConfigurationError
+from diffhook.gradients import PerSampleGradients
 from tests.models import unet
 from tests.pipelines import CAPTIONS, SIZE, images, save_stable_diffusion, save_stable_diffusion_xl
+from tests.twins import sample_gradients
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +76,46 @@ def test_two_encoders_and_sizes_condition_the_larger_model(saved_xl: Path) -> No
     assert added["time_ids"].tolist() == [[SIZE, SIZE, 0, 0, SIZE, SIZE]] * 4
     output = pipeline.denoiser(batch["latents"], torch.full((4,), 5), hidden, added_cond_kwargs=added)
     assert output.sample.shape == batch["latents"].shape
+
+
+def test_rows_of_conditioned_samples_equal_autograd(saved_xl: Path) -> None:
+    """Nested conditions go with their samples through the grid."""
+    pipeline = SavedPipeline(saved_xl, "cpu")
+    objective = DiffusionObjective(pipeline.training_scheduler(), weighting=MinSNR())
+    batch = pipeline.encode(images(), CAPTIONS)
+    engine = PerSampleGradients(pipeline.denoiser, projection_dim=0, weight_gradients=False)
+    parts = list(
+        measure(engine, objective, batch, range(4), Grid([400]), step=0, lr=1, weight=1, batch_size=3)
+    )
+    found = np.concatenate([part["grad_norm"] for part in parts])
+
+    def loss(model: nn.Module, samples: Any) -> torch.Tensor:
+        count = len(samples["latents"])
+        return objective(model, samples, torch.full((count,), 400), torch.zeros(count, dtype=torch.int64))
+
+    expected = sample_gradients(pipeline.denoiser, loss, batch).norm(dim=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_pipeline_saved_in_half_precision_is_loaded_in_float32(saved: Path, tmp_path: Path) -> None:
+    half = SavedPipeline(saved, "cpu").pipe
+    for name in ("unet", "vae", "text_encoder"):
+        getattr(half, name).half()
+    half.save_pretrained(tmp_path / "half")
+    loaded = SavedPipeline(tmp_path / "half", "cpu").pipe
+    dtypes = {p.dtype for name in ("unet", "vae", "text_encoder") for p in getattr(loaded, name).parameters()}
+    assert dtypes == {torch.float32}
+
+
+def test_a_missing_library_is_named_with_the_extra_that_brings_it(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.capture.pipeline.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"need transformers: pip install diffhook\[pipelines\]"):
+        SavedPipeline(saved)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigurationError, match=r"need peft: pip install diffhook\[pipelines\]"):
+        add_adapters(unet().model, {"default": {"peft_type": "LORA"}})
 
 
 def test_the_schedule_is_that_of_training_not_of_sampling(saved: Path) -> None:

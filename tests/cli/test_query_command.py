@@ -253,6 +253,9 @@ def test_a_log_that_does_not_know_its_adapter_asks_for_it(lora: Path) -> None:
         build_model(log, SavedPipeline(lora / "pipeline", "cpu"))
     with pytest.raises(ConfigurationError, match="which the model lacks"):
         build_model(log)
+    log.config["identity"]["model"] = {"class": "several", "models": {"unet": {}, "text_encoder": {}}}
+    with pytest.raises(ConfigurationError, match=r"several models \(unet, text_encoder\): pass model="):
+        build_model(log)
     log = diffhook.open_log(lora / "log")
     with pytest.raises(ConfigurationError, match=r"were not trained \(an adapter\?\).*--pipeline"):
         build_model(log)
