@@ -44,14 +44,18 @@ class Parametrization(ABC):
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(B, …) what the model should say."""
 
+    @abstractmethod
+    def sample_factor(self, timesteps: Tensor) -> Tensor:
+        """(B,) what makes a squared error of the prediction one of the sample that it implies."""
+
     def schedule(self, positions: list[int]) -> list[Any]:
         """The timesteps at positions 0 … T − 1 of the training's schedule."""
         return positions
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """(B,) float32 signal-to-noise ratios, ᾱ / (1 − ᾱ)."""
+        """(B,) float32 signal-to-noise ratios, ᾱ / (1 − ᾱ), positive."""
         kept = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps].float()
-        return kept / (1 - kept)
+        return (kept / (1 - kept)).clamp(min=1e-20)  # 0 at the end of some schedules
 
     def sigmas(self, timesteps: Tensor) -> Tensor:
         """(B,) float32 shares of noise, √(1 − ᾱ)."""
@@ -68,6 +72,9 @@ class Epsilon(Parametrization):
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise
 
+    def sample_factor(self, timesteps: Tensor) -> Tensor:
+        return 1 / self.snr(timesteps)
+
 
 class Velocity(Parametrization):
     """v-prediction, √ᾱ ε − √(1 − ᾱ) x (arXiv 2202.00512)."""
@@ -79,6 +86,9 @@ class Velocity(Parametrization):
         velocity: Tensor = self.scheduler.get_velocity(clean, noise, timesteps)
         return velocity
 
+    def sample_factor(self, timesteps: Tensor) -> Tensor:
+        return 1 / (self.snr(timesteps) + 1)
+
 
 class Sample(Parametrization):
     """x₀-prediction."""
@@ -88,6 +98,9 @@ class Sample(Parametrization):
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return clean
+
+    def sample_factor(self, timesteps: Tensor) -> Tensor:
+        return torch.ones_like(timesteps, dtype=torch.float32)
 
 
 class Flow(Parametrization):
@@ -108,12 +121,15 @@ class Flow(Parametrization):
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise - clean
 
+    def sample_factor(self, timesteps: Tensor) -> Tensor:
+        return self.sigmas(timesteps).square()
+
     def schedule(self, positions: list[int]) -> list[Any]:
         return [self._timesteps[position] for position in positions]
 
     def snr(self, timesteps: Tensor) -> Tensor:
         sigmas = self.sigmas(timesteps)
-        return ((1 - sigmas) / sigmas).square()
+        return ((1 - sigmas) / sigmas).square().clamp(min=1e-20)
 
     def sigmas(self, timesteps: Tensor) -> Tensor:
         exact = timesteps if timesteps.is_floating_point() else timesteps.to(torch.float32)

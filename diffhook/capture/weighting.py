@@ -37,9 +37,10 @@ class Uniform(Weighting):
 
 
 class MinSNR(Weighting):
-    """min(SNR, γ), divided by what turns the loss into one on the sample (arXiv 2303.09556).
+    """min(SNR, γ) on the error of the sample that the prediction implies (arXiv 2303.09556).
 
-    That is SNR for ε-prediction, SNR + 1 for v-prediction, 1 for sample prediction.
+    On the prediction's own error that is min(SNR, γ) / SNR for ε-prediction, / (SNR + 1) for
+    v-prediction, and times σ² for flow matching.
     """
 
     kind = "min_snr"
@@ -50,11 +51,8 @@ class MinSNR(Weighting):
         self.gamma = gamma
 
     def __call__(self, timesteps: Tensor, parametrization: Parametrization) -> Tensor:
-        snr = parametrization.snr(timesteps)
-        if parametrization.name == "epsilon":
-            return (self.gamma / snr).clamp(max=1)  # finite at SNR = 0
-        clamped = snr.clamp(max=self.gamma)
-        return clamped / (snr + 1) if parametrization.name == "v_prediction" else clamped
+        clamped = parametrization.snr(timesteps).clamp(max=self.gamma)
+        return clamped * parametrization.sample_factor(timesteps)
 
 
 class SNR(Weighting):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import diffhook
 from diffhook.capture import MinSNR
 from diffhook.capture.noise import noise_bank
+from diffhook.capture.parametrization import PARAMETRIZATIONS, Parametrization
 from diffhook.errors import ConfigurationError
 
 DDPM = DDPMScheduler()
@@ -128,6 +129,33 @@ def test_signal_to_noise_is_that_of_diffusers() -> None:
     timesteps = torch.arange(1000)
     ours = diffhook.DiffusionObjective(DDPM).parametrization.snr(timesteps)
     torch.testing.assert_close(ours, compute_snr(DDPM, timesteps), rtol=1e-4, atol=0)
+
+
+def implied_sample(kind: Parametrization, said: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    """What the prediction says of the clean sample."""
+    if kind.name == "flow_prediction":
+        return noisy - t / 1000 * said
+    a, s = variance_preserving(float(t))
+    return {"epsilon": (noisy - s * said) / a, "v_prediction": a * noisy - s * said, "sample": said}[
+        kind.name
+    ]
+
+
+@pytest.mark.parametrize("name", list(PARAMETRIZATIONS))
+def test_min_snr_weighs_the_error_of_the_sample_alike_for_every_prediction(name: str) -> None:
+    scheduler = SHIFTED if name == "flow_prediction" else DDPM
+    objective = diffhook.DiffusionObjective(scheduler, prediction_type=name, weighting=MinSNR(5.0))
+    kind = objective.parametrization
+    for t in torch.tensor([20, 300, 700]):
+        times = t[None]
+        noise = noise_bank(SEEDS[:1], CLEAN[:1])
+        noisy, target = (f(CLEAN[:1], noise, times) for f in (kind.noisy, kind.target))
+        wrong = target + 0.1
+        error = (implied_sample(kind, wrong, noisy, t) - CLEAN[:1]).square().mean()
+        ratio = snr(float(t)) if scheduler is DDPM else ((1000 - float(t)) / float(t)) ** 2
+        expected = min(ratio, 5) * error
+        found = objective.weighting(times, kind) * (wrong - target).square().mean()
+        torch.testing.assert_close(found, expected[None], rtol=1e-3, atol=0, check_dtype=False)
 
 
 def test_min_snr_is_finite_where_the_last_step_is_pure_noise() -> None:
