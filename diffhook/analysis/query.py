@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from diffhook.analysis.digest import digest
 from diffhook.analysis.rebuilt import build_model, build_objective, load_snapshot
+from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.grid import Grid, measure, take, to_device, undisturbed
 from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline
@@ -143,7 +144,8 @@ def _digest(
     if not getattr(objective, "self_contained", False):
         return None
     at = [[s.step, s.session] for s in snapshots]
-    return digest(batch, list(ids), objective.describe(), model, grid.describe(), at)
+    trained = (model, describe_adapters(model))  # an adapter's scale is no parameter
+    return digest(batch, list(ids), objective.describe(), *trained, grid.describe(), at)
 
 
 def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:

@@ -128,6 +128,26 @@ def test_a_lora_run_is_queried_with_images_and_captions(
         assert error < 1e-4, "the gradient is not that of the caption, image, snapshot and noise of its row"
 
 
+def test_a_lora_run_with_probes_records_the_loss_that_its_queries_use(lora: Path, tmp_path: Path) -> None:
+    pipe = SavedPipeline(lora / "pipeline", "cpu").pipe
+
+    def inputs(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        latents = (pipe.vae.encode(batch["pixel_values"]).latent_dist.mode() - 0.1) * 0.7
+        return latents, {"encoder_hidden_states": pipe.text_encoder(batch["input_ids"])[0]}
+
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    objective = diffhook.DiffusionObjective(scheduler, inputs, weighting=diffhook.MinSNR(2.0))
+    probe = diffhook.Probe(samples=None, grid=diffhook.Grid(2))
+    train_lora(lora / "pipeline", tmp_path / "log", projection_dim=64, objective=objective, probe=probe)
+    common = ("query", tmp_path / "log", "--pipeline", lora / "pipeline", "--images", lora / "asked",
+              "--captions", lora / "asked.txt", "--name", "mine", "--timesteps", 2)  # fmt: skip
+    assert run(*common) == 0
+    log = diffhook.open_log(tmp_path / "log")
+    assert len(log.probe) == 4 * 2 * 2
+    assert log.queries["mine"].description["objective"] == objective.describe()
+    assert diffhook.influence(log, "mine", source="probe").values.shape == (2, 4)
+
+
 def test_captions_and_adapters_come_from_files_too(
     lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
