@@ -8,16 +8,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from diffhook.analysis import bias, influence, outliers, self_influence
+    from diffhook.analysis.generated import generate
     from diffhook.analysis.query import query
-    from diffhook.capture import DiffusionObjective, Grid, Probe
+    from diffhook.capture import DiffusionObjective, Grid, MinSNR, Probe
+    from diffhook.capture.pipeline import SavedPipeline
     from diffhook.log import RunLog, open_log
 
 _HOMES = {
     "DiffusionObjective": "diffhook.capture",
     "Grid": "diffhook.capture",
+    "MinSNR": "diffhook.capture",
     "Probe": "diffhook.capture",
     "RunLog": "diffhook.log",
+    "SavedPipeline": "diffhook.capture.pipeline",
     "bias": "diffhook.analysis",
+    "generate": "diffhook.analysis.generated",
     "influence": "diffhook.analysis",
     "open_log": "diffhook.log",
     "outliers": "diffhook.analysis",
@@ -27,9 +32,12 @@ _HOMES = {
 __all__ = [
     "DiffusionObjective",
     "Grid",
+    "MinSNR",
     "Probe",
     "RunLog",
+    "SavedPipeline",
     "bias",
+    "generate",
     "influence",
     "open_log",
     "outliers",

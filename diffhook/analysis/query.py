@@ -2,54 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from diffhook.capture.grid import Grid, measure, to_device, undisturbed
+from diffhook.analysis.digest import digest
+from diffhook.analysis.rebuilt import build_model, build_objective, load_snapshot
+from diffhook.capture.adapter import describe_adapters
+from diffhook.capture.grid import Grid, measure, take, to_device, undisturbed
 from diffhook.capture.objective import Objective
+from diffhook.capture.pipeline import SavedPipeline
 from diffhook.console import progress_bar
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import RunLog, Snapshot
+from diffhook.log import Rows, RunLog, Snapshot, Table
 from diffhook.log import store as files
 from diffhook.log.schema import differences, json_like, projection_dtype
 from diffhook.log.writer import TableWriter
+
+logger = logging.getLogger("diffhook")
 
 
 def query(
     log: RunLog,
     samples: Any,
     name: str,
-    objective: Objective,
+    objective: Objective | None = None,
     *,
+    ids: Sequence[int] | None = None,
     model: nn.Module | None = None,
+    pipeline: SavedPipeline | None = None,
     grid: Grid | None = None,
     batch_size: int = 32,
     overwrite: bool = False,
     progress: bool = True,
-) -> None:
+    details: Mapping[str, Any] | None = None,
+) -> Table:
     """Compute gradients of ``samples`` at every snapshot and keep them in ``log.queries[name]``.
+
+    What is there already from the same samples, grid, objective, model and snapshots is not
+    computed again (unless the objective has functions of the user's own, which cannot be compared).
 
     Args:
         log: the run; its folder must be writable.
         samples: a (Q, …) tensor of clean samples, a collated batch (dict or tuple of tensors), or a
-            dataset, in the form that the objective takes; query ids are 0 … Q − 1.
+            dataset, in the form that the objective takes.
         name: letters, digits, '.', '_', '-'.
-        objective: the training loss.
-        model: the model, with the right parameters trainable; by default one is built from the
-            configuration in the log, for models of diffusers that were trained whole.
+        objective: the training loss; by default the one that the log records, or else that of the
+            pipeline's scheduler.
+        ids: which of the samples to ask about, by position; they become the query ids, which are
+            otherwise 0 … Q − 1. With a training dataset: its sample ids.
+        model: the model, with the right parameters trainable; by default :func:`build_model`'s.
+        pipeline: whose denoiser was trained, where the log does not hold all of its parameters.
         grid: timesteps and noise draws; by default 10 × 4.
         batch_size: rows of one forward pass.
-        overwrite: replace queries of that name.
+        overwrite: replace other queries of that name.
         progress: show a progress bar, on a terminal.
+        details: what to record of the samples beside the rows, as JSON.
+
+    Returns:
+        The rows.
 
     Raises:
-        LogError: no snapshots, or queries of that name exist.
+        LogError: no snapshots, or other queries of that name exist.
         ConfigurationError: samples or model do not fit the run.
     """
     grid = grid or Grid(10, draws=4)
@@ -57,94 +76,76 @@ def query(
     snapshots = log.snapshots
     if not snapshots:
         raise LogError(f"{log.location} has no snapshots to compute gradients at")
-    batch, count = _collated(samples)
-    model = build_model(log) if model is None else model
+    batch, query_ids = _collated(samples, ids)
+    objective = build_objective(log, pipeline) if objective is None else objective
+    model = build_model(log, pipeline) if model is None else model
     engine = _engine(log, model, grid)
-    if name in log.queries and not overwrite:
-        raise LogError(f"{log.location} has queries {name!r} already: overwrite, or rename")
-    writer: TableWriter | None = None
-    device = next(model.parameters()).device
-    batch = to_device(batch, device)
-    with undisturbed(model), progress_bar(progress) as bar:
-        task = bar.add_task(f"queries {name!r}", total=len(snapshots) * count)
-        for snapshot in snapshots:
-            load_snapshot(engine, snapshot)
-            rows_per_query = len(grid.steps(objective.num_timesteps))
-            for rows in _measured(engine, objective, batch, count, grid, snapshot, batch_size):
-                writer = writer or _writer(log, name)  # not before something fits the model
-                writer.append(rows)
-                bar.advance(task, len(rows["sample"]) / rows_per_query)
-    assert writer is not None
-    writer.flush()
     description = {
         "objective": json_like(objective.describe()),
-        "draws": grid.draws,
+        "grid": grid.describe(),
         "snapshots": [[s.step, s.session] for s in snapshots],
+        "samples": json_like(details or {}),
+        "digest": _digest(batch, query_ids, objective, model, grid, snapshots),
     }
+    if name in log.queries:
+        found = log.queries[name].description.get("digest")
+        if found is not None and found == description["digest"]:
+            logger.info("queries %r are there already", name)
+            return log.queries[name]
+        if not overwrite:
+            raise LogError(
+                f"{log.location} has queries {name!r} already, from other samples, grid, objective or model: "
+                "overwrite, or rename"
+            )
+    writer: TableWriter | None = None
+    with undisturbed(model), progress_bar(progress) as bar:
+        task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids))
+        for rows in _measured(engine, objective, batch, query_ids, grid, snapshots, batch_size):
+            writer = writer or _writer(log, name)  # not before something fits the model
+            writer.append(rows)
+            bar.advance(task, len(rows["sample"]) / grid.rows)
+    assert writer is not None
+    writer.flush()
     writer.describe(description)
+    return log.queries[name]
 
 
 def _measured(
     engine: PerSampleGradients,
     objective: Objective,
     batch: Any,
-    count: int,
+    ids: Sequence[int],
     grid: Grid,
-    snapshot: Snapshot,
+    snapshots: Sequence[Snapshot],
     batch_size: int,
-) -> Any:
-    try:
-        yield from measure(
-            engine,
-            objective,
-            batch,
-            range(count),
-            grid,
-            step=snapshot.step,
-            lr=snapshot.lr_sum,
-            weight=1.0,
-            batch_size=batch_size,
-        )
-    except (RuntimeError, TypeError, IndexError) as error:
-        shapes = json_like(_shapes(batch))
-        raise ConfigurationError(
-            f"the model cannot take these queries ({shapes}): {str(error).splitlines()[0]}"
-        ) from error
+) -> Iterator[Rows]:
+    batch = to_device(batch, next(engine.model.parameters()).device)
+    for snapshot in snapshots:
+        load_snapshot(engine, snapshot)
+        where: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
+        try:
+            yield from measure(engine, objective, batch, ids, grid, batch_size=batch_size, **where)
+        except (RuntimeError, TypeError, IndexError) as error:
+            shapes = json_like(_shapes(batch))
+            raise ConfigurationError(
+                f"the model cannot take these queries ({shapes}): {str(error).splitlines()[0]}"
+            ) from error
 
 
-def build_model(log: RunLog) -> nn.Module:
-    """The trained model's class with random parameters, from the configuration in the log.
-
-    Raises:
-        ConfigurationError: not one of diffusers' models, or one trained in part (an adapter).
-    """
-    import diffusers
-
-    identity = log.config["identity"]
-    described = identity["model"]
-    module, _, kind = described["class"].rpartition(".")
-    found = getattr(diffusers, kind, None) if module.startswith("diffusers.") else None
-    if found is None or "config" not in described:
-        raise ConfigurationError(
-            f"the log's model is {described['class']}, which cannot be built from the log alone: pass model="
-        )
-    model: nn.Module = found.from_config(described["config"])
-    trained = {name for name, _ in identity["parameters"]}
-    frozen = [name for name, _ in model.named_parameters() if name not in trained]
-    if frozen:
-        raise ConfigurationError(
-            f"{len(frozen)} of the model's parameters were not trained (an adapter?), so the log "
-            "does not hold them: pass model="
-        )
-    return model
-
-
-def load_snapshot(engine: PerSampleGradients, snapshot: Snapshot) -> None:
-    """Put a snapshot's parameters into the engine's model."""
-    values = safetensors.torch.load(snapshot.parameters())
-    with torch.no_grad():
-        for name, parameter in engine.parameters.items():
-            parameter.copy_(values[name])
+def _digest(
+    batch: Any,
+    ids: Sequence[int],
+    objective: Objective,
+    model: nn.Module,
+    grid: Grid,
+    snapshots: Sequence[Snapshot],
+) -> str | None:
+    """None where the description of the objective does not say all that it does."""
+    if not getattr(objective, "self_contained", False):
+        return None
+    at = [[s.step, s.session] for s in snapshots]
+    trained = (model, describe_adapters(model))  # an adapter's scale is no parameter
+    return digest(batch, list(ids), objective.describe(), *trained, grid.describe(), at)
 
 
 def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:
@@ -180,19 +181,31 @@ def _writer(log: RunLog, name: str) -> TableWriter:
     return writer
 
 
-def _collated(samples: Any) -> tuple[Any, int]:
-    """A collated batch and its size."""
-    if not isinstance(samples, torch.Tensor | dict | tuple):
-        samples = default_collate([samples[i] for i in range(len(samples))])
-    first = samples
-    while not isinstance(first, torch.Tensor):
-        parts: Sequence[Any] = list(first.values()) if isinstance(first, dict) else first
-        if not len(parts):
-            raise ConfigurationError("there are no samples to query")
-        first = parts[0]
-    if first.dim() == 0 or not len(first):
+def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:
+    """A collated batch and the ids of its samples."""
+    batched = isinstance(samples, torch.Tensor | dict | tuple)
+    count = _count(samples) if batched else len(samples)
+    chosen = list(range(count)) if ids is None else [int(i) for i in ids]
+    outside = [i for i in chosen if not 0 <= i < count]
+    if outside:
+        raise ConfigurationError(f"query ids {outside[:5]} are not among the {count} samples")
+    if len(set(chosen)) < len(chosen):
+        raise ConfigurationError("a query id is named twice")
+    if not chosen:
         raise ConfigurationError("there are no samples to query")
-    return samples, len(first)
+    if not batched:
+        return default_collate([samples[i] for i in chosen]), chosen
+    return samples if ids is None else take(samples, torch.tensor(chosen)), chosen
+
+
+def _count(batch: Any) -> int:
+    """Samples in a collated batch."""
+    while not isinstance(batch, torch.Tensor):
+        parts: Sequence[Any] = list(batch.values()) if isinstance(batch, dict) else batch
+        if not len(parts):
+            return 0
+        batch = parts[0]
+    return len(batch) if batch.dim() else 0
 
 
 def _shapes(batch: Any) -> Any:

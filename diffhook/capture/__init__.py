@@ -3,20 +3,23 @@
 from diffhook.capture.alerts import Alert, Detector, NonFinite, NormOutlier
 from diffhook.capture.diffusion import DiffusionObjective
 from diffhook.capture.grid import Grid, measure
-from diffhook.capture.objective import Objective
+from diffhook.capture.objective import Objective, Prediction
 from diffhook.capture.plan import Plan
 from diffhook.capture.probe import Probe
 from diffhook.capture.recorder import Recorder
+from diffhook.capture.weighting import MinSNR
 
 __all__ = [
     "Alert",
     "Detector",
     "DiffusionObjective",
     "Grid",
+    "MinSNR",
     "NonFinite",
     "NormOutlier",
     "Objective",
     "Plan",
+    "Prediction",
     "Probe",
     "Recorder",
     "measure",

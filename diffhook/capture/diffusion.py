@@ -8,53 +8,39 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from diffhook.capture.inputs import Inputs, default_inputs
+from diffhook.capture.noise import noise_bank
+from diffhook.capture.objective import Prediction
+from diffhook.capture.parametrization import find_parametrization
+from diffhook.capture.weighting import Custom, Weighting, make_weighting
 from diffhook.errors import ConfigurationError
 from diffhook.log.schema import json_like
 
-Inputs = Callable[[Any], tuple[Tensor, dict[str, Any]]]
-_CLEAN = ("images", "image", "input", "pixel_values", "latents", "img")
-
-
-def default_inputs(batch: Any) -> tuple[Tensor, dict[str, Any]]:
-    """The clean samples of a batch: itself, its first element, or a well-known key.
-
-    Raises:
-        ConfigurationError: none of these is a tensor.
-    """
-    if isinstance(batch, Tensor):
-        return batch, {}
-    if isinstance(batch, dict):
-        for key in _CLEAN:
-            if isinstance(batch.get(key), Tensor):
-                return batch[key], {}
-        raise ConfigurationError(
-            f"the batch has keys {sorted(map(str, batch))}, none of {', '.join(_CLEAN)}: pass "
-            "inputs=lambda batch: (clean_samples, model_arguments)"
-        )
-    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
-        return batch[0], {}
-    raise ConfigurationError(
-        f"cannot find clean samples in a batch of type {type(batch).__name__}: pass "
-        "inputs=lambda batch: (clean_samples, model_arguments)"
-    )
-
 
 class DiffusionObjective:
-    """Mean squared error of ε-, v- or sample-prediction, as the scheduler defines the target.
+    """Weighted mean squared error of ε-, v-, sample- or flow-prediction.
 
     Example:
-        >>> objective = DiffusionObjective(DDPMScheduler(num_train_timesteps=1000))
+        >>> objective = DiffusionObjective(DDPMScheduler(), weighting=MinSNR(gamma=5.0))
+
+    Timesteps are those that the training would hand to the scheduler: integers for DDPM and its
+    kin, σ·T for flow matching.
 
     Args:
-        scheduler: a diffusers scheduler with ``add_noise`` (DDPM, DDIM …).
+        scheduler: a diffusers scheduler with ``add_noise`` (DDPM, DDIM …), or a flow-matching one.
         inputs: batch → (clean samples (B, …), keyword arguments of the model such as
-            ``{"class_labels": …}``), called on the model's device. By default the batch itself, its
-            first element, or a key such as "images" or "pixel_values".
-        prediction_type: "epsilon", "v_prediction" or "sample"; by default the scheduler's.
-        weighting: timesteps (B,) → weights (B,) on the loss, such as min-SNR's.
+            ``{"class_labels": …}``), called on the model's device. By default see
+            :func:`diffhook.capture.inputs.default_inputs`.
+        prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction"; by default the
+            scheduler's.
+        weighting: on the loss: :class:`MinSNR`, "snr", "sigma_sqrt", "cosmap", or a function
+            timesteps (B,) → weights (B,), which a log names but cannot bring back.
+        noise_offset: so much of one further draw per channel is added to the noise.
+        timestep_scale: factor on the timestep that the model is told, such as 1/1000 for Flux.
 
     Raises:
-        ConfigurationError: an unknown prediction type.
+        ConfigurationError: an unknown prediction type or weighting, or a scheduler that cannot
+            serve it.
     """
 
     def __init__(
@@ -63,59 +49,82 @@ class DiffusionObjective:
         inputs: Inputs = default_inputs,
         *,
         prediction_type: str | None = None,
-        weighting: Callable[[Tensor], Tensor] | None = None,
+        weighting: Weighting | str | Callable[[Tensor], Tensor] | None = None,
+        noise_offset: float = 0.0,
+        timestep_scale: float = 1.0,
     ) -> None:
         self.scheduler = scheduler
         self.inputs = inputs
-        self.prediction_type = prediction_type or scheduler.config.prediction_type
-        self.weighting = weighting
-        if self.prediction_type not in ("epsilon", "v_prediction", "sample"):
-            raise ConfigurationError(
-                f"prediction_type is {self.prediction_type!r}; expected 'epsilon', 'v_prediction' or 'sample'"
-            )
+        self.parametrization = find_parametrization(prediction_type, scheduler)
+        self.weighting = make_weighting(weighting)
+        self.noise_offset = noise_offset
+        self.timestep_scale = timestep_scale
+
+    @property
+    def prediction_type(self) -> str:
+        return self.parametrization.name
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether :meth:`describe` says all there is: no function of the user's own takes part."""
+        plain = type(self) is DiffusionObjective and self.inputs is default_inputs
+        return plain and not isinstance(self.weighting, Custom)
 
     @property
     def num_timesteps(self) -> int:
         return int(self.scheduler.config.num_train_timesteps)
 
-    def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
-        clean, arguments = self.inputs(batch)
-        noise = noise_bank(noise_seeds, clean)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)
-        predicted = model(noisy, timesteps, return_dict=False, **arguments)[0]
-        losses = (predicted - self._target(clean, noise, timesteps)).square().flatten(1).mean(1)
-        return losses if self.weighting is None else losses * self.weighting(timesteps)
+    def schedule(self, positions: list[int]) -> list[Any]:
+        """The timesteps at positions 0 … T − 1 of the training's schedule.
 
-    def _target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "sample":
-            return clean
-        velocity: Tensor = self.scheduler.get_velocity(clean, noise, timesteps)
-        return velocity
+        Positions themselves, but for flow matching, whose resolution shift crowds σ towards noise.
+        """
+        return self.parametrization.schedule(positions)
+
+    def predict(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Prediction:
+        """What the model predicts of the noisy batch, and what it should; arguments as in a call."""
+        clean, arguments = self.inputs(batch)
+        noise = noise_bank(noise_seeds, clean, self.noise_offset)
+        noisy = self.parametrization.noisy(clean, noise, timesteps)
+        told = timesteps if self.timestep_scale == 1 else timesteps * self.timestep_scale
+        output = predicted_tensor(model(noisy, told, **arguments))
+        exact = torch.promote_types(output.dtype, torch.float32)
+        target = self.parametrization.target(clean, noise, timesteps)
+        weights = self.weighting(timesteps, self.parametrization)
+        return Prediction(output.to(exact), target.to(exact), weights.to(exact))
+
+    def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
+        return self.predict(model, batch, timesteps, noise_seeds).losses()
 
     @classmethod
     def from_description(cls, description: dict[str, Any], inputs: Inputs = default_inputs) -> Self:
         """The objective that :meth:`describe` described, from a log's configuration.
 
         Raises:
-            ConfigurationError: it cannot be rebuilt: a weighting of the user's own, or a scheduler
-                that is not one of diffusers'.
+            ConfigurationError: it cannot be rebuilt: not one of this class, a weighting of the
+                user's own, or a scheduler that is not one of diffusers'.
         """
-        if description.get("weighting"):
+        if description.get("kind") != "diffusion":
             raise ConfigurationError(
-                f"the log's loss has a weighting of its own ({description['weighting']}): pass the "
-                "objective yourself"
+                f"the log's objective is of kind {description.get('kind')!r}, which cannot be rebuilt: "
+                "pass it yourself"
             )
-        scheduler = make_scheduler(description["scheduler"], description["scheduler_config"])
-        return cls(scheduler, inputs, prediction_type=description["prediction_type"])
+        return cls(
+            make_scheduler(description["scheduler"], description["scheduler_config"]),
+            inputs,
+            prediction_type=description["prediction_type"],
+            weighting=make_weighting(description["weighting"]),
+            noise_offset=description["noise_offset"],
+            timestep_scale=description["timestep_scale"],
+        )
 
     def describe(self) -> dict[str, Any]:
-        weighting = self.weighting
         return {
             "kind": "diffusion",
             "prediction_type": self.prediction_type,
-            "weighting": getattr(weighting, "__qualname__", str(weighting)) if weighting else None,
+            "weighting": self.weighting.describe(),
+            "noise_offset": self.noise_offset,
+            "timestep_scale": self.timestep_scale,
             "scheduler": type(self.scheduler).__name__,
             "scheduler_config": json_like(
                 {k: v for k, v in dict(self.scheduler.config).items() if not k.startswith("_")}
@@ -123,18 +132,20 @@ class DiffusionObjective:
         }
 
 
-def noise_bank(seeds: Tensor, like: Tensor) -> Tensor:
-    """Gaussian noise of the samples' shape, one draw a seed; equal seeds give equal noise.
+def predicted_tensor(output: Any) -> Tensor:
+    """The prediction in a model's output: a tensor, a tuple's first element, a dataclass's ``sample``.
 
-    Drawn on the CPU, so that every device sees the same.
+    Raises:
+        ConfigurationError: none of these.
     """
-    draws: dict[int, Tensor] = {}
-    for seed in seeds.tolist():
-        if seed not in draws:
-            generator = torch.Generator().manual_seed(seed)
-            draws[seed] = torch.randn(like.shape[1:], generator=generator)
-    bank = torch.stack([draws[seed] for seed in seeds.tolist()])
-    return bank.to(device=like.device, dtype=like.dtype)
+    found = output[0] if isinstance(output, tuple | list) and output else output
+    found = found if isinstance(found, Tensor) else getattr(found, "sample", None)
+    if not isinstance(found, Tensor):
+        raise ConfigurationError(
+            f"the model returned a {type(output).__name__}; expected a tensor, a tuple that begins with one, "
+            "or an output with .sample"
+        )
+    return found
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> Any:

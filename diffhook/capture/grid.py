@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,27 +20,47 @@ from diffhook.log import Rows
 
 @dataclass(frozen=True)
 class Grid:
-    """S timesteps, evenly spaced in [1, T − 1] as in the paper's code, with M noise draws each.
+    """S timesteps, evenly spaced in [1, T − 1] as in the paper's code, with R banks of M noise draws.
 
-    All samples share the noise bank: draw m has noise seed ``first_seed + m`` at every timestep.
+    A row is the gradient averaged over the M draws of one bank; R rows of a sample and timestep
+    tell how far the noise moves it. All samples share the banks: draw m of bank r has noise seed
+    ``first_seed + r · M + m`` at every timestep.
 
     Attributes:
         timesteps: S, or the timesteps themselves.
         draws: M.
+        first_seed: of the first bank's first draw.
+        replicates: R.
     """
 
-    timesteps: int | Sequence[int] = 10
+    timesteps: int | Sequence[float] = 10
     draws: int = 1
     first_seed: int = 0
+    replicates: int = 1
 
     def __post_init__(self) -> None:
-        count = self.timesteps if isinstance(self.timesteps, int) else len(self.timesteps)
-        if count < 1 or self.draws < 1:
+        if min(self.count, self.draws, self.replicates) < 1:
             raise ConfigurationError(
-                f"a grid of {count} timesteps × {self.draws} draws; expected at least 1 × 1"
+                f"a grid of {self.count} timesteps × {self.draws} draws × {self.replicates} replicates; "
+                "expected at least 1 × 1 × 1"
             )
 
-    def steps(self, num_timesteps: int) -> list[int]:
+    @property
+    def count(self) -> int:
+        """S."""
+        return self.timesteps if isinstance(self.timesteps, int) else len(self.timesteps)
+
+    @property
+    def rows(self) -> int:
+        """Rows of one sample, S · R."""
+        return self.count * self.replicates
+
+    @property
+    def banks(self) -> list[int]:
+        """The first seed of each bank."""
+        return [self.first_seed + r * self.draws for r in range(self.replicates)]
+
+    def steps(self, num_timesteps: int) -> list[Any]:
         """The timesteps for a scheduler with T of them.
 
         Raises:
@@ -50,10 +70,21 @@ class Grid:
             if self.timesteps == 1:
                 return [num_timesteps // 2]
             return np.linspace(1, num_timesteps - 1, self.timesteps).round().astype(int).tolist()
-        steps = [int(t) for t in self.timesteps]
+        steps = [int(t) if float(t).is_integer() else float(t) for t in self.timesteps]
         if min(steps) < 0 or max(steps) >= num_timesteps:
             raise ConfigurationError(f"timesteps {steps} are not all within [0, {num_timesteps})")
         return steps
+
+    def timesteps_of(self, objective: Objective) -> list[Any]:
+        """The timesteps for an objective: named ones as they are, others spaced on its schedule."""
+        steps = self.steps(objective.num_timesteps)
+        schedule = getattr(objective, "schedule", None)
+        return schedule(steps) if schedule is not None and isinstance(self.timesteps, int) else steps
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        steps = self.timesteps if isinstance(self.timesteps, int) else list(self.timesteps)
+        return {**asdict(self), "timesteps": steps}
 
 
 def measure(
@@ -75,39 +106,40 @@ def measure(
         batch: the collated samples, on the model's device; tensors with the sample axis in front,
             in dicts, lists or tuples.
         sample_ids: their ids.
-        step, lr, weight: what to write in these columns; weight is divided by S here.
+        step, lr, weight: what to write in these columns; weight is divided by S · R here.
         batch_size: rows of one forward pass, at least ``grid.draws``.
 
     Yields:
-        Rows, one per (sample, timestep), in chunks.
+        Rows, one per (sample, timestep, replicate), in chunks.
     """
-    timesteps = grid.steps(objective.num_timesteps)
-    cells = [(i, t) for t in timesteps for i in range(len(sample_ids))]
+    timesteps = grid.timesteps_of(objective)
+    cells = [(i, t, bank) for t in timesteps for bank in grid.banks for i in range(len(sample_ids))]
     size = max(batch_size // grid.draws, 1)
     device = next(engine.model.parameters()).device
-    seeds = torch.arange(grid.first_seed, grid.first_seed + grid.draws)
+    draws = torch.arange(grid.draws)
     for start in range(0, len(cells), size):
         part = cells[start : start + size]
-        index = torch.tensor([i for i, _ in part]).repeat_interleave(grid.draws)
-        times = torch.tensor([t for _, t in part])
+        index = torch.tensor([i for i, _, _ in part]).repeat_interleave(grid.draws)
+        times = torch.tensor([t for _, t, _ in part])
+        banks = torch.tensor([bank for _, _, bank in part])
         with engine:
             losses = objective(
                 engine.model,
                 take(batch, index.to(device)),
                 times.repeat_interleave(grid.draws).to(device),
-                seeds.repeat(len(part)),
+                (banks[:, None] + draws).flatten(),
             )
             losses.mean().backward()
         count = len(part)
         yield make_rows(
             engine,
-            sample=np.array([sample_ids[i] for i, _ in part]),
+            sample=np.array([sample_ids[i] for i, _, _ in part]),
             step=np.full(count, step),
             timestep=times.numpy(),
-            noise_seed=np.full(count, grid.first_seed),
+            noise_seed=banks.numpy(),
             lr=np.full(count, lr),
             loss=losses.detach().float().view(count, grid.draws).mean(1).cpu().numpy(),
-            weight=np.full(count, weight / len(timesteps)),
+            weight=np.full(count, weight / grid.rows),
         )
 
 

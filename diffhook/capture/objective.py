@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+
+class Prediction(NamedTuple):
+    """What the model made of a batch, and what it should have made.
+
+    Attributes:
+        output: (B, …) the model's prediction.
+        target: (B, …) of the same shape, without gradient.
+        weights: (B,) factors on the samples' losses.
+    """
+
+    output: Tensor
+    target: Tensor
+    weights: Tensor
+
+    def losses(self) -> Tensor:
+        """(B,) weighted mean squared errors."""
+        return (self.output - self.target).square().flatten(1).mean(1) * self.weights
 
 
 @runtime_checkable
 class Objective(Protocol):
     """The training loss, sample by sample, at timesteps and noise that the caller chooses.
 
-    ``diffhook.integrations.diffusers.DiffusionObjective`` makes one from a diffusers scheduler; any
-    object of this shape will do.
+    :class:`diffhook.DiffusionObjective` makes one from a diffusers scheduler; any object of this
+    shape will do. One whose training does not draw timesteps evenly from [0, T) may have a method
+    ``schedule(positions) -> timesteps`` besides, see :meth:`DiffusionObjective.schedule`.
     """
 
     @property
@@ -26,7 +45,7 @@ class Objective(Protocol):
         Args:
             model: the trained model.
             batch: a collated batch of B samples, on the model's device.
-            timesteps: (B,) int64.
+            timesteps: (B,) int64, or float32 where the schedule has fractions.
             noise_seeds: (B,) int64 on the CPU; equal seeds mean equal noise.
         """
         ...

@@ -1,6 +1,8 @@
 """Compute the gradients of images at a run's snapshots, to ask for their influences.
 
 example: diffhook query runs/butterflies --images generated/ --name generated
+         diffhook query runs/butterflies --generate 8 --seed 0 --save generated/ --name generated
+         diffhook query runs/lora --images mine/ --captions mine.txt --pipeline models/sd --name mine
 """
 
 from __future__ import annotations
@@ -11,78 +13,157 @@ from typing import Any
 from diffhook.cli.printing import print_json
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
-from diffhook.report.images import load_images, to_image
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--images", required=True, metavar="PATH", help="a folder or .npy array")
     command.add_argument("--name", required=True, help="name of the query set")
-    command.add_argument(
-        "--scheduler",
-        metavar="CLASS",
-        help="a diffusers scheduler, such as DDPMScheduler, where the log records no training loss",
+    asked = command.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--images", metavar="PATH", help="a folder or .npy array")
+    asked.add_argument("--generate", type=int, metavar="N", help="N images that the model makes")
+    command.add_argument("--ids", metavar="I,J,…", help="only these of the images, by position")
+    text = command.add_mutually_exclusive_group()
+    text.add_argument(
+        "--captions", metavar="FILE", help="a caption a line, or .jsonl with file_name and text"
     )
-    command.add_argument("--timesteps", type=int, default=10, metavar="S", help="default 10")
-    command.add_argument("--draws", type=int, default=4, metavar="M", help="noise draws per timestep (4)")
-    command.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a forward (32)")
-    command.add_argument("--overwrite", action="store_true", help="replace queries of that name")
+    text.add_argument("--caption", metavar="TEXT", help="one caption for all images")
+
+    model = command.add_argument_group("the model and its loss, where the log does not hold them")
+    model.add_argument("--pipeline", metavar="DIR", help="saved pipeline whose model was trained")
+    model.add_argument("--lora", metavar="DIR", help="folder with the adapter's adapter_config.json")
+    model.add_argument("--scheduler", metavar="CLASS", help="a diffusers scheduler, such as DDPMScheduler")
+    model.add_argument("--prediction-type", metavar="TYPE", help="epsilon, v_prediction, sample …")
+    model.add_argument("--snr-gamma", type=float, metavar="γ", help="the loss had min-SNR weights")
+    model.add_argument("--device", help="where to compute; default: a GPU if there is one")
+
+    made = command.add_argument_group("generated images")
+    made.add_argument("--seed", type=int, default=0, metavar="S", help="of the first image (0)")
+    made.add_argument("--steps", type=int, default=50, metavar="K", help="denoising steps (50)")
+    made.add_argument("--snapshot", type=int, metavar="STEP", help="whose model; default the last")
+    made.add_argument("--save", metavar="DIR", help="write the images there")
+
+    grid = command.add_argument_group("the grid")
+    grid.add_argument("--timesteps", type=int, default=10, metavar="S", help="default 10")
+    grid.add_argument("--draws", type=int, default=4, metavar="M", help="noise draws averaged in a row (4)")
+    grid.add_argument("--replicates", type=int, default=1, metavar="R", help="rows of other noise (1)")
+    grid.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a forward (32)")
+    command.add_argument("--overwrite", action="store_true", help="replace other queries of that name")
 
 
 def run(args: argparse.Namespace) -> None:
     from diffhook.analysis.query import query
+    from diffhook.analysis.rebuilt import build_model
     from diffhook.capture import Grid
 
     log = open_log(args.log)
-    objective = _objective(log, args.scheduler)
-    samples = _tensor(log, args.images)
-    query(
+    device = _device(args.device)
+    pipeline = _pipeline(args, device)
+    pictures = _pictures(log, args, pipeline) if args.images else None  # before a model is built
+    objective = _objective(log, args, pipeline)
+    model = build_model(log, pipeline, args.lora).to(device)
+    details: dict[str, Any]
+    if pictures is not None:
+        samples, details = pictures, {"images": args.images}
+    else:
+        samples, details = _generated(log, args, pipeline, objective, model)
+    table = query(
         log,
         samples,
         args.name,
         objective,
-        grid=Grid(args.timesteps, args.draws),
+        ids=_ids(args.ids),
+        model=model,
+        pipeline=pipeline,
+        grid=Grid(args.timesteps, args.draws, replicates=args.replicates),
         batch_size=args.batch_size,
         overwrite=args.overwrite,
+        details=details,
     )
-    done = {"name": args.name, "queries": len(samples), "snapshots": [s.step for s in log.snapshots]}
+    count = len(set(table["sample"].tolist()))
+    done = {"name": args.name, "queries": count, "snapshots": [s.step for s in log.snapshots], **details}
     if args.json:
         print_json(done)
     else:
         print(
-            f"{len(samples)} queries at {len(done['snapshots'])} snapshots; now: "
+            f"{count} queries at {len(done['snapshots'])} snapshots; now: "
             f"diffhook influence {args.log} --queries {args.name}"
         )
 
 
-def _objective(log: RunLog, scheduler: str | None) -> Any:
-    from diffhook.capture import DiffusionObjective
-    from diffhook.capture.diffusion import make_scheduler
-
-    described = log.config["identity"]["objective"]
-    if scheduler is not None:
-        return DiffusionObjective(make_scheduler(scheduler, {}))
-    if described is None:
-        raise ConfigurationError(
-            "the log does not record the training loss: name its scheduler with --scheduler, or call "
-            "diffhook.query(..., objective=...)"
-        )
-    return DiffusionObjective.from_description(described)
-
-
-def _tensor(log: RunLog, path: str) -> Any:
-    """(Q, C, H, W) float32 in [−1, 1], of the model's size and channels."""
-    import numpy as np
+def _device(name: str | None) -> Any:
     import torch
 
-    config = log.config["identity"]["model"].get("config", {})
-    channels, size = config.get("in_channels"), config.get("sample_size")
-    if channels not in (1, 3) or not isinstance(size, int):
-        raise ConfigurationError(
-            f"the model takes {channels} channels of size {size}, which images are not: call "
-            "diffhook.query(...) with its inputs"
-        )
-    arrays = []
-    for image in load_images(path):
-        picture = to_image(image).convert("L" if channels == 1 else "RGB").resize((size, size))
-        arrays.append(np.asarray(picture, np.float32).reshape(size, size, channels) / 127.5 - 1)
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ConfigurationError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def _ids(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigurationError(f"--ids is {text!r}; expected integers, such as 3,7,12") from error
+
+
+def _pipeline(args: argparse.Namespace, device: Any) -> Any:
+    from diffhook.capture.pipeline import SavedPipeline
+
+    if args.pipeline is None:
+        for option in ("lora", "captions", "caption"):
+            if getattr(args, option) is not None:
+                raise ConfigurationError(f"--{option} needs --pipeline")
+        return None
+    return SavedPipeline(args.pipeline, device)
+
+
+def _objective(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
+    """The log's, unless the command line describes another."""
+    from diffhook.analysis.rebuilt import build_objective
+    from diffhook.capture import DiffusionObjective, MinSNR
+    from diffhook.capture.diffusion import make_scheduler
+
+    named = (args.scheduler, args.prediction_type, args.snr_gamma)
+    if named == (None, None, None):
+        return build_objective(log, pipeline)
+    if args.scheduler is not None:
+        scheduler = make_scheduler(args.scheduler, {})
+    elif pipeline is not None:
+        scheduler = pipeline.training_scheduler()
+    else:
+        raise ConfigurationError("--prediction-type and --snr-gamma need --scheduler or --pipeline")
+    weighting = None if args.snr_gamma is None else MinSNR(args.snr_gamma)
+    return DiffusionObjective(scheduler, prediction_type=args.prediction_type, weighting=weighting)
+
+
+def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
+    from diffhook.cli.samples import Pictures, model_format
+
+    channels, size = model_format(log) if pipeline is None else (pipeline.channels, pipeline.resolution)
+    return Pictures(args.images, channels, size, pipeline, args.captions, args.caption)
+
+
+def _generated(
+    log: RunLog, args: argparse.Namespace, pipeline: Any, objective: Any, model: Any
+) -> tuple[Any, dict[str, Any]]:
+    from diffhook.analysis.generated import generate
+    from diffhook.cli.samples import read_captions, save_pictures
+
+    captions = [args.caption] * args.generate if args.caption is not None else None
+    if args.captions is not None:
+        captions = read_captions(args.captions, args.generate)
+    made = generate(
+        log,
+        args.generate,
+        seed=args.seed,
+        steps=args.steps,
+        captions=captions,
+        objective=objective,
+        model=model,
+        pipeline=pipeline,
+        step=args.snapshot,
+    )
+    if args.save is not None:
+        save_pictures(args.save, made.images)
+    return made.batch, dict(made.details)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from diffhook.capture import Objective
+from diffhook.capture.adapter import describe_adapters
 from diffhook.gradients import PerSampleGradients
 from diffhook.log.schema import json_like
 
@@ -16,7 +17,7 @@ _LIBRARIES = ("diffhook", "torch", "accelerate", "diffusers", "peft", "zarr", "n
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Class and, for models that have one, configuration."""
+    """Class and, for models that have them, configuration and adapters."""
     config = getattr(model, "config", None)
     kind = type(model)
     described: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
@@ -24,7 +25,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
         # Not private fields: where a model was loaded from does not make it another.
         described["config"] = json_like({k: v for k, v in dict(fields).items() if k[:1] != "_"})
-    return described
+    adapters = describe_adapters(model)
+    return {**described, "adapters": adapters} if adapters else described
 
 
 def describe_run(engine: PerSampleGradients, objective: Objective | None) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""Samples that the trained model makes, to be asked about. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffhook.analysis.rebuilt import build_model, build_objective, load_snapshot
+from diffhook.capture.diffusion import DiffusionObjective
+from diffhook.capture.grid import undisturbed
+from diffhook.capture.pipeline import SavedPipeline
+from diffhook.capture.sampling import sample
+from diffhook.errors import ConfigurationError, LogError
+from diffhook.gradients import PerSampleGradients
+from diffhook.log import RunLog, Snapshot
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Samples of the model at a snapshot.
+
+    Attributes:
+        batch: for :func:`diffhook.query`: latents where the model works on latents.
+        images: (N, C, H, W) in [−1, 1], to look at, on the CPU.
+        details: seeds, denoising steps and snapshot, as JSON, for :func:`diffhook.query`.
+    """
+
+    batch: Mapping[str, Any]
+    images: Tensor
+    details: Mapping[str, Any]
+
+
+def generate(
+    log: RunLog,
+    count: int,
+    *,
+    seed: int = 0,
+    steps: int = 50,
+    captions: Sequence[str] | None = None,
+    objective: DiffusionObjective | None = None,
+    model: nn.Module | None = None,
+    pipeline: SavedPipeline | None = None,
+    step: int | None = None,
+    batch_size: int = 8,
+) -> Generated:
+    """Sample from the model as a snapshot has it; sample n has the random seed ``seed + n``.
+
+    Args:
+        log: the run.
+        count: N.
+        seed: of the first sample.
+        steps: denoising steps.
+        captions: N texts, for a pipeline that takes them; it then samples with its own scheduler
+            and default guidance.
+        objective, model, pipeline: as :func:`diffhook.query` takes them.
+        step: the snapshot's; by default the last.
+        batch_size: samples at once.
+
+    Raises:
+        LogError: no such snapshot.
+        ConfigurationError: captions or model do not fit.
+    """
+    if count < 1 or steps < 1:
+        raise ConfigurationError(f"{count} samples in {steps} denoising steps; expected at least 1 in 1")
+    snapshot = _find_snapshot(log, step)
+    objective = build_objective(log, pipeline) if objective is None else objective
+    model = build_model(log, pipeline) if model is None else model
+    load_snapshot(PerSampleGradients(model, projection_dim=0), snapshot)
+    seeds = list(range(seed, seed + count))
+    conditions = {} if pipeline is None else pipeline.conditions(count, captions)
+    shape = _shape(model)
+    parts = []
+    with undisturbed(model):
+        for start in range(0, count, batch_size):
+            some = seeds[start : start + batch_size]
+            if captions is not None and pipeline is not None:
+                parts.append(pipeline.generate(captions[start : start + batch_size], some, steps))
+            else:
+                parts.append(sample(model, objective, shape, some, steps))
+    samples = torch.cat(parts)
+    images = samples if pipeline is None else pipeline.decode(samples)
+    details: dict[str, Any] = {"seeds": seeds, "denoising_steps": steps}
+    details["snapshot"] = [snapshot.step, snapshot.session]
+    if captions is not None:
+        details["captions"] = list(captions)
+    return Generated({"latents": samples, **conditions}, images.clamp(-1, 1).cpu(), details)
+
+
+def _find_snapshot(log: RunLog, step: int | None) -> Snapshot:
+    snapshots = log.snapshots
+    found = [s for s in snapshots if step is None or s.step == step]
+    if not found:
+        known = ", ".join(str(s.step) for s in snapshots) or "none"
+        raise LogError(f"{log.location} has no snapshot of step {step}; it has {known}")
+    return found[-1]
+
+
+def _shape(model: nn.Module) -> tuple[int, int, int]:
+    """Of one sample, from a diffusers model's configuration."""
+    config: Any = getattr(model, "config", {})
+    channels, size = config.get("in_channels"), config.get("sample_size")
+    if not isinstance(channels, int) or size is None:
+        raise ConfigurationError(
+            f"{type(model).__name__} does not say what it samples: expected in_channels and sample_size in "
+            "its config"
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width

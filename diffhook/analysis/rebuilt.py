@@ -1,0 +1,102 @@
+"""What a log can bring back: the trained model, its parameters at a snapshot, the training loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from diffhook.capture.adapter import add_adapters, read_adapter
+from diffhook.capture.diffusion import DiffusionObjective
+from diffhook.capture.pipeline import SavedPipeline
+from diffhook.errors import ConfigurationError
+from diffhook.gradients import PerSampleGradients
+from diffhook.log import RunLog, Snapshot
+
+
+def build_objective(log: RunLog, pipeline: SavedPipeline | None = None) -> DiffusionObjective:
+    """The training loss that the log records, or else the one that a pipeline's scheduler defines.
+
+    Raises:
+        ConfigurationError: the log records none that can be rebuilt, and there is no pipeline.
+    """
+    described = log.config["identity"]["objective"]
+    if described is not None:
+        return DiffusionObjective.from_description(described)
+    if pipeline is not None:
+        return DiffusionObjective(pipeline.training_scheduler())
+    raise ConfigurationError(
+        "the log does not record the training loss: name its scheduler with --scheduler, or the pipeline "
+        "with --pipeline, or call diffhook.query(..., objective=...)"
+    )
+
+
+def build_model(
+    log: RunLog, pipeline: SavedPipeline | None = None, lora: str | Path | None = None
+) -> nn.Module:
+    """The trained model, with the parameters trainable that the log has snapshots of.
+
+    Their values, and without a pipeline all values, are arbitrary: see :func:`load_snapshot`.
+
+    Args:
+        log: the run.
+        pipeline: the one whose denoiser was trained, wholly or in part; it gets the adapter. By
+            default a model of diffusers is made from the configuration in the log.
+        lora: a folder with the adapter's configuration, where the log does not record it.
+
+    Raises:
+        ConfigurationError: the model cannot be built, or it is not the one of the run.
+    """
+    described = log.config["identity"]["model"]
+    if "models" in described:
+        raise ConfigurationError(
+            f"the run trained several models ({', '.join(described['models'])}): pass model=, an "
+            "nn.ModuleDict of them, and an objective= that calls it"
+        )
+    model = _from_config(described) if pipeline is None else pipeline.denoiser
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    if kind != described["class"]:
+        raise ConfigurationError(f"the run trained a {described['class']}, the pipeline has a {kind}")
+    adapters: Mapping[str, Any] = described.get("adapters", {}) if lora is None else read_adapter(lora)
+    present = getattr(model, "peft_config", None) or {}
+    add_adapters(model, {name: fields for name, fields in adapters.items() if name not in present})
+    trained = {name for name, _ in log.config["identity"]["parameters"]}
+    own = {name for name, _ in model.named_parameters()}
+    if not trained <= own:
+        hint = ": name the adapter's folder (lora=, --lora)" if not adapters else ""
+        raise ConfigurationError(
+            f"the run trained {min(trained - own)!r} ({len(trained - own)} such), which the model lacks{hint}"
+        )
+    if pipeline is None and own - trained:
+        raise ConfigurationError(
+            f"{len(own - trained)} of the model's parameters were not trained (an adapter?), so the log "
+            "does not hold them: pass pipeline= (--pipeline) or model="
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return model
+
+
+def _from_config(described: Mapping[str, Any]) -> nn.Module:
+    import diffusers
+
+    module, _, kind = described["class"].rpartition(".")
+    found = getattr(diffusers, kind, None) if module.startswith("diffusers.") else None
+    if found is None or "config" not in described:
+        raise ConfigurationError(
+            f"the log's model is {described['class']}, which cannot be built from the log alone: pass model="
+        )
+    model: nn.Module = found.from_config(described["config"])
+    return model
+
+
+def load_snapshot(engine: PerSampleGradients, snapshot: Snapshot) -> None:
+    """Put a snapshot's parameters into the engine's model."""
+    values = safetensors.torch.load(snapshot.parameters())
+    with torch.no_grad():
+        for name, parameter in engine.parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,73 @@
+"""peft adapters (LoRA and kin): their configuration as JSON, and from there back onto a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diffhook.errors import ConfigurationError
+from diffhook.log.schema import json_like
+
+# Where an adapter came from and which peft wrote it make it no other.
+_ORIGIN = ("peft_version", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode")
+
+
+def describe_adapters(model: nn.Module) -> dict[str, Any]:
+    """Adapter name → its configuration where it is not peft's default, as JSON; empty: none."""
+    configs = getattr(model, "peft_config", None) or {}
+    return {name: _described(config) for name, config in configs.items()}
+
+
+def _described(config: Any) -> dict[str, Any]:
+    defaults = _plain(type(config)().to_dict())
+    fields = _plain(config.to_dict())
+    return {
+        key: value
+        for key, value in fields.items()
+        if key not in _ORIGIN and (key == "peft_type" or value != defaults.get(key))
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.value if isinstance(value, Enum) else json_like(value)
+
+
+def add_adapters(model: nn.Module, described: Mapping[str, Any]) -> None:
+    """Put the adapters that :func:`describe_adapters` described onto a model.
+
+    Raises:
+        ConfigurationError: peft is not installed.
+    """
+    for name, fields in described.items():
+        config = _peft().PeftConfig.from_peft_type(**fields)
+        if hasattr(model, "add_adapter"):  # diffusers': also makes it the active one
+            model.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+        else:
+            _peft().inject_adapter_in_model(config, model, name)
+
+
+def read_adapter(folder: str | Path) -> dict[str, Any]:
+    """The description of the adapter that peft saved in a folder (adapter_config.json), as "default".
+
+    Raises:
+        ConfigurationError: there is none, or peft is not installed.
+    """
+    if not Path(folder, "adapter_config.json").exists():
+        raise ConfigurationError(f"no LoRA adapter at {folder}: it has no adapter_config.json")
+    return {"default": _described(_peft().PeftConfig.from_pretrained(str(folder)))}
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigurationError("adapters need peft: pip install diffhook[pipelines]") from error
+    return peft

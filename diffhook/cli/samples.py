@@ -1,0 +1,138 @@
+"""Images and captions on disk, as the model takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffhook.errors import ConfigurationError
+from diffhook.report.images import load_images, to_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffhook.capture.pipeline import SavedPipeline
+    from diffhook.log import RunLog
+
+
+class Pictures(Sequence[Any]):
+    """Images as the samples of a dataset, read when they are asked for.
+
+    An item is a tensor (C, H, W) float32 in [−1, 1]; with a pipeline, what it encodes the image and
+    its caption to.
+
+    Args:
+        path: a folder of images, or an .npy array.
+        channels, size: the model's; images are resized and cut to the square in their middle.
+        pipeline: encodes images and captions.
+        captions: a file of them (see :func:`read_captions`), or None.
+        caption: one for all images, or None.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        channels: int,
+        size: int,
+        pipeline: SavedPipeline | None = None,
+        captions: str | None = None,
+        caption: str | None = None,
+    ) -> None:
+        self.images = load_images(path)
+        self.channels, self.size, self.pipeline = channels, size, pipeline
+        self.captions: list[str] | None = None
+        if captions is not None:
+            self.captions = read_captions(captions, len(self), getattr(self.images, "files", None))
+        elif caption is not None:
+            self.captions = [caption] * len(self)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        pixels = to_pixels(self.images[index], self.channels, self.size)
+        if self.pipeline is None:
+            return pixels
+        captions = None if self.captions is None else [self.captions[index]]
+        return _first(self.pipeline.encode(pixels[None], captions))
+
+
+def _first(batch: Any) -> Any:
+    """The only sample of a nested batch."""
+    return {k: _first(v) for k, v in batch.items()} if isinstance(batch, dict) else batch[0]
+
+
+def to_pixels(image: Any, channels: int, size: int) -> Tensor:
+    """(C, size, size) float32 in [−1, 1]: the square in the image's middle, resized."""
+    import torch
+    from PIL import Image, ImageOps
+
+    picture = to_image(image).convert("L" if channels == 1 else "RGB")
+    picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    array = np.asarray(picture, np.float32).reshape(size, size, channels) / 127.5 - 1
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def model_format(log: RunLog) -> tuple[int, int]:
+    """Channels and size of the images that the log's model takes.
+
+    Raises:
+        ConfigurationError: it does not take images.
+    """
+    config = log.config["identity"]["model"].get("config", {})
+    channels, size = config.get("in_channels"), config.get("sample_size")
+    if channels not in (1, 3) or not isinstance(size, int):
+        raise ConfigurationError(
+            f"the model takes {channels} channels of size {size}, which images are not: name the pipeline "
+            "that encodes them with --pipeline, or call diffhook.query(...) with the model's inputs"
+        )
+    return channels, size
+
+
+def read_captions(path: str | Path, count: int, files: Sequence[Path] | None = None) -> list[str]:
+    """Captions in the order of the images.
+
+    Args:
+        path: a text file with a caption a line; or a .jsonl file of objects with "file_name" and
+            "text", as image folders on the hub have.
+        count: how many there must be.
+        files: the images', where they have names.
+
+    Raises:
+        ConfigurationError: no such file, or it does not fit the images.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigurationError(f"no captions at {path}: expected a text file, or .jsonl")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix == ".jsonl":
+        return _named_captions(path, lines, files)
+    if len(lines) != count:
+        raise ConfigurationError(f"{path} has {len(lines)} captions for {count} images: expected one a line")
+    return lines
+
+
+def _named_captions(path: Path, lines: Sequence[str], files: Sequence[Path] | None) -> list[str]:
+    if files is None:
+        raise ConfigurationError(f"{path} names files, and the images have none: give a caption a line")
+    try:
+        entries = [json.loads(line) for line in lines if line.strip()]
+        texts = {entry["file_name"]: entry["text"] for entry in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f'{path}: expected "file_name" and "text" on every line: {error}') from error
+    missing = [file.name for file in files if file.name not in texts]
+    if missing:
+        raise ConfigurationError(f"{path} has no caption for {missing[0]} ({len(missing)} such)")
+    return [texts[file.name] for file in files]
+
+
+def save_pictures(folder: str | Path, images: Any) -> None:
+    """Write (N, C, H, W) in [−1, 1] as 00000.png …"""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(np.asarray(images, np.float32)):
+        to_image((image + 1) / 2).save(folder / f"{index:05d}.png")

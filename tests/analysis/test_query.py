@@ -1,0 +1,212 @@
+"""Queries: of which samples, against which model, and not twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+import diffhook
+from diffhook.analysis.digest import digest
+from diffhook.errors import ConfigurationError, LogError
+from tests.models import unet
+from tests.runs import SCHEDULER, TinyDenoiser, identified, train
+
+OBJECTIVE = diffhook.DiffusionObjective(SCHEDULER, weighting=diffhook.MinSNR(5.0))
+GRID = diffhook.Grid([5, 600], draws=2, replicates=2)
+IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> diffhook.RunLog:
+    """A run whose scheduler never passed through Accelerate, and whose log records the loss."""
+    probe = diffhook.Probe(1, diffhook.Grid(1))
+    train(tmp_path / "log", snapshot_every=4, objective=OBJECTIVE, probe=probe, projection_dim=64)
+    return diffhook.open_log(tmp_path / "log")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts forward passes."""
+    calls: list[int] = []
+    forward = TinyDenoiser.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(TinyDenoiser, "forward", counted)
+    return calls
+
+
+def ask(log: diffhook.RunLog, samples: Any = (IMAGES,), objective: Any = None, **options: Any) -> Any:
+    options = {"model": TinyDenoiser(), "grid": GRID, **options}
+    return diffhook.query(log, samples, "q", objective, **options)
+
+
+def columns(table: Any) -> dict[str, np.ndarray]:
+    return {name: table[name] for name in table.columns}
+
+
+def test_the_log_brings_the_objective_back(log: diffhook.RunLog) -> None:
+    recorded = columns(ask(log))
+    given = columns(ask(log, objective=OBJECTIVE, overwrite=True))
+    other = columns(ask(log, objective=diffhook.DiffusionObjective(SCHEDULER), overwrite=True))
+    for name, values in recorded.items():
+        np.testing.assert_array_equal(values, given[name], err_msg=name)
+    assert not np.allclose(recorded["grad_norm"], other["grad_norm"]), "the weighting must count"
+
+
+def test_every_query_has_a_row_per_snapshot_timestep_and_replicate(log: diffhook.RunLog) -> None:
+    table = ask(log)
+    rows = set(zip(*(table[c].tolist() for c in ("sample", "step", "timestep", "noise_seed")), strict=True))
+    steps = [s.step for s in log.snapshots]
+    assert rows == {(q, k, t, seed) for q in range(3) for k in steps for t in (5, 600) for seed in (0, 2)}
+    assert len(table) == len(rows)
+    assert table.description["grid"] == {
+        "timesteps": [5, 600], "draws": 2, "first_seed": 0, "replicates": 2
+    }  # fmt: skip
+
+
+def test_the_same_question_is_not_computed_again(log: diffhook.RunLog, passes: list[int]) -> None:
+    first = columns(ask(log))
+    assert passes
+    passes.clear()
+    again = columns(ask(log))
+    forced = columns(ask(log, overwrite=True))
+    assert not passes
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+        np.testing.assert_array_equal(first[name], forced[name])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": (IMAGES + 1e-6,)},
+        {"samples": (IMAGES[:2],)},
+        {"ids": [0, 2]},
+        {"grid": diffhook.Grid([5, 600], draws=2, replicates=3)},
+        {"objective": diffhook.DiffusionObjective(DDIMScheduler())},
+    ],
+    ids=["pixels", "fewer", "ids", "grid", "objective"],
+)
+def test_another_question_of_the_same_name_needs_overwrite(
+    log: diffhook.RunLog, passes: list[int], change: dict[str, Any]
+) -> None:
+    ask(log)
+    passes.clear()
+    with pytest.raises(LogError, match=r"has queries 'q' already, from other .*: overwrite"):
+        ask(log, **change)
+    assert not passes
+    ask(log, overwrite=True, **change)
+    assert passes
+
+
+def test_an_objective_with_functions_of_the_users_own_is_never_taken_for_the_same(
+    log: diffhook.RunLog, passes: list[int]
+) -> None:
+    doubled = diffhook.DiffusionObjective(SCHEDULER, weighting=lambda t: torch.full((len(t),), 2.0))
+    halved = diffhook.DiffusionObjective(SCHEDULER, weighting=lambda t: torch.full((len(t),), 0.5))
+    first = columns(ask(log, objective=doubled))
+    passes.clear()
+    with pytest.raises(LogError, match="has queries 'q' already, from other"):
+        ask(log, objective=halved)
+    second = columns(ask(log, objective=halved, overwrite=True))
+    np.testing.assert_allclose(first["grad_norm"], 4 * second["grad_norm"], rtol=1e-4)
+    assert passes
+
+
+def test_frozen_weights_are_part_of_the_question() -> None:
+    model = TinyDenoiser()
+    before = digest(model)
+    model.time.weight.data += 1
+    assert digest(model) == before, "trained parameters come from the snapshots"
+    model.time.weight.requires_grad_(False)
+    frozen = digest(model)
+    model.time.weight.data += 1
+    assert digest(model) != frozen
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.zeros(2), torch.zeros(2, 1)),
+        (torch.zeros(2), torch.zeros(1, dtype=torch.float64)),
+        ({"a": [1, 2]}, {"a": [1], "b": 2}),
+        ([[1], [2]], [[1, 2]]),
+        (["ab", "c"], ["a", "bc"]),
+    ],
+)
+def test_digests_of_different_content_differ(one: Any, other: Any) -> None:
+    assert digest(one) != digest(other)
+    assert digest(one, other) == digest(one, other)
+
+
+@pytest.mark.parametrize("dataset", [True, False], ids=["dataset", "tensor"])
+def test_training_samples_are_asked_about_by_id(log: diffhook.RunLog, dataset: bool) -> None:
+    data = identified()
+    samples = TensorDataset(data) if dataset else data
+    found = columns(ask(log, samples, ids=[7, 2]))
+    whole = columns(ask(log, (data,), overwrite=True))
+    assert set(found["sample"]) == {2, 7}
+    for name in found:
+        mine = np.concatenate([whole[name][whole["sample"] == i] for i in (2, 7)])
+        order = np.argsort(found["sample"], kind="stable")
+        np.testing.assert_allclose(found[name][order], mine, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_what_cannot_be_asked_is_named(log: diffhook.RunLog) -> None:
+    with pytest.raises(ConfigurationError, match=r"query ids \[12, 99\] are not among the 12 samples"):
+        ask(log, identified(), ids=[3, 12, 99])
+    with pytest.raises(ConfigurationError, match="a query id is named twice"):
+        ask(log, identified(), ids=[3, 3])
+    for nothing in ((torch.zeros(0, 1, 8, 8),), [], {}):
+        with pytest.raises(ConfigurationError, match="there are no samples to query"):
+            ask(log, nothing)
+    with pytest.raises(LogError, match=r"no snapshot of step 5; it has 4, 8, 9"):
+        diffhook.generate(log, 1, model=TinyDenoiser(), step=5)
+    with pytest.raises(ConfigurationError, match="0 samples in 50 denoising steps"):
+        diffhook.generate(log, 0)
+    with pytest.raises(ConfigurationError, match="TinyDenoiser does not say what it samples"):
+        diffhook.generate(log, 1, model=TinyDenoiser())
+
+
+def test_generated_samples_come_from_the_snapshot_and_their_seeds(tmp_path: Path) -> None:
+    data = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    objective = diffhook.DiffusionObjective(DDIMScheduler())
+    probe = diffhook.Probe(1, diffhook.Grid(1))
+    run = train(
+        tmp_path / "log", make_model=lambda: unet().model, data=data, objective=objective, probe=probe,
+        snapshot_every=2, epochs=2, projection_dim=64,
+    )  # fmt: skip
+    log = diffhook.open_log(tmp_path / "log")
+    made = diffhook.generate(log, 3, seed=7, steps=4)
+    torch.testing.assert_close(made.batch["latents"], direct_ddim(run.model, [7, 8, 9]), rtol=1e-3, atol=1e-4)
+    assert made.details == {"seeds": [7, 8, 9], "denoising_steps": 4, "snapshot": [4, 0]}
+    other = diffhook.generate(log, 3, seed=7, steps=4, step=2)
+    assert not torch.allclose(made.images, other.images)
+    table = diffhook.query(log, made.batch, "made", grid=diffhook.Grid(1), details=made.details)
+    assert table.description["samples"] == made.details
+
+
+@torch.no_grad()
+def direct_ddim(model: torch.nn.Module, seeds: list[int]) -> Tensor:
+    """The deterministic sampler written out (arXiv 2010.02502, η = 0), with diffusers' clipping."""
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    found = []
+    for seed in seeds:
+        x = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+        for t in (750, 500, 250, 0):
+            noise = model.eval()(x, t).sample
+            clean = ((x - (1 - kept[t]).sqrt() * noise) / kept[t].sqrt()).clamp(-1, 1)
+            before = kept[t - 250] if t else torch.tensor(1.0)
+            x = before.sqrt() * clean + (1 - before).sqrt() * noise
+        found.append(x)
+    return torch.cat(found)
