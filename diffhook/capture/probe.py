@@ -27,6 +27,7 @@ class Probe:
         batch_size: rows of one forward pass.
         dataset: the dataset, if not that of the training's DataLoader.
         collate: how its items become a batch, likewise.
+        identify: (batch, dataset indices) → sample ids, where these differ from the indices.
     """
 
     samples: Sequence[int] | int | None = 512
@@ -34,6 +35,7 @@ class Probe:
     batch_size: int = 32
     dataset: Any = None
     collate: Callable[[list[Any]], Any] | None = None
+    identify: Callable[[Any, Sequence[int]], Sequence[int]] | None = None
 
     def ids(self, size: int) -> list[int]:
         """The ids to probe in a dataset of ``size`` samples.
@@ -76,7 +78,7 @@ class Probe:
                     engine,
                     objective,
                     batch,
-                    part,
+                    part if self.identify is None else self.identify(batch, part),
                     self.grid,
                     step=step,
                     lr=lr_sum,

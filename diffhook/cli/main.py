@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from diffhook import __version__
-from diffhook.cli import alerts, bias, compact, influence, info, merge, outliers, query, report, verify
+from diffhook.cli import alerts, bias, compact, influence, info, merge, outliers, query, report, run, verify
 from diffhook.errors import DiffHookError
 
-COMMANDS = (info, verify, compact, merge, outliers, query, influence, bias, report, alerts)
+COMMANDS = (run, info, verify, compact, merge, outliers, query, influence, bias, report, alerts)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,9 +30,10 @@ def parser() -> argparse.ArgumentParser:
             epilog=example,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("log", metavar="LOG", help="the run's log: a folder or URL")
+        if module is not run:  # what follows its script's name is the script's
+            command.add_argument("log", metavar="LOG", help="the run's log: a folder or URL")
+            command.add_argument("--json", action="store_true", help="print JSON for machines")
         module.arguments(command)
-        command.add_argument("--json", action="store_true", help="print JSON for machines")
         command.set_defaults(run=module.run)
     return root
 

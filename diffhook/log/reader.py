@@ -12,6 +12,7 @@ from zarr.abc.store import Store
 from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log.rank import RankGroup
+from diffhook.log.samples import read_names
 from diffhook.log.schema import SCHEMA_VERSION
 from diffhook.log.seal import is_sealed, parse, unseal
 from diffhook.log.snapshots import Snapshot, read_snapshots
@@ -86,6 +87,10 @@ class RunLog:
         sessions = [s for _, group in rank_groups(self.store, "train") for s in group.sessions]
         steps, rows = (sum(s.get(key, 0) for s in sessions) for key in ("dropped_steps", "dropped_rows"))
         return steps, rows
+
+    def names(self) -> dict[int, str]:
+        """Sample id → name; empty where samples are numbered. See :mod:`diffhook.log.samples`."""
+        return read_names(self.store)
 
     def alerts(self) -> list[dict[str, Any]]:
         """Alerts of all ranks, by step."""

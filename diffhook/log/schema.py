@@ -7,6 +7,7 @@ LOG/
   queries/<name>/rank-0000/…  the images one asks about, likewise
   snapshots/step-00000500/    parameters.safetensors, then snapshot.json as commit mark
   alerts/rank-0000.jsonl      one JSON object a line
+  names/rank-0000.json        sample id → name, where samples have names: see samples.py
   thumbnails/rank-0000-000.zip  images, only where they were asked for
 """
 

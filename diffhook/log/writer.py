@@ -35,7 +35,7 @@ logger = logging.getLogger("diffhook")
 
 _AHEAD = 15  # shards by which arrays are longer than what is written, so that their length seldom is
 
-_PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine"}
+_PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine", "names"}
 
 
 class TableWriter:

@@ -56,8 +56,8 @@ def test_an_error_in_the_middle_ends_capture_and_keeps_what_was_captured(
 ) -> None:
     loop = Loop(tmp_path / "log", strict=False)
     for index, (clean,) in enumerate(loop.loader):
-        loop.step(torch.cat([clean, clean]) if index == 1 else clean)
-    assert "4 sample ids but 8 timesteps" in caplog.text
+        loop.step(clean[:3] if index == 1 else clean)
+    assert "4 sample ids but 3 timesteps" in caplog.text
     assert caplog.text.count("training goes on") == 1
     assert samples(tmp_path / "log") == [0, 1, 2, 3]
     assert len(next(iter(loop.loader))[0]) == 4, "the loop's batches are its own again"
@@ -188,14 +188,14 @@ def test_workers_that_exit_do_not_close_the_run(tmp_path: Path, capfd: pytest.Ca
     assert capfd.readouterr().out.count("capture added") == 1
 
 
-def test_preparing_a_model_twice_is_one_model_and_two_models_are_refused(tmp_path: Path) -> None:
-    accelerator = Accelerator(cpu=True)
-    hook = DiffHook(accelerator, tmp_path / "log")
-    model = accelerator.prepare(TinyDenoiser())
-    accelerator.prepare(model)
-    with pytest.raises(ConfigurationError, match="two trained models"):
-        accelerator.prepare(TinyDenoiser())
-    hook.close()
+def test_preparing_a_model_twice_is_one_model(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "log")
+    loop.accelerator.prepare(loop.model)
+    for (clean,) in loop.loader:
+        loop.step(clean)
+    loop.accelerator.end_training()
+    names = [name for name, _ in diffhook.open_log(tmp_path / "log").config["identity"]["parameters"]]
+    assert names == [name for name, _ in TinyDenoiser().named_parameters()]
 
 
 def test_two_optimisers_take_one_step(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_copies_and_pickles_of_the_model_are_free_of_us(tmp_path: Path) -> None:
 
 def test_negative_ids_are_refused(tmp_path: Path) -> None:
     loop = Loop(tmp_path / "log")
-    with pytest.raises(ConfigurationError, match="sample id -5 is negative"):
+    with pytest.raises(ConfigurationError, match=r"\[3, -5\]; expected .* integers in \[0"):
         with loop.hook.step(sample_ids=[3, -5]):
             pass
     loop.hook.close()

@@ -8,7 +8,7 @@ it is taken out again where the loop receives the batch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -17,12 +17,14 @@ from accelerate import data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from diffhook.integrations.torch.identity import KEYS, as_ids
+
 
 class Tagged(NamedTuple):
     """A batch with the ids of its samples; a tuple, so that accelerate moves and slices both."""
 
     batch: Any
-    sample_ids: Tensor
+    sample_ids: Tensor | None
 
 
 class _Fetched(NamedTuple):
@@ -72,27 +74,38 @@ class _TaggingCollate:
         self.active = True
 
     def __call__(self, fetched: Any) -> Any:
-        if not isinstance(fetched, _Fetched):
-            return self.collate(fetched)
-        batch = self.collate(fetched.items)
-        if not self.active or fetched.indices is None:
-            return batch
-        return Tagged(batch, torch.tensor(fetched.indices))
+        if isinstance(fetched, _Fetched):
+            batch = self.collate(fetched.items)
+            ids = None if fetched.indices is None else torch.tensor(fetched.indices)
+        else:  # items of a stream: their own keys, before collation drops them
+            batch, ids = self.collate(fetched), _ids_of_items(fetched)
+        return Tagged(batch, ids) if self.active and ids is not None else batch
 
 
-def can_tag(loader: DataLoader[Any]) -> bool:
-    """Whether the loader draws samples by index (not an IterableDataset, not ready-made batches)."""
-    return (
-        type(loader) is DataLoader
-        and not isinstance(loader.dataset, IterableDataset)
-        and loader.batch_sampler is not None
+def _ids_of_items(items: Any) -> Tensor | None:
+    if not isinstance(items, list) or not items or not all(isinstance(i, Mapping) for i in items):
+        return None
+    keys = (key for key in KEYS if all(key in item for item in items))
+    found = (as_ids([_plain(item[key]) for item in items]) for key in keys)
+    return next((ids for ids in found if ids is not None), None)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def can_tag(loader: Any) -> bool:
+    """Whether the loader makes batches of single items (and not what the loop gets ready-made)."""
+    return type(loader) is DataLoader and (
+        isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is not None
     )
 
 
 def tag(loader: DataLoader[Any]) -> DataLoader[Any]:
     """A copy of the loader whose batches are :class:`Tagged`; the user's own stays as it is."""
     tagged = copy.copy(loader)
-    tagged.__dict__["dataset"] = _IndexedDataset(loader.dataset)  # DataLoader guards the attribute
+    if not isinstance(loader.dataset, IterableDataset):
+        tagged.__dict__["dataset"] = _IndexedDataset(loader.dataset)  # DataLoader guards the attribute
     tagged.__dict__["collate_fn"] = _TaggingCollate(loader.collate_fn)
     return tagged
 
@@ -102,7 +115,8 @@ def untag(loader: Any) -> None:
     base = getattr(loader, "base_dataloader", loader)
     if isinstance(base.collate_fn, _TaggingCollate):
         base.collate_fn.active = False  # for the pass under way
-        base.__dict__["dataset"] = base.dataset.dataset
+        if isinstance(base.dataset, _IndexedDataset):
+            base.__dict__["dataset"] = base.dataset.dataset
         base.__dict__["collate_fn"] = base.collate_fn.collate
         base._iterator = None  # persistent workers have a copy that still tags
 
@@ -112,13 +126,16 @@ _LOADERS = (
     data_loader.DataLoaderDispatcher,
     data_loader.SkipDataLoader,
 )
-_listeners: list[Callable[[Tensor | None], None]] = []
+# Called with (batch, indices in the dataset if known) just before the loop gets the batch, and with
+# (None, None) once the pass over the loader is over. Answers whether it knows the batch's samples.
+Listener = Callable[[Any, Tensor | None], bool]
+
+_listeners: list[Listener] = []
 _originals: dict[type, Any] = {}
 
 
-def listen(listener: Callable[[Tensor | None], None]) -> None:
-    """Call ``listener`` with every batch's sample ids, just before the loop gets it, and with None
-    once the pass over the loader is over."""
+def listen(listener: Listener) -> None:
+    """Have ``listener`` told of every batch of every prepared loader."""
     if not _listeners:
         for kind in _LOADERS:
             _originals[kind] = kind.__iter__
@@ -126,7 +143,7 @@ def listen(listener: Callable[[Tensor | None], None]) -> None:
     _listeners.append(listener)
 
 
-def unlisten(listener: Callable[[Tensor | None], None]) -> None:
+def unlisten(listener: Listener) -> None:
     """Undo :func:`listen`; with the last listener gone, accelerate's classes are as they were."""
     if listener in _listeners:
         _listeners.remove(listener)
@@ -139,21 +156,19 @@ def unlisten(listener: Callable[[Tensor | None], None]) -> None:
 def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
     @wraps(iterate)
     def untagged(loader: Any) -> Iterator[Any]:
-        tagged = False
+        known = False
         try:
             for item in iterate(loader):
-                if isinstance(item, Tagged):
-                    tagged = True
-                    _tell(item.sample_ids)
-                    item = item.batch
-                yield item
+                tagged = item if isinstance(item, Tagged) else Tagged(item, None)
+                known = _tell(tagged.batch, tagged.sample_ids) or known
+                yield tagged.batch
         finally:
-            if tagged:
-                _tell(None)
+            if known:
+                _tell(None, None)
 
     return untagged
 
 
-def _tell(sample_ids: Tensor | None) -> None:
-    for listener in list(_listeners):
-        listener(sample_ids)
+def _tell(batch: Any, sample_ids: Tensor | None) -> bool:
+    known = [listener(batch, sample_ids) for listener in list(_listeners)]
+    return any(known)

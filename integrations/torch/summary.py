@@ -14,6 +14,7 @@ def plan_text(
     batch: int,
     batches_per_epoch: int | None,
     snapshot_every: int | None,
+    ids_from: str,
 ) -> str:
     """Rows, bytes and snapshots to expect."""
     engine, per_row = recorder.engine, recorder.writer.bytes_per_row
@@ -34,6 +35,7 @@ def plan_text(
         ),
         f"  snapshots of {_size(snapshot)}: at each save_state, at the end"
         + (f", every {snapshot_every} steps" if snapshot_every else ""),
+        f"  sample ids: {ids_from}",
     ]
     if recorder.probe is not None and recorder.objective is not None:
         probe = recorder.probe

@@ -18,6 +18,8 @@ _LIBRARIES = ("diffhook", "torch", "accelerate", "diffusers", "peft", "zarr", "n
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """Class and, for models that have them, configuration and adapters."""
+    if isinstance(model, nn.ModuleDict):
+        return {"class": "several", "models": {name: describe_model(m) for name, m in model.items()}}
     config = getattr(model, "config", None)
     kind = type(model)
     described: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}

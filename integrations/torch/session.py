@@ -1,4 +1,4 @@
-"""What happens between a batch and the optimiser step, as the hook sees it.
+"""What happens between a batch and the optimiser step, as a hook sees it.
 
 batch → forward → backward → (more micro-batches) → optimiser step
 ids     begin     rows staged                       rows complete, written
@@ -11,12 +11,13 @@ import time
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffhook.capture import Plan, Recorder
 from diffhook.errors import CaptureError
-from diffhook.integrations.accelerate.watch import SampleLosses, find_timesteps, prediction
+from diffhook.integrations.torch.identity import with_roles
+from diffhook.integrations.torch.scalars import Scalars
+from diffhook.integrations.torch.signals import SampleLosses, find_timesteps, prediction
 
 logger = logging.getLogger("diffhook")
 
@@ -25,15 +26,17 @@ class Session:
     """Follows one process's training loop and feeds the recorder.
 
     Args:
-        accelerator: the loop's.
         plan: which steps to capture.
         snapshot_every: optimiser steps between snapshots.
+        rank, processes: this process's number, and how many share the batch.
     """
 
-    def __init__(self, accelerator: Accelerator, plan: Plan, snapshot_every: int | None) -> None:
-        self.accelerator = accelerator
+    def __init__(self, plan: Plan, snapshot_every: int | None, *, rank: int = 0, processes: int = 1) -> None:
         self.plan = plan
+        self.rank = rank
+        self.processes = processes
         self.recorder: Recorder | None = None
+        self.scalars = Scalars()
         self.step_count = 0  # optimiser steps taken
         self.began = time.perf_counter()
         self.sample_ids: Tensor | None = None
@@ -43,13 +46,14 @@ class Session:
         self._own_forward = False  # a probe of ours is running
         self._batch_captured = False
         self._warned: set[str] = set()
+        self._denoiser: nn.Module | None = None  # of the pass: the model that knows the timesteps
         self._losses: SampleLosses | None = None
         self._step_began: float | None = None
         self._reset_step()
 
     def _reset_step(self) -> None:
         self._step_seconds = 0.0  # of capture
-        self._step_rows = 0
+        self._step_samples = 0
         self._step_captured = False
 
     # ── a micro-batch ─────────────────────────────────────────────────────────────────────────
@@ -65,42 +69,47 @@ class Session:
         if self.in_pass and self.recorder is not None:
             self.recorder.engine.abandon()
         self.in_pass = False
-        self.sample_ids = self.timesteps = self._losses = None
+        self.sample_ids = self.timesteps = self._losses = self._denoiser = None
 
     def expects(self) -> bool:
         """Whether a forward now would be one of training, on a batch that is known."""
-        known = self.sample_ids is not None and not self.in_pass and not self._own_forward
-        return known and torch.is_grad_enabled()
+        return self.sample_ids is not None and not self._own_forward and torch.is_grad_enabled()
 
     def forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The model is about to be called on the batch."""
-        recorder, ids = self.recorder, self.sample_ids
+        """One of the models is about to be called on the batch."""
+        recorder = self.recorder
         assert recorder is not None
-        assert ids is not None
         if self._step_began is None:
             self._step_began = time.perf_counter()
-        if not self.plan.captures(self.step_count):
-            return
-        timesteps = find_timesteps(args, kwargs) if self.timesteps is None else self.timesteps
-        if timesteps is None:
+        if not self.in_pass:
+            if not self.plan.captures(self.step_count):
+                return
+            self.in_pass = True
+            recorder.engine.begin()
+        recorder.engine.enter_model(model, args, kwargs)
+        if self._denoiser is None:
+            self._note_timesteps(model, args, kwargs)
+
+    def _note_timesteps(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = find_timesteps(model, args, kwargs)
+        if found is not None or self.timesteps is not None:
+            self._denoiser = model
+        if self.timesteps is None:
+            self.timesteps = found
+        assert self.sample_ids is not None
+        count = len(self.sample_ids)
+        if self.timesteps is not None and with_roles(self.sample_ids, len(self.timesteps)) is None:
             raise CaptureError(
-                f"{type(model).__name__} was called without a timestep (keyword 'timestep' or "
-                "second argument): name it with hook.step(sample_ids=..., timesteps=...)"
-            )
-        if len(timesteps) != len(ids):
-            raise CaptureError(
-                f"the batch has {len(ids)} sample ids but {len(timesteps)} timesteps: name both "
+                f"the batch has {count} sample ids but {len(self.timesteps)} timesteps: name both "
                 "with hook.step(sample_ids=..., timesteps=...)"
             )
-        self.timesteps = timesteps
-        self.in_pass = True
-        recorder.engine.begin()
-        recorder.engine.enter_model(model, args, kwargs)
 
-    def output(self, output: Any) -> None:
-        """The model has answered."""
+    def output(self, model: nn.Module, output: Any) -> None:
+        """A model has answered."""
+        if not self.in_pass or self._losses is not None or model is not self._denoiser:
+            return
         predicted = prediction(output)
-        if self.in_pass and self._losses is None and predicted is not None and predicted.requires_grad:
+        if predicted is not None and predicted.requires_grad:
             self._losses = SampleLosses(predicted)
 
     def backward(self, batch_loss: float | None, scale: float, accumulation: float) -> None:
@@ -112,7 +121,7 @@ class Session:
             accumulation: factor on the loss that it does not (1 / micro-batches of a step).
         """
         recorder, ids, timesteps, losses = self.recorder, self.sample_ids, self.timesteps, self._losses
-        if not self.in_pass or recorder is None or ids is None or timesteps is None:
+        if not self.in_pass or recorder is None or ids is None:
             self._warn_of_second_backward()
             return
         began = time.perf_counter()
@@ -122,16 +131,33 @@ class Session:
             engine.finish()
         finally:
             self.abandon()
-        if len(engine.norms) != len(ids):
-            raise CaptureError(f"the model was called on {len(engine.norms)} rows for {len(ids)} sample ids")
-        own = None
+        if timesteps is None:
+            raise CaptureError(
+                "the model was called without a timestep (keyword 'timestep' or second argument): name it "
+                "with hook.step(sample_ids=..., timesteps=...)"
+            )
+        rows = len(engine.norms)
+        samples = with_roles(ids, rows)
+        if samples is None or rows % len(timesteps):
+            raise CaptureError(
+                f"the model was called on {rows} rows for {len(ids)} sample ids and "
+                f"{len(timesteps)} timesteps"
+            )
+        own, mean_of = None, rows
         if losses is not None and batch_loss is not None:
-            own = losses.losses(len(ids) / engine.loss_scale, batch_loss)
-        share = accumulation / (len(ids) * self.accelerator.num_processes)
-        weight = share * self.plan.stride
-        recorder.captured(ids, timesteps, step=self.step_count, weight=weight, losses=own)
+            own = losses.losses(rows / engine.loss_scale, batch_loss)
+        if own is None and rows > len(ids):
+            # Prior preservation adds the means of both halves; a mean over all rows was told by `own`.
+            mean_of = len(ids)
+            engine.loss_scale *= rows / mean_of
+            if losses is not None and batch_loss is not None:
+                own = losses.losses(rows / engine.loss_scale, batch_loss, parts=rows // mean_of)
+        weight = accumulation / (mean_of * self.processes) * self.plan.stride
+        timesteps = timesteps.repeat(rows // len(timesteps))
+        recorder.captured(samples, timesteps, step=self.step_count, weight=weight, losses=own)
+        self.scalars.add(engine.norms)
         self._batch_captured = True
-        self._step_rows += len(ids)
+        self._step_samples += len(ids)
         self._step_captured = True
         self._step_seconds += time.perf_counter() - began + engine.hook_seconds
 
@@ -146,7 +172,7 @@ class Session:
 
     def skipped(self) -> None:
         """Gradients were zeroed without a step: the rows staged moved nothing."""
-        if self.recorder is not None and self.accelerator.sync_gradients:
+        if self.recorder is not None:
             self.recorder.skipped()
 
     def stepped(self, optimizer: torch.optim.Optimizer) -> None:
@@ -157,7 +183,7 @@ class Session:
         began = time.perf_counter()
         group = optimizer.param_groups[0]
         rate = float(group["lr"]) * float(group.get("d", 1.0))  # d: Prodigy's estimate
-        recorder.stepped(rate, self._step_rows * self.accelerator.num_processes)
+        recorder.stepped(rate, self._step_samples * self.processes)
         self.step_count += 1
         now = time.perf_counter()
         captured = self._step_seconds + now - began if self._step_captured else None
@@ -169,7 +195,7 @@ class Session:
             self.snapshot()
 
     def _tell_stride(self) -> None:
-        if self.accelerator.is_main_process:
+        if self.rank == 0:
             print(
                 f"diffhook: capturing one step in {self.plan.stride} to stay within "
                 f"{self.plan.overhead:.0%} overhead",

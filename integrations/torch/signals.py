@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _NAMES = ("timestep", "timesteps", "t")
 
 
-def find_timesteps(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The timesteps of a model call: a keyword, or the second positional argument.
+def find_timesteps(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The timesteps of a model call: by their name, or else the second positional argument.
 
     Returns:
         (B,) tensor, a scalar one repeated; None where there is none.
     """
     found = next((kwargs[name] for name in _NAMES if kwargs.get(name) is not None), None)
     if found is None and len(args) > 1:
-        found = args[1]
+        found = args[_position(model)] if _position(model) < len(args) else None
     if not isinstance(found, Tensor | int | float):
         return None
     timesteps = torch.as_tensor(found).detach()
@@ -26,6 +27,12 @@ def find_timesteps(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | No
         batch = next((a.shape[0] for a in (*args, *kwargs.values()) if _batched(a)), 1)
         timesteps = timesteps.flatten().expand(batch)
     return timesteps if timesteps.dim() == 1 else None
+
+
+def _position(model: nn.Module) -> int:
+    """Of the timestep among the positional arguments of a model's forward."""
+    names = list(inspect.signature(model.forward).parameters)
+    return next((names.index(name) for name in _NAMES if name in names), 1)
 
 
 def _batched(value: Any) -> bool:
@@ -55,14 +62,16 @@ class SampleLosses:
     def _collect(self, gradient: Tensor) -> None:
         self._squares = gradient.detach().flatten(1).float().square().sum(1)
 
-    def losses(self, undo: float, batch_loss: float) -> Tensor | None:
-        """(B,) float32 losses; None if their mean is not the batch's loss (another kind of loss).
+    def losses(self, undo: float, batch_loss: float, parts: int = 1) -> Tensor | None:
+        """(B,) float32 losses; None if they do not make the batch's loss (another kind of loss).
 
         Args:
             undo: factor that makes a gradient that of the sample's own loss.
             batch_loss: the loss that the loop computed, before accumulation and loss scale.
+            parts: the loss is the sum of the means over so many equal parts of the batch.
         """
         if self._squares is None:
             return None
         losses = self._squares * (undo**2 * self._elements / 4)
-        return losses if abs(float(losses.mean()) - batch_loss) <= 0.01 * abs(batch_loss) else None
+        error = abs(float(losses.mean()) * parts - batch_loss)
+        return losses if error <= 0.01 * abs(batch_loss) else None

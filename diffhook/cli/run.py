@@ -1,0 +1,45 @@
+"""Run a training script with the hook on its Accelerator; the script stays as it is.
+
+example: diffhook run --log runs/butterflies train.py --its --own arguments
+         accelerate launch -m diffhook.run --log runs/butterflies train.py --its --own arguments
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--log", required=True, metavar="LOG", help="where the log goes: a folder or URL")
+    command.add_argument(
+        "--projection-dim", type=_dim, default=2048, metavar="D", help='2048; 0: norms only; "full": all'
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the projection (0)")
+    command.add_argument("--every", type=int, default=1, metavar="N", help="capture one step in N (1)")
+    command.add_argument("--overhead", type=float, metavar="SHARE", help="instead, as many as fit, say 0.05")
+    command.add_argument("--snapshot-every", type=int, metavar="N", help="optimiser steps between snapshots")
+    command.add_argument("--sample-ids", metavar="KEY", help="key of the batch that holds sample ids")
+    command.add_argument("--reuse-products", action="store_true", help="cheaper; rounds differently")
+    command.add_argument("--workspace", type=int, metavar="BYTES", help="of products alive at once")
+    command.add_argument("--strict", action="store_true", help="let an error of diffhook's end the run")
+    command.add_argument("-m", "--module", action="store_true", help="SCRIPT is a module, as with python -m")
+    command.add_argument("script", metavar="SCRIPT")
+    command.add_argument(
+        "script_arguments", nargs=argparse.REMAINDER, metavar="...", help="its own arguments"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    # By name: nothing under integrations/ is imported unless a training is to be watched.
+    launcher = import_module("diffhook.integrations.launcher")
+    names = (
+        "projection_dim", "seed", "every", "overhead", "snapshot_every", "sample_ids", "reuse_products",
+        "workspace", "strict",
+    )  # fmt: skip
+    settings = {name: getattr(args, name) for name in names}
+    launcher.launch(args.script, args.script_arguments, args.log, module=args.module, **settings)
+
+
+def _dim(text: str) -> int | str:
+    return text if text == "full" else int(text)

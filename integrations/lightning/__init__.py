@@ -1,0 +1,5 @@
+"""The callback for Lightning."""
+
+from diffhook.integrations.lightning.callback import DiffHookCallback
+
+__all__ = ["DiffHookCallback"]

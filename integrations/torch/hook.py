@@ -1,0 +1,247 @@
+"""TorchHook: capture in a loop that says itself what it does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffhook.capture import Recorder
+from diffhook.capture.alerts import default_detectors
+from diffhook.gradients import PerSampleGradients
+from diffhook.integrations.torch import checkpoint
+from diffhook.integrations.torch.describe import describe_run
+from diffhook.integrations.torch.guest import Guest
+from diffhook.integrations.torch.identity import Identity
+from diffhook.integrations.torch.models import Models
+from diffhook.integrations.torch.names import NameTable
+from diffhook.integrations.torch.probing import training_probe
+from diffhook.integrations.torch.session import Session
+from diffhook.integrations.torch.settings import Settings
+from diffhook.integrations.torch.summary import plan_text, summary
+from diffhook.log.store import Location
+
+logger = logging.getLogger("diffhook")
+
+
+class TorchHook(Guest):
+    """Watches a training loop in plain PyTorch and logs per-sample gradients.
+
+    Example:
+        >>> hook = TorchHook("runs/butterflies", model, optimizer)
+        >>> for batch in loader:
+        ...     with hook.step(sample_ids=batch["id"]):  # around forward and backward
+        ...         loss(model, batch).backward()
+        ...     optimizer.step()
+        >>> hook.close()
+
+    Args:
+        path: the log: a folder, an fsspec URL, or a zarr Store.
+        model: the trained model, or several that one backward reaches; unwrapped, not DDP's.
+        optimizer: whose steps count; of several, the first.
+        rank, processes: this process's number, and how many share the batch.
+        settings: see :class:`~diffhook.integrations.torch.settings.Settings`.
+    """
+
+    def __init__(
+        self,
+        path: Location,
+        *model_and_optimizer: nn.Module | torch.optim.Optimizer,
+        rank: int = 0,
+        processes: int = 1,
+        **settings: Any,
+    ) -> None:
+        self.settings = Settings(**settings)
+        super().__init__(strict=self.settings.strict, enabled=self.settings.enabled)
+        self.path = path
+        self.plan = self.settings.plan()
+        self.session = Session(self.plan, self.settings.snapshot_every, rank=rank, processes=processes)
+        self.identity = Identity(self.settings.sample_ids)
+        self.names = NameTable(self.identity.names)
+        self._detectors = default_detectors() if self.settings.alerts is None else list(self.settings.alerts)
+        self._models = Models(self._on_forward, self._on_output)
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._loader: Any = None  # of the training, where an adapter knows it
+        self._resumed = False
+        self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
+        for given in model_and_optimizer:
+            self.watch(given)
+
+    @property
+    def step_count(self) -> int:
+        """Optimiser steps taken."""
+        return self.session.step_count
+
+    # ── what the loop says ────────────────────────────────────────────────────────────────────
+
+    def watch(self, given: nn.Module | torch.optim.Optimizer) -> None:
+        """Watch a trained model's calls, or an optimiser's steps.
+
+        Raises:
+            ConfigurationError: the model is compiled.
+        """
+        if self.closed:
+            return
+        with self.guarded():
+            if isinstance(given, nn.Module):
+                for undo in self._models.add(given):
+                    self.later(undo)
+            elif self._optimizer is None:  # a step is counted once, by the first optimiser
+                self._optimizer = given
+                self.later(given.register_step_post_hook(self._on_step).remove)
+
+    @contextmanager
+    def step(self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0) -> Iterator[None]:
+        """Name the samples of one micro-batch, around its forward and backward.
+
+        Args:
+            sample_ids: (B,) integers in [0, 2^51), or B strings.
+            timesteps: (B,) numbers; None to read them from the model's arguments.
+            loss_scale: for a loop that calls ``loss.backward()`` itself: factor on the loss besides
+                the mean over the batch, such as 1/k when it accumulates k micro-batches.
+
+        Raises:
+            ConfigurationError: something else given as ids.
+        """
+        ids = self.identity.named(sample_ids, "sample_ids")
+        with self.guarded():
+            named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
+            self.session.batch(ids, named)
+        try:
+            yield
+        except BaseException:
+            self.session.abandon()
+            raise
+        with self.guarded():
+            if self.session.in_pass:
+                self.session.backward(None, 1.0, loss_scale)
+            self.session.batch(None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk."""
+        recorder = self.session.recorder
+        if recorder is not None:
+            with self.guarded():
+                self.session.snapshot()
+                self.names.write(recorder.writer)
+                recorder.writer.flush()
+                return {"step": self.step_count, "lr_sum": recorder.lr_sum}
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Training goes on from a checkpoint. Rows of later steps are superseded.
+
+        Args:
+            state: what :meth:`state_dict` gave; empty for a checkpoint written without us, whose
+                steps are read off the optimiser.
+        """
+        with self.guarded():
+            self._resumed = True
+            if self.session.recorder is not None:
+                self.session.recorder.close()
+                self.session.recorder = None
+            self.session.step_count = int(state.get("step", 0))
+            self._lr_sum = float(state.get("lr_sum", 0.0))
+
+    # ── what hooks tell ───────────────────────────────────────────────────────────────────────
+
+    def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.closed or not self.session.expects():
+            return
+        with self.guarded():
+            if self.session.recorder is None:
+                self._start()
+            self.session.forward(model, args, kwargs)
+
+    def _on_output(self, model: nn.Module, args: Any, output: Any) -> None:
+        if not self.closed and torch.is_grad_enabled():
+            with self.guarded():
+                self.session.output(model, output)
+
+    def _on_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        recorder = self.session.recorder
+        with self.guarded():
+            self.session.stepped(optimizer)
+            if recorder is not None:
+                self.names.write_if_grown(recorder.writer)
+
+    # ── beginning and end ─────────────────────────────────────────────────────────────────────
+
+    def _start(self) -> None:
+        """At the first training forward: adapters, freezing and resuming are settled by then."""
+        settings, session = self.settings, self.session
+        engine = PerSampleGradients(
+            self._models.together(),
+            projection_dim=settings.projection_dim,
+            seed=settings.seed,
+            reuse_products=settings.reuse_products,
+            workspace=settings.workspace,
+        )
+        probe = training_probe(settings.probe, settings.objective, self._loader, self.identity)
+        if session.step_count == 0:
+            session.step_count = self._steps_before()
+        recorder = Recorder(
+            engine,
+            self.path,
+            describe_run(engine, settings.objective),
+            rank=session.rank,
+            start_step=session.step_count,
+            lr_sum=self._lr_sum,
+            detectors=self._detectors,
+            objective=settings.objective,
+            probe=probe,
+        )
+        session.recorder, self.started = recorder, True
+        session.began = time.perf_counter()
+        self.names.read(recorder.writer)
+        if session.rank == 0:
+            ids = session.sample_ids
+            batch = (0 if ids is None else len(ids)) * session.processes
+            batches = len(self._loader) if hasattr(self._loader, "__len__") else None
+            print(
+                plan_text(self.plan, recorder, batch, batches, settings.snapshot_every, self.identity.found),
+                flush=True,
+            )
+
+    def _steps_before(self) -> int:
+        """Steps that were taken without us, so that the log counts as the run does."""
+        taken = 0 if self._optimizer is None else checkpoint.steps_taken(self._optimizer)
+        return taken or (checkpoint.steps_logged(self.path) if self._resumed else 0)
+
+    def finish(self) -> None:
+        """The last snapshot and the summary."""
+        session, recorder = self.session, self.session.recorder
+        if recorder is not None:
+            if session.step_count:
+                session.snapshot()
+            self.names.write(recorder.writer)
+            numbers, text = summary(self.plan, recorder, time.perf_counter() - session.began)
+            if session.rank == 0:
+                recorder.writer.record("summary.json", numbers)
+            recorder.close()
+            if session.rank == 0:
+                print(text, flush=True)
+        elif not self.started:
+            logger.warning("diffhook captured nothing: %s", self.why_nothing())
+
+    def why_nothing(self) -> str:
+        """Why nothing was captured, and what to do."""
+        if not len(self._models):
+            return "no model with trainable parameters was seen"
+        return (
+            "no training batch with sample ids was seen: name the samples with "
+            "hook.step(sample_ids=..., timesteps=...)"
+        )
+
+    def release(self) -> None:
+        recorder, self.session.recorder = self.session.recorder, None
+        if recorder is not None:
+            try:
+                recorder.close()
+            except Exception as error:  # the error that brought us here has been told
+                logger.debug("closing the log: %s", error)

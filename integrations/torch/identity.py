@@ -1,0 +1,119 @@
+"""Which samples a batch holds, read off the batch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffhook.errors import ConfigurationError
+from diffhook.log.samples import MAX_ROLES, ROLE, name_id
+
+KEYS = (
+    "sample_ids", "sample_id", "indices", "index", "idx", "ids", "id", "image_ids", "image_id",
+    "filenames", "filename", "file_names", "file_name", "paths", "path", "image_paths", "image_path",
+    "__key__",
+)  # fmt: skip
+"""Keys under which batches are looked through for ids, the first that fits."""
+
+
+class Identity:
+    """Finds ids in batches, and remembers the names of samples that have one.
+
+    Args:
+        source: see ``sample_ids`` of :class:`~diffhook.integrations.torch.settings.Settings`.
+    """
+
+    def __init__(self, source: str | Callable[[Any], Any] | Literal[False] | None) -> None:
+        self._source = source
+        self.names: dict[int, str] = {}  #: id → name
+        self.found = "dataset index"  #: where the last batch's ids came from
+
+    def of(self, batch: Any, index: Tensor | None = None) -> Tensor | None:
+        """(B,) int64 ids; None if the batch tells none.
+
+        Args:
+            index: indices in the dataset, where known.
+
+        Raises:
+            ConfigurationError: what ``source`` names holds no ids.
+        """
+        if callable(self._source):
+            return self.named(self._source(batch), "sample_ids(batch)")
+        if self._source is False:
+            return index
+        if not isinstance(batch, Mapping):
+            return None if self._source else index
+        if self._source:
+            found = batch.get(self._source)
+            return None if found is None else self.named(found, f"batch[{self._source!r}]")
+        return self._well_known(batch, index)
+
+    def named(self, values: Any, found: str) -> Tensor:
+        """(B,) int64 ids of ``values``, which ``found`` names in messages.
+
+        Raises:
+            ConfigurationError: they are no ids.
+        """
+        ids = self._ids(values)
+        if ids is None:
+            raise ConfigurationError(
+                f"{found} is {_describe(values)}; expected (B,) integers in [0, 2^51), or B strings"
+            )
+        self.found = found
+        return ids
+
+    def _well_known(self, batch: Mapping[str, Any], index: Tensor | None) -> Tensor | None:
+        rows = next((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim() > 1), None)
+        for key in KEYS:
+            ids = self._ids(batch[key]) if key in batch else None
+            if ids is not None and len(ids) and (rows is None or rows % len(ids) == 0):
+                self.found = f"batch[{key!r}]"
+                return ids
+        if index is not None:
+            self.found = "dataset index"
+        return index
+
+    def _ids(self, values: Any) -> Tensor | None:
+        ids = as_ids(values)
+        if ids is not None and not isinstance(values, Tensor) and isinstance(values[0], str):
+            self.names.update(zip(ids.tolist(), values, strict=True))
+        return ids
+
+
+def as_ids(values: Any) -> Tensor | None:
+    """(B,) int64 of (B,) integers or B strings; None if ``values`` is anything else."""
+    if not isinstance(values, Tensor):
+        values = values.tolist() if hasattr(values, "tolist") else values  # numpy
+        if not isinstance(values, Sequence) or isinstance(values, str) or not len(values):
+            return None
+        if all(isinstance(value, str) for value in values):
+            return torch.tensor([name_id(value) for value in values])
+        if not all(hasattr(value, "__index__") for value in values):
+            return None
+        values = torch.tensor([int(value) for value in values])
+    if values.dim() != 1 or values.is_floating_point() or values.dtype == torch.bool:
+        return None
+    ids = values.detach().long()
+    return ids if bool(((ids >= 0) & (ids < ROLE)).all()) else None
+
+
+def with_roles(sample_ids: Tensor, rows: int) -> Tensor | None:
+    """(rows,) ids of a batch in which every sample has several rows, block after block.
+
+    That is how prior preservation is collated: B instance images, then their B class images.
+    None if the numbers do not fit.
+    """
+    roles, rest = divmod(rows, max(len(sample_ids), 1))
+    if rest or not 0 < roles <= MAX_ROLES:
+        return None
+    return torch.cat([sample_ids + role * ROLE for role in range(roles)])
+
+
+def _describe(values: Any) -> str:
+    if isinstance(values, Tensor):
+        return f"a tensor of shape {tuple(values.shape)} and {values.dtype}"
+    shown = repr(values)
+    return shown if len(shown) < 60 else f"a {type(values).__name__} {shown[:50]}…"

@@ -1,0 +1,39 @@
+"""Probes of the training's own samples, under the ids that the training rows have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from diffhook.capture import Objective, Probe
+from diffhook.errors import ConfigurationError
+from diffhook.integrations.torch.identity import Identity
+
+
+def training_probe(
+    probe: Probe | None, objective: Objective | None, loader: Any, identity: Identity
+) -> Probe | None:
+    """The probe over the training's dataset, if it names none itself; None without an objective.
+
+    Raises:
+        ConfigurationError: no dataset is known.
+    """
+    if objective is None:
+        return None
+    probe = probe or Probe()
+    if probe.dataset is None:
+        if loader is None or not hasattr(loader.dataset, "__getitem__"):
+            raise ConfigurationError(
+                "the probe has no dataset, and no DataLoader over one was prepared: pass "
+                "probe=Probe(dataset=...)"
+            )
+        probe = replace(probe, dataset=loader.dataset, collate=probe.collate or loader.collate_fn)
+
+    def identify(batch: Any, indices: Sequence[int]) -> list[int]:
+        found = identity.of(batch, torch.tensor(indices))
+        return list(indices) if found is None else found.tolist()
+
+    return replace(probe, identify=identify)

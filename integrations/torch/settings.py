@@ -1,0 +1,70 @@
+"""What to capture: the options that every adapter takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from diffhook.capture import Detector, Objective, Plan, Probe
+from diffhook.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a capture.
+
+    Attributes:
+        projection_dim: D; 0 for norms only; "full" keeps whole gradients.
+        seed: seed of the projection.
+        every: capture one optimiser step in this many.
+        overhead: instead, the share of the training time that capture may add, such as 0.05.
+        snapshot_every: optimiser steps between snapshots, besides those at checkpoints and at the
+            end.
+        probe: which samples to probe at snapshots, given an ``objective``.
+        objective: the training loss, for probes. With several trained models it is called with an
+            ``nn.ModuleDict`` of them.
+        alerts: detectors; None for the default ones, () for none.
+        sample_ids: where a batch holds its samples' ids: a key, or a function of the batch that
+            returns (B,) integers or B strings. None: a well-known key such as "ids", "indices" or
+            "filenames", or else the index in the dataset. False: the index, whatever the batch holds.
+        reuse_products: cheaper, but training then differs by rounding, see
+            :class:`diffhook.gradients.PerSampleGradients`.
+        workspace: bytes of per-sample products alive at once, likewise.
+        strict: raise our own errors instead of logging them.
+        enabled: False does nothing at all.
+
+    Raises:
+        ConfigurationError: a value out of range, or a probe without an objective.
+    """
+
+    projection_dim: int | Literal["full"] = 2048
+    seed: int = 0
+    every: int = 1
+    overhead: float | None = None
+    snapshot_every: int | None = None
+    probe: Probe | None = None
+    objective: Objective | None = None
+    alerts: Sequence[Detector] | None = None
+    sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None
+    reuse_products: bool = False
+    workspace: int | None = None
+    strict: bool = False
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        if self.projection_dim != "full" and self.projection_dim < 0:
+            raise ConfigurationError(
+                f'projection_dim is {self.projection_dim}; expected an integer ≥ 0 or "full"'
+            )
+        if self.snapshot_every is not None and self.snapshot_every < 1:
+            raise ConfigurationError(f"snapshot_every is {self.snapshot_every}; expected at least 1")
+        if self.workspace is not None and self.workspace < 1:
+            raise ConfigurationError(f"workspace is {self.workspace}; expected a positive number of bytes")
+        if self.probe is not None and self.objective is None:
+            raise ConfigurationError("probes need an objective, such as DiffusionObjective(...)")
+        self.plan()
+
+    def plan(self) -> Plan:
+        """Which steps to capture."""
+        return Plan(self.every, self.overhead)
