@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from diffhook.capture import Recorder
 from diffhook.capture.alerts import default_detectors
@@ -202,7 +203,9 @@ class TorchHook(Guest):
         if session.rank == 0:
             ids = session.sample_ids
             batch = (0 if ids is None else len(ids)) * session.processes
-            batches = len(self._loader) if hasattr(self._loader, "__len__") else None
+            # Not a stream's: it would warn of every batch beyond the length it was asked for.
+            sized = self._loader is not None and not isinstance(self._loader.dataset, IterableDataset)
+            batches = len(self._loader) if sized else None
             print(
                 plan_text(self.plan, recorder, batch, batches, settings.snapshot_every, self.identity.found),
                 flush=True,

@@ -1,0 +1,235 @@
+"""Whose row it is: ids through every kind of loader and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import diffhook
+from diffhook.errors import ConfigurationError
+from diffhook.integrations.accelerate import DiffHook
+from diffhook.log.samples import ROLE, name_id, split_id
+from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
+from tests.twins import sample_gradients
+
+
+class Loop:
+    """A loop over any loader whose batches hold images somewhere."""
+
+    def __init__(self, log: Path, loader: Any, accelerator: Any = None, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.accelerator = accelerator or Accelerator(cpu=True)
+        self.hook = DiffHook(self.accelerator, log, strict=True, projection_dim=0, **options)
+        model = TinyDenoiser()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
+        self.seen: list[int] = []
+
+    def run(self, loader: Any = None) -> Loop:
+        for batch in self.loader if loader is None else loader:
+            clean = batch["image"] if isinstance(batch, Mapping) else batch[0]
+            self.seen += (clean[:, 0, 0, 0] * 16).round().int().tolist()
+            timesteps = torch.full((len(clean),), 100)
+            loss = denoising_losses(self.model, (clean, torch.randn_like(clean), timesteps)).mean()
+            self.accelerator.backward(loss)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return self
+
+    def end(self, log: Path) -> list[int]:
+        self.accelerator.end_training()
+        found: list[int] = diffhook.open_log(log).train["sample"].tolist()
+        return found
+
+
+class Dicts(Dataset[Any]):
+    """Items with an id of their own under some key."""
+
+    def __init__(self, key: str, ids: Any) -> None:
+        self.key, self.ids = key, ids
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": identified()[index], self.key: self.ids(index)}
+
+
+class Stream(IterableDataset[Any]):
+    def __init__(self, key: str, ids: Any) -> None:
+        self.items = Dicts(key, ids)
+
+    def __iter__(self) -> Any:
+        return (self.items[index] for index in range(12))
+
+
+@pytest.mark.parametrize("key", ["indices", "ids", "index", "sample_id"])
+def test_numbers_in_the_batch_name_its_samples(tmp_path: Path, key: str) -> None:
+    loop = Loop(tmp_path / "log", DataLoader(Dicts(key, lambda i: 1000 + i), 4, shuffle=True)).run()
+    assert loop.end(tmp_path / "log") == [1000 + i for i in loop.seen]
+
+
+@pytest.mark.parametrize("key", ["filenames", "path", "__key__"])
+def test_strings_in_the_batch_get_stable_ids_and_their_names_are_kept(tmp_path: Path, key: str) -> None:
+    loop = Loop(tmp_path / "log", DataLoader(Dicts(key, lambda i: f"a/{i}.png"), 4, shuffle=True)).run()
+    names = [f"a/{i}.png" for i in loop.seen]
+    assert loop.end(tmp_path / "log") == [name_id(name) for name in names]
+    assert diffhook.open_log(tmp_path / "log").names() == {name_id(name): name for name in names}
+
+
+def test_names_survive_a_second_run_that_sees_others(tmp_path: Path) -> None:
+    for start in (0, 6):
+        data = torch.utils.data.Subset(Dicts("path", str), range(start, start + 6))
+        Loop(tmp_path / "log", DataLoader(data, 3)).run().end(tmp_path / "log")
+    assert sorted(diffhook.open_log(tmp_path / "log").names().values()) == sorted(map(str, range(12)))
+
+
+def test_a_key_of_the_users_own_or_a_function_names_samples(tmp_path: Path) -> None:
+    loader = DataLoader(Dicts("record", lambda i: 500 + i), 4)
+    assert Loop(tmp_path / "a", loader, sample_ids="record").run().end(tmp_path / "a")[0] == 500
+    ids = lambda batch: (batch["image"][:, 0, 0, 0] * 16).round().long() + 7  # noqa: E731
+    assert Loop(tmp_path / "b", loader, sample_ids=ids).run().end(tmp_path / "b")[:2] == [7, 8]
+
+
+def test_sample_ids_false_is_the_dataset_index_whatever_the_batch_holds(tmp_path: Path) -> None:
+    loader = DataLoader(Dicts("index", lambda i: 0), 4)  # a class index, say
+    loop = Loop(tmp_path / "log", loader, sample_ids=False).run()
+    assert loop.end(tmp_path / "log") == list(range(12))
+
+
+@pytest.mark.parametrize("value", [0.5, -1, [1, 2]], ids=str)
+def test_what_is_no_id_under_a_well_known_key_is_passed_over(tmp_path: Path, value: Any) -> None:
+    loader = DataLoader(Dicts("ids", lambda i: torch.tensor(value)), 4)
+    assert Loop(tmp_path / "log", loader).run().end(tmp_path / "log") == list(range(12))
+
+
+def test_what_is_no_id_under_a_key_that_was_asked_for_is_an_error(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "log", DataLoader(Dicts("ids", float), 4), sample_ids="ids")
+    with pytest.raises(ConfigurationError, match=r"batch\['ids'\] is a tensor of .* torch.float"):
+        loop.run()
+
+
+@pytest.mark.parametrize("dispatch", [False, True], ids=["own", "dispatched"])
+@pytest.mark.parametrize("dropped", [False, True], ids=["in the batch", "dropped by collation"])
+def test_a_stream_with_a_key_names_its_samples(tmp_path: Path, dispatch: bool, dropped: bool) -> None:
+    def collate(items: list[Any]) -> Any:
+        return {"image": torch.stack([item["image"] for item in items])}
+
+    stream: Any = Stream("id", lambda i: 70 + i)
+    loader: Any = DataLoader(stream, 4, collate_fn=collate) if dropped else DataLoader(stream, 4)
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=dispatch))
+    loop = Loop(tmp_path / "log", loader, accelerator).run()
+    assert loop.end(tmp_path / "log") == list(range(70, 82))
+
+
+class Transformed:
+    """Like a datasets.Dataset with a transform: fetches columns, transforms them batch by batch."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def _transform(self, columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:
+        return {"image": [identified()[i] for i in columns["row"]]}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: values[0] for key, values in self._transform({"row": [index]}).items()}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        columns = self._transform({"row": indices})
+        return [{key: values[i] for key, values in columns.items()} for i in range(len(indices))]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_with_transforms_keeps_its_indices(tmp_path: Path, workers: int) -> None:
+    loader: Any = DataLoader(Transformed(), 4, shuffle=True, num_workers=workers)  # type: ignore[arg-type]
+    loop = Loop(tmp_path / "log", loader).run()
+    assert loop.end(tmp_path / "log") == loop.seen
+
+
+def test_batches_skipped_by_accelerate_are_not_mistaken(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "log", DataLoader(TensorDataset(identified()), 4, shuffle=True))
+    loop.run(skip_first_batches(loop.loader, 1)).run()
+    assert len(loop.seen) == 8 + 12
+    assert loop.end(tmp_path / "log") == loop.seen
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_prior_preservation_keeps_the_role_of_either_half(tmp_path: Path, weight: float) -> None:
+    """B instance images and their B class images in one batch; the loss adds both means."""
+    data, other = identified(), identified() + 3
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, tmp_path / "log", strict=True, projection_dim="full")
+    model = TinyDenoiser()
+    twin = TinyDenoiser()
+    twin.load_state_dict(model.state_dict())
+    loader = DataLoader(
+        [{"image": data[i], "class": other[i], "timestep": 50 * i} for i in range(4)],  # type: ignore[arg-type]
+        2,
+        collate_fn=lambda items: {
+            "pixels": torch.stack([i["image"] for i in items] + [i["class"] for i in items]),
+            "timesteps": torch.tensor([i["timestep"] for i in items] * 2),
+        },
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    expected, losses_of = {}, {}
+    for number, batch in enumerate(loader):
+        triple = (batch["pixels"], torch.ones_like(batch["pixels"]), batch["timesteps"])
+        instance, prior = denoising_losses(model, triple).chunk(2)
+        accelerator.backward(instance.mean() + weight * prior.mean())
+        optimizer.step()
+        for row, gradient in enumerate(sample_gradients(twin, denoising_losses, triple)):
+            sample, role = 2 * number + row % 2, row // 2
+            expected[sample, role] = gradient * (weight if role else 1.0)
+            losses_of[sample, role] = (prior if role else instance)[row % 2].item()
+    accelerator.end_training()
+    table = diffhook.open_log(tmp_path / "log").train
+    assert len(table) == 8
+    for row, sample in enumerate(table["sample"].tolist()):
+        key = split_id(sample)
+        norm = float(expected[key].norm())
+        np.testing.assert_allclose(table["grad_norm"][row], norm, rtol=1e-5)
+        assert table["timestep"][row] == 50 * key[0]
+        if weight == 1.0:
+            np.testing.assert_allclose(table["loss"][row], losses_of[key], rtol=1e-4)
+    np.testing.assert_allclose(table["weight"], 1 / 2, rtol=1e-6)
+
+
+def test_several_rows_of_a_sample_in_one_mean_have_their_own_gradients(tmp_path: Path) -> None:
+    """Every image at two noises in one batch, and one mean over all rows."""
+    data = identified()[:3]
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, tmp_path / "log", strict=True, projection_dim=0)
+    model, twin = TinyDenoiser(), TinyDenoiser()
+    twin.load_state_dict(model.state_dict())
+    model, loader = accelerator.prepare(model, DataLoader(TensorDataset(data), 3))
+    for (clean,) in loader:
+        triple = (torch.cat([clean, clean]), torch.randn(6, 1, 8, 8), torch.arange(6) * 100)
+        accelerator.backward(denoising_losses(model, triple).mean())
+    norms = sample_gradients(twin, denoising_losses, triple).norm(dim=1)
+    accelerator.end_training()
+    table = diffhook.open_log(tmp_path / "log").train
+    assert table["sample"].tolist() == [0, 1, 2, ROLE, ROLE + 1, ROLE + 2]
+    np.testing.assert_allclose(table["grad_norm"], norms, rtol=1e-5)
+    np.testing.assert_allclose(table["weight"], 1 / 6, rtol=1e-6)
+
+
+def test_probes_have_the_ids_that_the_batches_have(tmp_path: Path) -> None:
+    def inputs(batch: Any) -> Any:
+        return batch["image"], {}
+
+    objective = diffhook.DiffusionObjective(SCHEDULER, inputs)
+    loader = DataLoader(Dicts("path", str), 4)
+    probe = diffhook.Probe(3, diffhook.Grid(1))
+    Loop(tmp_path / "log", loader, objective=objective, probe=probe).run().end(tmp_path / "log")
+    log = diffhook.open_log(tmp_path / "log")
+    assert sorted({log.names()[i] for i in log.probe["sample"].tolist()}, key=int) == ["0", "6", "11"]
