@@ -19,7 +19,7 @@ from diffhook.integrations.torch import checkpoint
 from diffhook.integrations.torch.describe import describe_run
 from diffhook.integrations.torch.guest import Guest
 from diffhook.integrations.torch.identity import Identity
-from diffhook.integrations.torch.models import Models
+from diffhook.integrations.torch.models import Models, refuse_compiled
 from diffhook.integrations.torch.names import NameTable
 from diffhook.integrations.torch.probing import training_probe
 from diffhook.integrations.torch.session import Session
@@ -151,6 +151,9 @@ class TorchHook(Guest):
 
     # ── what hooks tell ───────────────────────────────────────────────────────────────────────
 
+    # Not for the compiler to look into: it would trace all of us before a compiled model is refused.
+
+    @torch.compiler.disable
     def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.closed or not self.session.expects():
             return
@@ -159,6 +162,7 @@ class TorchHook(Guest):
                 self._start()
             self.session.forward(model, args, kwargs)
 
+    @torch.compiler.disable
     def _on_output(self, model: nn.Module, args: Any, output: Any) -> None:
         if not self.closed and torch.is_grad_enabled():
             with self.guarded():
@@ -176,8 +180,10 @@ class TorchHook(Guest):
     def _start(self) -> None:
         """At the first training forward: adapters, freezing and resuming are settled by then."""
         settings, session = self.settings, self.session
+        model = self._models.together()
+        refuse_compiled(model)
         engine = PerSampleGradients(
-            self._models.together(),
+            model,
             projection_dim=settings.projection_dim,
             seed=settings.seed,
             reuse_products=settings.reuse_products,

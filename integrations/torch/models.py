@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from torch import nn
@@ -56,13 +57,24 @@ def is_trained(model: nn.Module) -> bool:
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Raises ConfigurationError if a part of the model is compiled: its layers make no calls."""
+    """Raises ConfigurationError if the model or a part of it is compiled, or called by what is.
+
+    A compiled model's layers make no calls of their own, so nothing can be seen of their gradients.
+    """
     from torch._dynamo.eval_frame import OptimizedModule
 
-    for part in model.modules():
-        if isinstance(part, OptimizedModule) or getattr(part, "_compiled_call_impl", None) is not None:
-            raise ConfigurationError(
-                f"{type(model).__name__} is compiled, and a compiled model does not show its layers' "
-                "gradients: train it uncompiled (accelerate: dynamo_backend 'no') or without diffhook "
-                "(enabled=False)"
-            )
+    parts = (isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in model.modules())
+    if any(parts) or _called_by(OptimizedModule):
+        raise ConfigurationError(
+            f"{type(getattr(model, '_orig_mod', model)).__name__} is compiled, and a compiled model does "
+            "not show its layers' gradients: train it uncompiled (accelerate: dynamo_backend 'no') or "
+            "without diffhook (enabled=False)"
+        )
+
+
+def _called_by(kind: type) -> bool:
+    """Whether a method of such an object is under way."""
+    frame = inspect.currentframe()
+    while frame is not None and not isinstance(frame.f_locals.get("self"), kind):
+        frame = frame.f_back
+    return frame is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -96,7 +95,7 @@ def test_when_the_log_is_removed_training_completes_with_one_message(
 
     def remove(batch: int) -> None:
         if batch == 4:
-            shutil.rmtree(tmp_path / "log")
+            (tmp_path / "log").rename(tmp_path / "elsewhere")
             (tmp_path / "log").write_text("something else is here now")
 
     with caplog.at_level(logging.WARNING, "diffhook"):
@@ -115,6 +114,7 @@ def _hooked(model: torch.nn.Module) -> list[Any]:
 def test_nothing_of_ours_is_left(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = (data_loader.DataLoaderShard, data_loader.DataLoaderDispatcher, data_loader.SkipDataLoader)
     iterators = [kind.__iter__ for kind in kinds]
+    threads = {thread for thread in threading.enumerate() if thread.name == "diffhook-writer"}
     accelerator = Accelerator(cpu=True)
     before = dict(vars(accelerator))
     model = TinyDenoiser()
@@ -149,7 +149,8 @@ def test_nothing_of_ours_is_left(tmp_path: Path, ending: str, monkeypatch: pytes
     assert not _hooked(model)
     assert not optimizer._optimizer_step_post_hooks
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert "diffhook-writer" not in {thread.name for thread in threading.enumerate()}
+    left = {thread for thread in threading.enumerate() if thread.name == "diffhook-writer"}
+    assert left <= threads
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
@@ -184,19 +185,17 @@ def test_a_compiled_model_is_refused_in_one_sentence(tmp_path: Path, compiled: A
 
 
 @pytest.mark.parametrize("compiled", [_compiled, _in_place], ids=["wrapped", "in place"])
-def test_a_model_compiled_after_prepare_gives_right_rows_or_is_refused(
-    tmp_path: Path, compiled: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_model_compiled_after_prepare_is_refused_at_its_first_call(tmp_path: Path, compiled: Any) -> None:
     accelerator = Accelerator(cpu=True)
     DiffHook(accelerator, tmp_path / "log")
-    loader = DataLoader(TensorDataset(identified()), 4)
-    model, loader = accelerator.prepare(TinyDenoiser(), loader)
+    model, loader = accelerator.prepare(TinyDenoiser(), DataLoader(TensorDataset(identified()), 4))
     model = compiled(model)
-    (clean,) = next(iter(loader))
-    with pytest.raises(ConfigurationError, match="is compiled, and a compiled model"):
-        for (clean,) in loader:
-            denoising_losses(model, (clean, clean, torch.zeros(4).long()))
+    for (clean,) in loader:
+        with pytest.raises(ConfigurationError, match="TinyDenoiser is compiled, and a compiled model"):
+            model(clean, torch.zeros(4).long())
+        break
     assert not (tmp_path / "log").exists()
+    assert model(clean, torch.zeros(4).long())[0].shape == clean.shape, "the model itself goes on"
 
 
 def test_a_step_without_a_captured_sample_counts(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
@@ -25,7 +26,10 @@ class Sitting:
     def __init__(self, folder: Path, *, watched: bool, adam: bool = True) -> None:
         self.folder = folder
         torch.manual_seed(7)
-        self.accelerator = Accelerator(cpu=True)
+        # The order of an epoch follows from its number, so that it can be resumed in the middle.
+        self.accelerator = Accelerator(
+            cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True)
+        )
         self.hook = DiffHook(
             self.accelerator, folder / "log", strict=True, projection_dim=16, enabled=watched
         )
@@ -44,8 +48,9 @@ class Sitting:
             loader = skip_first_batches(self.loader, done)
             loader.set_epoch(epoch)
             for (clean,) in loader:
-                timesteps = torch.randint(0, 1000, (len(clean),))
-                batch = (clean, torch.randn_like(clean), timesteps)
+                draws = torch.Generator().manual_seed(step)
+                timesteps = torch.randint(0, 1000, (len(clean),), generator=draws)
+                batch = (clean, torch.randn(clean.shape, generator=draws), timesteps)
                 self.accelerator.backward(denoising_losses(self.model, batch).mean())
                 self.optimizer.step()
                 self.optimizer.zero_grad()
