@@ -2,6 +2,8 @@
 
 example: diffhook run --log runs/butterflies train.py --its --own arguments
          accelerate launch -m diffhook.run --log runs/butterflies train.py --its --own arguments
+         torchrun --nproc-per-node 2 -m diffhook.run -l runs/butterflies train.py --its --own arguments
+         (torchrun would take --log for an abbreviation of its own --log-dir)
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from importlib import import_module
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--log", required=True, metavar="LOG", help="where the log goes: a folder or URL")
+    command.add_argument("-l", "--log", required=True, metavar="LOG", help="a folder or URL to write")
     command.add_argument(
         "--projection-dim", type=_dim, default=2048, metavar="D", help='2048; 0: norms only; "full": all'
     )

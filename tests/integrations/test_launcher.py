@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def _rows(log: Path) -> list[tuple[int, int, int]]:
 
 
 def _truth(out: Path) -> list[tuple[int, int, int]]:
-    visits = json.loads((out / "truth.json").read_text())
+    visits = [visit for path in out.glob("truth-*.json") for visit in json.loads(path.read_text())]
     return sorted(
         (step, sample, timestep)
         for step, samples, timesteps in visits
@@ -53,7 +54,7 @@ def _plain(script: str, out: Path, *arguments: str) -> Any:
     out.mkdir(exist_ok=True)
     sys.argv = [script, "--output_dir", str(out), *arguments]
     runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-    return torch.load(out / "end.pt")
+    return torch.load(out / "end-0.pt")
 
 
 def test_an_unmodified_script_is_logged_exactly_and_ends_bit_identical(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_an_unmodified_script_is_logged_exactly_and_ends_bit_identical(tmp_path:
     assert _run("unconditional.py", tmp_path / "log", tmp_path / "out") == 0
     assert len(_truth(tmp_path / "out")) == 20
     assert _rows(tmp_path / "log") == _truth(tmp_path / "out")
-    torch.testing.assert_close(torch.load(tmp_path / "out/end.pt"), before, rtol=0, atol=0)
+    torch.testing.assert_close(torch.load(tmp_path / "out/end-0.pt"), before, rtol=0, atol=0)
     snapshots = [s.step for s in diffhook.open_log(tmp_path / "log").snapshots]
     assert snapshots == [2, 4, 6], "those of checkpoints that the script has deleted are kept"
 
@@ -119,6 +120,25 @@ def test_bad_use_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().err == f"diffhook: there is no script {tmp_path / 'none.py'}\n"
     assert main(["run", "--log", "x", "--every", "0", __file__]) == 2
     assert "every is 0" in capsys.readouterr().err
+
+
+ACCELERATE = "accelerate.commands.launch --cpu --num_processes 1 --num_machines 1 --dynamo_backend no"
+TORCHRUN = "torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint localhost:0"
+
+
+@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate launch", "torchrun"])
+def test_launchers_of_processes_run_it_by_its_module(tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "out").mkdir()
+    command = [
+        sys.executable, "-m", *launcher.split(), "-m", "diffhook.run", "-l", str(tmp_path / "log"),
+        str(SCRIPTS / "unconditional.py"), "--output_dir", str(tmp_path / "out"), "--train_batch_size", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    truth = _truth(tmp_path / "out")
+    assert len(truth) in (20, 24), "two processes repeat two samples to come out even"
+    assert _rows(tmp_path / "log") == truth
 
 
 def test_the_module_form_is_the_command(tmp_path: Path) -> None:

@@ -1,40 +1,73 @@
-"""Two gloo processes: each rank its own group, together every sample once."""
+"""Two gloo processes: each rank its own group, together what one process logs."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
+import pytest
+from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
-from tests.runs import TinyDenoiser, denoising_losses, identified
-from tests.twins import sample_gradients
+from tests.integrations.two_processes import train
+from tests.runs import identified
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
-def test_two_ranks_log_every_sample_once_with_its_own_gradient(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SCRIPT), str(tmp_path / "log"),
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SCRIPT), str(folder),
     ]  # fmt: skip
     environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    table = diffhook.open_log(tmp_path / "log").train
-    assert sorted(p.name for p in (tmp_path / "log/train").glob("rank-*")) == ["rank-0000", "rank-0001"]
-    assert sorted(table["sample"]) == list(range(12))
-    np.testing.assert_allclose(table["weight"], 1 / 6)  # a step takes 2 × 3 samples
-    # In the first step both ranks still hold the initial parameters.
-    torch.manual_seed(0)
-    model, data = TinyDenoiser(), identified()
-    for row in np.flatnonzero(table["step"] == 0):
-        sample = int(table["sample"][row])
-        clean = data[sample : sample + 1]
-        batch = (clean, torch.ones_like(clean), torch.tensor([int(100 * sample / 4)]))
-        expected = sample_gradients(model, denoising_losses, batch)
-        assert table["timestep"][row] == int(100 * sample / 4)
-        np.testing.assert_allclose(table["grad_norm"][row], float(expected.norm()), rtol=1e-5)
+    return folder
+
+
+def _found(out: Path, key: str) -> list[object]:
+    return [json.loads((out / f"found-{rank}.json").read_text())[key] for rank in (0, 1)]
+
+
+def test_the_ranks_together_log_what_one_process_does(out: Path, tmp_path: Path) -> None:
+    """One process takes in one batch what two take in two."""
+    train(tmp_path / "log", DataLoader(TensorDataset(identified()), 6), projection_dim="full")
+    one, two = diffhook.open_log(tmp_path / "log").train, diffhook.open_log(out / "log").train
+    assert sorted(p.name for p in (out / "log/train").glob("rank-*")) == ["rank-0000", "rank-0001"]
+    columns = {}
+    for name in ("step", "sample", "timestep", "weight", "lr", "loss", "grad_norm", "projection"):
+        first, second = (t[name][np.lexsort((t["sample"], t["step"]))] for t in (one, two))
+        columns[name] = first
+        np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert columns["sample"].tolist() == list(range(12))
+
+
+def test_training_is_bit_identical_with_and_without_us_on_every_rank(out: Path) -> None:
+    assert _found(out, "same") == [True, True]
+
+
+def test_we_issue_no_collective(out: Path) -> None:
+    for plain, watched in _found(out, "collectives"):  # type: ignore[misc]
+        assert watched == plain
+
+
+def test_alerts_fire_on_every_rank_and_repeats_are_rows_of_their_own(out: Path) -> None:
+    log = diffhook.open_log(out / "damaged")
+    assert (out / "damaged/alerts/rank-0001.jsonl").exists(), "the damaged sample is rank 1's"
+    assert 3 in {sample for alert in log.alerts() for sample in alert["samples"]}
+    visits = Counter(log.train["sample"].tolist())
+    assert set(visits) == set(range(11))
+    assert sum(visits.values()) == 12, "even_batches has repeated one sample"
+
+
+def test_dispatched_batches_keep_their_ids(out: Path) -> None:
+    assert sorted(diffhook.open_log(out / "dispatched").train["sample"]) == list(range(70, 82))
+    for rank in (0, 1):
+        assert len(list((out / f"dispatched/train/rank-{rank:04d}").iterdir())) > 1

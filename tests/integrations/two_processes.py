@@ -1,33 +1,91 @@
-"""A training run for torchrun: python -m torch.distributed.run --nproc-per-node 2 two_processes.py LOG"""
+"""Training runs for torchrun: … --nproc-per-node 2 two_processes.py OUT. Writes OUT/found-RANK.json."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, TensorDataset
+from accelerate.utils import DataLoaderConfiguration
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from diffhook.integrations.accelerate import DiffHook
 from tests.runs import TinyDenoiser, denoising_losses, identified
 
+COLLECTIVES = (
+    "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "barrier",
+    "broadcast", "broadcast_object_list", "gather", "gather_object", "reduce", "reduce_scatter", "scatter",
+)  # fmt: skip
 
-def main(log: str) -> None:
+
+def batch_of(clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With a timestep of its own for every sample."""
+    return clean, torch.ones_like(clean), (100 * clean[:, 0, 0, 0] * 16 / 4).long()
+
+
+def train(
+    log: Path | None, loader: Any, accelerator: Accelerator | None = None, **options: Any
+) -> list[Tensor]:
+    """Everything that training leaves. Ends by close(): end_training would end the process group."""
     torch.manual_seed(0)
-    accelerator = Accelerator(cpu=True)
-    DiffHook(accelerator, log, projection_dim="full", strict=True)
+    accelerator = accelerator or Accelerator(cpu=True)
+    hook = DiffHook(accelerator, log or "none", strict=True, enabled=log is not None, **options)
     model = TinyDenoiser()
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    loader = DataLoader(TensorDataset(identified()), 3)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    for (clean,) in loader:
-        timesteps = (100 * clean[:, 0, 0, 0] * 16 / 4).long()  # of its own for every sample
-        loss = denoising_losses(model, (clean, torch.ones_like(clean), timesteps)).mean()
-        accelerator.backward(loss)
+    for batch in loader:
+        clean = batch["image"] if isinstance(batch, dict) else batch[0]
+        accelerator.backward(denoising_losses(model, batch_of(clean)).mean())
         optimizer.step()
         optimizer.zero_grad()
-    accelerator.end_training()
+    hook.close()
+    left = [p.detach().clone() for p in model.parameters()]
+    left += [v for s in optimizer.state_dict()["state"].values() for v in s.values()]
+    return [*left, torch.get_rng_state()]
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter([{"image": image, "id": 70 + i} for i, image in enumerate(identified(12))])
+
+
+def counted(calls: Counter[str]) -> None:
+    for name in COLLECTIVES:
+        original = getattr(torch.distributed, name)
+
+        def wrapped(*args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
+            calls[_name] += 1
+            return _original(*args, **kwargs)
+
+        setattr(torch.distributed, name, wrapped)
+
+
+def main(out: Path) -> None:
+    calls: Counter[str] = Counter()
+    Accelerator(cpu=True)
+    counted(calls)
+    runs, counts = [], []
+    for log in (None, out / "log"):
+        calls.clear()
+        runs.append(train(log, DataLoader(TensorDataset(identified()), 3), projection_dim="full"))
+        counts.append(dict(calls))
+    same = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    damaged = identified(11)  # an odd number: even_batches repeats a sample
+    damaged[3, 0, 3, 3] = torch.nan  # rank 1's
+    train(out / "damaged", DataLoader(TensorDataset(damaged), 3), projection_dim=0)
+
+    configuration = DataLoaderConfiguration(dispatch_batches=True)
+    dispatching = Accelerator(cpu=True, dataloader_config=configuration)
+    train(out / "dispatched", DataLoader(Stream(), 3), dispatching, projection_dim=0)
+    rank = dispatching.process_index
+    (out / f"found-{rank}.json").write_text(json.dumps({"same": same, "collectives": counts}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(Path(sys.argv[1]))

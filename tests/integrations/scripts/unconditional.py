@@ -1,7 +1,7 @@
 """An unconditional training script in the shape that diffusers' own has: knows nothing of diffhook.
 
 Resumes by walking the loader and skipping what was done, rotates its checkpoints, keeps an average
-of the weights, draws images with it between epochs. Writes what it did to OUT/truth.json.
+of the weights, draws images with it between epochs. Writes what it did to OUT/truth-RANK.json.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def main(args):
                 global_step += 1
                 if global_step == args.fail_at_step:
                     raise ValueError("the script's own error")
-                if global_step % args.checkpointing_steps == 0:
+                if global_step % args.checkpointing_steps == 0 and accelerator.is_main_process:
                     rotate(args.output_dir, args.checkpoints_total_limit)
                     accelerator.save_state(str(args.output_dir / f"checkpoint-{global_step}"))
         unet = accelerator.unwrap_model(model)
@@ -110,11 +110,12 @@ def main(args):
         pipeline.set_progress_bar_config(disable=True)
         pipeline(batch_size=1, num_inference_steps=2, output_type="np")
         ema.restore(unet.parameters())
+    rank = accelerator.process_index
     accelerator.end_training()
-    (args.output_dir / "truth.json").write_text(json.dumps(truth))
+    (args.output_dir / f"truth-{rank}.json").write_text(json.dumps(truth))
     state = {n: p.detach().clone() for n, p in accelerator.unwrap_model(model).named_parameters()}
     torch.save({"model": state, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()},
-               args.output_dir / "end.pt")  # fmt: skip
+               args.output_dir / f"end-{rank}.pt")  # fmt: skip
 
 
 if __name__ == "__main__":
