@@ -125,14 +125,14 @@ class TorchHook(Guest):
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk."""
-        recorder = self.session.recorder
+        recorder, lr_sum = self.session.recorder, self._lr_sum
         if recorder is not None:
             with self.guarded():
                 self.session.snapshot()
                 self.names.write(recorder.writer)
                 recorder.writer.flush()
-                return {"step": self.step_count, "lr_sum": recorder.lr_sum}
-        return {}
+                lr_sum = recorder.lr_sum
+        return {"step": self.step_count, "lr_sum": lr_sum} if self.step_count else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Training goes on from a checkpoint. Rows of later steps are superseded.
@@ -151,9 +151,7 @@ class TorchHook(Guest):
 
     # ── what hooks tell ───────────────────────────────────────────────────────────────────────
 
-    # Not for the compiler to look into: it would trace all of us before a compiled model is refused.
-
-    @torch.compiler.disable
+    @torch.compiler.disable  # or it would trace all of us before a compiled model is refused
     def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.closed or not self.session.expects():
             return

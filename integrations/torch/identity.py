@@ -57,7 +57,7 @@ class Identity:
         Raises:
             ConfigurationError: they are no ids.
         """
-        ids = self._ids(values)
+        ids = self._ids(values.flatten() if isinstance(values, Tensor) else values)
         if ids is None:
             raise ConfigurationError(
                 f"{found} is {_describe(values)}; expected (B,) integers in [0, 2^51), or B strings"
