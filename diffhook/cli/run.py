@@ -15,7 +15,7 @@ from importlib import import_module
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("-l", "--log", required=True, metavar="LOG", help="a folder or URL to write")
     command.add_argument(
-        "--projection-dim", type=_dim, default=2048, metavar="D", help='2048; 0: norms only; "full": all'
+        "--projection-dim", type=dimension, default=2048, metavar="D", help='2048; 0: norms only; "full": all'
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the projection (0)")
     command.add_argument("--every", type=int, default=1, metavar="N", help="capture one step in N (1)")
@@ -43,5 +43,6 @@ def run(args: argparse.Namespace) -> None:
     launcher.launch(args.script, args.script_arguments, args.log, module=args.module, **settings)
 
 
-def _dim(text: str) -> int | str:
+def dimension(text: str) -> int | str:
+    """A projection dimension, by the name that argparse gives it in messages."""
     return text if text == "full" else int(text)

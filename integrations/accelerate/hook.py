@@ -171,16 +171,14 @@ class DiffHook(TorchHook):
             if self.accelerator.sync_gradients:
                 self.session.skipped()
 
-    def _log(
-        self, original: Callable[..., Any], values: Any, step: int | None = None, *args: Any, **kwargs: Any
-    ) -> None:
-        """Our numbers follow the loop's own, at the same step: trackers drop steps that go back."""
-        original(values, step, *args, **kwargs)
+    def _log(self, original: Callable[..., Any], values: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Our numbers travel with the loop's own, at its step: trackers drop steps that go back."""
+        ours: dict[str, float] = {}
         recorder = self.session.recorder
         with self.guarded():
-            ours = {} if recorder is None else self.session.scalars.take(recorder.alerts)
-            if ours:
-                original(ours, step)
+            if recorder is not None:
+                ours = self.session.scalars.take(recorder.alerts)
+        original({**values, **ours}, *args, **kwargs)
 
     def _end_training(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.close()

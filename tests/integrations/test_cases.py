@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -42,7 +43,10 @@ def _run(
     accumulation: int = 1,
     **options: Any,
 ) -> dict[tuple[int, int], tuple[float, Tensor, float, float]]:
-    """Trains watched. Returns (step, sample) → (timestep, gradient, loss, weight) of the twin."""
+    """Trains watched; between steps, an average of the weights is swapped in and looked at.
+
+    Returns (step, sample) → (timestep, gradient, loss, weight) of the twin.
+    """
     torch.manual_seed(0)
     AcceleratorState._reset_state(reset_partial_state=True)  # another precision than the test before
     models = case.models()
@@ -51,6 +55,8 @@ def _run(
     parameters = [p for m in models.values() for p in m.parameters() if p.requires_grad]
     loader = DataLoader(_Samples(case), BATCH, shuffle=True)
     *prepared, optimizer, loader = accelerator.prepare(*models.values(), optimizer_of(parameters), loader)
+    joined = _joined(dict(zip(models, prepared, strict=True)))
+    average = EMAModel(parameters)
     expected = {}
     for item in loader:
         count = len(item["clean"])
@@ -62,12 +68,17 @@ def _run(
                 item["number"].tolist(), _twins(case, prepared, batch, precision), strict=True
             ):
                 expected[step, number] = (*twin, 1 / (count * accumulation))
-            losses = case.losses(_joined(dict(zip(models, prepared, strict=True))), batch)
-            accelerator.backward(losses.mean())
+            accelerator.backward(case.losses(joined, batch).mean())
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(parameters, 0.5)
             optimizer.step()
             optimizer.zero_grad()
+        average.step(parameters)
+        average.store(parameters)
+        average.copy_to(parameters)
+        with torch.no_grad():
+            case.losses(joined, batch)
+        average.restore(parameters)
     accelerator.end_training()
     return expected
 
