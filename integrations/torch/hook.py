@@ -130,7 +130,7 @@ class TorchHook(Guest):
             with self.guarded():
                 self.session.snapshot()
                 self.names.write(recorder.writer)
-                recorder.writer.flush()
+                recorder.settle()
                 lr_sum = recorder.lr_sum
         return {"step": self.step_count, "lr_sum": lr_sum} if self.step_count else {}
 
