@@ -9,13 +9,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from diffhook.analysis import bias, influence, outliers, self_influence
     from diffhook.analysis.query import query
-    from diffhook.capture import DiffusionObjective, Grid, Probe
+    from diffhook.capture import Alerts, DiffusionObjective, Grid, Probe, Quarantine
     from diffhook.log import RunLog, open_log
 
 _HOMES = {
+    "Alerts": "diffhook.capture",
     "DiffusionObjective": "diffhook.capture",
     "Grid": "diffhook.capture",
     "Probe": "diffhook.capture",
+    "Quarantine": "diffhook.capture",
     "RunLog": "diffhook.log",
     "bias": "diffhook.analysis",
     "influence": "diffhook.analysis",
@@ -25,9 +27,11 @@ _HOMES = {
     "self_influence": "diffhook.analysis",
 }
 __all__ = [
+    "Alerts",
     "DiffusionObjective",
     "Grid",
     "Probe",
+    "Quarantine",
     "RunLog",
     "bias",
     "influence",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,15 +10,14 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from diffhook.capture.alerts import Detector
+from diffhook.capture.alerts import Alerts, Detector, Watch
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import LogWriter, Rows, Snapshot
+from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
-
-logger = logging.getLogger("diffhook")
 
 
 class Recorder:
@@ -35,7 +33,7 @@ class Recorder:
         rank: this process.
         start_step: optimiser steps taken before.
         lr_sum: sum of the learning rates since the last snapshot, when resuming.
-        detectors: what raises alerts.
+        alerts: who looks for trouble and who is told; None for the usual.
         objective, probe: what to probe at snapshots; None for no probes.
     """
 
@@ -48,26 +46,31 @@ class Recorder:
         rank: int = 0,
         start_step: int = 0,
         lr_sum: float = 0.0,
-        detectors: Sequence[Detector] = (),
+        alerts: Alerts | Sequence[Detector] | None = None,
         objective: Objective | None = None,
         probe: Probe | None = None,
     ) -> None:
         self.engine = engine
         self.writer = LogWriter(location, config, rank=rank, start_step=start_step)
         self.rank = rank
-        self.detectors = detectors
+        self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank)
         self.objective = objective
         self.probe = probe
         self.rows_written = 0
         self.snapshots_written = 0
         self.probe_seconds = 0.0
-        self.alerts: list[str] = []
         self._staged: list[dict[str, Any]] = []
+        self._layer: str | None = None  # where the step's first value that is not finite arose
         self.lr_sum = lr_sum
         self._lr = 0.0
         self._last_snapshot: int | None = None
         self._batch_per_step = 1
         engine.attach()
+
+    @property
+    def alerts(self) -> list[str]:
+        """The kinds of the alerts raised so far."""
+        return self.watch.kinds
 
     def captured(
         self,
@@ -100,7 +103,7 @@ class Recorder:
             weight=np.full(count, weight),
         )
         self._staged.append(dict(rows))
-        self._raise_alerts(rows)
+        self._layer = self._layer or getattr(self.engine, "first_nonfinite", None)
 
     def stepped(self, lr: float, batch: int) -> None:
         """An optimiser step was taken with learning rate ``lr``: its rows are complete."""
@@ -114,11 +117,15 @@ class Recorder:
         self._release(0.0)
 
     def _release(self, lr: float) -> None:
-        for rows in self._staged:
+        staged, self._staged = self._staged, []
+        layer, self._layer = self._layer, None
+        for rows in staged:
             rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
             self.writer.put("train", rows)
             self.rows_written += len(rows["sample"])
-        self._staged.clear()
+        if staged:
+            step = {name: np.concatenate([rows[name] for rows in staged]) for name in SCALARS}
+            self.watch.look(step, layer)
 
     def snapshot(self, step: int) -> None:
         """Keep the trainable parameters as they are after ``step`` steps, and probe. Rank 0 only;
@@ -149,17 +156,10 @@ class Recorder:
             self.writer.put("probe", rows)
         self.probe_seconds += time.perf_counter() - start
 
-    def _raise_alerts(self, rows: Rows) -> None:
-        for detector in self.detectors:
-            for alert in detector.look(rows):
-                level = logging.ERROR if alert.level == "error" else logging.WARNING
-                logger.log(level, "step %d: %s", alert.step, alert.message)
-                self.writer.alert(alert.to_json())
-                self.alerts.append(alert.kind)
-
     def close(self) -> None:
         """Flush and let go of model and log. Idempotent."""
         self.engine.abandon()
         self.engine.detach()
         self.skipped()
+        self.watch.close()
         self.writer.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.alerts import read_alerts
 from diffhook.log.schema import SCHEMA_VERSION
 from diffhook.log.snapshots import Snapshot, read_snapshots
 from diffhook.log.store import Location
@@ -67,6 +67,11 @@ class RunLog:
         """Snapshots by step."""
         return read_snapshots(self.store, self.session_starts())
 
+    @property
+    def ranks(self) -> int:
+        """Processes that trained."""
+        return sum(1 for _ in self._groups("train"))
+
     def session_starts(self) -> list[int]:
         """The step at which each session began, as the first rank saw it."""
         for group in self._groups("train"):
@@ -77,16 +82,7 @@ class RunLog:
 
     def alerts(self) -> list[dict[str, Any]]:
         """Alerts of all ranks, by step."""
-        found = []
-        for name in files.names(self.store, "alerts"):
-            content = files.get(self.store, f"alerts/{name}") or b""
-            found += [json.loads(line) for line in content.decode().splitlines() if line]
-        starts = self.session_starts()
-        counting = [
-            alert for alert in found
-            if alert["step"] < min(starts[alert.get("session", 0) + 1 :], default=alert["step"] + 1)
-        ]  # fmt: skip
-        return sorted(counting, key=lambda alert: alert["step"])
+        return read_alerts(self.store, self.session_starts())
 
     def to_xarray(self, table: str = "train") -> xarray.Dataset:
         """One table as a Dataset over the dimension "row" (and "projection_dim").

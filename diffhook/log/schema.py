@@ -6,7 +6,7 @@
       probe/rank-0000/<column>    chosen samples on a grid of timesteps, at every snapshot
       queries/<name>/rank-0000/…  the images one asks about, likewise
       snapshots/step-00000500/    parameters.safetensors, then snapshot.json as commit mark
-      alerts/rank-0000.jsonl      one JSON object a line
+      alerts/rank-0000.jsonl      one JSON object a line; see alerts.py
 
 All columns of a group have the same length. Rows are appended; ``sample`` is written last, so a row
 whose sample is −1, or lies beyond the end of ``sample``, was never committed. A rank group's

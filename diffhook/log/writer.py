@@ -13,6 +13,7 @@ import zarr
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
+from diffhook.log import alerts
 from diffhook.log import store as files
 from diffhook.log.reader import read_attributes
 from diffhook.log.schema import (
@@ -150,7 +151,7 @@ class LogWriter:
         if f"rank-{rank:04d}" in files.names(self.store, "probe"):
             self._table("probe")  # its rows of an earlier session are superseded from now on
         self._alerts: list[str] | None = None
-        self._alerts_key = f"alerts/rank-{rank:04d}.jsonl"
+        self._alerts_key = alerts.key(rank)
         self._alerts_waiting = False
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_QUEUED_BATCHES)
         self._failure: Exception | None = None
@@ -205,6 +206,8 @@ class LogWriter:
         """
         if not self._thread.is_alive():
             return
+        end = json.dumps({"kind": alerts.END, "session": self.session, "step": -1})
+        self._queue.put(lambda: self._add_alert(end))
         self._queue.put(self._flush_tables)
         self._queue.put(None)
         self._thread.join()

@@ -21,14 +21,14 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from diffhook.capture import Detector, Objective, Plan, Probe, Recorder
-from diffhook.capture.alerts import default_detectors
+from diffhook.capture import Alerts, Detector, Objective, Plan, Probe, Quarantine, Recorder
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import LocalHook, PerSampleGradients
-from diffhook.integrations.accelerate import identity
+from diffhook.integrations.accelerate import identity, quarantine
 from diffhook.integrations.accelerate.describe import describe_run
 from diffhook.integrations.accelerate.session import Session
 from diffhook.integrations.accelerate.summary import plan_text, summary
+from diffhook.integrations.notify import Trackers
 from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
@@ -59,7 +59,7 @@ class DiffHook:
             and at the end.
         probe: which samples to probe at snapshots, given an ``objective``.
         objective: the training loss, for probes.
-        alerts: detectors; None for the default ones, () for none.
+        alerts: an :class:`~diffhook.capture.Alerts`, or detectors; None for the usual, () for none.
         strict: raise our own errors instead of logging them.
         enabled: False makes the hook do nothing at all.
     """
@@ -76,7 +76,7 @@ class DiffHook:
         snapshot_every: int | None = None,
         probe: Probe | None = None,
         objective: Objective | None = None,
-        alerts: Sequence[Detector] | None = None,
+        alerts: Alerts | Sequence[Detector] | None = None,
         strict: bool = False,
         enabled: bool = True,
     ) -> None:
@@ -95,7 +95,7 @@ class DiffHook:
         self._snapshot_every = snapshot_every
         self._objective = objective
         self._probe = probe or (Probe() if objective is not None else None)
-        self._detectors = default_detectors() if alerts is None else list(alerts)
+        self._alerts = Alerts.of(alerts, Trackers(accelerator))
         self._session = Session(accelerator, self.plan, snapshot_every)
         self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
         self._model: nn.Module | None = None
@@ -114,6 +114,15 @@ class DiffHook:
     def step_count(self) -> int:
         """Optimiser steps taken."""
         return self._session.step_count
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """The samples that are left out, to add to and remove from by hand.
+
+        Raises:
+            ConfigurationError: quarantine is off.
+        """
+        return quarantine.of(self._alerts)
 
     @contextmanager
     def step(self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0) -> Iterator[None]:
@@ -255,6 +264,7 @@ class DiffHook:
         for argument, given, result in zip(args, tagged, results, strict=True):
             if argument is not given:
                 self._undo.append(functools.partial(identity.untag, result))
+                self._undo.append(quarantine.leave_out(result, self._alerts))
         with self._guarded():
             for argument, result in zip(args, results, strict=True):
                 self._discover(argument, result)
@@ -387,7 +397,7 @@ class DiffHook:
             rank=self.accelerator.process_index,
             start_step=self.step_count,
             lr_sum=self._lr_sum,
-            detectors=self._detectors,
+            alerts=self._alerts,
             objective=self._objective,
             probe=probe,
         )
