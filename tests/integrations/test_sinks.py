@@ -130,7 +130,7 @@ def server() -> Iterator[Any]:
     """An HTTP server on this machine that keeps what is posted."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             served.posts.append((dict(self.headers), json.loads(body)))  # type: ignore[attr-defined]
             self.send_response(204)

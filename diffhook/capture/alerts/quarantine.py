@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from diffhook.capture.alerts.alert import Alert
-from diffhook.errors import ConfigurationError, LogError
+from diffhook.errors import ConfigurationError
+
+logger = logging.getLogger("diffhook")
 
 _ADD, _REMOVE = "quarantine", "release"
 
@@ -44,6 +47,7 @@ class Quarantine:
         self._read: Callable[[], list[dict[str, Any]]] | None = None
         self._heard: dict[int, float] = {}  # rank → time of its last record that counts here
         self._waiting: list[Alert] = []  # changes made before there was a log
+        self._resumed = False  # what the log says of earlier runs is known
         self._step = 0
 
     @property
@@ -83,7 +87,7 @@ class Quarantine:
         """There is a log now: records go to ``tell``; ``read`` gives the alerts of all processes."""
         self._tell, self._read, self._rank = tell, read, rank
         waiting, self._waiting = self._waiting, []
-        self._listen(own=True)
+        self._listen()
         for alert in waiting:
             self._apply(alert.kind, alert.samples)
             tell(alert)
@@ -94,16 +98,21 @@ class Quarantine:
         self._listen()
         return self.samples
 
-    def _listen(self, own: bool = False) -> None:
-        try:
-            records = self._read() if self._read else []
-        except LogError:  # the main process has not begun it yet
+    def _listen(self) -> None:
+        """Apply what the log says of other processes and, once, of earlier runs."""
+        if self._read is None:
             return
-        for record in sorted(records, key=lambda r: r.get("time", 0.0)):
+        try:
+            records = sorted(self._read(), key=lambda record: record.get("time", 0.0))
+        except Exception as error:  # another process is just making its part of the log
+            logger.debug("the quarantine is read again at the next pass: %s", error)
+            return
+        for record in records:
             rank, when = record.get("rank", 0), record.get("time", 0.0)
-            if (own or rank != self._rank) and when > self._heard.get(rank, 0.0):
+            if (rank != self._rank or not self._resumed) and when > self._heard.get(rank, 0.0):
                 self._heard[rank] = when
                 self._apply(record["kind"], record["samples"])
+        self._resumed = True
 
     def _apply(self, kind: str, samples: Iterable[int]) -> None:
         if kind == _ADD:
