@@ -60,7 +60,7 @@ class Recorder:
         self.snapshots_written = 0
         self.probe_seconds = 0.0
         self._staged: list[dict[str, Any]] = []
-        self._layer: str | None = None  # where the step's first value that is not finite arose
+        self._layer: str | None = None  # where the step's backward first met what is not finite
         self.lr_sum = lr_sum
         self._lr = 0.0
         self._last_snapshot: int | None = None
@@ -103,7 +103,8 @@ class Recorder:
             weight=np.full(count, weight),
         )
         self._staged.append(dict(rows))
-        self._layer = self._layer or getattr(self.engine, "first_nonfinite", None)
+        if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
+            self._layer = self.engine.first_nonfinite
 
     def stepped(self, lr: float, batch: int) -> None:
         """An optimiser step was taken with learning rate ``lr``: its rows are complete."""

@@ -28,7 +28,7 @@ from diffhook.capture.alerts.limit import Limit
 from diffhook.capture.alerts.tail import Tail
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows
-from tests.runs import identified, train
+from tests.runs import TinyDenoiser, identified, train
 
 
 def make_rows(norms: Any, timesteps: Any, samples: Any = None, step: int = 7, lr: float = 1e-3) -> Rows:
@@ -246,16 +246,25 @@ def test_a_detector_sees_whole_steps_with_their_learning_rate(tmp_path: Path) ->
     assert notes.seen == [(0, 12, 0.01), (1, 12, 0.005)]
 
 
-def test_the_layer_where_it_began_is_told_where_the_engine_knows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("diffhook.gradients.PerSampleGradients.first_nonfinite", "outward", raising=False)
-    data = identified()
-    data[6] = torch.inf
-    train(tmp_path / "log", data=data, epochs=1, batch_size=12)
+def test_the_layer_where_the_backward_met_it_is_told(tmp_path: Path) -> None:
+    def broken(gradient: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(12)[:, None, None, None] == 4, torch.nan, gradient)
+
+    class Breaks(TinyDenoiser):
+        """Gradients of the batch's fifth sample overflow on their way from the last layer to the norm."""
+
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            handle = self.norm.register_forward_hook(lambda *call: call[2].register_hook(broken) and None)
+            try:
+                return super().forward(*args, **kwargs)
+            finally:
+                handle.remove()
+
+    train(tmp_path / "log", make_model=Breaks, epochs=1, batch_size=12)
     (alert,) = diffhook.open_log(tmp_path / "log").alerts()
-    assert alert["layer"] == "outward"
-    assert alert["message"].endswith("(it began in outward)")
+    assert len(alert["samples"]) == 1
+    assert alert["layer"] == "inward.weight", "the gradients of layers behind it are finite"
+    assert alert["message"].endswith(f"(the backward first met it at {alert['layer']})")
 
 
 def test_every_registered_detector_is_asked_unless_the_user_chooses() -> None:

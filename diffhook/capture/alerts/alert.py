@@ -22,7 +22,7 @@ class Alert:
         value: the number that was found.
         threshold: the number it was compared with.
         message: one sentence for a person.
-        layer: where the trouble began, if known.
+        layer: the parameter at which the backward first met what is not finite.
         rank: the process that found it.
         time: when, in seconds since 1970.
     """

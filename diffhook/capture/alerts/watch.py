@@ -53,7 +53,7 @@ class Watch:
 
         Args:
             rows: scalar columns.
-            layer: where in the model the first value of the step that is not finite arose.
+            layer: where the step's backward first met a gradient that is not finite.
         """
         for detector in self.detectors:
             for found in detector.look(rows):
@@ -61,7 +61,9 @@ class Watch:
                 if alert is None:
                     continue
                 if layer is not None and alert.kind == "non-finite":
-                    alert = replace(alert, layer=layer, message=f"{alert.message} (it began in {layer})")
+                    alert = replace(
+                        alert, layer=layer, message=f"{alert.message} (the backward first met it at {layer})"
+                    )
                 self._tell(alert)
                 if self._quarantine is not None:
                     self._quarantine.hear(alert)
