@@ -84,6 +84,7 @@ class _Outlet:
             self._thread.join(max(until - time.monotonic(), 0))
             if self._thread.is_alive():
                 self._give_up()
+        self._thread = None
         if self.lost:
             logger.warning("%d alerts did not reach the sink %s; the log has them all", self.lost, self.name)
 

@@ -13,14 +13,14 @@ _LEAST, _MOST = 512, 4096  # rows remembered: the later half of those seen, with
 _BIN = 64  # of them that are a row's bin; half the memory while that is smaller
 _FIRST = 64  # rows seen before the first is judged
 _COMMON = 64  # the last deviations whose median moves all timesteps alike
-_QUANTILES = (0.5, 0.7, 0.8, 0.9)
+_QUANTILES = np.array([0.5, 0.7, 0.8, 0.9])
 _NORMAL = np.array([0.5244, 0.8416, 1.2816])  # where a standard normal has the last three
 
 
 class Deviation:
     """Compares logarithms of a column with those of rows at similar timesteps.
 
-    A row's bin is the 64 of the last 512 rows that are nearest in timestep: so bins fit any
+    A row's bin is the 64 of the last 512 to 4096 rows that are nearest in timestep: so bins fit any
     scheduler, 0–1000 or 0–1, uniform or not, and are narrow where timesteps are dense. Its deviation
     is (log value − median) / spread, less the median deviation of the last rows at whatever timestep,
     which is training's own progress. The spread is that of the bin's upper half: only large values
@@ -62,7 +62,8 @@ class Deviation:
         middle = np.sum(sides, axis=0) // 2  # where timesteps repeat, as with a few of them
         first = np.clip(middle - size // 2, 0, len(order) - size)
         bins = self._logs[order][first[:, None] + np.arange(size)]  # (rows, size)
-        quantiles = np.quantile(bins, _QUANTILES, axis=1)
+        bins.sort(axis=1)
+        quantiles = bins[:, np.rint(_QUANTILES * (size - 1)).astype(int)].T  # (4, rows)
         spread = np.maximum(((quantiles[1:] - quantiles[0]).T / _NORMAL).mean(1), 1e-6)
         excess = logs - quantiles[0]
         recent = np.concatenate([self._recent, excess])[-max(_COMMON, len(excess)) :]

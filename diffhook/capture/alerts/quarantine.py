@@ -131,7 +131,7 @@ class Quarantine:
             self._record(kind, changed, f"{who} {what} ({reason})")
 
     def _record(self, kind: str, samples: list[int], message: str) -> None:
-        alert = Alert(kind, "info", samples, self._step, math.nan, len(self._samples), math.nan, message)
+        alert = Alert(kind, "warning", samples, self._step, math.nan, len(self._samples), math.nan, message)
         if self._tell is None:
             self._waiting.append(alert)
         else:
