@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _follow(log: RunLog, top: int, as_json: bool) -> None:
     console = Console(soft_wrap=True)
-    looks = follow_alerts(log.store, max(log.ranks, 1))
+    looks = follow_alerts(log)
     for number, alerts in enumerate(looks):
         for alert in alerts if number else alerts[max(len(alerts) - max(top, 0), 0) :]:
             if as_json:

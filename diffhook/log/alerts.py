@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store
 
 from diffhook.log import store as files
+
+if TYPE_CHECKING:
+    from diffhook.log.reader import RunLog
 
 END = "end"
 
@@ -34,23 +37,25 @@ def read_alerts(store: Store, session_starts: Sequence[int]) -> list[Line]:
     return sorted(counting, key=lambda line: line["step"])
 
 
-def follow_alerts(store: Store, ranks: int, interval: float = 1.0) -> Iterator[list[Line]]:
+def follow_alerts(log: RunLog, interval: float = 1.0) -> Iterator[list[Line]]:
     """New alerts of all ranks, in the order in which they were raised, as they come.
 
     Args:
-        ranks: processes of the run.
+        log: of a run that still trains, or has ended.
         interval: seconds between looks.
 
     Yields:
-        What is new at each look, perhaps nothing. Ends when every rank's last session has ended.
+        What is new at each look, perhaps nothing. Ends when the last session of every rank has.
     """
     read: dict[str, int] = {}
     while True:
-        found = _lines(store)
+        found = _lines(log.store)
         new = [line for name, lines in found.items() for line in lines[read.get(name, 0) :]]
         read = {name: len(lines) for name, lines in found.items()}
         yield sorted((n for n in new if n["kind"] != END), key=lambda n: (n.get("time", 0.0), n["step"]))
-        if len(found) >= ranks and all(lines and lines[-1]["kind"] == END for lines in found.values()):
+        ends = [lines[-1] for lines in found.values() if lines and lines[-1]["kind"] == END]
+        begun = len(log.session_starts()) - 1
+        if len(ends) >= max(log.ranks, 1) and max(end["session"] for end in ends) >= begun:
             return
         time.sleep(interval)
 

@@ -49,7 +49,7 @@ def test_ranks_are_merged_in_time_and_the_last_to_end_ends_it(tmp_path: Path) ->
     say(first, 3, 8.0)
     first.flush()
     second.flush()
-    looks = follow_alerts(open_log(tmp_path / "log").store, 2, interval=0)
+    looks = follow_alerts(open_log(tmp_path / "log"), interval=0)
     assert [a["step"] for a in next(looks)] == [3, 2, 1]
     first.close()
     assert next(looks) == [], "one rank still trains"
@@ -62,11 +62,11 @@ def test_ranks_are_merged_in_time_and_the_last_to_end_ends_it(tmp_path: Path) ->
 def test_a_run_that_was_taken_up_again_is_followed_to_its_new_end(tmp_path: Path) -> None:
     LogWriter(tmp_path / "log", CONFIG).close()
     again = LogWriter(tmp_path / "log", CONFIG, start_step=5)
+    looks = follow_alerts(open_log(tmp_path / "log"), interval=0)
+    assert next(looks) == [], "and the end of the first session is not its end"
     say(again, 6, 1.0)
     again.flush()
-    looks = follow_alerts(open_log(tmp_path / "log").store, 1, interval=0)
     assert [a["step"] for a in next(looks)] == [6]
-    assert next(looks) == []
     again.close()
     assert list(looks) == [[]]
 

@@ -156,7 +156,6 @@ def test_a_webhook_posts_the_alert(server: Any) -> None:
 
 
 def test_apprise_notifies_and_tells_when_it_could_not(server: Any) -> None:
-    pytest.importorskip("apprise", reason="the test extra has it")
     Apprise(f"json://127.0.0.1:{server.server_port}/x")(make_alert(level="error"))
     ((_, body),) = server.posts
     assert body["title"] == "diffhook: norm-outlier, step 12"

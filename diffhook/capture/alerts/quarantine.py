@@ -48,7 +48,7 @@ class Quarantine:
         self._heard: dict[int, float] = {}  # rank → time of its last record that counts here
         self._waiting: list[Alert] = []  # changes made before there was a log
         self._resumed = False  # what the log says of earlier runs is known
-        self._step = 0
+        self.step = 0  # optimiser steps taken, as far as rows told
 
     @property
     def samples(self) -> frozenset[int]:
@@ -65,7 +65,6 @@ class Quarantine:
 
     def hear(self, alert: Alert) -> None:
         """An alert was raised: put its samples into quarantine if it is of the kinds for that."""
-        self._step = alert.step
         new = [s for s in alert.samples if s not in self._samples] if alert.kind in self.kinds else []
         if not new or self._full:
             return
@@ -131,7 +130,7 @@ class Quarantine:
             self._record(kind, changed, f"{who} {what} ({reason})")
 
     def _record(self, kind: str, samples: list[int], message: str) -> None:
-        alert = Alert(kind, "warning", samples, self._step, math.nan, len(self._samples), math.nan, message)
+        alert = Alert(kind, "warning", samples, self.step, math.nan, len(self._samples), math.nan, message)
         if self._tell is None:
             self._waiting.append(alert)
         else:

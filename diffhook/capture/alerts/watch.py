@@ -55,6 +55,8 @@ class Watch:
             rows: scalar columns.
             layer: where the step's backward first met a gradient that is not finite.
         """
+        if self._quarantine is not None:
+            self._quarantine.step = int(rows["step"][0])
         for detector in self.detectors:
             for found in detector.look(rows):
                 alert = self._limit.admit(found)
