@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from diffhook.analysis import bias, influence, outliers, self_influence
     from diffhook.analysis.generated import generate
     from diffhook.analysis.query import query
-    from diffhook.capture import DiffusionObjective, Grid, MinSNR, Probe
+    from diffhook.capture import Alerts, DiffusionObjective, Grid, MinSNR, Probe, Quarantine
     from diffhook.capture.pipeline import SavedPipeline
     from diffhook.log import RunLog, open_log
 
 _HOMES = {
+    "Alerts": "diffhook.capture",
     "DiffusionObjective": "diffhook.capture",
     "Grid": "diffhook.capture",
     "MinSNR": "diffhook.capture",
     "Probe": "diffhook.capture",
+    "Quarantine": "diffhook.capture",
     "RunLog": "diffhook.log",
     "SavedPipeline": "diffhook.capture.pipeline",
     "bias": "diffhook.analysis",
@@ -30,10 +32,12 @@ _HOMES = {
     "self_influence": "diffhook.analysis",
 }
 __all__ = [
+    "Alerts",
     "DiffusionObjective",
     "Grid",
     "MinSNR",
     "Probe",
+    "Quarantine",
     "RunLog",
     "SavedPipeline",
     "bias",

@@ -1,6 +1,17 @@
 """During training: what to capture when, the recorder, probes at snapshots, alerts."""
 
-from diffhook.capture.alerts import Alert, Detector, NonFinite, NormOutlier
+from diffhook.capture.alerts import (
+    Alert,
+    Alerts,
+    Detector,
+    Dominating,
+    Drift,
+    LossOutlier,
+    NonFinite,
+    NormOutlier,
+    Quarantine,
+    RepeatedOffender,
+)
 from diffhook.capture.diffusion import DiffusionObjective
 from diffhook.capture.grid import Grid, measure
 from diffhook.capture.objective import Objective, Prediction
@@ -11,9 +22,13 @@ from diffhook.capture.weighting import MinSNR
 
 __all__ = [
     "Alert",
+    "Alerts",
     "Detector",
     "DiffusionObjective",
+    "Dominating",
+    "Drift",
     "Grid",
+    "LossOutlier",
     "MinSNR",
     "NonFinite",
     "NormOutlier",
@@ -21,6 +36,8 @@ __all__ = [
     "Plan",
     "Prediction",
     "Probe",
+    "Quarantine",
     "Recorder",
+    "RepeatedOffender",
     "measure",
 ]

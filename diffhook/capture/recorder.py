@@ -11,13 +11,14 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor
 
-from diffhook.capture.alerts import Detector
+from diffhook.capture.alerts import Alerts, Detector, Watch
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import LogWriter, Rows, Snapshot
+from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
@@ -38,7 +39,7 @@ class Recorder:
         rank: this process.
         start_step: optimiser steps taken before.
         lr_sum: sum of the learning rates since the last snapshot, when resuming.
-        detectors: what raises alerts.
+        alerts: who looks for trouble and who is told; None for the usual.
         objective, probe: what to probe at snapshots; None for no probes.
     """
 
@@ -51,26 +52,31 @@ class Recorder:
         rank: int = 0,
         start_step: int = 0,
         lr_sum: float = 0.0,
-        detectors: Sequence[Detector] = (),
+        alerts: Alerts | Sequence[Detector] | None = None,
         objective: Objective | None = None,
         probe: Probe | None = None,
     ) -> None:
         self.engine = engine
         self.writer = LogWriter(location, config, rank=rank, start_step=start_step)
         self.rank = rank
-        self.detectors = detectors
+        self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank)
         self.objective = objective
         self.probe = probe
         self.rows_written = 0
         self.snapshots_written = 0
         self.probe_seconds = 0.0
-        self.alerts: list[str] = []
         self._staged: list[dict[str, Any]] = []
+        self._layer: str | None = None  # where the step's backward first met what is not finite
         self.lr_sum = lr_sum
         self._lr = 0.0
         self._last_snapshot: int | None = None
         self._batch_per_step = 1
         engine.attach()
+
+    @property
+    def alerts(self) -> list[str]:
+        """The kinds of the alerts raised so far."""
+        return self.watch.kinds
 
     def captured(
         self,
@@ -103,7 +109,8 @@ class Recorder:
             weight=np.full(count, weight),
         )
         self._staged.append(dict(rows))
-        self._raise_alerts(rows)
+        if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
+            self._layer = self.engine.first_nonfinite
 
     def stepped(self, lr: float, batch: int) -> None:
         """An optimiser step was taken with learning rate ``lr``: its rows are complete."""
@@ -121,9 +128,11 @@ class Recorder:
             return
         rows = {name: np.concatenate([part[name] for part in self._staged]) for name in self._staged[0]}
         self._staged.clear()
+        layer, self._layer = self._layer, None
         rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])
+        self.watch.look({name: values for name, values in rows.items() if name in SCALARS}, layer)
 
     def settle(self) -> None:
         """A checkpoint is about to be written: a process killed later resumes from it, so the rows
@@ -162,17 +171,10 @@ class Recorder:
             self.writer.put("probe", rows)
         self.probe_seconds += time.perf_counter() - start
 
-    def _raise_alerts(self, rows: Rows) -> None:
-        for detector in self.detectors:
-            for alert in detector.look(rows):
-                level = logging.ERROR if alert.level == "error" else logging.WARNING
-                logger.log(level, "step %d: %s", alert.step, alert.message)
-                self.writer.alert(alert.to_json())
-                self.alerts.append(alert.kind)
-
     def close(self) -> None:
         """Flush and let go of model and log. Idempotent."""
         self.engine.abandon()
         self.engine.detach()
         self.skipped()
+        self.watch.close()
         self.writer.close()

@@ -17,12 +17,13 @@ from diffhook.console import progress_bar
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
+from diffhook.log.alerts import write_alerts
 from diffhook.log.reader import RunLog, open_log
 from diffhook.log.schema import Rows, differences, projection_dtype
 from diffhook.log.snapshots import Snapshot, in_session, write_snapshot
 from diffhook.log.store import Location
 from diffhook.log.table import Table
-from diffhook.log.writer import TableWriter, write_alerts, write_root
+from diffhook.log.writer import TableWriter, write_root
 
 Change = Callable[[Rows], Rows]
 

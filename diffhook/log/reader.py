@@ -11,6 +11,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.alerts import read_alerts
 from diffhook.log.rank import RankGroup
 from diffhook.log.samples import read_names
 from diffhook.log.schema import SCHEMA_VERSION
@@ -75,6 +76,11 @@ class RunLog:
         """Sample id → PNG; empty unless the run was asked to keep them."""
         return Thumbnails(self.store)
 
+    @property
+    def ranks(self) -> int:
+        """Processes that trained."""
+        return len(rank_groups(self.store, "train"))
+
     def session_starts(self, rank: int | None = None) -> list[int]:
         """The step at which each session began, as one rank saw it; by default the first."""
         for number, group in rank_groups(self.store, "train"):
@@ -94,14 +100,7 @@ class RunLog:
 
     def alerts(self) -> list[dict[str, Any]]:
         """Alerts of all ranks, by step."""
-        found = []
-        for name in files.names(self.store, "alerts"):
-            match = _RANK.match(name)
-            starts = self.session_starts(int(match[1])) if match else [0]
-            for alert in read_alerts(self.store, f"alerts/{name}"):
-                if alert["step"] < min(starts[alert.get("session", 0) + 1 :], default=alert["step"] + 1):
-                    found.append(alert)
-        return sorted(found, key=lambda alert: alert["step"])
+        return read_alerts(self.store, self.session_starts)
 
     def to_xarray(self, table: str = "train") -> xarray.Dataset:
         """One table as a Dataset over the dimension "row" (and "projection_dim").
@@ -156,25 +155,6 @@ def _snapshots_of(table: Table) -> set[tuple[int, int]]:
         return {(int(step), int(session)) for step, session in at}
     except (TypeError, ValueError) as error:
         raise LogError(f"{table.name}: its description is damaged: {error}") from error
-
-
-def read_alerts(store: Store, key: str) -> list[dict[str, Any]]:
-    """One rank's alerts.
-
-    Raises:
-        LogError: a line is damaged.
-    """
-    found = []
-    for number, line in enumerate((files.get(store, key) or b"").splitlines(), 1):
-        place = f"{key}, line {number}"
-        alert = parse(line, place)
-        alert = unseal(alert, place, required=False)
-        if type(alert.get("step")) is not int or type(alert.get("session", 0)) is not int:
-            raise LogError(f"{place} is damaged: it has no step")
-        if alert.get("session", 0) < 0:
-            raise LogError(f"{place} is damaged: session {alert['session']}")
-        found.append(alert)
-    return found
 
 
 def read_attributes(store: Store) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from zarr.abc.store import Store
 from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
+from diffhook.log.alerts import read_rank
 from diffhook.log.columns import read_layout
 from diffhook.log.rank import RankGroup
-from diffhook.log.reader import query_names, rank_groups, read_alerts, read_attributes
+from diffhook.log.reader import query_names, rank_groups, read_attributes
 from diffhook.log.schema import BY_NAME
 from diffhook.log.snapshots import ROOT as SNAPSHOTS
 from diffhook.log.snapshots import read_snapshot, snapshot_folders
@@ -65,7 +66,7 @@ def verify(store: Store, advance: Step = lambda: None) -> list[Finding]:
             found += _check_group(group, advance)
     found += _check_snapshots(store, advance)
     for name in files.names(store, "alerts"):
-        found += _attempt(f"alerts/{name}", partial(read_alerts, store, f"alerts/{name}"))
+        found += _attempt(f"alerts/{name}", partial(read_rank, store, f"alerts/{name}"))
     found += _check_thumbnails(store)
     return found
 

@@ -11,6 +11,7 @@ import numpy as np
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
+from diffhook.log import alerts
 from diffhook.log import store as files
 from diffhook.log.backlog import Backlog
 from diffhook.log.columns import new_layout
@@ -216,7 +217,7 @@ class LogWriter:
         self._start_step = start_step
         self._closed = False
         self._alerts: list[str] | None = None
-        self._alerts_key = f"alerts/rank-{rank:04d}.jsonl"
+        self._alerts_key = alerts.key(rank)
         self._alerts_waiting = False
         self._thumbnails: ThumbnailWriter | None = None
         self._dropped: dict[str, tuple[int, int]] = {}
@@ -270,7 +271,7 @@ class LogWriter:
 
     def alert(self, alert: Mapping[str, Any]) -> None:
         """Add one alert to this rank's alerts."""
-        line = _alert_line({**alert, "session": self.session})
+        line = alerts.to_line({**alert, "session": self.session})
         self._submit(lambda: self._add_alert(line), len(line))
         self._submit(lambda: self._write_alerts() if self._backlog.idle else None)
 
@@ -307,6 +308,8 @@ class LogWriter:
             return
         self._closed = True
         try:
+            end = alerts.end_line(self.session)
+            self._submit(lambda: self._add_alert(end))
             self._submit(self._flush_tables)
         finally:
             self._backlog.close(timeout)
@@ -400,13 +403,3 @@ def write_root(store: Store, config: Mapping[str, Any]) -> None:
         files.set_uncommitted(store, f"{table}/zarr.json", group_json({}))
     attributes = {"diffhook": seal({"schema": SCHEMA_VERSION, "config": json_like(config)})}
     files.put(store, "zarr.json", group_json(attributes))
-
-
-def write_alerts(store: Store, rank: int, alerts: list[dict[str, Any]]) -> None:
-    """Write one rank's alerts."""
-    content = "\n".join(_alert_line(alert) for alert in alerts) + "\n"
-    files.put(store, f"alerts/rank-{rank:04d}.jsonl", content.encode())
-
-
-def _alert_line(alert: Mapping[str, Any]) -> str:
-    return json.dumps(seal(json_like(alert)))

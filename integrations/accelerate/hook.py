@@ -12,9 +12,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from diffhook.capture import Detector, Objective, Probe
+from diffhook.capture import Alerts, Detector, Objective, Probe, Quarantine
 from diffhook.errors import ConfigurationError
-from diffhook.integrations.accelerate import loaders
+from diffhook.integrations.accelerate import loaders, quarantine
+from diffhook.integrations.notify import Trackers
 from diffhook.integrations.torch import TorchHook
 from diffhook.integrations.torch.checkpoint import read_state, write_state
 from diffhook.integrations.torch.models import is_trained, refuse_compiled
@@ -59,7 +60,7 @@ class DiffHook(TorchHook):
         snapshot_every: int | None = None,
         probe: Probe | None = None,
         objective: Objective | None = None,
-        alerts: Sequence[Detector] | None = None,
+        alerts: Alerts | Sequence[Detector] | None = None,
         sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None,
         reuse_products: bool = False,
         workspace: int | None = None,
@@ -83,7 +84,7 @@ class DiffHook(TorchHook):
             snapshot_every=snapshot_every,
             probe=probe,
             objective=objective,
-            alerts=alerts,
+            alerts=Alerts.of(alerts, Trackers(accelerator)),
             sample_ids=sample_ids,
             reuse_products=reuse_products,
             workspace=workspace,
@@ -119,6 +120,15 @@ class DiffHook(TorchHook):
         with self.guarded():
             self.load_state_dict(read_state(folder))
 
+    @property
+    def quarantine(self) -> Quarantine:
+        """The samples that are left out, to add to and remove from by hand.
+
+        Raises:
+            ConfigurationError: quarantine is off.
+        """
+        return quarantine.of(self.alerts)
+
     # ── what accelerate does ──────────────────────────────────────────────────────────────────
 
     def _prepare(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -129,6 +139,7 @@ class DiffHook(TorchHook):
             if tagged is not argument:
                 self._loader = self._loader or argument
                 self.later(functools.partial(loaders.untag, result))
+                self.later(quarantine.leave_out(result, self.alerts))
         with self.guarded():
             for result in results:
                 self._discover(result)

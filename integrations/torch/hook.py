@@ -12,8 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from diffhook.capture import Recorder
-from diffhook.capture.alerts import default_detectors
+from diffhook.capture import Alerts, Recorder
 from diffhook.gradients import PerSampleGradients
 from diffhook.integrations.torch import checkpoint
 from diffhook.integrations.torch.describe import describe_run
@@ -64,7 +63,7 @@ class TorchHook(Guest):
         self.session = Session(self.plan, self.settings.snapshot_every, rank=rank, processes=processes)
         self.identity = Identity(self.settings.sample_ids)
         self.names = NameTable(self.identity.names)
-        self._detectors = default_detectors() if self.settings.alerts is None else list(self.settings.alerts)
+        self.alerts = Alerts.of(self.settings.alerts)
         self._models = Models(self._on_forward, self._on_output)
         self._optimizer: torch.optim.Optimizer | None = None
         self._loader: Any = None  # of the training, where an adapter knows it
@@ -197,7 +196,7 @@ class TorchHook(Guest):
             rank=session.rank,
             start_step=session.step_count,
             lr_sum=self._lr_sum,
-            detectors=self._detectors,
+            alerts=self.alerts,
             objective=settings.objective,
             probe=probe,
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from diffhook.capture import Detector, Objective, Plan, Probe
+from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
 from diffhook.errors import ConfigurationError
 
 
@@ -24,7 +24,7 @@ class Settings:
         probe: which samples to probe at snapshots, given an ``objective``.
         objective: the training loss, for probes. With several trained models it is called with an
             ``nn.ModuleDict`` of them.
-        alerts: detectors; None for the default ones, () for none.
+        alerts: an :class:`~diffhook.capture.Alerts`, or detectors; None for the usual, () for none.
         sample_ids: where a batch holds its samples' ids: a key, or a function of the batch that
             returns (B,) integers or B strings. None: a well-known key such as "ids", "indices" or
             "filenames", or else the index in the dataset. False: the index, whatever the batch holds.
@@ -45,7 +45,7 @@ class Settings:
     snapshot_every: int | None = None
     probe: Probe | None = None
     objective: Objective | None = None
-    alerts: Sequence[Detector] | None = None
+    alerts: Alerts | Sequence[Detector] | None = None
     sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None
     reuse_products: bool = False
     workspace: int | None = None

@@ -1,0 +1,61 @@
+"""What looks at rows, and the register of what there is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+from diffhook.capture.alerts.alert import Alert
+from diffhook.errors import ConfigurationError
+from diffhook.log import Rows
+
+DEFAULT_RATE = 1e-3
+
+DETECTORS: dict[str, type[Detector]] = {}
+"""Detectors by their name, which is also the ``kind`` of their alerts."""
+
+
+class Detector(ABC):
+    """Looks at the rows of each optimiser step as they are captured, on every rank.
+
+    Args:
+        rate: alarms per judgement that are acceptable where nothing is wrong. Detectors whose verdict
+            leaves no doubt have no use for it.
+    """
+
+    kind: ClassVar[str] = "custom"
+
+    def __init__(self, rate: float = DEFAULT_RATE) -> None:
+        if not 0 < rate < 0.1:
+            raise ConfigurationError(
+                f"rate is {rate}; expected a share of false alarms, such as {DEFAULT_RATE}"
+            )
+        self.rate = rate
+
+    @abstractmethod
+    def look(self, rows: Rows) -> Iterator[Alert]:
+        """Alerts for the rows that this process saw in one optimiser step.
+
+        The detector may remember them for the next.
+
+        Args:
+            rows: scalar columns of the log, (rows,) each, without the projection. lr is 0 where the
+                step was skipped.
+        """
+
+
+def register(kind: str) -> Callable[[type[Detector]], type[Detector]]:
+    """Make a detector known by name: every registered one watches unless the user chooses."""
+
+    def add(detector: type[Detector]) -> type[Detector]:
+        detector.kind = kind
+        DETECTORS[kind] = detector
+        return detector
+
+    return add
+
+
+def all_detectors(rate: float = DEFAULT_RATE) -> list[Detector]:
+    """One of each registered kind."""
+    return [detector(rate) for detector in DETECTORS.values()]

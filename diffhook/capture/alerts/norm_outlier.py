@@ -1,0 +1,12 @@
+"""A gradient far longer than others at its timestep."""
+
+from diffhook.capture.alerts.detector import register
+from diffhook.capture.alerts.outlier import Outlier
+
+
+@register("norm-outlier")
+class NormOutlier(Outlier):
+    """Names samples whose gradient norm is far above that of others at similar timesteps."""
+
+    column = "grad_norm"
+    words = "pulls {:.1f} times as hard as is usual"

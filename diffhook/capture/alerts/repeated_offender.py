@@ -1,0 +1,64 @@
+"""A sample that is conspicuous again and again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.special import gammaincc
+
+from diffhook.capture.alerts.alert import Alert, about_row
+from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
+from diffhook.capture.alerts.deviation import Deviation
+from diffhook.capture.alerts.tail import Tail
+from diffhook.log import Rows
+
+_VISITS = 8  # the last ones of a sample that count
+
+
+@register("repeated-offender")
+class RepeatedOffender(Detector):
+    """Names samples that pull hard on visit after visit, though perhaps never so that one visit tells.
+
+    The surprises of a sample's last visits, −log of the share of rows that deviate further at such
+    timesteps, are summed (Fisher's method). Were visits independent, the sum would have a Gamma
+    distribution; since some samples are harder than others by nature, how much is too much is learned
+    from the run's other samples.
+
+    Args:
+        rate: alarms per visit, from a sample's second on, on a clean run.
+    """
+
+    def __init__(self, rate: float = DEFAULT_RATE) -> None:
+        super().__init__(rate)
+        self._deviation = Deviation("grad_norm")
+        self._single = Tail(rate)
+        self._joint = Tail(rate)
+        self._visits: dict[int, deque[float]] = {}
+
+    def look(self, rows: Rows) -> Iterator[Alert]:
+        deviations, _ = self._deviation(rows)
+        surprises = self._single.surprise(deviations)
+        self._single.alarms(deviations)
+        sums, counts = np.full((2, len(surprises)), np.nan)
+        for index in np.flatnonzero(~np.isnan(surprises)):
+            visits = self._visits.setdefault(int(rows["sample"][index]), deque(maxlen=_VISITS))
+            visits.append(float(surprises[index]))
+            if len(visits) > 1:
+                sums[index], counts[index] = sum(visits), len(visits)
+        joint = -np.log(np.maximum(gammaincc(counts, sums), 1e-300))
+        level = self._joint.level
+        for index in np.flatnonzero(self._joint.alarms(joint)):
+            sample = int(rows["sample"][index])
+            visits = self._visits[sample]
+            typical = np.exp(-np.mean(visits))
+            yield about_row(
+                self.kind,
+                rows,
+                int(index),
+                float(joint[index]),
+                level,
+                f"sample {sample} keeps pulling hard: on its last {len(visits)} visits only "
+                f"{typical:.1%} of other samples pulled harder at such timesteps, on average",
+            )

@@ -1,0 +1,71 @@
+"""What a user says about alerts, in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from diffhook.capture.alerts.delivery import Sink
+from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, all_detectors
+from diffhook.capture.alerts.quarantine import Quarantine
+from diffhook.capture.alerts.sinks import to_logging
+from diffhook.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Alerts:
+    """Who looks for trouble, who is told, and what is done about it.
+
+    Attributes:
+        detectors: None for one of each registered kind, at the given rate.
+        sinks: callables that take an :class:`Alert`; None for Python's logging and, in a training run,
+            the accelerator's trackers. The log has every alert, whatever the sinks.
+        rate: false alarms that each statistical detector may raise per row (or step) of a run in which
+            nothing is wrong.
+        quarantine: True, or a :class:`Quarantine`, to leave samples out of the following epochs.
+        most: alerts that one detector may raise within 100 steps.
+        timeout: seconds after which a sink that does not return is given up.
+    """
+
+    detectors: Sequence[Detector] | None = None
+    sinks: Sequence[Sink] | None = None
+    rate: float = DEFAULT_RATE
+    quarantine: bool | Quarantine = False
+    most: int = 20
+    timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 0.1:
+            raise ConfigurationError(
+                f"rate is {self.rate}; expected false alarms per row, such as {DEFAULT_RATE}"
+            )
+        if self.most < 1 or self.timeout <= 0:
+            raise ConfigurationError(
+                f"most is {self.most} and timeout {self.timeout}; expected at least 1 alert and more than 0 s"
+            )
+        for detector in self.detectors or ():
+            if not isinstance(detector, Detector):
+                raise ConfigurationError(
+                    f"{detector!r} is no detector; expected objects such as NormOutlier(rate=1e-3)"
+                )
+        for sink in self.sinks or ():
+            if not callable(sink):
+                raise ConfigurationError(
+                    f"the sink {sink!r} cannot be called; expected a callable of one alert"
+                )
+
+    @staticmethod
+    def of(given: Alerts | Sequence[Detector] | None, *usual_sinks: Sink) -> Alerts:
+        """``DiffHook(alerts=given)`` in full.
+
+        Args:
+            given: as the user gave it; a sequence is one of detectors.
+            usual_sinks: those of the training run, besides logging, where the user named none.
+        """
+        alerts = given if isinstance(given, Alerts) else Alerts(detectors=given)
+        return replace(
+            alerts,
+            detectors=all_detectors(alerts.rate) if alerts.detectors is None else list(alerts.detectors),
+            sinks=[to_logging, *usual_sinks] if alerts.sinks is None else list(alerts.sinks),
+            quarantine=Quarantine() if alerts.quarantine is True else alerts.quarantine,
+        )

@@ -1,0 +1,84 @@
+"""One process's alerts while it trains: rows in; log, sinks and quarantine out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from diffhook.capture.alerts.alert import Alert
+from diffhook.capture.alerts.delivery import Delivery
+from diffhook.capture.alerts.detector import Detector
+from diffhook.capture.alerts.limit import Limit
+from diffhook.capture.alerts.quarantine import Quarantine
+from diffhook.capture.alerts.settings import Alerts
+from diffhook.log import Rows
+
+logger = logging.getLogger("diffhook")
+
+
+class Watch:
+    """Feeds rows to detectors, and what they find to the log, the sinks and the quarantine.
+
+    Args:
+        alerts: the user's wishes; a sequence is one of detectors, None is the usual.
+        write: takes an alert as JSON, to the log.
+        read: gives the alerts of all processes so far, from the log.
+        rank: this process.
+    """
+
+    def __init__(
+        self,
+        alerts: Alerts | Sequence[Detector] | None,
+        write: Callable[[Mapping[str, Any]], None],
+        read: Callable[[], list[dict[str, Any]]],
+        rank: int,
+    ) -> None:
+        settled = Alerts.of(alerts)
+        self.detectors = settled.detectors or ()
+        self.rank = rank
+        self.kinds: list[str] = []  # of the alerts told
+        self._write = write
+        self._limit = Limit(settled.most)
+        self._delivery = Delivery(settled.sinks or (), settled.timeout)
+        self._quarantine = settled.quarantine if isinstance(settled.quarantine, Quarantine) else None
+        if self._quarantine is not None:
+            self._quarantine.bind(self._tell, read, rank)
+
+    def look(self, rows: Rows, layer: str | None = None) -> None:
+        """Judge the rows of one optimiser step.
+
+        Args:
+            rows: scalar columns.
+            layer: where the step's backward first met a gradient that is not finite.
+        """
+        if self._quarantine is not None:
+            self._quarantine.step = int(rows["step"][0])
+        for detector in self.detectors:
+            for found in detector.look(rows):
+                alert = self._limit.admit(found)
+                if alert is None:
+                    continue
+                if layer is not None and alert.kind == "non-finite":
+                    alert = replace(
+                        alert, layer=layer, message=f"{alert.message} (the backward first met it at {layer})"
+                    )
+                self._tell(alert)
+                if self._quarantine is not None:
+                    self._quarantine.hear(alert)
+
+    def close(self) -> None:
+        """Let the sinks finish; their threads end. Idempotent."""
+        self._delivery.close()
+        for kind, count in Counter(self._limit.held_back).items():
+            logger.warning("%d more alerts of the kind %s were held back: too many at once", count, kind)
+        self._limit.held_back.clear()
+
+    def _tell(self, alert: Alert) -> None:
+        alert = replace(alert, rank=self.rank, time=time.time())
+        self._write(alert.to_json())
+        self._delivery.send(alert)
+        self.kinds.append(alert.kind)

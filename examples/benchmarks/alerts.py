@@ -1,0 +1,202 @@
+"""Do alerts keep what they promise? False alarms on clean digits, planted samples, and what a bad sink costs.
+
+    python examples/benchmarks/alerts.py [--epochs 3] [--limit 5000]
+
+Prints the findings and saves them to examples/results/alerts.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from data import digits, patches
+from machine import machine
+from mnist import make_model
+
+from diffhook import Alerts, open_log
+from diffhook.capture import Alert, Detector, LossOutlier, NormOutlier, RepeatedOffender
+from diffhook.integrations.accelerate import DiffHook
+from diffhook.log import RunLog
+
+RESULT = Path(__file__).parents[1] / "results" / "alerts.json"
+RATE = 1e-3
+VISITS = 3  # within which a planted sample is to be named
+PLANTED = 10  # inverted, and as many photographic
+
+
+def train(
+    images: np.ndarray, log: Path, epochs: int, alerts: Alerts, steps: int | None = None
+) -> list[float]:
+    """A plain loop that, like many, skips a step whose gradient is not finite. Returns seconds per step."""
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.from_numpy(images)[:, None]), 32, shuffle=True)
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    accelerator = Accelerator()
+    DiffHook(accelerator, log, projection_dim=0, alerts=alerts, strict=True)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    seconds: list[float] = []
+    began = time.perf_counter()
+    for _ in range(epochs):
+        for (clean,) in loader:
+            noise = torch.randn_like(clean)
+            timesteps = torch.randint(0, 1000, (len(clean),))
+            loss = F.mse_loss(model(scheduler.add_noise(clean, noise, timesteps), timesteps).sample, noise)
+            accelerator.backward(loss)
+            if accelerator.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+                optimizer.step()
+            optimizer.zero_grad()
+            seconds.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            if len(seconds) == steps:
+                accelerator.end_training()
+                return seconds
+    accelerator.end_training()
+    return seconds
+
+
+def replay(log: RunLog, detector: Detector) -> int:
+    """Alarms that a detector raises over a log's rows, before any are held back."""
+    columns = {name: log.train[name] for name in log.train.columns}
+    steps = np.split(np.arange(len(log.train)), np.flatnonzero(np.diff(columns["step"])) + 1)
+    return sum(1 for rows in steps for _ in detector.look({name: c[rows] for name, c in columns.items()}))
+
+
+def false_alarms(folder: Path, images: np.ndarray, epochs: int) -> list[dict[str, Any]]:
+    """Alarms per row on a run in which nothing is wrong."""
+    train(images, folder / "clean", epochs, Alerts(detectors=()))
+    log = open_log(folder / "clean")
+    found = []
+    for rate in (RATE, 1e-2):
+        for kind in (NormOutlier, LossOutlier, RepeatedOffender):
+            alarms = replay(log, kind(rate))
+            share = alarms / len(log.train)
+            found.append({"detector": kind.kind, "rate": rate, "alarms": alarms, "measured": share})
+    return found
+
+
+def planted(folder: Path, images: np.ndarray, epochs: int) -> dict[str, Any]:
+    """Which planted samples are named within three visits, by whatever alert, in a run as users have it."""
+    images = images.copy()
+    groups = {
+        "NaN pixel": [0],
+        "inverted": list(range(1, 1 + PLANTED)),
+        "photographic": list(range(1 + PLANTED, 1 + 2 * PLANTED)),
+    }
+    images[0, 14, 14] = np.nan
+    images[groups["inverted"]] *= -1
+    images[groups["photographic"]] = patches(PLANTED, np.random.default_rng(0))
+    train(images, folder / "planted", epochs, Alerts(rate=RATE))
+    log = open_log(folder / "planted")
+    step, sample = log.train["step"], log.train["sample"]
+    found: dict[str, Any] = {}
+    for name, members in groups.items():
+        visits = {s: _visits_until(log, s, step[sample == s]) for s in members}
+        named = [s for s, visit in visits.items() if visit is not None and visit <= VISITS]
+        found[name] = {"planted": len(members), "named": len(named), "visits": list(visits.values())}
+    clean = {s for alert in log.alerts() for s in alert["samples"] if s > 2 * PLANTED}
+    return {"groups": found, "clean samples named": len(clean), "samples": len(images)}
+
+
+def _visits_until(log: RunLog, sample: int, steps: np.ndarray) -> int | None:
+    """How often a sample had been seen when an alert first named it."""
+    first = min((a["step"] for a in log.alerts() if sample in a["samples"]), default=None)
+    return None if first is None else int((np.sort(steps) <= first).sum())
+
+
+class EverySecondBlock(Detector):
+    """Raises an alert in each step of every second block of four: the others are what to compare with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = 0
+
+    def look(self, rows: Any) -> Iterator[Alert]:
+        self.step += 1
+        if self.step // 4 % 2:
+            yield Alert(
+                "made-up", "warning", [self.step], self.step, 0.0, 1.0, 0.0, "an alert that nobody needs"
+            )
+
+
+def hanging(alert: Alert) -> None:
+    time.sleep(3600)
+
+
+def raising(alert: Alert) -> None:
+    raise ConnectionError("nobody there")
+
+
+def flooding(alert: Alert) -> None:
+    for _ in range(100):
+        logging.getLogger("flood").warning(alert.message)
+
+
+def bad_sink(folder: Path, images: np.ndarray, sink: Any, steps: int) -> float:
+    """Median time of steps with an alert to that sink over that of steps without, within one run."""
+    alerts = Alerts(detectors=[EverySecondBlock()], sinks=[sink], most=1000)
+    seconds = train(images, folder / sink.__name__, 99, alerts, steps)
+    with_alert = [s for i, s in enumerate(seconds, 1) if i // 4 % 2 and i > 8]
+    without = [s for i, s in enumerate(seconds, 1) if not i // 4 % 2 and i > 8]
+    return statistics.median(with_alert) / statistics.median(without)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--limit", type=int, default=5000, help="use this many digits")
+    parser.add_argument("--steps", type=int, default=200, help="of each run with a bad sink")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    flood = logging.getLogger("flood")
+    flood.addHandler(logging.NullHandler())
+    flood.propagate = False
+    order = np.random.default_rng(0).permutation(5000)[: args.limit]
+    images = digits()[0][order]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        result: dict[str, Any] = {"false_alarms": false_alarms(folder, images, args.epochs)}
+        result["planted"] = planted(folder, images, args.epochs)
+        result["bad_sinks"] = {
+            sink.__name__: bad_sink(folder, images, sink, args.steps) for sink in (hanging, raising, flooding)
+        }
+    result |= {
+        "epochs": args.epochs,
+        "digits": len(images),
+        "visits": VISITS,
+        "date": date.today().isoformat(),
+        "machine": machine(),
+    }
+    for row in result["false_alarms"]:
+        print(
+            f"{row['detector']:<20} asked {row['rate']:.3f}  raised {row['measured']:.5f} ({row['alarms']})"
+        )
+    for name, group in result["planted"]["groups"].items():
+        print(f"{name:<20} {group['named']} of {group['planted']} named within {VISITS} visits")
+    print(f"clean samples named  {result['planted']['clean samples named']}")
+    for name, ratio in result["bad_sinks"].items():
+        print(f"{name:<20} step time × {ratio:.3f}")
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

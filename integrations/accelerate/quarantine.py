@@ -1,0 +1,86 @@
+"""Keeps quarantined samples out of a prepared loader, without a word between processes.
+
+Each process replaces a quarantined index in its own batches by one that its own sampler has given it
+in the same pass. Batches keep their number and sizes whatever any process knows, so none waits for
+another; a healthy sample is seen twice instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from diffhook.capture import Alerts, Quarantine
+from diffhook.errors import ConfigurationError
+
+logger = logging.getLogger("diffhook")
+
+_STAND_INS = 1024  # healthy indices of the pass that are remembered
+
+
+class _HealthyBatches:
+    """A batch sampler, but with other samples in place of quarantined ones.
+
+    All else is the sampler's own, attributes that accelerate sets included.
+    """
+
+    def __init__(self, batches: Any, quarantine: Quarantine, dataset_size: int) -> None:
+        self.__dict__.update(batches=batches, quarantine=quarantine, dataset_size=dataset_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        left_out = self.quarantine.begin_pass(self.dataset_size)
+        stand_ins: deque[Any] = deque(maxlen=_STAND_INS)
+        for batch in self.batches:
+            healthy = [index for index in batch if index not in left_out]
+            stand_ins.extendleft(reversed(healthy))  # this batch's are the last to be taken
+            if len(healthy) == len(batch) or not stand_ins:
+                yield batch
+                continue
+            yield [index if index not in left_out else _next(stand_ins) for index in batch]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "batches":  # while unpickling in a worker
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.batches, name, value)
+
+
+def _next(stand_ins: deque[Any]) -> Any:
+    """The healthy index that was seen, or has stood in, longest ago."""
+    stand_ins.rotate(1)
+    return stand_ins[0]
+
+
+def leave_out(loader: Any, alerts: Alerts) -> Callable[[], None]:
+    """Keep the quarantine's samples out of a loader from its next pass on. Returns what undoes it."""
+    base = getattr(loader, "base_dataloader", loader)
+    if not isinstance(alerts.quarantine, Quarantine) or base.batch_sampler is None:
+        return lambda: None
+    sampler = base.batch_sampler
+    base.__dict__["batch_sampler"] = _HealthyBatches(sampler, alerts.quarantine, len(base.dataset))
+
+    def undo() -> None:
+        base.__dict__["batch_sampler"] = sampler
+
+    return undo
+
+
+def of(alerts: Alerts) -> Quarantine:
+    """The quarantine.
+
+    Raises:
+        ConfigurationError: it is off.
+    """
+    if not isinstance(alerts.quarantine, Quarantine):
+        raise ConfigurationError(
+            "quarantine is off: pass alerts=Alerts(quarantine=True), or quarantine=Quarantine(kinds=()) "
+            "to use it by hand only"
+        )
+    return alerts.quarantine

@@ -1,0 +1,221 @@
+"""Sinks hear of alerts, and training does not hear of sinks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+import types
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from diffhook import Alerts
+from diffhook.capture import Alert, Detector
+from diffhook.capture.alerts.delivery import Delivery
+from diffhook.errors import ConfigurationError
+from diffhook.integrations.notify import Apprise, Trackers, Webhook
+from diffhook.log import Rows, open_log
+from tests.runs import train
+
+
+def make_alert(step: int = 12, level: str = "warning") -> Alert:
+    return Alert("norm-outlier", level, [7], step, 500.0, 9.0, 4.0, "sample 7 pulls hard")
+
+
+class EveryStep(Detector):
+    """Names another sample in every step."""
+
+    def look(self, rows: Rows) -> Iterator[Alert]:
+        yield Alert("made-up", "warning", [int(rows["step"][0])], int(rows["step"][0]), 0.0, 1.0, 0.0, "oh")
+
+
+def threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("diffhook-alerts")]
+
+
+# ── delivery ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_sink_hears_every_alert_in_order_and_the_threads_end(tmp_path: Path) -> None:
+    first, second = [], []
+    sinks = [lambda alert: first.append(alert.step), lambda alert: second.append(alert.step)]
+    train(tmp_path / "log", alerts=Alerts([EveryStep()], sinks))
+    assert first == second == list(range(9))
+    assert not threads()
+
+
+def test_no_alert_no_thread() -> None:
+    delivery = Delivery([print], timeout=1)
+    assert not threads()
+    delivery.close()
+
+
+def hang(alert: Alert) -> None:
+    release.wait(60)
+
+
+def fail(alert: Alert) -> None:
+    raise ConnectionError("nobody there")
+
+
+release = threading.Event()
+
+
+@pytest.mark.parametrize("sink", [hang, fail])
+def test_a_bad_sink_changes_nothing_of_the_training_nor_of_the_other_sinks(
+    tmp_path: Path, sink: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = train(None)
+    heard: list[Alert] = []
+    with caplog.at_level(logging.WARNING, "diffhook"):
+        watched = train(tmp_path / "log", alerts=Alerts([EveryStep()], [sink, heard.append], timeout=0.3))
+    release.set()
+    for before, after in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
+        assert torch.equal(before, after)
+    assert len(heard) == 9
+    assert len(open_log(tmp_path / "log").alerts()) == 9, "the log has them all"
+    told = [r.message for r in caplog.records]
+    if sink is fail:
+        assert sum("the sink fail failed: ConnectionError: nobody there" in m for m in told) == 1
+    else:
+        assert sum("the sink hang has not answered within 0.3 s" in m for m in told) == 1
+    assert any("9 alerts did not reach the sink" in m or "8 alerts did not reach the sink" in m for m in told)
+
+
+def test_sending_never_waits_and_what_waits_is_bounded() -> None:
+    release.clear()
+    delivery = Delivery([hang], timeout=0.2)
+    for step in range(2000):
+        delivery.send(make_alert(step))
+    (outlet,) = delivery._outlets
+    assert outlet._queue.qsize() <= 256
+    assert outlet.lost >= 2000 - 257
+    delivery.close()
+    release.set()
+    for _ in range(100):
+        if not threads():
+            break
+        time.sleep(0.02)
+    assert not threads(), "the thread of a sink that was given up ends once the sink returns"
+
+
+def test_a_sink_that_recovers_is_used_again() -> None:
+    heard: list[int] = []
+
+    def flaky(alert: Alert) -> None:
+        if alert.step < 3:
+            raise OSError("not yet")
+        heard.append(alert.step)
+
+    delivery = Delivery([flaky], timeout=5)
+    for step in range(5):
+        delivery.send(make_alert(step))
+    delivery.close()
+    assert heard == [3, 4]
+
+
+# ── the sinks ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """An HTTP server on this machine that keeps what is posted."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            served.posts.append((dict(self.headers), json.loads(body)))  # type: ignore[attr-defined]
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    served = HTTPServer(("127.0.0.1", 0), Handler)
+    served.posts = []  # type: ignore[attr-defined]
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def test_a_webhook_posts_the_alert(server: Any) -> None:
+    Webhook(f"http://127.0.0.1:{server.server_port}/x", {"Authorization": "Bearer 1"})(make_alert())
+    ((headers, body),) = server.posts
+    assert headers["Authorization"] == "Bearer 1"
+    assert body["samples"] == [7]
+    assert body["text"] == "diffhook, step 12: sample 7 pulls hard"
+
+
+def test_apprise_notifies_and_tells_when_it_could_not(server: Any) -> None:
+    Apprise(f"json://127.0.0.1:{server.server_port}/x")(make_alert(level="error"))
+    ((_, body),) = server.posts
+    assert body["title"] == "diffhook: norm-outlier, step 12"
+    assert body["message"] == "sample 7 pulls hard"
+    assert body["type"] == "failure"
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ConnectionError):
+        Apprise(f"json://127.0.0.1:{server.server_port}/x")(make_alert())
+
+
+def test_tensorboard_shows_alerts_as_text_at_their_step(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
+    sink = Trackers(accelerator)
+    sink(make_alert())  # before the trackers are there
+    accelerator.init_trackers("run")
+    sink(make_alert())
+    accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    (event,) = events.Tensors("diffhook/norm-outlier/text_summary")
+    assert event.step == 12
+    assert event.tensor_proto.string_val[0] == b"sample 7 pulls hard"
+
+
+def test_wandb_and_trackio_get_alerts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins with the signatures of wandb 0.31 and trackio 0.43."""
+    told = []
+
+    class Run:
+        def alert(self, title: str, text: str, level: Any = None, step: int | None = None) -> None:
+            told.append((title, text, level, step))
+
+    module = types.ModuleType("trackio")
+    module.AlertLevel = {"INFO": "info!", "WARN": "warn!", "ERROR": "error!"}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    trackers = [types.SimpleNamespace(name=name, tracker=Run()) for name in ("wandb", "trackio", "comet_ml")]
+    Trackers(types.SimpleNamespace(is_main_process=True, trackers=trackers))(make_alert())
+    Trackers(types.SimpleNamespace(is_main_process=False, trackers=trackers))(make_alert())
+    title, text = "diffhook: norm-outlier", "step 12: sample 7 pulls hard"
+    assert told == [(title, text, "WARN", None), (title, text, "warn!", 12)]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Webhook("slack.com/hook"), "'slack.com/hook' is no URL; expected http://"),
+        (lambda: Apprise("nonsense://secret"), "URL that begins 'nonsense'"),
+        (lambda: Apprise(), "was given no URL"),
+    ],
+)
+def test_a_bad_address_is_told_at_once(make: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as told:
+        make()
+    assert "secret" not in str(told.value)
+
+
+def test_a_missing_apprise_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    with pytest.raises(ConfigurationError, match=r"pip install diffhook\[apprise\]"):
+        Apprise("json://x")
