@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import xarray
 
 _RANK = re.compile(r"rank-(\d{4,6})")
+_ALERTS = re.compile(r"rank-(\d{4,6})\.jsonl")
 _KINDS = ("sketch", "full", "none")
 
 
@@ -95,10 +96,9 @@ class RunLog:
     def alerts(self) -> list[dict[str, Any]]:
         """Alerts of all ranks, by step."""
         found = []
-        for name in files.names(self.store, "alerts"):
-            match = _RANK.match(name)
-            starts = self.session_starts(int(match[1])) if match else [0]
-            for alert in read_alerts(self.store, f"alerts/{name}"):
+        for rank, key in alert_files(self.store):
+            starts = self.session_starts(rank)
+            for alert in read_alerts(self.store, key):
                 if alert["step"] < min(starts[alert.get("session", 0) + 1 :], default=alert["step"] + 1):
                     found.append(alert)
         return sorted(found, key=lambda alert: alert["step"])
@@ -156,6 +156,12 @@ def _snapshots_of(table: Table) -> set[tuple[int, int]]:
         return {(int(step), int(session)) for step, session in at}
     except (TypeError, ValueError) as error:
         raise LogError(f"{table.name}: its description is damaged: {error}") from error
+
+
+def alert_files(store: Store) -> list[tuple[int, str]]:
+    """The ranks' files of alerts, by number."""
+    matches = [_ALERTS.fullmatch(name) for name in files.names(store, "alerts")]
+    return [(int(match[1]), f"alerts/{match[0]}") for match in matches if match]
 
 
 def read_alerts(store: Store, key: str) -> list[dict[str, Any]]:
