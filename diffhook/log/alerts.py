@@ -106,7 +106,12 @@ def follow_alerts(log: RunLog, interval: float = 1.0) -> Iterator[list[Line]]:
         time.sleep(interval)
 
 
-def _lines(store: Store) -> dict[int, list[Line]]:
-    """Rank → its lines. Only files of a log's own names are read."""
+def alert_files(store: Store) -> list[tuple[int, str]]:
+    """(rank, key) of every rank's file. Others than of a log's own names are not read."""
     matches = [_FILE.fullmatch(name) for name in files.names(store, "alerts")]
-    return {int(match[1]): read_rank(store, f"alerts/{match[0]}") for match in matches if match}
+    return [(int(match[1]), f"alerts/{match[0]}") for match in matches if match]
+
+
+def _lines(store: Store) -> dict[int, list[Line]]:
+    """Rank → its lines."""
+    return {rank: read_rank(store, key) for rank, key in alert_files(store)}

@@ -94,7 +94,7 @@ class IcechunkStore(WrapperStore[Store]):
         if "c" in parts:
             return
         group = _buffer(b'{"zarr_format": 3, "node_type": "group", "attributes": {}}')
-        for depth in range(len(parts)):
+        for depth in range(len(parts) + 1):
             parent = "/".join([*parts[:depth], "zarr.json"])
             if parent != key and not await super().exists(parent):
                 await super().set(parent, group)

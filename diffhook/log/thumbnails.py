@@ -60,6 +60,11 @@ def check_png(png: bytes) -> bytes:
     return png
 
 
+def packs(store: Store) -> list[str]:
+    """Names of the packs, in the order in which each rank wrote them."""
+    return [name for name in files.names(store, ROOT) if _PACK.fullmatch(name)]
+
+
 def check_pack(store: Store, name: str) -> None:
     """Read every image of one pack.
 
@@ -87,8 +92,7 @@ class Thumbnails(Mapping[int, bytes]):
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._packs = [name for name in files.names(store, ROOT) if _PACK.fullmatch(name)]
-        self._where = {sample_id: pack for pack in self._packs for sample_id in self._entries(pack)}
+        self._where = {sample_id: pack for pack in packs(store) for sample_id in self._entries(pack)}
         self._open = lru_cache(maxsize=8)(lambda pack: _read(store, pack))
 
     def __getitem__(self, sample_id: int) -> bytes:

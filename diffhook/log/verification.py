@@ -12,7 +12,7 @@ from zarr.abc.store import Store
 from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
-from diffhook.log.alerts import read_rank
+from diffhook.log.alerts import alert_files, read_rank
 from diffhook.log.columns import read_layout
 from diffhook.log.rank import RankGroup
 from diffhook.log.reader import query_names, rank_groups, read_attributes
@@ -65,8 +65,8 @@ def verify(store: Store, advance: Step = lambda: None) -> list[Finding]:
         for _, group in rank_groups(store, path):
             found += _check_group(group, advance)
     found += _check_snapshots(store, advance)
-    for name in files.names(store, "alerts"):
-        found += _attempt(f"alerts/{name}", partial(read_rank, store, f"alerts/{name}"))
+    for _, key in alert_files(store):
+        found += _attempt(key, partial(read_rank, store, key))
     found += _check_thumbnails(store)
     return found
 
@@ -196,7 +196,7 @@ def _check_snapshots(store: Store, advance: Step) -> Iterator[Finding]:
 
 
 def _check_thumbnails(store: Store) -> Iterator[Finding]:
-    for name in files.names(store, thumbnails.ROOT):
+    for name in thumbnails.packs(store):
         key = f"{thumbnails.ROOT}/{name}"
         yield from _attempt(key, partial(thumbnails.check_pack, store, name))
 
