@@ -9,12 +9,13 @@ preservation), row r of a sample has the sample's id + r · 2^51: a sample of it
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 
 from zarr.abc.store import Store
 
+from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.seal import parse
 
 ROLE = 1 << 51
 """What the id of a sample's second row in a batch is higher by."""
@@ -34,11 +35,20 @@ def split_id(sample: int) -> tuple[int, int]:
 
 
 def read_names(store: Store) -> dict[int, str]:
-    """Id → name, of all ranks; empty where samples are numbered."""
+    """Id → name, of all ranks; empty where samples are numbered.
+
+    Raises:
+        LogError: a file of names is damaged.
+    """
     found: dict[int, str] = {}
     for entry in files.names(store, "names"):
-        content = files.get(store, f"names/{entry}")
-        found |= {int(i): name for i, name in json.loads(content or b"{}").items()}
+        place = f"{files.describe(store)}: names/{entry}"
+        names = parse(files.get(store, f"names/{entry}") or b"{}", place)
+        if not isinstance(names, dict) or not all(
+            sample.isdecimal() and isinstance(name, str) for sample, name in names.items()
+        ):
+            raise LogError(f"{place} is damaged: expected an object of sample id → name")
+        found |= {int(sample): name for sample, name in names.items()}
     return found
 
 
