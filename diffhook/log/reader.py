@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import xarray
 
 _RANK = re.compile(r"rank-(\d{4,6})")
-_ALERTS = re.compile(r"rank-(\d{4,6})\.jsonl")
 _KINDS = ("sketch", "full", "none")
 
 
