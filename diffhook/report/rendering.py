@@ -18,13 +18,14 @@ class Part:
 
     name: str
     title: str
+    label: str  # in the list of parts
     html: Markup
     anchor: str
 
 
-def part(name: str, title: str, /, **context: Any) -> Part:
+def part(name: str, title: str, label: str, /, **context: Any) -> Part:
     """The part whose template is parts/NAME."""
-    return Part(name, title, render(f"parts/{name}.html.jinja", **context), anchor=name)
+    return Part(name, title, label, render(f"parts/{name}.html.jinja", **context), anchor=name)
 
 
 def render(template: str, **context: Any) -> Markup:

@@ -36,6 +36,7 @@ def alerts_part(alerts: list[dict[str, Any]], last_step: int, thumbnails: Thumbn
     return part(
         "alerts",
         "Alerts while it trained",
+        "Alerts",
         chart=drawn,
         total=len(alerts),
         listed=listed,

@@ -47,7 +47,13 @@ def generality_part(
         frequent = [] if known is None else most_frequent(known, figures.k, pictures)
         count = 0 if known is None else len(known.query_ids)
         rows.append((figures, LABELS.get(figures.method, figures.method), count, frequent))
-    return part("generality", "The same samples for every query?", rows=rows, share=found[0].general_share)
+    return part(
+        "generality",
+        "The same samples for every query?",
+        "Generality",
+        rows=rows,
+        share=found[0].general_share,
+    )
 
 
 def most_frequent(scores: Scores, k: int, thumbnails: Thumbnails) -> list[Frequent]:

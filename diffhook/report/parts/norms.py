@@ -27,7 +27,12 @@ def norms_part(report: BiasReport, *, need_chart: bool = True) -> Part:
         if need_chart:
             raise
     return part(
-        "norms", "Gradient norm against timestep", chart=drawn, sentences=sentences(report), bins=report.norms
+        "norms",
+        "Gradient norm against timestep",
+        "Timestep bias",
+        chart=drawn,
+        sentences=sentences(report),
+        bins=report.norms,
     )
 
 

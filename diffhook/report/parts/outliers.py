@@ -53,6 +53,7 @@ def outliers_part(ranking: Ranking, thumbnails: Thumbnails, top: int = 500, page
     return part(
         "outliers",
         "Samples that stand out",
+        "Outliers",
         ranking=ranking,
         tiles=tiles,
         orders=names,

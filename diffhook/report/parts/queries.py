@@ -91,6 +91,7 @@ def queries_part(
     return part(
         "queries",
         f"What made these images: {name}",
+        f"Influences: {name}",
         name=name,
         queries=asked,
         methods=[LABELS.get(each.method, each.method) for each in scores],

@@ -30,6 +30,7 @@ def run_part(log: RunLog) -> Part:
     return part(
         "run",
         "This run",
+        "Run",
         facts={name: value for name, value in facts.items() if value},
         configuration=list(_flat({**log.config, "summary": summary})),
     )
