@@ -10,7 +10,6 @@ import argparse
 from diffhook.analysis import bias
 from diffhook.analysis.bias import BiasReport
 from diffhook.cli.printing import print_json, print_table
-from diffhook.console import progress_bar, scan_progress
 from diffhook.log import open_log
 
 _BAR = 24  # characters
@@ -24,8 +23,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
-    with progress_bar() as bar, scan_progress(bar, "scores of the queries"):
-        report = bias(log, args.source, k=args.top, bins=args.bins)
+    report = bias(log, args.source, k=args.top, bins=args.bins)
     if args.json:
         print_json(report.to_json())
         return

@@ -6,12 +6,12 @@ example: diffhook report runs/butterflies --images data/butterflies --query-imag
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
 
 from diffhook import words
 from diffhook.cli.printing import print_json
 from diffhook.errors import ConfigurationError
-from diffhook.log import RunLog, open_log
+from diffhook.log import RunLog, Table, open_log
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -51,13 +51,17 @@ def run(args: argparse.Namespace) -> None:
         print(f"wrote {args.out}, {words.size(size)}")
 
 
-def _queries(log: RunLog, names: list[str] | None, images: list[str]) -> dict[str, Any]:
-    """Query set → path of its images or None.
+def _queries(log: RunLog, names: list[str] | None, images: list[str]) -> dict[str, str | None]:
+    """Query set → path of its images or None; by default the one that `diffhook query` was given.
 
     Raises:
         ConfigurationError: images for no set, or for one of several.
     """
-    found: dict[str, Any] = dict.fromkeys(log.queries if names is None else names)
+    from diffhook.report.page import query_sets
+
+    known = log.queries
+    shown = query_sets(log) if names is None else names
+    found = {name: _recorded(known[name]) if name in known else None for name in shown}
     for given in images:
         name, named, path = given.partition("=")
         if not named:
@@ -73,3 +77,8 @@ def _queries(log: RunLog, names: list[str] | None, images: list[str]) -> dict[st
             )
         found[name] = path
     return found
+
+
+def _recorded(queries: Table) -> str | None:
+    path = (queries.description or {}).get("samples", {}).get("images")
+    return path if path is not None and Path(path).exists() else None

@@ -14,7 +14,7 @@ from PIL import Image
 from diffhook.errors import ConfigurationError
 
 Images = Callable[[int], Any]
-"""sample id → an image that :func:`to_image` takes."""
+"""sample id → an image that :func:`to_image` takes, or None where there is none."""
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _IMAGE_KEYS = ("image", "img", "images", "pixel_values", "pixels")
@@ -25,9 +25,10 @@ def find_images(source: Any, ids: npt.NDArray[np.integer[Any]]) -> Images | None
 
     Args:
         source: None; a path (see :func:`load_images`); a function from id to image; a mapping from id
-            to image; or anything with ``len()`` and ``[id]``: an array, a list, a dataset of torch or
-            Hugging Face. An item of a dataset may be an image, a tuple whose first part is one, or a
-            dict with one under "image", "img", "images", "pixel_values" or "pixels".
+            to image, for some of them or all; or anything with ``len()`` and ``[id]``: an array, a
+            list, a dataset of torch or Hugging Face. An item of a dataset may be an image, a tuple
+            whose first part is one, or a dict with one under "image", "img", "images", "pixel_values"
+            or "pixels".
         ids: the ids that will be asked for.
 
     Raises:
@@ -39,7 +40,7 @@ def find_images(source: Any, ids: npt.NDArray[np.integer[Any]]) -> Images | None
     if isinstance(source, str | Path):
         source = load_images(source)
     if isinstance(source, Mapping):
-        return source.__getitem__
+        return source.get
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         if len(ids) and len(source) <= int(ids.max()):
             raise ConfigurationError(

@@ -15,7 +15,7 @@ import diffhook
 import diffhook.analysis
 from diffhook.analysis import Ranking, Scores, bias, influence, outliers
 from diffhook.analysis.bias import generality
-from diffhook.console import progress_bar, scan_progress
+from diffhook.console import progress_bar
 from diffhook.errors import LogError
 from diffhook.log import RunLog
 from diffhook.report.images import find_images
@@ -29,6 +29,7 @@ from diffhook.report.rendering import Part, render
 from diffhook.report.thumbnails import Thumbnails
 
 METHODS = ("tracin", "retrac")
+_QUERIES = 100  # of a set
 _TOP = 10  # of each query, for cardinality
 _SHARE = 0.5  # of the queries, for generally influential samples
 
@@ -54,7 +55,8 @@ def write_page(
         ranking: whose samples make the gallery; by default :func:`diffhook.outliers`.
         images: the training images, as :func:`~diffhook.report.images.find_images` takes them; by
             default the log's own thumbnails, if it has any.
-        queries: the query sets to show, each with its images or None; by default all, without.
+        queries: the query sets to show, each with its images or None; by default all that
+            :func:`query_sets` names, without.
         source: rows to score, "train" or "probe".
         top: samples in the gallery.
         k: proponents and opponents of each query.
@@ -69,11 +71,10 @@ def write_page(
             be read; matplotlib is missing.
     """
     ranking = outliers(log, source) if ranking is None else ranking
-    asked = dict.fromkeys(log.queries) if queries is None else dict(queries)
+    asked = dict.fromkeys(query_sets(log)) if queries is None else dict(queries)
     thumbnails = Thumbnails(find_images(_own(log) if images is None else images, ranking.sample_ids))
+    scores = {name: _scores(log, name, source) for name in asked}
     with progress_bar(progress) as bar:
-        with scan_progress(bar, "scores of the queries"):
-            scores = {name: _scores(log, name, source) for name in asked}
         for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):
             thumbnails(sample)
     parts = [
@@ -101,9 +102,16 @@ def write_page(
 
 
 def _scores(log: RunLog, name: str, source: str) -> list[Scores]:
-    found = [influence(log, name, method, source) for method in METHODS]
-    assert all(each.values is not None for each in found)  # computed here, under the bar
-    return found
+    return [influence(log, name, method, source) for method in METHODS]
+
+
+def query_sets(log: RunLog) -> list[str]:
+    """Names of the query sets that TracIn and ReTrac can be asked of: those of the training loss."""
+    return [
+        name
+        for name, table in log.queries.items()
+        if ((table.description or {}).get("objective") or {}).get("measurement", "loss") == "loss"
+    ]
 
 
 def _own(log: RunLog) -> Any:
@@ -122,7 +130,7 @@ def _queries(
     for index, (name, group) in enumerate(scores.items()):
         pictures = Thumbnails(find_images(asked[name], group[0].query_ids), 128)
         when = [_timesteps(log, name, each, shown(each, k), source) for each in group]
-        part = queries_part(name, group, thumbnails, pictures, k=k, timesteps=when)
+        part = queries_part(name, group, thumbnails, pictures, k=k, queries=_QUERIES, timesteps=when)
         pictures.check()
         found.append(part and replace(part, anchor=f"queries-{index}"))
     return found

@@ -37,11 +37,11 @@ class Thumbnails:
     def __init__(self, images: Images | None, size: int = 96) -> None:
         self.images = images
         self.size = size
-        self._made: dict[int, Thumbnail] = {}
+        self._made: dict[int, Thumbnail | None] = {}
         self._error: Exception | None = None
 
     def __call__(self, sample: int) -> Thumbnail | None:
-        """The sample's thumbnail; None where no images were given."""
+        """The sample's thumbnail; None where there is no image of it."""
         if self.images is None:
             return None
         if sample not in self._made:
@@ -50,12 +50,13 @@ class Thumbnails:
 
     def check(self) -> None:
         """Raise the first image's error if not one of all the images asked for could be read."""
-        if self._error is not None and not any(made.uri for made in self._made.values()):
+        if self._error is not None and not any(made and made.uri for made in self._made.values()):
             raise self._error
 
-    def _make(self, images: Images, sample: int) -> Thumbnail:
+    def _make(self, images: Images, sample: int) -> Thumbnail | None:
         try:
-            return Thumbnail(data_uri(images(sample), self.size))
+            image = images(sample)
+            return None if image is None else Thumbnail(data_uri(image, self.size))
         except (OSError, ValueError, LookupError, TypeError) as error:
             self._error = self._error or error
             return Thumbnail(problem=f"{type(error).__name__}: {error}")

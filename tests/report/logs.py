@@ -39,10 +39,9 @@ def write_log(path: Path, samples: int = 200, epochs: int = 3, *, alerts: bool =
     """Gradients that fall with the timestep; every 20th sample pulls 30 times as hard; one is NaN."""
     rng = np.random.default_rng(0)
     writer = LogWriter(path, CONFIG)
-    own = rng.standard_normal((samples, DIM))
     steps = samples * epochs // BATCH
     sample = np.concatenate([rng.permutation(samples) for _ in range(epochs)])[: steps * BATCH]
-    rows = _rows(rng, sample, np.repeat(np.arange(steps), BATCH), own)
+    rows = _rows(rng, sample, np.repeat(np.arange(steps), BATCH), _directions(samples))
     rows["grad_norm"][sample % 20 == 3] *= 30
     rows["grad_norm"][sample == 7] = np.nan
     writer.put("train", rows)
@@ -52,7 +51,7 @@ def write_log(path: Path, samples: int = 200, epochs: int = 3, *, alerts: bool =
         writer.alert(_alert(step, int(sample[step * BATCH])))
     writer.record("summary.json", SUMMARY)
     writer.close()
-    _write_queries(path, rng, own, (steps // 2, steps))
+    write_queries(path, "held-out")
     return open_log(path)
 
 
@@ -86,16 +85,23 @@ def _rows(rng: np.random.Generator, sample: Any, step: Any, directions: Any) -> 
     }
 
 
-def _write_queries(path: Path, rng: np.random.Generator, own: Any, steps: tuple[int, int]) -> None:
-    writer = TableWriter(
-        files.open_store(path, read_only=False), "queries/held-out/rank-0000", DIM, "float16"
-    )
+def write_queries(path: Path, name: str, measurement: str = "loss") -> None:
+    """Queries that resemble the first samples, at the log's snapshots."""
+    rng = np.random.default_rng(2)
+    steps = [snapshot.step for snapshot in open_log(path).snapshots]
+    store = files.open_store(path, read_only=False)
+    writer = TableWriter(store, f"queries/{name}/rank-0000", DIM, "float16")
     writer.begin_session(0)
     for step in steps:
         query = np.repeat(np.arange(QUERIES), 10)
-        writer.append(_rows(rng, query, np.full(len(query), step), own + 0.5))
+        writer.append(_rows(rng, query, np.full(len(query), step), _directions(QUERIES)))
     writer.flush()
-    writer.describe({"snapshots": [[step, 0] for step in steps]})
+    described = {"objective": {"measurement": measurement}, "snapshots": [[step, 0] for step in steps]}
+    writer.describe(described)
+
+
+def _directions(samples: int) -> Any:
+    return np.random.default_rng(3).standard_normal((samples, DIM))
 
 
 def _alert(step: int, sample: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 
 from diffhook.errors import ConfigurationError
 from diffhook.report import find_images, load_images, to_image
-from diffhook.report.thumbnails import data_uri
+from diffhook.report.thumbnails import Thumbnails, data_uri
 
 IDS = np.arange(3)
 PIXELS = np.stack([np.full((6, 5, 3), 40 * index, np.uint8) for index in range(3)])
@@ -81,6 +81,13 @@ def test_a_folder_of_folders_is_read_by_path(tmp_path: Path) -> None:
 def test_what_cannot_be_a_source_is_refused(source: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         find_images(source, IDS)
+
+
+def test_a_mapping_may_know_only_some() -> None:
+    pictures = Thumbnails(find_images({1: PIXELS[1]}, IDS))
+    known = [pictures(int(index)) for index in IDS]
+    assert [made is not None and made.uri != "" for made in known] == [False, True, False]
+    pictures.check()
 
 
 def test_an_item_without_an_image_is_refused() -> None:

@@ -16,6 +16,7 @@ import diffhook
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
 from diffhook.report import write_page
+from diffhook.report.page import query_sets
 from diffhook.report.parts.outliers import kind_of, outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
 from diffhook.report.thumbnails import Thumbnails
@@ -81,6 +82,13 @@ def test_errors_and_timesteps_are_drawn_where_known(log: RunLog) -> None:
     assert "most of it at timesteps 250 to 500" in drawn.html
     assert '<path class="p5" d="M1 0h1v1h-1z"/><path class="n3" d="M3 0h1v1h-1z"/>' in drawn.html
     assert shown(scores, k).shape == (QUERIES, 2 * k)
+
+
+def test_query_sets_of_another_scalar_are_left_out(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 16, 1)
+    assert query_sets(log) == ["held-out"]
+    write_queries(tmp_path / "log", "squared", measurement="squared-output")
+    assert query_sets(log) == ["held-out"]
 
 
 def test_the_score_s_parts_are_sort_orders(log: RunLog) -> None:

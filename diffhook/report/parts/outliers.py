@@ -15,6 +15,13 @@ from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
 
 _KINDS = 12  # kinds of reasons offered as filter
+_ORDERS = {
+    "norm": "gradient norm",
+    "repeat": "repeated offences",
+    "tracin": "TracIn self-influence",
+    "retrac": "ReTrac self-influence",
+    "duplicate": "nearness to another sample",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ def _orders(ranking: Ranking, top: int) -> tuple[list[str], list[tuple[str, ...]
     columns = [[str(rank) for rank in range(len(ranking.sample_ids[:top]))]]
     columns += [[_key(-float(value)) for value in values] for values in parts.values()]
     columns += [[str(sample) for sample in ranking.sample_ids[:top]]]
-    return ["score", *parts, "sample id"], list(zip(*columns, strict=True))
+    names = [_ORDERS.get(name, name) for name in parts]
+    return ["score", *names, "sample id"], list(zip(*columns, strict=True))
 
 
 def _key(value: float) -> str:

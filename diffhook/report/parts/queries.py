@@ -94,6 +94,7 @@ def queries_part(
         f"Influences: {name}",
         name=name,
         queries=asked,
+        total=len(scores[0].query_ids),
         methods=[LABELS.get(each.method, each.method) for each in scores],
         span=None if edges is None else (words.number(float(edges[0])), words.number(float(edges[-1]))),
         errors=any(_errors(each) is not None for each in scores),
