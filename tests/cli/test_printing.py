@@ -43,6 +43,22 @@ def test_progress_is_silent_where_there_is_no_terminal(monkeypatch: pytest.Monke
     assert stream.getvalue() == ""
 
 
+def test_progress_tells_a_terminal_what_remains(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar() as bar:
+        bar.advance(bar.add_task("work", total=2))
+        bar.refresh()
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "work" in shown
+    assert "1/2" in shown
+    assert ":" in shown
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -17,11 +17,12 @@ from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
 from diffhook.report import write_page
 from diffhook.report.page import query_sets
+from diffhook.report.parts.norms import sentences
 from diffhook.report.parts.outliers import kind_of, outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
 from diffhook.report.thumbnails import Thumbnails
 from tests.report.conftest import SAMPLES
-from tests.report.logs import QUERIES, photographs, write_log
+from tests.report.logs import QUERIES, photographs, write_log, write_queries
 
 NONE = Thumbnails(None)
 
@@ -82,6 +83,21 @@ def test_errors_and_timesteps_are_drawn_where_known(log: RunLog) -> None:
     assert "most of it at timesteps 250 to 500" in drawn.html
     assert '<path class="p5" d="M1 0h1v1h-1z"/><path class="n3" d="M3 0h1v1h-1z"/>' in drawn.html
     assert shown(scores, k).shape == (QUERIES, 2 * k)
+
+
+def test_bias_is_told_with_its_direction_and_size(log: RunLog) -> None:
+    report = diffhook.bias(log, queries=())
+    assert report.generality == []
+    measured, follows = sentences(report)
+    first, last = report.norms[0], report.norms[-1]  # the norms fall with the timestep
+    expected = f"is {first.median / last.median:.2g} times as large at timesteps {first.low:.0f} to"
+    assert expected in measured
+    assert f" as at {last.low:.0f} to {last.high:.0f} (" in measured
+    assert f"{report.correlation:+.2f}, p < 0.001".replace("-", "−") in measured
+    assert "ReTrac divides it out" in follows
+    flat = replace(report, correlation=0.01, p_value=0.8)
+    assert "p = 0.8" in sentences(flat)[0]
+    assert "The correlation is weak here" in sentences(flat)[1]
 
 
 def test_query_sets_of_another_scalar_are_left_out(tmp_path: Path) -> None:
