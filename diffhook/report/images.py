@@ -121,11 +121,17 @@ def _image_of(item: Any) -> Any:
     for key in _IMAGE_KEYS:
         if key in item:
             image = item[key]
-            return image["bytes"] if isinstance(image, Mapping) else image
+            return _undecoded(image) if isinstance(image, Mapping) else image
     raise ConfigurationError(
         f"an item with {', '.join(map(str, item))}; expected an image under {', '.join(_IMAGE_KEYS)}, or "
         "pass a function from id to image"
     )
+
+
+def _undecoded(image: Mapping[str, Any]) -> bytes:
+    """What Hugging Face's Image(decode=False) gives: the file's bytes, or where it is."""
+    content: bytes = image["bytes"] or Path(image["path"]).read_bytes()
+    return content
 
 
 class _Folder(Sequence[Any]):

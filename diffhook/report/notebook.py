@@ -41,7 +41,7 @@ def _(shown: Ranking) -> list[Part | None]:
 def _(shown: Scores) -> list[Part | None]:
     if "values" not in vars(shown):  # looking at an object must not start an hour's work
         return []
-    return [queries_part("scores", [shown], _NO_IMAGES, _NO_IMAGES, queries=_QUERIES)]
+    return [queries_part("", [shown], _NO_IMAGES, _NO_IMAGES, queries=_QUERIES)]
 
 
 @parts_of.register

@@ -98,7 +98,7 @@ def test_what_is_selected_is_downloaded(visit: Visit, tmp_path: Path) -> None:
     started.value.save_as(tmp_path / "exclude.txt")
     assert np.loadtxt(tmp_path / "exclude.txt", dtype=int).tolist() == sorted([7, other])
     visit.tab.get_by_role("button", name="Clear").click()
-    assert visit.tab.get_by_text("Nothing selected").is_visible()
+    assert visit.tab.get_by_text("Select what the next run should leave out").is_visible()
 
 
 def test_all_found_are_selected_and_copied(visit: Visit) -> None:

@@ -83,6 +83,13 @@ def test_what_cannot_be_a_source_is_refused(source: Any, message: str) -> None:
         find_images(source, IDS)
 
 
+def test_an_undecoded_image_may_be_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(_bytes(2))
+    images = find_images([{"image": {"bytes": None, "path": str(tmp_path / "a.png")}}], np.arange(1))
+    assert images is not None
+    assert np.array_equal(np.asarray(to_image(images(0))), PIXELS[2])
+
+
 def test_a_mapping_may_know_only_some() -> None:
     pictures = Thumbnails(find_images({1: PIXELS[1]}, IDS))
     known = [pictures(int(index)) for index in IDS]

@@ -90,7 +90,7 @@ def queries_part(
     edges = next((when.edges for when in over if when is not None), None)
     return part(
         "queries",
-        f"What made these images: {name}",
+        f"What made these images: {name}" if name else "What made these images",
         f"Influences: {name}",
         name=name,
         queries=asked,

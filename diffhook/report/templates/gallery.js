@@ -34,7 +34,7 @@ if (controls) {
   const count = () => {
     const many = selected.size;
     document.getElementById("selection-count").textContent =
-      many ? `${many.toLocaleString("en")} ${many === 1 ? "sample" : "samples"} selected` : "Nothing selected";
+      many ? `${many.toLocaleString("en")} ${many === 1 ? "sample" : "samples"} selected` : "Select what the next run should leave out";
     for (const name of ["select-none", "copy", "download"]) document.getElementById(name).disabled = !many;
     bar.classList.toggle("active", many > 0);
   };
