@@ -61,6 +61,4 @@ def size(count: float) -> str:
 
 def plural(count: int, noun: str) -> str:
     """1 → "1 alert", 1200 → "1,200 alerts"."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun[:-1]}ies" if noun.endswith("ry") else f"{count:,} {noun}s"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

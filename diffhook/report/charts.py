@@ -15,9 +15,9 @@ from diffhook.errors import ConfigurationError
 Axes = Any
 
 # What matplotlib is told to paint with, and the page's own colour that replaces it.
-_INKS = ("ink", "soft", "line", "accent", "warm", "paper")
+_INKS = ("ink", "soft", "line", "accent", "warm")
 _STAND_IN = {name: f"#00{index:02x}fe" for index, name in enumerate(_INKS, 1)}
-INK, SOFT, LINE, ACCENT, WARM, PAPER = _STAND_IN.values()
+INK, SOFT, LINE, ACCENT, WARM = _STAND_IN.values()
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -37,10 +37,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": LINE,
     "xtick.labelcolor": SOFT,
     "ytick.labelcolor": SOFT,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
 }
 _numbers = count(1)
 

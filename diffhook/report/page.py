@@ -14,7 +14,7 @@ import numpy.typing as npt
 import diffhook
 import diffhook.analysis
 from diffhook.analysis import Ranking, Scores, bias, influence, outliers
-from diffhook.analysis.bias import generality
+from diffhook.analysis.bias import Generality, generality
 from diffhook.console import progress_bar
 from diffhook.errors import LogError
 from diffhook.log import RunLog
@@ -82,11 +82,7 @@ def write_page(
         outliers_part(ranking, thumbnails, top),
         *_queries(log, asked, scores, thumbnails, source, k),
         _norms(log, source),
-        generality_part(
-            [generality(each, name, _TOP, _SHARE) for name, group in scores.items() for each in group],
-            scores,
-            thumbnails,
-        ),
+        generality_part(_generality(scores), scores, thumbnails),
         alerts_part(log.alerts(), int(log.train["step"].max(initial=0)), thumbnails),
     ]
     thumbnails.check()
@@ -102,7 +98,10 @@ def write_page(
 
 
 def _scores(log: RunLog, name: str, source: str) -> list[Scores]:
-    return [influence(log, name, method, source) for method in METHODS]
+    found = [influence(log, name, method, source) for method in METHODS]
+    for each in found:
+        _ = each.values  # one pass over the rows; all that follows reads it
+    return found
 
 
 def query_sets(log: RunLog) -> list[str]:
@@ -144,6 +143,16 @@ def _timesteps(
         return None
     found = by_timestep(log, name, ids, method=scores.method, source=source, bins=20)
     return Timesteps(found.values, found.edges)
+
+
+def _generality(scores: Mapping[str, list[Scores]]) -> list[Generality]:
+    """Of sets of two queries or more: one is like itself."""
+    return [
+        generality(each, name, _TOP, _SHARE)
+        for name, group in scores.items()
+        for each in group
+        if len(each.query_ids) > 1
+    ]
 
 
 def _norms(log: RunLog, source: str) -> Part | None:

@@ -40,7 +40,6 @@ def alerts_part(alerts: list[dict[str, Any]], last_step: int, thumbnails: Thumbn
         chart=drawn,
         total=len(alerts),
         listed=listed,
-        kinds=kinds.most_common(),
         repeated=[(sample, times) for sample, times in repeated.most_common(5) if times > 1],
     )
 

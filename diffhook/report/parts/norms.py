@@ -11,7 +11,7 @@ from diffhook.errors import ConfigurationError
 from diffhook.report import charts
 from diffhook.report.rendering import Part, part
 
-_WEAK = 0.1  # rank correlations under this are called none
+_WEAK = 0.1  # rank correlations under this are called weak
 
 
 def norms_part(report: BiasReport, *, need_chart: bool = True) -> Part:
@@ -78,7 +78,8 @@ def _draw(axes: charts.Axes, report: BiasReport) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if upper.max() < 200 * lower.min() else (1,)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(report.norms[0].low, report.norms[-1].high)
+    if report.norms[0].low < report.norms[-1].high:
+        axes.set_xlim(report.norms[0].low, report.norms[-1].high)
     axes.set_xlabel("timestep")
     axes.set_ylabel("gradient norm")
     axes.annotate("median", (middle[-1], median[-1]), xytext=(6, 0), textcoords="offset points",

@@ -54,9 +54,10 @@ def _training(log: RunLog) -> str:
     if not len(log.train):
         return ""
     samples = len(np.unique(log.train["sample"]))
+    visits = len(log.train) / samples
     return (
         f"{words.plural(int(log.train['step'].max()) + 1, 'step')}, {words.plural(samples, 'sample')}, "
-        f"{len(log.train) / samples:.3g} visits each"
+        f"{visits:.3g} {'visit' if visits == 1 else 'visits'} each"
     )
 
 
