@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from diffhook.report import write_page
 from tests.report.logs import QUERIES, photographs, write_log
 
 SAMPLES = 200
-CHROMIUM = Path("/usr/bin/chromium")
+_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -35,15 +36,16 @@ def page_file(log: RunLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
+    found = next(filter(None, map(shutil.which, _CHROMIUM)), None)
+    if found is None:
         pytest.fail(
-            f"{CHROMIUM} is missing: apt-get install chromium, or leave these tests out with "
-            '-m "not browser"',
+            f"none of {', '.join(_CHROMIUM)} is on the PATH: apt-get install chromium, or leave these tests "
+            'out with -m "not browser"',
             pytrace=False,
         )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:  # each launch has a fresh profile
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
+        chromium = playwright.chromium.launch(executable_path=found, args=list(_FLAGS))
         yield chromium
         chromium.close()

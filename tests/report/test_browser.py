@@ -17,12 +17,15 @@ from tests.report.logs import write_log
 
 pytestmark = pytest.mark.browser
 
+_PATIENCE = 120_000  # ms: a busy machine is slow, not wrong
+
 
 class Visit:
     """A tab, and all that it said and asked for."""
 
     def __init__(self, browser: Any, path: Path, **options: Any) -> None:
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        self.context.set_default_timeout(_PATIENCE)
         self.tab = self.context.new_page()
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -106,8 +109,7 @@ def test_all_found_are_selected_and_copied(visit: Visit) -> None:
     visit.tab.get_by_label("Find").fill("not finite")
     visit.tab.get_by_role("button", name="Select all found").click()
     visit.tab.get_by_role("button", name="Copy ids").click()
-    visit.tab.get_by_role("button", name="Copied").wait_for()
-    assert visit.tab.evaluate("navigator.clipboard.readText()") == "7\n"
+    visit.tab.wait_for_function("navigator.clipboard.readText().then(text => text === '7\\n')")
 
 
 def test_it_switches_between_methods(visit: Visit) -> None:
