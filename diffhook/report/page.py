@@ -72,7 +72,9 @@ def write_page(
     """
     ranking = outliers(log, source) if ranking is None else ranking
     asked = dict.fromkeys(query_sets(log)) if queries is None else dict(queries)
-    thumbnails = Thumbnails(find_images(_own(log) if images is None else images, ranking.sample_ids))
+    thumbnails = Thumbnails(
+        find_images(log.thumbnails or None if images is None else images, ranking.sample_ids)
+    )
     scores = {name: _scores(log, name, source) for name in asked}
     with progress_bar(progress) as bar:
         for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):
@@ -111,10 +113,6 @@ def query_sets(log: RunLog) -> list[str]:
         for name, table in log.queries.items()
         if ((table.description or {}).get("objective") or {}).get("measurement", "loss") == "loss"
     ]
-
-
-def _own(log: RunLog) -> Any:
-    return getattr(log, "thumbnails", None) or None
 
 
 def _queries(
