@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from dataclasses import replace
@@ -14,15 +15,15 @@ from PIL import Image
 
 import diffhook
 from diffhook.errors import ConfigurationError
-from diffhook.log import RunLog
+from diffhook.log import LogWriter, RunLog
 from diffhook.report import write_page
 from diffhook.report.page import query_sets
 from diffhook.report.parts.norms import sentences
 from diffhook.report.parts.outliers import kind_of, outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
-from diffhook.report.thumbnails import Thumbnails
+from diffhook.report.thumbnails import Thumbnails, data_uri
 from tests.report.conftest import SAMPLES
-from tests.report.logs import QUERIES, photographs, write_log, write_queries
+from tests.report.logs import CONFIG, QUERIES, photographs, write_log, write_queries
 
 NONE = Thumbnails(None)
 
@@ -136,6 +137,19 @@ def test_an_image_that_cannot_be_read_is_shown_as_such(log: RunLog, tmp_path: Pa
     html = (tmp_path / "page.html").read_text()
     assert 'title="ConfigurationError: cannot read' in html
     assert html.count("data:image/webp") >= 19
+
+
+def test_the_log_s_own_thumbnails_are_the_default(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 16, 1)
+    png = io.BytesIO()
+    Image.fromarray(photographs(1, 8)[0]).save(png, "PNG")
+    writer = LogWriter(tmp_path / "log", CONFIG, start_step=2)
+    writer.thumbnail(3, png.getvalue())
+    writer.close()
+    write_page(tmp_path / "page.html", log, queries={})
+    html = (tmp_path / "page.html").read_text()
+    assert data_uri(png.getvalue()) in html
+    assert "cannot be read" not in html, "the others have none, which is no fault"
 
 
 def test_when_no_image_can_be_read_the_first_error_is_raised(log: RunLog, tmp_path: Path) -> None:
