@@ -1,4 +1,4 @@
-"""What a person sees in a terminal."""
+"""What a person sees in a terminal while work goes on."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 import diffhook
 from diffhook.analysis import Scores
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.report import query_strips, write_page
+from diffhook.report import write_page
 
 
 def make_model() -> UNet2DModel:
@@ -143,14 +143,12 @@ def main() -> None:
     ranking = diffhook.outliers(log)
     result: dict[str, Any] = {"outliers": detection(ranking, data)}
     result["self_influence_tracin"] = detection(diffhook.self_influence(log, "tracin"), data)
-    strips = []
     for name, (images, labels) in asked.items():
         diffhook.query(log, images, name, objective, overwrite=True)
         scores = [diffhook.influence(log, name, method) for method in ("tracin", "retrac")]
         for each in scores:
             each.to_csv(args.out / f"influence-{name}-{each.method}.csv", k=100)
             result[f"label_share_{name}_{each.method}"] = label_share(each, labels, data)
-        strips += query_strips(scores, lambda q, images=images: images[q], lambda i: data.images[i])
     report = diffhook.bias(log)
     result["timestep_norm_correlation"] = report.correlation
     for g in report.generality:
@@ -162,8 +160,8 @@ def main() -> None:
         args.out / "page.html",
         log,
         ranking,
-        lambda i: data.images[i],
-        strips=strips,
+        data.images,
+        queries={name: images for name, (images, _) in asked.items()},
         title="diffhook: MNIST with planted samples",
     )
     result["seconds"] = round(time.perf_counter() - began, 1)

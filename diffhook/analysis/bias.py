@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffhook.analysis.standardize import assign, bin_edges
 from diffhook.analysis.tables import source_table
 from diffhook.errors import LogError
 from diffhook.log import RunLog
+from diffhook.notebook import Displayed
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Generality:
 
 
 @dataclass(frozen=True)
-class BiasReport:
+class BiasReport(Displayed):
     """Diagnostics of one run."""
 
     source: str
@@ -65,6 +67,7 @@ def bias(
     k: int = 10,
     general_share: float = 0.5,
     bins: int = 20,
+    queries: Collection[str] | None = None,
     client: Any = None,
     scheduler: Any = None,
 ) -> BiasReport:
@@ -77,6 +80,7 @@ def bias(
         general_share: a sample is generally influential when it is in the top-k of more than this
             share of the queries.
         bins: number of timestep bins, of equal count.
+        queries: names of the query sets to compare; None: all.
 
     Raises:
         LogError: fewer than 3 finite rows.
@@ -89,8 +93,9 @@ def bias(
     norm, timestep = norm[usable], timestep[usable]
     correlation, p_value = scipy.stats.spearmanr(timestep, norm)
     found = []
-    for name, queries in log.queries.items():
-        if len(np.unique(queries["sample"])) < 2 or not table.dim:
+    for name, rows in log.queries.items():
+        compared = queries is None or name in queries
+        if not compared or not table.dim or len(np.unique(rows["sample"])) < 2:
             continue
         for method in METHODS:
             scores = influence(log, name, method, source, client=client, scheduler=scheduler)

@@ -16,6 +16,7 @@ from diffhook.analysis.scan import Partial, scan, sum_by_position
 from diffhook.analysis.tables import nearest, query_table, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import Block, RunLog, Table
+from diffhook.notebook import Displayed
 
 
 class Top(NamedTuple):
@@ -26,7 +27,7 @@ class Top(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Displayed):
     """Influence scores; computed when :attr:`values` is first read.
 
     Positive: a step on the sample lowers the query's loss (proponent); negative: it raises it.

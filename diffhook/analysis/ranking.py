@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.notebook import Displayed
+
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(Displayed):
     """Samples by descending score.
 
     Attributes:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 
 from diffhook.analysis import bias
+from diffhook.analysis.bias import BiasReport
 from diffhook.cli.printing import print_json, print_table
 from diffhook.log import open_log
+
+_BAR = 24  # characters
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -19,22 +22,34 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    report = bias(open_log(args.log), args.source, k=args.top, bins=args.bins)
+    log = open_log(args.log)
+    report = bias(log, args.source, k=args.top, bins=args.bins)
     if args.json:
         print_json(report.to_json())
         return
-    rows = [(f"{b.low:g} – {b.high:g}", b.rows, b.median, b.lower, b.upper) for b in report.norms]
-    reading = (
-        f"Rank correlation of timestep and norm: {report.correlation:+.3f} (p = {report.p_value:.2g}). "
-        "Away from 0, a sample's drawn timestep alone makes it look influential under TracIn."
-    )
-    header = ["timesteps", "rows", "median norm", "10%", "90%"]
-    print_table(f"gradient norm against timestep ({args.source} rows)", header, rows, reading)
+    _print_norms(report)
     if report.generality:
+        share = report.generality[0].general_share
         print_table(
-            f"how alike the top-{args.top} of different queries are",
+            f"How alike the top {args.top} of different queries are",
             ["queries", "method", "cardinality", "generally influential samples"],
             [(g.queries, g.method, g.cardinality, g.general_samples) for g in report.generality],
-            "Cardinality 1: all different (a random ranking has that too); generally influential: in the "
-            f"top of more than {report.generality[0].general_share:.0%} of the queries.",
+            "Cardinality 1: all different, but a random ranking has that too. Generally influential: in the "
+            f"top of more than {share:.0%} of the queries.",
         )
+
+
+def _print_norms(report: BiasReport) -> None:
+    from diffhook.report.parts.norms import sentences
+
+    longest = max(b.median for b in report.norms)
+    rows = []
+    for b in report.norms:
+        bar = "█" * round(_BAR * b.median / longest)
+        rows.append((f"{b.low:.0f} – {b.high:.0f}", b.rows, b.lower, b.median, b.upper, bar))
+    print_table(
+        f"Gradient norm against timestep ({report.source} rows)",
+        ["timesteps", "rows", "norm, 10%", "median", "90%", ""],
+        rows,
+        " ".join(sentences(report)),
+    )

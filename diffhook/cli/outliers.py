@@ -9,7 +9,6 @@ import argparse
 
 from diffhook.analysis import outliers, self_influence
 from diffhook.cli.printing import print_json, print_table
-from diffhook.cli.report import images_by_id
 from diffhook.log import open_log
 
 RANKINGS = ("norm", "tracin", "retrac")
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     if args.html:
         from diffhook.report import write_page
 
-        write_page(args.html, log, ranking, images_by_id(args.images, ranking.sample_ids))
+        write_page(args.html, log, ranking, args.images, queries={}, source=args.source)
     records = ranking.records(max(args.top, 0))
     if args.json:
         print_json({"title": ranking.title, "samples": records})

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
+
+from diffhook import words
+
+_PIPED = 10_000  # columns: what a program reads is not wrapped
 
 
 def print_json(value: Any) -> None:
@@ -16,20 +24,42 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], reading: str = "") -> None:
-    """A table with a title, and one line that says how to read it."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for name in header:
-        table.add_column(name, justify="left" if name in ("reasons", "message") else "right")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+    """A table with a title, and one line that says how to read it.
+
+    Args:
+        title: what it shows; may be empty.
+        header: a name per column, with its unit where there is one.
+        rows: numbers stand to the right, in three digits; everything else to the left, as it is.
+        reading: what the numbers mean.
+    """
+    cells = [list(row) for row in rows]
     console = Console()
-    console.print(table)
+    if not console.is_terminal:
+        console = Console(width=_PIPED)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        numeric = any(cells) and all(_is_number(row[index]) for row in cells)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(_cell(value)) for value in row))  # Text: brackets are not markup
+    if title:
+        console.print(Text(title, style="bold"))
+        console.print()
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print()
     if reading:
-        console.print(reading, style="dim", highlight=False)
+        console.print(Text(reading))
+        console.print()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if _is_number(value) and not isinstance(value, Integral):
+        return words.number(float(value))
+    return str(value)  # an id is copied as it stands
 
 
 def _finite(value: Any) -> Any:

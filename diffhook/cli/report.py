@@ -1,57 +1,84 @@
-"""Write one HTML page: the outlier ranking with thumbnails, and the influences on queries.
+"""Write one HTML page: what stands out, what made the queries' images, and what the run did.
 
-example: diffhook report runs/butterflies --images data/butterflies --out page.html
+example: diffhook report runs/butterflies --images data/butterflies --query-images generated=samples/
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from diffhook.analysis import METHODS, influence, outliers
+from diffhook import words
 from diffhook.cli.printing import print_json
 from diffhook.errors import ConfigurationError
-from diffhook.log import open_log
-from diffhook.report import load_images, query_strips, write_page
+from diffhook.log import RunLog, Table, open_log
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", default="report.html", metavar="FILE", help="default report.html")
     command.add_argument("--images", metavar="PATH", help="the dataset's images: a folder or .npy, by id")
-    command.add_argument("--queries", metavar="NAME", help="a query set to show")
-    command.add_argument("--query-images", metavar="PATH", help="its images")
-    command.add_argument("--top", type=int, default=120, metavar="K", help="samples on the sheet (120)")
+    command.add_argument(
+        "--queries", action="append", metavar="NAME", help="a query set to show, may be repeated (all)"
+    )
+    command.add_argument(
+        "--query-images",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a query set's images; may be repeated, and NAME= left out where there is one set",
+    )
+    command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
+    command.add_argument("--top", type=int, default=500, metavar="K", help="samples in the gallery (500)")
+    command.add_argument("--title", default="", help="heading; default: the log's place")
 
 
 def run(args: argparse.Namespace) -> None:
+    from diffhook.report import write_page
+
     log = open_log(args.log)
-    ranking = outliers(log)
-    images = images_by_id(args.images, ranking.sample_ids)
-    strips = []
-    if args.queries:
-        scores = [influence(log, args.queries, method) for method in METHODS]
-        strips = query_strips(scores, images_by_id(args.query_images, scores[0].query_ids), images)
-    write_page(args.out, log, ranking, images, strips=strips, k=args.top, title=f"diffhook: {args.log}")
+    size = write_page(
+        args.out,
+        log,
+        images=args.images,
+        queries=_queries(log, args.queries, args.query_images),
+        source=args.source,
+        top=args.top,
+        title=args.title,
+    )
     if args.json:
-        print_json({"page": args.out})
+        print_json({"page": args.out, "bytes": size})
     else:
-        print(f"wrote {args.out}")
+        print(f"wrote {args.out}, {words.size(size)}")
 
 
-def images_by_id(path: str | None, ids: npt.NDArray[np.int64]) -> Any:
-    """id → image for images in the order of their ids; None without a path.
+def _queries(log: RunLog, names: list[str] | None, images: list[str]) -> dict[str, str | None]:
+    """Query set → path of its images or None; by default the one that `diffhook query` was given.
 
     Raises:
-        ConfigurationError: fewer images than ids.
+        ConfigurationError: images for no set, or for one of several.
     """
-    if path is None:
-        return None
-    images = load_images(path)
-    if len(ids) and len(images) <= ids.max():
-        raise ConfigurationError(
-            f"{path} has {len(images)} images, but the log knows sample {ids.max()}: is it the same dataset?"
-        )
-    return images.__getitem__
+    from diffhook.report.page import query_sets
+
+    known = log.queries
+    shown = query_sets(log) if names is None else names
+    found = {name: _recorded(known[name]) if name in known else None for name in shown}
+    for given in images:
+        name, named, path = given.partition("=")
+        if not named:
+            if len(found) != 1:
+                raise ConfigurationError(
+                    f"--query-images {given} could belong to any of {', '.join(found) or 'no query sets'}: "
+                    "write NAME=PATH"
+                )
+            name, path = next(iter(found)), given
+        if name not in found:
+            raise ConfigurationError(
+                f"--query-images {given} names {name!r}; the sets shown are {', '.join(found) or 'none'}"
+            )
+        found[name] = path
+    return found
+
+
+def _recorded(queries: Table) -> str | None:
+    path = (queries.description or {}).get("samples", {}).get("images")
+    return path if path is not None and Path(path).exists() else None

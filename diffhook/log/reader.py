@@ -20,6 +20,7 @@ from diffhook.log.snapshots import Snapshot, read_snapshots
 from diffhook.log.store import Location
 from diffhook.log.table import Table
 from diffhook.log.thumbnails import Thumbnails
+from diffhook.notebook import Displayed
 
 if TYPE_CHECKING:
     import xarray
@@ -28,7 +29,7 @@ _RANK = re.compile(r"rank-(\d{4,6})")
 _KINDS = ("sketch", "full", "none")
 
 
-class RunLog:
+class RunLog(Displayed):
     """A run's log: tables of rows, snapshots, alerts and the configuration they belong to."""
 
     def __init__(self, store: Store, path: Location) -> None:

@@ -1,34 +1,74 @@
-"""The user's images: found by sample id, shown as thumbnails."""
+"""The user's images, wherever they are, by sample id."""
 
 from __future__ import annotations
 
-import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from diffhook.errors import ConfigurationError
 
 Images = Callable[[int], Any]
-"""sample id → an image: PIL, or an array that :func:`to_image` takes."""
+"""sample id → an image that :func:`to_image` takes, or None where there is none."""
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_IMAGE_KEYS = ("image", "img", "images", "pixel_values", "pixels")
+
+
+def find_images(source: Any, ids: npt.NDArray[np.integer[Any]]) -> Images | None:
+    """What shows the samples of these ids.
+
+    Args:
+        source: None; a path (see :func:`load_images`); a function from id to image; a mapping from id
+            to image, for some of them or all; or anything with ``len()`` and ``[id]``: an array, a
+            list, a dataset of torch or Hugging Face. An item of a dataset may be an image, a tuple
+            whose first part is one, or a dict with one under "image", "img", "images", "pixel_values"
+            or "pixels".
+        ids: the ids that will be asked for.
+
+    Raises:
+        ConfigurationError: nothing of the kind; or fewer images than ids.
+    """
+    if source is None:
+        return None
+    named = f"{source}" if isinstance(source, str | Path) else f"a {type(source).__name__}"
+    if isinstance(source, str | Path):
+        source = load_images(source)
+    if isinstance(source, Mapping):
+        return source.get
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        if len(ids) and len(source) <= int(ids.max()):
+            raise ConfigurationError(
+                f"{named} has {len(source)} images, but the log knows sample {ids.max()}: is it the same "
+                "dataset?"
+            )
+        return lambda index: _image_of(source[index])
+    if callable(source):
+        return source
+    raise ConfigurationError(
+        f"{named} holds no images; expected a path, a function from id to image, or a dataset"
+    )
 
 
 def to_image(value: Any) -> Image.Image:
-    """A PIL image from a PIL image or an array.
+    """A PIL image.
 
     Args:
-        value: PIL image; or an array or CPU tensor of shape (H, W), (H, W, C) or (C, H, W), C = 1 or
-            3, of uint8, or of floats in [0, 1] or, if any is negative, [−1, 1].
+        value: a PIL image; the bytes of an image file; or an array or CPU tensor of shape (H, W),
+            (H, W, C) or (C, H, W), C = 1 or 3, of uint8, or of floats in [0, 1] or, if any is
+            negative, [−1, 1].
 
     Raises:
         ConfigurationError: another shape.
     """
+    if isinstance(value, bytes):
+        value = Image.open(io.BytesIO(value))
+        value.load()
     if isinstance(value, Image.Image):
         return value
     array = np.asarray(value)
@@ -46,27 +86,19 @@ def to_image(value: Any) -> Image.Image:
     return Image.fromarray(array)
 
 
-def data_uri(value: Any, size: int = 64) -> str:
-    """The image as an inline PNG, ``size`` pixels on its longer side (small ones are kept sharp)."""
-    image = to_image(value)
-    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
-    scale = size / max(image.size)
-    shape = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-    image = image.resize(shape, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def load_images(path: str | Path) -> Sequence[Any]:
-    """Images in the order of their ids: a folder's image files by name, or an .npy array.
+    """Images in the order of their ids.
+
+    Args:
+        path: a folder, whose image files are taken by name (or, where it holds folders only, those of
+            its folders, by path); or an .npy array.
 
     Raises:
         ConfigurationError: neither, or nothing in it.
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES)
+        files = _image_files(path.iterdir()) or _image_files(path.rglob("*"))
         if not files:
             raise ConfigurationError(f"{path} holds no image files ({', '.join(sorted(_SUFFIXES))})")
         return _Folder(files)
@@ -74,6 +106,32 @@ def load_images(path: str | Path) -> Sequence[Any]:
         array: Any = np.load(path, allow_pickle=False)
         return list(array)
     raise ConfigurationError(f"no images at {path}: expected a folder of image files, or an .npy array")
+
+
+def _image_files(paths: Any) -> list[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in _SUFFIXES)
+
+
+def _image_of(item: Any) -> Any:
+    """The image in a dataset's item."""
+    if isinstance(item, tuple | list) and item and not np.isscalar(item[0]):
+        return item[0]
+    if not isinstance(item, Mapping):
+        return item
+    for key in _IMAGE_KEYS:
+        if key in item:
+            image = item[key]
+            return _undecoded(image) if isinstance(image, Mapping) else image
+    raise ConfigurationError(
+        f"an item with {', '.join(map(str, item))}; expected an image under {', '.join(_IMAGE_KEYS)}, or "
+        "pass a function from id to image"
+    )
+
+
+def _undecoded(image: Mapping[str, Any]) -> bytes:
+    """What Hugging Face's Image(decode=False) gives: the file's bytes, or where it is."""
+    content: bytes = image["bytes"] or Path(image["path"]).read_bytes()
+    return content
 
 
 class _Folder(Sequence[Any]):

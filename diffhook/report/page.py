@@ -1,106 +1,160 @@
-"""One self-contained HTML page: the outlier ranking, and what influenced the queries."""
+"""One self-contained HTML page about a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import numpy as np
+import numpy.typing as npt
 
-from diffhook.analysis import Ranking, Scores
+import diffhook
+import diffhook.analysis
+from diffhook.analysis import Ranking, Scores, bias, influence, outliers
+from diffhook.analysis.bias import Generality, generality
+from diffhook.console import progress_bar
+from diffhook.errors import LogError
 from diffhook.log import RunLog
-from diffhook.report.images import Images, data_uri
+from diffhook.report.images import find_images
+from diffhook.report.parts.alerts import alerts_part
+from diffhook.report.parts.generality import generality_part
+from diffhook.report.parts.norms import norms_part
+from diffhook.report.parts.outliers import outliers_part
+from diffhook.report.parts.queries import Timesteps, queries_part, shown
+from diffhook.report.parts.run import run_part
+from diffhook.report.rendering import Part, render
+from diffhook.report.thumbnails import Thumbnails
 
-
-@dataclass(frozen=True)
-class _Tile:
-    sample: int
-    caption: str
-    image: str | None
-    flags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class QueryStrip:
-    """A query's image and the samples that one method names as its strongest."""
-
-    query: int
-    image: str | None
-    methods: dict[str, tuple[list[_Tile], list[_Tile]]]  # method → proponents, opponents
+METHODS = ("tracin", "retrac")
+_QUERIES = 100  # of a set
+_TOP = 10  # of each query, for cardinality
+_SHARE = 0.5  # of the queries, for generally influential samples
 
 
 def write_page(
     path: str | Path,
     log: RunLog,
-    ranking: Ranking,
-    images: Images | None = None,
+    ranking: Ranking | None = None,
+    images: Any = None,
     *,
-    strips: Sequence[QueryStrip] = (),
-    k: int = 120,
-    title: str = "diffhook",
-) -> None:
-    """Write the page.
+    queries: Mapping[str, Any] | None = None,
+    source: str = "train",
+    top: int = 500,
+    k: int = 8,
+    title: str = "",
+    progress: bool = True,
+) -> int:
+    """Write the page. It needs no network, and asks for none.
 
     Args:
         path: the HTML file.
         log: the run that it is about.
-        ranking: whose first ``k`` samples make the contact sheet.
-        images: sample id → image; None for a page without pictures.
-        strips: from :func:`query_strips`.
+        ranking: whose samples make the gallery; by default :func:`diffhook.outliers`.
+        images: the training images, as :func:`~diffhook.report.images.find_images` takes them; by
+            default the log's own thumbnails, if it has any.
+        queries: the query sets to show, each with its images or None; by default all that
+            :func:`query_sets` names, without.
+        source: rows to score, "train" or "probe".
+        top: samples in the gallery.
+        k: proponents and opponents of each query.
+        title: heading; by default the log's place.
+        progress: show a progress bar, on a terminal.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        LogError, ConfigurationError: as the scores and the images raise them; none of the images can
+            be read; matplotlib is missing.
     """
-    environment = Environment(
-        loader=PackageLoader("diffhook.report", "."), autoescape=True, undefined=StrictUndefined
+    ranking = outliers(log, source) if ranking is None else ranking
+    asked = dict.fromkeys(query_sets(log)) if queries is None else dict(queries)
+    thumbnails = Thumbnails(
+        find_images(log.thumbnails or None if images is None else images, ranking.sample_ids)
     )
-    page = environment.get_template("page.html.jinja").render(
-        title=title,
-        facts=_facts(log),
-        ranking=ranking,
-        tiles=[
-            _Tile(int(sample), f"{score:.2f}", _picture(images, int(sample)), flags)
-            for sample, score, flags in zip(
-                ranking.sample_ids[:k], ranking.scores[:k], ranking.flags[:k], strict=True
-            )
-        ],
-        strips=strips,
+    scores = {name: _scores(log, name, source) for name in asked}
+    with progress_bar(progress) as bar:
+        for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):
+            thumbnails(sample)
+    parts = [
+        run_part(log),
+        outliers_part(ranking, thumbnails, top),
+        *_queries(log, asked, scores, thumbnails, source, k),
+        _norms(log, source),
+        generality_part(_generality(scores), scores, thumbnails),
+        alerts_part(log.alerts(), int(log.train["step"].max(initial=0)), thumbnails),
+    ]
+    thumbnails.check()
+    page = render(
+        "page.html.jinja",
+        title=title or log.location,
+        footer=f"diffhook {diffhook.__version__}, {date.today().isoformat()}, from {log.location}",
+        parts=[part for part in parts if part is not None],
     )
-    Path(path).write_text(page, encoding="utf-8")
+    content = page.encode()
+    Path(path).write_bytes(content)
+    return len(content)
 
 
-def query_strips(
-    scores: Sequence[Scores], query_images: Images | None, images: Images | None, k: int = 8
-) -> list[QueryStrip]:
-    """One strip per query, with the top k proponents and opponents under each of ``scores``."""
-    tops = [(s.method, s.top(k), s.top(k, opponents=True)) for s in scores]
-    strips = []
-    for row, query in enumerate(scores[0].query_ids):
-        methods = {
-            method: (_tiles(top, row, images), _tiles(bottom, row, images)) for method, top, bottom in tops
-        }
-        strips.append(QueryStrip(int(query), _picture(query_images, int(query)), methods))
-    return strips
+def _scores(log: RunLog, name: str, source: str) -> list[Scores]:
+    found = [influence(log, name, method, source) for method in METHODS]
+    for each in found:
+        _ = each.values  # one pass over the rows; all that follows reads it
+    return found
 
 
-def _tiles(top: Any, row: int, images: Images | None) -> list[_Tile]:
+def query_sets(log: RunLog) -> list[str]:
+    """Names of the query sets that TracIn and ReTrac can be asked of: those of the training loss."""
     return [
-        _Tile(int(sample), f"{score:+.2e}", _picture(images, int(sample)))
-        for sample, score in zip(top.sample_ids[row], top.scores[row], strict=True)
+        name
+        for name, table in log.queries.items()
+        if ((table.description or {}).get("objective") or {}).get("measurement", "loss") == "loss"
     ]
 
 
-def _picture(images: Images | None, sample: int) -> str | None:
-    return None if images is None else data_uri(images(sample))
+def _queries(
+    log: RunLog,
+    asked: Mapping[str, Any],
+    scores: Mapping[str, list[Scores]],
+    thumbnails: Thumbnails,
+    source: str,
+    k: int,
+) -> list[Part | None]:
+    found = []
+    for index, (name, group) in enumerate(scores.items()):
+        pictures = Thumbnails(find_images(asked[name], group[0].query_ids), 128)
+        when = [_timesteps(log, name, each, shown(each, k), source) for each in group]
+        part = queries_part(name, group, thumbnails, pictures, k=k, queries=_QUERIES, timesteps=when)
+        pictures.check()
+        found.append(part and replace(part, anchor=f"queries-{index}"))
+    return found
 
 
-def _facts(log: RunLog) -> dict[str, str]:
-    identity = log.config["identity"]
-    projection = identity["projection"]
-    return {
-        "model": str(identity["model"]["class"]).rpartition(".")[2],
-        "trained parameters": f"{len(identity['parameters'])} tensors",
-        "projection": f"{projection['kind']}, D = {projection['dim']}",
-        "rows": f"{len(log.train):,} train, {len(log.probe):,} probe",
-        "snapshots at steps": ", ".join(str(s.step) for s in log.snapshots) or "none",
-        "alerts": f"{len(log.alerts()):,}",
-    }
+def _timesteps(
+    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], source: str
+) -> Timesteps | None:
+    by_timestep = getattr(diffhook.analysis, "influence_by_timestep", None)
+    if by_timestep is None:
+        return None
+    found = by_timestep(log, name, ids, method=scores.method, source=source, bins=20)
+    return Timesteps(found.values, found.edges)
+
+
+def _generality(scores: Mapping[str, list[Scores]]) -> list[Generality]:
+    """Of sets of two queries or more: one is like itself."""
+    return [
+        generality(each, name, _TOP, _SHARE)
+        for name, group in scores.items()
+        for each in group
+        if len(each.query_ids) > 1
+    ]
+
+
+def _norms(log: RunLog, source: str) -> Part | None:
+    try:
+        return norms_part(bias(log, source, queries=()))
+    except LogError:  # too few rows to say anything
+        return None

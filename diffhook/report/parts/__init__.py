@@ -1,0 +1,1 @@
+"""The page's parts, one a file: each takes what it shows and returns a section, or None for nothing."""

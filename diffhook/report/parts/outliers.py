@@ -1,0 +1,93 @@
+"""The gallery of samples that stand out: to look at, sort, filter, and exclude."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffhook import words
+from diffhook.analysis import Ranking
+from diffhook.report.rendering import Part, part
+from diffhook.report.thumbnails import Thumbnail, Thumbnails
+
+_KINDS = 12  # kinds of reasons offered as filter
+_ORDERS = {
+    "norm": "gradient norm",
+    "repeat": "repeated offences",
+    "tracin": "TracIn self-influence",
+    "retrac": "ReTrac self-influence",
+    "duplicate": "nearness to another sample",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One sample of the gallery.
+
+    Attributes:
+        keys: what it can be sorted by, in the order of the part's ``orders``; "" sorts last.
+    """
+
+    sample: int
+    score: str
+    picture: Thumbnail | None
+    reasons: tuple[str, ...]
+    kinds: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+def outliers_part(ranking: Ranking, thumbnails: Thumbnails, top: int = 500, page: int = 60) -> Part | None:
+    """The first ``top`` samples of a ranking."""
+    if not len(ranking):
+        return None
+    names, keys = _orders(ranking, top)
+    tiles = [
+        Tile(int(sample), words.number(float(score)), thumbnails(int(sample)), flags, kinds, key)
+        for sample, score, flags, kinds, key in zip(
+            ranking.sample_ids[:top],
+            ranking.scores[:top],
+            ranking.flags[:top],
+            (tuple(map(kind_of, flags)) for flags in ranking.flags[:top]),
+            keys,
+            strict=True,
+        )
+    ]
+    kinds = Counter(kind for tile in tiles for kind in set(tile.kinds))
+    return part(
+        "outliers",
+        "Samples that stand out",
+        "Outliers",
+        ranking=ranking,
+        tiles=tiles,
+        orders=names,
+        kinds=kinds.most_common(_KINDS),
+        flagged=sum(bool(flags) for flags in ranking.flags),
+        page=page,
+    )
+
+
+def kind_of(reason: str) -> str:
+    """A reason without its numbers, so that those of one kind are alike."""
+    return re.sub(r"[+−-]?\d[\d,.]*(e[+-]?\d+)?%?", "…", reason)
+
+
+def _orders(ranking: Ranking, top: int) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Names of the sort orders, and each tile's keys: rank, the score's parts, id."""
+    parts = {
+        name: np.asarray(values)[:top] for name, values in (getattr(ranking, "parts", None) or {}).items()
+    }
+    columns = [[str(rank) for rank in range(len(ranking.sample_ids[:top]))]]
+    columns += [[_key(-float(value)) for value in values] for values in parts.values()]
+    columns += [[str(sample) for sample in ranking.sample_ids[:top]]]
+    names = [_ORDERS.get(name, name) for name in parts]
+    return ["score", *names, "sample id"], list(zip(*columns, strict=True))
+
+
+def _key(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return f"{value:.6g}" if math.isfinite(value) else f"{math.copysign(1e300, value):g}"

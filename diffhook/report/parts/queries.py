@@ -1,0 +1,165 @@
+"""What made these images: each query beside its strongest proponents and opponents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffhook import words
+from diffhook.analysis import Scores
+from diffhook.report.rendering import Part, part
+from diffhook.report.thumbnails import Thumbnail, Thumbnails
+
+LABELS = {"tracin": "TracIn", "retrac": "ReTrac"}
+_LEVELS = 5  # shades of the heat strip
+
+
+@dataclass(frozen=True)
+class Influence:
+    """One sample's influence on one query."""
+
+    sample: int
+    picture: Thumbnail | None
+    score: str  # in the unit of its query and method
+    error: str
+    bar: tuple[float, float, float]  # |score|, and the ends of its error bar; 1 is the longest
+    strip: Sequence[int]  # per timestep bin −5 … 5
+    strip_words: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one method says of one query."""
+
+    method: str
+    unit: str
+    proponents: list[Influence]
+    opponents: list[Influence]
+
+
+@dataclass(frozen=True)
+class Query:
+    number: int
+    picture: Thumbnail | None
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """Where along the timesteps the influence of some samples came from.
+
+    Attributes:
+        values: (Q, k, bins).
+        edges: (bins + 1,).
+    """
+
+    values: npt.NDArray[np.floating[Any]]
+    edges: npt.NDArray[np.floating[Any]]
+
+
+def queries_part(
+    name: str,
+    scores: Sequence[Scores],
+    thumbnails: Thumbnails,
+    query_thumbnails: Thumbnails,
+    *,
+    k: int = 8,
+    queries: int | None = None,
+    timesteps: Sequence[Timesteps | None] = (),
+) -> Part | None:
+    """A query set under each of ``scores``.
+
+    Args:
+        scores: one a method, over the same queries.
+        queries: only the first so many.
+        timesteps: one a method, for the samples that :func:`shown` names; None where not known.
+    """
+    if not scores or not len(scores[0].query_ids):
+        return None
+    over = list(timesteps) or [None] * len(scores)
+    answers = [_answers(each, thumbnails, k, when) for each, when in zip(scores, over, strict=True)]
+    asked = [
+        Query(int(number), query_thumbnails(int(number)), [of[row] for of in answers])
+        for row, number in enumerate(scores[0].query_ids[:queries])
+    ]
+    edges = next((when.edges for when in over if when is not None), None)
+    return part(
+        "queries",
+        f"What made these images: {name}" if name else "What made these images",
+        f"Influences: {name}",
+        name=name,
+        queries=asked,
+        total=len(scores[0].query_ids),
+        methods=[LABELS.get(each.method, each.method) for each in scores],
+        span=None if edges is None else (words.number(float(edges[0])), words.number(float(edges[-1]))),
+        errors=any(_errors(each) is not None for each in scores),
+    )
+
+
+def shown(scores: Scores, k: int) -> npt.NDArray[np.int64]:
+    """(Q, 2k) ids: the top k proponents, then the top k opponents."""
+    return np.concatenate([scores.top(k).sample_ids, scores.top(k, opponents=True).sample_ids], axis=1)
+
+
+def _errors(scores: Scores) -> npt.NDArray[np.float32] | None:
+    found: npt.NDArray[np.float32] | None = getattr(scores, "errors", None)
+    return found
+
+
+def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | None) -> list[Answer]:
+    ids = shown(scores, k)
+    columns = np.searchsorted(scores.sample_ids, ids)
+    values = np.take_along_axis(scores.values, columns, 1).astype(np.float64)
+    known = _errors(scores)
+    errors = np.full(values.shape, np.nan) if known is None else np.take_along_axis(known, columns, 1)
+    found = []
+    for row in range(len(ids)):
+        exponent = _exponent(values[row])
+        longest = float(np.max(np.abs(values[row]) + np.nan_to_num(errors[row]), initial=0)) or 1.0
+        influences = [
+            Influence(
+                int(ids[row, column]),
+                thumbnails(int(ids[row, column])),
+                f"{values[row, column] / 10**exponent:+.2f}".replace("-", "−"),
+                "" if math.isnan(errors[row, column]) else f"{errors[row, column] / 10**exponent:.2f}",
+                _bar(float(values[row, column]), float(errors[row, column]), longest),
+                *_strip(when, row, column),
+            )
+            for column in range(ids.shape[1])
+        ]
+        half = ids.shape[1] // 2
+        unit = words.power(exponent) if exponent else "1"
+        found.append(
+            Answer(LABELS.get(scores.method, scores.method), unit, influences[:half], influences[half:])
+        )
+    return found
+
+
+def _exponent(values: npt.NDArray[np.float64]) -> int:
+    largest = float(np.max(np.abs(values), initial=0))
+    return math.floor(math.log10(largest)) if largest > 0 and math.isfinite(largest) else 0
+
+
+def _bar(value: float, error: float, longest: float) -> tuple[float, float, float]:
+    spread = 0.0 if math.isnan(error) else error
+    length = abs(value)
+    return length / longest, max(length - spread, 0) / longest, (length + spread) / longest
+
+
+def _strip(when: Timesteps | None, row: int, column: int) -> tuple[list[int], str]:
+    """Shades, and the same in words."""
+    if when is None:
+        return [], ""
+    carried = np.nan_to_num(when.values[row, column].astype(np.float64))
+    largest = np.abs(carried).max(initial=0)
+    if not largest:
+        return [0] * len(carried), "no timestep carried it"
+    shades = np.sign(carried) * np.ceil(np.abs(carried) / largest * _LEVELS - 1e-9)
+    peak = int(np.abs(carried).argmax())
+    low, high = (words.number(round(float(edge))) for edge in when.edges[peak : peak + 2])
+    return shades.astype(int).tolist(), f"most of it at timesteps {low} to {high}"

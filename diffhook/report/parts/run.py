@@ -1,0 +1,102 @@
+"""What this run was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from diffhook import words
+from diffhook.log import RunLog
+from diffhook.log import store as files
+from diffhook.report.rendering import Part, part
+
+
+def run_part(log: RunLog) -> Part:
+    """Model, rows, capture and what it cost; the whole configuration behind a fold."""
+    summary = read_summary(log)
+    facts = {
+        "Model": _model(log),
+        "Training seen": _training(log),
+        "Captured": _captured(log, summary),
+        "Overhead": _overhead(summary),
+        "Snapshots": _snapshots(log),
+        "Queries": ", ".join(log.queries),
+    }
+    if len(log.probe):
+        facts["Probes"] = words.plural(len(log.probe), "row")
+    return part(
+        "run",
+        "This run",
+        "Run",
+        facts={name: value for name, value in facts.items() if value},
+        configuration=list(_flat({**log.config, "summary": summary})),
+    )
+
+
+def read_summary(log: RunLog) -> dict[str, Any]:
+    """What the hook measured, {} for a run that has not ended."""
+    content = files.get(log.store, "summary.json")
+    found: dict[str, Any] = json.loads(content) if content else {}
+    return found
+
+
+def _model(log: RunLog) -> str:
+    identity = log.config["identity"]
+    numbers = sum(int(np.prod(shape)) for _, shape in identity["parameters"])
+    kind = str(identity["model"]["class"]).rpartition(".")[2]
+    return f"{kind}, {numbers:,} trained parameters"
+
+
+def _training(log: RunLog) -> str:
+    if not len(log.train):
+        return ""
+    samples = len(np.unique(log.train["sample"]))
+    visits = len(log.train) / samples
+    return (
+        f"{words.plural(int(log.train['step'].max()) + 1, 'step')}, {words.plural(samples, 'sample')}, "
+        f"{visits:.3g} {'visit' if visits == 1 else 'visits'} each"
+    )
+
+
+def _captured(log: RunLog, summary: dict[str, Any]) -> str:
+    projection = log.config["identity"]["projection"]
+    stride = summary.get("stride", 1)
+    steps = "every step" if stride == 1 else f"one step in {stride}"
+    kind = {"none": "norms only", "full": "whole gradients"}.get(
+        projection["kind"], f"norms and D = {projection['dim']} projections"
+    )
+    return f"{steps}, {words.plural(len(log.train), 'row')}, {kind}"
+
+
+def _overhead(summary: dict[str, Any]) -> str:
+    if "capture_overhead" not in summary:
+        return ""
+    probes = summary.get("probe_seconds", 0.0)
+    training = summary["seconds"] - summary["capture_seconds"] - probes
+    text = (
+        f"{summary['capture_overhead']:.1%}: {words.duration(summary['capture_seconds'])} added to "
+        f"{words.duration(training)} of training"
+    )
+    return text + (f"; probes took {words.duration(probes)}" if probes else "")
+
+
+def _snapshots(log: RunLog) -> str:
+    steps = [f"{snapshot.step:,}" for snapshot in log.snapshots]
+    if not steps:
+        return "none"
+    shown = steps if len(steps) <= 6 else [*steps[:3], "…", steps[-1]]
+    return f"{len(steps)}, at {'steps' if len(steps) > 1 else 'step'} {', '.join(shown)}"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves of a nested configuration as "a.b.c", text."""
+    if path == "identity.parameters":
+        yield path, words.plural(len(value), "tensor")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, ", ".join(map(str, value)) if isinstance(value, list) else str(value)

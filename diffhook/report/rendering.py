@@ -1,0 +1,46 @@
+"""From templates to HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from diffhook import words
+
+
+@dataclass(frozen=True)
+class Part:
+    """One section of the page."""
+
+    name: str
+    title: str
+    label: str  # in the list of parts
+    html: Markup
+    anchor: str
+
+
+def part(name: str, title: str, label: str, /, **context: Any) -> Part:
+    """The part whose template is parts/NAME."""
+    return Part(name, title, label, render(f"parts/{name}.html.jinja", **context), anchor=name)
+
+
+def render(template: str, **context: Any) -> Markup:
+    """A template of this package, with everything from outside escaped."""
+    return Markup(_environment().get_template(template).render(**context))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("diffhook.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": words.number, "count": "{:,}".format, "plural": words.plural}
+    return environment

@@ -1,0 +1,64 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+import math
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Significant digits, a true minus sign, "–" for NaN: 0.000123 → 1.23 × 10⁻⁴."""
+    if isinstance(value, int) or (math.isfinite(value) and value == int(value) and abs(value) < 1e6):
+        return f"{int(value):,}".replace("-", "−")
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if 1e-3 <= abs(value) < 1e6:
+        decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+        return f"{value:,.{decimals}f}".replace("-", "−")
+    return scientific(value, digits)
+
+
+def scientific(value: float, digits: int = 3) -> str:
+    """1234567.0 → 1.23 × 10⁶."""
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa} × {power(int(exponent))}".replace("-", "−")
+
+
+def power(exponent: int) -> str:
+    """−4 → 10⁻⁴."""
+    return f"10{str(exponent).translate(_SUPERSCRIPT)}"
+
+
+def p_value(value: float) -> str:
+    """With its relation: "p < 0.001", "p = 0.02"; "p unknown" for NaN."""
+    if math.isnan(value):
+        return "p unknown"
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def duration(seconds: float) -> str:
+    """75 → "1 min 15 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def size(count: float) -> str:
+    """1_234_567 → "1.2 MB"."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:,.0f} bytes" if units[0] == "bytes" else f"{count:,.1f} {units[0]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 → "1 alert", 1200 → "1,200 alerts"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,175 @@
+"""The page in a real browser: it does what its controls say, and keeps to itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from diffhook.log import RunLog
+from diffhook.report import write_page
+from tests.report.conftest import SAMPLES
+from tests.report.logs import write_log
+
+pytestmark = pytest.mark.browser
+
+_PATIENCE = 120_000  # ms: a busy machine is slow, not wrong
+
+
+class Visit:
+    """A tab, and all that it said and asked for."""
+
+    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
+        self.context.set_default_timeout(_PATIENCE)
+        self.tab = self.context.new_page()
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.tab.on("console", lambda message: self.said.append(message.text))
+        self.tab.on("pageerror", lambda error: self.said.append(str(error)))
+        self.tab.on("request", lambda request: self.asked.append(request.url))
+        self.tab.goto(path.as_uri())
+
+    def ids(self) -> list[int]:
+        """Samples now in the gallery, in order."""
+        found = self.tab.locator("#gallery > li").evaluate_all("tiles => tiles.map(t => +t.dataset.sample)")
+        return list(found)
+
+    def outside(self) -> list[str]:
+        """Requests for anything but the file itself and what it carries."""
+        return [url for url in self.asked if not url.startswith(("data:", "blob:", self.tab.url))]
+
+
+@pytest.fixture
+def visit(browser: Any, page_file: Path) -> Iterator[Visit]:
+    opened = Visit(browser, page_file, accept_downloads=True)
+    yield opened
+    assert opened.said == [], "the console must stay empty"
+    assert opened.outside() == [], "nothing may be asked of anyone else"
+    opened.context.close()
+
+
+def test_it_sorts(visit: Visit) -> None:
+    by_score = visit.ids()
+    assert len(by_score) == 60
+    assert by_score[0] == 7, "the sample whose gradient is NaN leads"
+    visit.tab.get_by_label("Sort by").select_option(label="sample id")
+    assert visit.ids() == list(range(60))
+    visit.tab.get_by_label("Sort by").select_option(label="score")
+    assert visit.ids() == by_score
+
+
+def test_it_turns_pages(visit: Visit) -> None:
+    seen = visit.ids()
+    for _ in range(3):
+        visit.tab.get_by_label("Next page of samples").click()
+        seen += visit.ids()
+    assert sorted(seen) == list(range(SAMPLES)), "every sample is on one page, on one only"
+    assert visit.tab.get_by_label("Next page of samples").is_disabled()
+    assert "181–200 of 200 samples" in visit.tab.locator("#gallery-controls .where").inner_text()
+
+
+def test_it_filters(visit: Visit) -> None:
+    visit.tab.get_by_label("Reason").select_option(label="any")
+    assert set(range(3, SAMPLES, 20)) | {7} <= set(visit.ids()), "each planted sample has its reason"
+    assert len(visit.ids()) < 60
+    visit.tab.get_by_label("Find").fill("not finite")
+    assert visit.ids() == [7]
+    visit.tab.get_by_label("Reason").select_option(label="any or none")
+    visit.tab.get_by_label("Find").fill("#123")
+    assert visit.ids() == [123]
+    visit.tab.get_by_label("Find").fill("nonsense")
+    assert visit.tab.get_by_text("No sample fits these filters.").is_visible()
+
+
+def test_what_is_selected_is_downloaded(visit: Visit, tmp_path: Path) -> None:
+    download = visit.tab.get_by_role("button", name="Download exclude list")
+    assert download.is_disabled()
+    visit.tab.get_by_label("Select sample 7", exact=True).check()
+    visit.tab.get_by_label("Next page of samples").click()
+    other = visit.ids()[0]
+    visit.tab.get_by_label(f"Select sample {other}", exact=True).check()
+    assert visit.tab.get_by_text("2 samples selected").is_visible()
+    visit.tab.get_by_label("selected only").check()
+    assert set(visit.ids()) == {7, other}
+    with visit.tab.expect_download() as started:
+        download.click()
+    started.value.save_as(tmp_path / "exclude.txt")
+    assert np.loadtxt(tmp_path / "exclude.txt", dtype=int).tolist() == sorted([7, other])
+    visit.tab.get_by_role("button", name="Clear").click()
+    assert visit.tab.get_by_text("Select what the next run should leave out").is_visible()
+
+
+def test_all_found_are_selected_and_copied(visit: Visit) -> None:
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    visit.tab.get_by_label("Find").fill("not finite")
+    visit.tab.get_by_role("button", name="Select all found").click()
+    visit.tab.get_by_role("button", name="Copy ids").click()
+    visit.tab.wait_for_function("navigator.clipboard.readText().then(text => text === '7\\n')")
+
+
+def test_it_switches_between_methods(visit: Visit) -> None:
+    query = visit.tab.locator(".query").first
+    tracin, retrac = query.locator(".answer").all()
+    assert tracin.is_visible()
+    assert retrac.is_visible()
+    visit.tab.get_by_label("TracIn", exact=True).check(force=True)
+    assert (tracin.is_visible(), retrac.is_visible()) == (True, False)
+    visit.tab.get_by_label("ReTrac", exact=True).check(force=True)
+    assert (tracin.is_visible(), retrac.is_visible()) == (False, True)
+    visit.tab.get_by_label("Side by side").check(force=True)
+    assert (tracin.is_visible(), retrac.is_visible()) == (True, True)
+
+
+def test_it_follows_the_system_until_told_otherwise(browser: Any, page_file: Path) -> None:
+    def paper(visit: Visit) -> str:
+        return str(visit.tab.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    light, dark = (Visit(browser, page_file, color_scheme=scheme) for scheme in ("light", "dark"))
+    assert paper(light) != paper(dark)
+    light.tab.get_by_role("button", name="Dark").click()
+    assert paper(light) == paper(dark)
+    ink = dark.tab.locator(".chart text").first.evaluate("text => getComputedStyle(text).fill")
+    assert ink == light.tab.locator(".chart text").first.evaluate("text => getComputedStyle(text).fill")
+    dark.tab.emulate_media(media="print")
+    assert paper(dark) == "rgb(255, 255, 255)", "paper is white"
+    light.context.close()
+    dark.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_no_serious_violation(browser: Any, page_file: Path, scheme: str, width: int) -> None:
+    visit = Visit(browser, page_file, color_scheme=scheme)
+    visit.tab.set_viewport_size({"width": width, "height": 900})
+    visit.tab.locator("summary").first.click()
+    found = Axe().run(visit.tab).response["violations"]
+    serious = {v["id"]: v["nodes"][0]["html"] for v in found if v["impact"] in ("serious", "critical")}
+    assert serious == {}
+    overflow = "document.documentElement.scrollWidth - innerWidth"
+    assert visit.tab.evaluate(overflow) <= 0, "a page must not scroll sideways"
+    visit.context.close()
+
+
+def test_thousands_of_samples_stay_out_of_the_document(browser: Any, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 5000, 1)
+    write_page(tmp_path / "page.html", log, queries={}, top=5000)
+    visit = Visit(browser, tmp_path / "page.html")
+    assert "1–60 of 5,000 samples" in visit.tab.locator("#gallery-controls .where").inner_text()
+    assert visit.tab.evaluate("document.querySelectorAll('*').length") < 2500
+    visit.tab.get_by_label("Sort by").select_option(label="sample id")
+    visit.tab.get_by_label("Find").fill("4999")
+    assert visit.ids() == [4999]
+    assert visit.said == []
+    visit.context.close()
+
+
+def test_without_scripts_everything_is_there(browser: Any, page_file: Path, log: RunLog) -> None:
+    visit = Visit(browser, page_file, java_script_enabled=False)
+    assert visit.tab.locator("#gallery > li").count() == SAMPLES
+    assert visit.tab.get_by_label("Sort by").is_visible() is False, "controls that do nothing are not shown"
+    visit.context.close()

@@ -1,0 +1,125 @@
+"""Wherever the user's images are, the sample's own is shown."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from diffhook.errors import ConfigurationError
+from diffhook.report import find_images, load_images, to_image
+from diffhook.report.thumbnails import Thumbnails, data_uri
+
+IDS = np.arange(3)
+PIXELS = np.stack([np.full((6, 5, 3), 40 * index, np.uint8) for index in range(3)])
+
+
+class Pictures:
+    """What a Hugging Face dataset looks like from outside."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(PIXELS)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"label": 3, self.column: Image.fromarray(PIXELS[index])}
+
+
+def _bytes(index: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS[index]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        PIXELS,
+        list(PIXELS),
+        TensorDataset(torch.from_numpy(PIXELS).permute(0, 3, 1, 2), torch.zeros(3)),
+        Pictures("image"),
+        Pictures("img"),
+        [{"image": {"bytes": _bytes(index), "path": None}} for index in range(3)],
+        {index: _bytes(index) for index in range(3)},
+        lambda index: PIXELS[index],
+    ],
+    ids=["array", "list", "torch", "hf", "hf-img", "hf-undecoded", "mapping", "function"],
+)
+def test_each_kind_of_source_gives_the_same_pixels(source: Any) -> None:
+    images = find_images(source, IDS)
+    assert images is not None
+    for index in IDS:
+        assert np.array_equal(np.asarray(to_image(images(int(index)))), PIXELS[index])
+
+
+def test_a_folder_of_folders_is_read_by_path(tmp_path: Path) -> None:
+    for index, name in enumerate(["cat/b.png", "cat/c.png", "dog/a.png"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(PIXELS[index]).save(tmp_path / name)
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    images = load_images(tmp_path)
+    assert [int(np.asarray(images[i])[0, 0, 0]) for i in range(len(images))] == [0, 40, 80]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (PIXELS[:2], "a ndarray has 2 images, but the log knows sample 2: is it the same dataset"),
+        (7, "a int holds no images; expected a path, a function from id to image, or a dataset"),
+        ("nowhere", "no images at nowhere: expected a folder of image files, or an .npy array"),
+    ],
+)
+def test_what_cannot_be_a_source_is_refused(source: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        find_images(source, IDS)
+
+
+def test_an_undecoded_image_may_be_a_path(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(_bytes(2))
+    images = find_images([{"image": {"bytes": None, "path": str(tmp_path / "a.png")}}], np.arange(1))
+    assert images is not None
+    assert np.array_equal(np.asarray(to_image(images(0))), PIXELS[2])
+
+
+def test_a_mapping_may_know_only_some() -> None:
+    pictures = Thumbnails(find_images({1: PIXELS[1]}, IDS))
+    known = [pictures(int(index)) for index in IDS]
+    assert [made is not None and made.uri != "" for made in known] == [False, True, False]
+    pictures.check()
+
+
+def test_an_item_without_an_image_is_refused() -> None:
+    images = find_images(Pictures("photo"), IDS)
+    assert images is not None
+    with pytest.raises(ConfigurationError, match="an item with label, photo; expected an image under image"):
+        images(0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_thumbnails_keep_shape_and_brightness_in_every_mode(mode: str) -> None:
+    image = Image.new("L", (300, 150), 255)
+    if mode == "I;16":
+        image = Image.fromarray(np.full((150, 300), 65535, np.uint16))
+    else:
+        image = image.convert("RGB").convert(mode)
+    made = _decoded(data_uri(image, 96))
+    assert made.size == (96, 48)
+    assert np.asarray(made.convert("L")).min() > 250
+
+
+def test_tiny_images_keep_every_pixel() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(_decoded(data_uri(pixels)).convert("RGB")), pixels)
+
+
+def _decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))

@@ -1,0 +1,185 @@
+"""What the page says, and what it is made of."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffhook
+from diffhook.errors import ConfigurationError
+from diffhook.log import LogWriter, RunLog
+from diffhook.report import write_page
+from diffhook.report.page import query_sets
+from diffhook.report.parts.norms import sentences
+from diffhook.report.parts.outliers import kind_of, outliers_part
+from diffhook.report.parts.queries import Timesteps, queries_part, shown
+from diffhook.report.thumbnails import Thumbnails, data_uri
+from tests.report.conftest import SAMPLES
+from tests.report.logs import CONFIG, QUERIES, photographs, write_log, write_queries
+
+NONE = Thumbnails(None)
+
+
+def test_it_stays_under_5_megabytes_and_names_no_address(page_file: Path) -> None:
+    html = page_file.read_text()
+    assert html.count("data:image/webp") >= SAMPLES
+    assert len(html.encode()) < 5e6
+    assert "://" not in html, "the page must not reach outside"
+    assert "default-src 'none'" in html
+
+
+def test_it_says_what_the_run_was(page_file: Path) -> None:
+    html = page_file.read_text()
+    assert "UNet2DModel, 60 trained parameters" in html
+    assert "75 steps, 200 samples, 3 visits each" in html
+    assert "8.7%: 8.0 s added to 1 min 32 s of training" in html
+    assert "one step in 2, 600 rows, norms and D = 16 projections" in html
+
+
+def test_words_from_the_log_are_escaped(page_file: Path) -> None:
+    html = page_file.read_text()
+    assert "&lt;b&gt;0&lt;/b&gt;" in html
+    assert "&lt;now&gt;" in html
+    assert "<now>" not in html
+
+
+def test_every_query_lists_the_samples_that_influence_names(log: RunLog, page_file: Path) -> None:
+    listed = re.findall(r'<ol class="influences.*?</ol>', page_file.read_text(), re.DOTALL)
+    found = [[int(sample) for sample in re.findall(r"<b>#(\d+)</b>", row)] for row in listed]
+    expected = []
+    scores = [diffhook.influence(log, "held-out", method) for method in ("tracin", "retrac")]
+    for query in range(QUERIES):
+        for each in scores:
+            for opponents in (False, True):
+                expected.append(each.top(8, opponents=opponents).sample_ids[query].tolist())
+    assert found == expected
+
+
+def test_errors_and_timesteps_are_drawn_where_known(log: RunLog) -> None:
+    scores = diffhook.influence(log, "held-out", "retrac")
+    k = 2
+    plain = queries_part("held-out", [scores], NONE, NONE, k=k)
+    assert plain is not None
+    assert "±" not in plain.html
+    assert 'class="strip"' not in plain.html
+    vars(scores)["errors"] = np.full(scores.values.shape, 0.25e-4, np.float32)
+    carried = np.zeros((QUERIES, 2 * k, 4), np.float32)
+    carried[:, :, 1], carried[:, :, 3] = 1.0, -0.5
+    when = Timesteps(carried, np.array([0, 250, 500, 750, 1000]))
+    drawn = queries_part("held-out", [scores], NONE, NONE, k=k, timesteps=[when])
+    assert drawn is not None
+    value = scores.top(1).scores[0, 0]
+    exponent = int(np.floor(np.log10(np.abs(scores.values[0]).max())))
+    assert f"{value / 10.0**exponent:+.2f}" in drawn.html
+    assert f"± {0.25e-4 / 10.0**exponent:.2f}" in drawn.html
+    assert drawn.html.count('class="strip"') == QUERIES * 2 * k
+    assert "most of it at timesteps 250 to 500" in drawn.html
+    assert '<path class="p5" d="M1 0h1v1h-1z"/><path class="n3" d="M3 0h1v1h-1z"/>' in drawn.html
+    assert shown(scores, k).shape == (QUERIES, 2 * k)
+
+
+def test_bias_is_told_with_its_direction_and_size(log: RunLog) -> None:
+    report = diffhook.bias(log, queries=())
+    assert report.generality == []
+    measured, follows = sentences(report)
+    first, last = report.norms[0], report.norms[-1]  # the norms fall with the timestep
+    expected = f"is {first.median / last.median:.2g} times as large at timesteps {first.low:.0f} to"
+    assert expected in measured
+    assert f" as at {last.low:.0f} to {last.high:.0f} (" in measured
+    assert f"{report.correlation:+.2f}, p < 0.001".replace("-", "−") in measured
+    assert "ReTrac divides it out" in follows
+    flat = replace(report, correlation=0.01, p_value=0.8)
+    assert "p = 0.8" in sentences(flat)[0]
+    assert "The correlation is weak here" in sentences(flat)[1]
+
+
+def test_query_sets_of_another_scalar_are_left_out(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 16, 1)
+    assert query_sets(log) == ["held-out"]
+    write_queries(tmp_path / "log", "squared", measurement="squared-output")
+    assert query_sets(log) == ["held-out"]
+
+
+def test_the_score_s_parts_are_sort_orders(log: RunLog) -> None:
+    ranking = diffhook.outliers(log)
+    parts = {"loss": -np.arange(len(ranking), dtype=float)}
+    parts["loss"][3] = np.nan
+    ranking = _with_parts(ranking, parts)
+    drawn = outliers_part(ranking, NONE, top=5)
+    assert drawn is not None
+    assert '<option value="1">loss</option>' in drawn.html
+    keys = re.findall(r'data-keys="([^"]*)"', drawn.html)
+    ids = ranking.sample_ids
+    assert keys == [f"{i}|{'' if i == 3 else i}|{ids[i]}" for i in range(5)], "rank, −loss, id; NaN is empty"
+
+
+def test_reasons_of_one_kind_share_a_filter() -> None:
+    assert kind_of("norm far above its timestep's on 2 of 3 visits") == kind_of(
+        "norm far above its timestep's on 11 of 13 visits"
+    )
+    assert kind_of("cosine 0.98 with #12") != kind_of("loss 4.5e-3 above")
+
+
+def test_an_image_that_cannot_be_read_is_shown_as_such(log: RunLog, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index, pixels in enumerate(photographs(SAMPLES, 8)):
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index:03d}.png")
+    (tmp_path / "images" / "007.png").write_bytes(b"torn")
+    write_page(tmp_path / "page.html", log, images=tmp_path / "images", queries={}, top=20)
+    html = (tmp_path / "page.html").read_text()
+    assert 'title="ConfigurationError: cannot read' in html
+    assert html.count("data:image/webp") >= 19
+
+
+def test_the_log_s_own_thumbnails_are_the_default(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 16, 1)
+    png = io.BytesIO()
+    Image.fromarray(photographs(1, 8)[0]).save(png, "PNG")
+    writer = LogWriter(tmp_path / "log", CONFIG, start_step=2)
+    writer.thumbnail(3, png.getvalue())
+    writer.close()
+    write_page(tmp_path / "page.html", log, queries={})
+    html = (tmp_path / "page.html").read_text()
+    assert data_uri(png.getvalue()) in html
+    assert "cannot be read" not in html, "the others have none, which is no fault"
+
+
+def test_when_no_image_can_be_read_the_first_error_is_raised(log: RunLog, tmp_path: Path) -> None:
+    def broken(sample: int) -> Any:
+        raise KeyError(f"no column for {sample}")
+
+    with pytest.raises(KeyError, match="no column for 7"):
+        write_page(tmp_path / "page.html", log, images=broken, queries={})
+
+
+def test_a_run_without_alerts_and_queries_has_a_page(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 16, 1, alerts=False)
+    size = write_page(tmp_path / "page.html", log, queries={})
+    html = (tmp_path / "page.html").read_text()
+    assert size == len(html.encode())
+    assert "None was raised." in html
+    assert "What made these images" not in html
+
+
+def test_without_matplotlib_the_error_names_the_extra(
+    log: RunLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigurationError, match=r"charts need matplotlib: pip install diffhook\[report\]"):
+        write_page(tmp_path / "page.html", log, queries={})
+
+
+def _with_parts(ranking: diffhook.analysis.Ranking, parts: Any) -> diffhook.analysis.Ranking:
+    try:
+        return replace(ranking, parts=parts)
+    except TypeError:
+        vars(ranking)["parts"] = parts
+        return ranking
