@@ -7,16 +7,25 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from diffhook.analysis import bias, influence, outliers, self_influence
+    from diffhook.analysis import (
+        bias,
+        influence,
+        influence_by_timestep,
+        near_duplicates,
+        outliers,
+        self_influence,
+    )
     from diffhook.analysis.generated import generate
     from diffhook.analysis.query import query
     from diffhook.capture import DiffusionObjective, Grid, MinSNR, Probe
+    from diffhook.capture.measurement import Measured
     from diffhook.capture.pipeline import SavedPipeline
     from diffhook.log import RunLog, open_log
 
 _HOMES = {
     "DiffusionObjective": "diffhook.capture",
     "Grid": "diffhook.capture",
+    "Measured": "diffhook.capture.measurement",
     "MinSNR": "diffhook.capture",
     "Probe": "diffhook.capture",
     "RunLog": "diffhook.log",
@@ -24,6 +33,8 @@ _HOMES = {
     "bias": "diffhook.analysis",
     "generate": "diffhook.analysis.generated",
     "influence": "diffhook.analysis",
+    "influence_by_timestep": "diffhook.analysis",
+    "near_duplicates": "diffhook.analysis",
     "open_log": "diffhook.log",
     "outliers": "diffhook.analysis",
     "query": "diffhook.analysis.query",
@@ -32,6 +43,7 @@ _HOMES = {
 __all__ = [
     "DiffusionObjective",
     "Grid",
+    "Measured",
     "MinSNR",
     "Probe",
     "RunLog",
@@ -39,6 +51,8 @@ __all__ = [
     "bias",
     "generate",
     "influence",
+    "influence_by_timestep",
+    "near_duplicates",
     "open_log",
     "outliers",
     "query",

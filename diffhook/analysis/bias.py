@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from diffhook.analysis.influence import Scores, influence
-from diffhook.analysis.methods import METHODS
+from diffhook.analysis.influence import influence
+from diffhook.analysis.scores import Scores
 from diffhook.analysis.standardize import assign, bin_edges
 from diffhook.analysis.tables import source_table
 from diffhook.errors import LogError
@@ -92,7 +92,7 @@ def bias(
     for name, queries in log.queries.items():
         if len(np.unique(queries["sample"])) < 2 or not table.dim:
             continue
-        for method in METHODS:
+        for method in ("tracin", "retrac"):
             scores = influence(log, name, method, source, client=client, scheduler=scheduler)
             found.append(generality(scores, name, k, general_share))
     return BiasReport(source, norm_bins(timestep, norm, bins), float(correlation), float(p_value), found)

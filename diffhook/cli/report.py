@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffhook.analysis import METHODS, influence, outliers
+from diffhook.analysis import influence, outliers
 from diffhook.cli.printing import print_json
 from diffhook.errors import ConfigurationError
 from diffhook.log import open_log
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     images = images_by_id(args.images, ranking.sample_ids)
     strips = []
     if args.queries:
-        scores = [influence(log, args.queries, method) for method in METHODS]
+        scores = [influence(log, args.queries, method) for method in ("tracin", "retrac")]
         strips = query_strips(scores, images_by_id(args.query_images, scores[0].query_ids), images)
     write_page(args.out, log, ranking, images, strips=strips, k=args.top, title=f"diffhook: {args.log}")
     if args.json:
