@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from diffhook.analysis.influence import Scores, influence
-from diffhook.analysis.methods import METHODS
+from diffhook.analysis.influence import influence
+from diffhook.analysis.scores import Scores
 from diffhook.analysis.standardize import assign, bin_edges
-from diffhook.analysis.tables import source_table
+from diffhook.analysis.tables import loss_queries, query_table, source_table
 from diffhook.errors import LogError
 from diffhook.log import RunLog
 from diffhook.notebook import Displayed
@@ -80,7 +80,7 @@ def bias(
         general_share: a sample is generally influential when it is in the top-k of more than this
             share of the queries.
         bins: number of timestep bins, of equal count.
-        queries: names of the query sets to compare; None: all.
+        queries: names of the query sets to compare; None: all of the training loss.
 
     Raises:
         LogError: fewer than 3 finite rows.
@@ -93,11 +93,10 @@ def bias(
     norm, timestep = norm[usable], timestep[usable]
     correlation, p_value = scipy.stats.spearmanr(timestep, norm)
     found = []
-    for name, rows in log.queries.items():
-        compared = queries is None or name in queries
-        if not compared or not table.dim or len(np.unique(rows["sample"])) < 2:
+    for name in loss_queries(log) if queries is None else queries:
+        if not table.dim or len(np.unique(query_table(log, name)["sample"])) < 2:
             continue
-        for method in METHODS:
+        for method in ("tracin", "retrac"):
             scores = influence(log, name, method, source, client=client, scheduler=scheduler)
             found.append(generality(scores, name, k, general_share))
     return BiasReport(source, norm_bins(timestep, norm, bins), float(correlation), float(p_value), found)

@@ -57,10 +57,10 @@ def _queries(log: RunLog, names: list[str] | None, images: list[str]) -> dict[st
     Raises:
         ConfigurationError: images for no set, or for one of several.
     """
-    from diffhook.report.page import query_sets
+    from diffhook.analysis.tables import loss_queries
 
     known = log.queries
-    shown = query_sets(log) if names is None else names
+    shown = loss_queries(log) if names is None else names
     found = {name: _recorded(known[name]) if name in known else None for name in shown}
     for given in images:
         name, named, path = given.partition("=")

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 import diffhook
-import diffhook.analysis
-from diffhook.analysis import Ranking, Scores, bias, influence, outliers
+from diffhook.analysis import Ranking, Scores, bias, influence, influence_by_timestep, outliers
 from diffhook.analysis.bias import Generality, generality
+from diffhook.analysis.tables import loss_queries
 from diffhook.console import progress_bar
 from diffhook.errors import LogError
 from diffhook.log import RunLog
@@ -56,7 +56,7 @@ def write_page(
         images: the training images, as :func:`~diffhook.report.images.find_images` takes them; by
             default the log's own thumbnails, if it has any.
         queries: the query sets to show, each with its images or None; by default all that
-            :func:`query_sets` names, without.
+            :func:`~diffhook.analysis.tables.loss_queries` names, without.
         source: rows to score, "train" or "probe".
         top: samples in the gallery.
         k: proponents and opponents of each query.
@@ -70,19 +70,19 @@ def write_page(
         LogError, ConfigurationError: as the scores and the images raise them; none of the images can
             be read; matplotlib is missing.
     """
-    ranking = outliers(log, source) if ranking is None else ranking
-    asked = dict.fromkeys(query_sets(log)) if queries is None else dict(queries)
+    ranking = outliers(log, source, progress=progress) if ranking is None else ranking
+    asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
     thumbnails = Thumbnails(
         find_images(log.thumbnails or None if images is None else images, ranking.sample_ids)
     )
-    scores = {name: _scores(log, name, source) for name in asked}
+    scores = {name: _scores(log, name, source, progress) for name in asked}
     with progress_bar(progress) as bar:
         for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):
             thumbnails(sample)
     parts = [
         run_part(log),
         outliers_part(ranking, thumbnails, top),
-        *_queries(log, asked, scores, thumbnails, source, k),
+        *_queries(log, asked, scores, thumbnails, source, k, progress),
         _norms(log, source),
         generality_part(_generality(scores), scores, thumbnails),
         alerts_part(log.alerts(), int(log.train["step"].max(initial=0)), thumbnails),
@@ -99,20 +99,11 @@ def write_page(
     return len(content)
 
 
-def _scores(log: RunLog, name: str, source: str) -> list[Scores]:
-    found = [influence(log, name, method, source) for method in METHODS]
+def _scores(log: RunLog, name: str, source: str, progress: bool) -> list[Scores]:
+    found = [influence(log, name, method, source, progress=progress) for method in METHODS]
     for each in found:
         _ = each.values  # one pass over the rows; all that follows reads it
     return found
-
-
-def query_sets(log: RunLog) -> list[str]:
-    """Names of the query sets that TracIn and ReTrac can be asked of: those of the training loss."""
-    return [
-        name
-        for name, table in log.queries.items()
-        if ((table.description or {}).get("objective") or {}).get("measurement", "loss") == "loss"
-    ]
 
 
 def _queries(
@@ -122,11 +113,12 @@ def _queries(
     thumbnails: Thumbnails,
     source: str,
     k: int,
+    progress: bool,
 ) -> list[Part | None]:
     found = []
     for index, (name, group) in enumerate(scores.items()):
         pictures = Thumbnails(find_images(asked[name], group[0].query_ids), 128)
-        when = [_timesteps(log, name, each, shown(each, k), source) for each in group]
+        when = [_timesteps(log, name, each, shown(each, k), source, progress) for each in group]
         part = queries_part(name, group, thumbnails, pictures, k=k, queries=_QUERIES, timesteps=when)
         pictures.check()
         found.append(part and replace(part, anchor=f"queries-{index}"))
@@ -134,12 +126,11 @@ def _queries(
 
 
 def _timesteps(
-    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], source: str
-) -> Timesteps | None:
-    by_timestep = getattr(diffhook.analysis, "influence_by_timestep", None)
-    if by_timestep is None:
-        return None
-    found = by_timestep(log, name, ids, method=scores.method, source=source, bins=20)
+    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], source: str, progress: bool
+) -> Timesteps:
+    found = influence_by_timestep(
+        log, name, ids, method=scores.method, source=source, bins=20, progress=progress
+    )
     return Timesteps(found.values, found.edges)
 
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import diffhook
+from diffhook.analysis.tables import loss_queries
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog
 from diffhook.report import write_page
-from diffhook.report.page import query_sets
 from diffhook.report.parts.norms import sentences
 from diffhook.report.parts.outliers import kind_of, outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
@@ -103,9 +103,9 @@ def test_bias_is_told_with_its_direction_and_size(log: RunLog) -> None:
 
 def test_query_sets_of_another_scalar_are_left_out(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log", 16, 1)
-    assert query_sets(log) == ["held-out"]
+    assert loss_queries(log) == ["held-out"]
     write_queries(tmp_path / "log", "squared", measurement="squared-output")
-    assert query_sets(log) == ["held-out"]
+    assert loss_queries(log) == ["held-out"]
 
 
 def test_the_score_s_parts_are_sort_orders(log: RunLog) -> None:

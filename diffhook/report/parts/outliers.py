@@ -77,9 +77,7 @@ def kind_of(reason: str) -> str:
 
 def _orders(ranking: Ranking, top: int) -> tuple[list[str], list[tuple[str, ...]]]:
     """Names of the sort orders, and each tile's keys: rank, the score's parts, id."""
-    parts = {
-        name: np.asarray(values)[:top] for name, values in (getattr(ranking, "parts", None) or {}).items()
-    }
+    parts = {name: np.asarray(values)[:top] for name, values in (ranking.parts or {}).items()}
     columns = [[str(rank) for rank in range(len(ranking.sample_ids[:top]))]]
     columns += [[_key(-float(value)) for value in values] for values in parts.values()]
     columns += [[str(sample) for sample in ranking.sample_ids[:top]]]

@@ -97,7 +97,7 @@ def queries_part(
         total=len(scores[0].query_ids),
         methods=[LABELS.get(each.method, each.method) for each in scores],
         span=None if edges is None else (words.number(float(edges[0])), words.number(float(edges[-1]))),
-        errors=any(_errors(each) is not None for each in scores),
+        errors=any(each.errors is not None for each in scores),
     )
 
 
@@ -106,16 +106,11 @@ def shown(scores: Scores, k: int) -> npt.NDArray[np.int64]:
     return np.concatenate([scores.top(k).sample_ids, scores.top(k, opponents=True).sample_ids], axis=1)
 
 
-def _errors(scores: Scores) -> npt.NDArray[np.float32] | None:
-    found: npt.NDArray[np.float32] | None = getattr(scores, "errors", None)
-    return found
-
-
 def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | None) -> list[Answer]:
     ids = shown(scores, k)
     columns = np.searchsorted(scores.sample_ids, ids)
     values = np.take_along_axis(scores.values, columns, 1).astype(np.float64)
-    known = _errors(scores)
+    known = scores.errors
     errors = np.full(values.shape, np.nan) if known is None else np.take_along_axis(known, columns, 1)
     found = []
     for row in range(len(ids)):
