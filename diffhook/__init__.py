@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from diffhook.analysis import bias, influence, outliers, self_influence
+    from diffhook.analysis import (
+        bias,
+        influence,
+        influence_by_timestep,
+        near_duplicates,
+        outliers,
+        self_influence,
+    )
     from diffhook.analysis.generated import generate
     from diffhook.analysis.query import query
     from diffhook.capture import Alerts, DiffusionObjective, Grid, MinSNR, Probe, Quarantine
+    from diffhook.capture.measurement import Measured
     from diffhook.capture.pipeline import SavedPipeline
     from diffhook.log import RunLog, open_log
 
@@ -18,6 +26,7 @@ _HOMES = {
     "Alerts": "diffhook.capture",
     "DiffusionObjective": "diffhook.capture",
     "Grid": "diffhook.capture",
+    "Measured": "diffhook.capture.measurement",
     "MinSNR": "diffhook.capture",
     "Probe": "diffhook.capture",
     "Quarantine": "diffhook.capture",
@@ -26,6 +35,8 @@ _HOMES = {
     "bias": "diffhook.analysis",
     "generate": "diffhook.analysis.generated",
     "influence": "diffhook.analysis",
+    "influence_by_timestep": "diffhook.analysis",
+    "near_duplicates": "diffhook.analysis",
     "open_log": "diffhook.log",
     "outliers": "diffhook.analysis",
     "query": "diffhook.analysis.query",
@@ -35,6 +46,7 @@ __all__ = [
     "Alerts",
     "DiffusionObjective",
     "Grid",
+    "Measured",
     "MinSNR",
     "Probe",
     "Quarantine",
@@ -43,6 +55,8 @@ __all__ = [
     "bias",
     "generate",
     "influence",
+    "influence_by_timestep",
+    "near_duplicates",
     "open_log",
     "outliers",
     "query",

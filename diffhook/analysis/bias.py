@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from diffhook.analysis.influence import Scores, influence
-from diffhook.analysis.methods import METHODS
+from diffhook.analysis.influence import influence
+from diffhook.analysis.scores import Scores
 from diffhook.analysis.standardize import assign, bin_edges
 from diffhook.analysis.tables import source_table
 from diffhook.errors import LogError
@@ -97,7 +97,7 @@ def bias(
         compared = queries is None or name in queries
         if not compared or not table.dim or len(np.unique(rows["sample"])) < 2:
             continue
-        for method in METHODS:
+        for method in ("tracin", "retrac"):
             scores = influence(log, name, method, source, client=client, scheduler=scheduler)
             found.append(generality(scores, name, k, general_share))
     return BiasReport(source, norm_bins(timestep, norm, bins), float(correlation), float(p_value), found)

@@ -2,49 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.ranking import Ranking
-from diffhook.analysis.standardize import standardized_norms
+from diffhook.analysis.signals import SIGNALS, Found, Signal, View
+from diffhook.analysis.standardize import robust_deviations
 from diffhook.analysis.tables import source_table
+from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
 
-_NOTABLE = 3.0  # robust standard deviations
+PAIRWISE = 20_000  # samples up to which all pairs are compared unless asked
+_HIGHEST = 8.0  # deviations; beyond it a part says no more
 
 
-def outliers(log: RunLog, source: str = "train") -> Ranking:
-    """Rank samples by their gradient norm, standardised within timestep bins, mean over visits.
+def outliers(
+    log: RunLog,
+    source: str = "train",
+    parts: Sequence[str] | None = None,
+    *,
+    client: Any = None,
+    scheduler: Any = None,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> Ranking:
+    """Rank samples by how unlike the others they are, with the reasons in words.
 
-    Norms depend strongly on the timestep, so each is compared with those near the same timestep and
-    at the same stage of training: score = mean of (log norm − median) / (1.4826 · MAD). Needs norms
-    only, so it works on a log captured with projection_dim=0.
+    Each part is a number per sample (``Ranking.parts``). The score is the root mean square over
+    parts of how many robust standard deviations the sample lies above the median sample, from 0 to
+    8 in each, so that one loud part is heard among quiet ones; of a single part, the part itself.
+    A norm that is not finite comes before everything.
+
+    Args:
+        source: "train" or "probe".
+        parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`: "norm", "repeat", "loss",
+            "tracin", "retrac", "duplicate". By default all that the log can tell; "duplicate", which
+            compares all pairs, for up to 20,000 samples. A log captured with projection_dim=0 has
+            the first three.
+        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
 
     Raises:
         LogError: no rows.
+        ConfigurationError: no such part, or none that counts can be told.
     """
-    table = source_table(log, source, projected=False)
-    deviation = standardized_norms(table)
-    ids, position = np.unique(table["sample"], return_inverse=True)
-    known = ~np.isnan(deviation)
-    infinite = np.bincount(position, np.isinf(deviation), len(ids))
-    usable = known & np.isfinite(deviation)
-    visits = np.bincount(position, usable, len(ids))
-    total = np.bincount(position, np.where(usable, deviation, 0.0), len(ids))
-    notable = np.bincount(position, usable & (deviation > _NOTABLE), len(ids))
-    scores = np.divide(total, visits, out=np.zeros(len(ids)), where=visits > 0)
+    view = View(
+        log,
+        source,
+        source_table(log, source, projected=False),
+        Execution(client, scheduler, memory, progress),
+    )
+    found = {s.name: told for s in _signals(view, parts) if (told := s.look(view)) is not None}
+    counted = [told for name, told in found.items() if SIGNALS[name].counts]
+    if not counted:
+        asked = "" if parts is None else f" from {', '.join(parts)}"
+        raise ConfigurationError(f"nothing to rank by{asked}: expected norm, repeat, loss, tracin or retrac")
+    if len(counted) == 1:
+        scores = np.nan_to_num(np.array(counted[0].scores, np.float64))
+    else:
+        scores = np.sqrt(np.mean([np.square(_height(told)) for told in counted], axis=0))
+    flags: list[list[str]] = [[] for _ in view.sample_ids]
+    infinite = view.visits(np.isinf(view.norms))
+    visits = view.visits(~np.isnan(view.norms))
+    for index in np.flatnonzero(infinite):
+        flags[index].append(f"gradient not finite on {infinite[index]:.0f} of {visits[index]:.0f} visits")
+    for told in found.values():
+        for position, reason in told.reasons.items():
+            flags[position].append(reason)
     scores[infinite > 0] = np.inf
-    flags = [
-        _reasons(int(bad), int(high), int(seen))
-        for bad, high, seen in zip(infinite, notable, visits, strict=True)
-    ]
-    title = f"outliers: gradient norm standardised within timestep bins ({source} rows)"
-    return Ranking.sort(ids, scores, flags, title)
+    title = f"outliers: {', '.join(name for name in found if SIGNALS[name].counts)} ({source} rows)"
+    values = {name: np.asarray(told.scores, np.float64) for name, told in found.items()}
+    return Ranking.sort(view.sample_ids, scores, flags, title, values)
 
 
-def _reasons(infinite: int, notable: int, visits: int) -> list[str]:
-    reasons = []
-    if infinite:
-        reasons.append(f"gradient not finite on {infinite} of {infinite + visits} visits")
-    if notable:
-        reasons.append(f"norm far above its timestep's on {notable} of {visits} visits")
-    return reasons
+def _signals(view: View, names: Sequence[str] | None) -> list[Signal]:
+    """The signals asked for, or all that the table can serve."""
+    if names is None:
+        able = [s for s in SIGNALS.values() if view.table.dim or not s.projected]
+        return [s for s in able if s.name != "duplicate" or len(view.sample_ids) <= PAIRWISE]
+    unknown = [name for name in names if name not in SIGNALS]
+    if unknown:
+        raise ConfigurationError(f"no outlier part {unknown[0]!r}; there are {', '.join(SIGNALS)}")
+    return [SIGNALS[name] for name in names]
+
+
+def _height(found: Found) -> Any:
+    """(N,) robust deviations above the median sample, within [0, 8]; 0 for samples without a score."""
+    return np.nan_to_num(robust_deviations(found.scores)).clip(0, _HIGHEST)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from diffhook.analysis.methods import Method, find_method
+from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.methods import find_method
 from diffhook.analysis.ranking import Ranking
-from diffhook.analysis.scan import Partial, scan, sum_by_position
-from diffhook.analysis.tables import nearest, source_table
-from diffhook.log import Block, RunLog, Table
-
-_MEMORY = 1 << 27  # numbers held at once: samples go through in parts
+from diffhook.analysis.samples import SampleRows, reduce_samples
+from diffhook.analysis.tables import snapshot_steps, source_table
+from diffhook.errors import ConfigurationError
+from diffhook.log import RunLog
 
 SINGLE = "seen once per snapshot: its ReTrac self-influence is a constant"
 
@@ -26,6 +27,8 @@ def self_influence(
     *,
     client: Any = None,
     scheduler: Any = None,
+    memory: int = MEMORY,
+    progress: bool = False,
 ) -> Ranking:
     """The influence of each sample on itself: Σ_k w_k ‖mean over rows of g_i‖² (arXiv 2401.09031).
 
@@ -34,48 +37,38 @@ def self_influence(
     training events (source="train") it is over the sample's visits nearest to each snapshot; where
     there was only one, normalised gradients leave ReTrac nothing to tell, and the sample is flagged.
 
+    One pass over the table. What the sums of all samples need beyond ``memory`` goes through files.
+
     Raises:
-        LogError, ConfigurationError: as :func:`influence`.
+        LogError, ConfigurationError: as :func:`influence`; or another method than TracIn and ReTrac.
     """
     chosen, table = find_method(method), source_table(log, source)
-    sample_ids = np.unique(table["sample"])
-    steps = np.unique([s.step for s in log.snapshots] or [0]).astype(np.int64)
-    width = len(steps) * (table.dim + 2)
-    part = max(_MEMORY // width, 1)
-    scores, visits = [], []
-    for start in range(0, len(sample_ids), part):
-        ids = sample_ids[start : start + part]
-        task = _Mean(chosen, ids, steps, table.dim)
-        options = {"client": client, "scheduler": scheduler}
-        sums = scan(table, task, len(ids) * len(steps), table.dim + 2, **options)
-        weight, count, vector = sums[:, 0], sums[:, 1], sums[:, 2:]
-        # Σ_k W ‖(Σ ω g) / W‖², with W = Σ ω the learning-rate weight of the sample at snapshot k
-        each = np.divide((vector**2).sum(1), weight, out=np.zeros(len(weight)), where=weight > 0)
-        scores.append(each.reshape(len(ids), len(steps)).sum(1))
-        visits.append(count.reshape(len(ids), len(steps)).max(1))
-    constant = method == "retrac" and source == "train"
-    flags = [[SINGLE] if constant and n <= 1 else [] for n in np.concatenate(visits)]
-    title = f"self-influence ({method}, {source} rows)"
-    return Ranking.sort(sample_ids, np.concatenate(scores), flags, title)
+    if chosen.wants:
+        raise ConfigurationError(f"self-influence is that of tracin or retrac, not of {chosen.name!r}")
+    execution = Execution(client, scheduler, memory, progress)
+    rows = SampleRows(chosen, distinct_samples(table, execution), snapshot_steps(log))
+    found = reduce_samples(table, rows, _Squares(), execution, f"{chosen.name} self-influence")
+    shape = (len(rows.steps), len(rows.sample_ids))
+    visits = found.visits.reshape(shape).max(0)
+    constant = chosen.name == "retrac" and source == "train"
+    flags = [[SINGLE] if constant and count <= 1 else [] for count in visits]
+    title = f"self-influence ({chosen.name}, {source} rows)"
+    return Ranking.sort(rows.sample_ids, found.scores.reshape(shape).sum(0), flags, title)
+
+
+class _Found(NamedTuple):
+    scores: npt.NDArray[np.float64]
+    visits: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class _Mean:
-    """Per sample and snapshot: Σ ω, number of rows, Σ ω·length·p, with ω = lr · weight."""
+class _Squares:
+    """Σ_k W ‖(Σ ω g) / W‖², with W = Σ ω the learning-rate weight of the sample at snapshot k."""
 
-    method: Method
-    sample_ids: npt.NDArray[np.int64]
-    steps: npt.NDArray[np.int64]
-    dim: int
+    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> _Found:
+        weight, visits, vectors = values[:, 0], values[:, 1], values[:, 2:]
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+        return _Found(np.divide(squares, weight, out=np.zeros(len(weight)), where=weight > 0), visits.copy())
 
-    def __call__(self, table: Table, block: Block) -> Partial:
-        columns = {c: table.read(block, c) for c in ("sample", "step", "lr", "weight", "grad_norm")}
-        wanted = np.isin(columns["sample"], self.sample_ids)
-        columns = {name: values[wanted] for name, values in columns.items()}
-        lengths = self.method.row_weights(columns)
-        rate = np.where(lengths > 0, columns["lr"].astype(np.float64) * columns["weight"], 0.0)
-        projection = table.read(block, "projection")[wanted].astype(np.float64)
-        values = np.column_stack([rate, lengths > 0, projection * lengths[:, None]])
-        sample = np.searchsorted(self.sample_ids, columns["sample"])
-        position = sample * len(self.steps) + nearest(columns["step"], self.steps)
-        return sum_by_position(position, values)
+    def combine(self, results: list[_Found]) -> _Found:
+        return _Found(*(np.concatenate(parts) for parts in zip(*results, strict=True)))

@@ -5,19 +5,24 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.analysis.methods import Method
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog, Table
 
 
 def source_table(log: RunLog, source: str, *, projected: bool = True) -> Table:
-    """The table that ``source`` names.
+    """The table that ``source`` names: "train", "probe", or a query set of training samples.
 
     Raises:
-        ConfigurationError: neither "train" nor "probe".
+        ConfigurationError: none of these.
         LogError: it has no rows, or no projections where they are needed.
     """
     if source not in ("train", "probe"):
-        raise ConfigurationError(f"source is {source!r}; expected 'train' or 'probe'")
+        queries = log.queries
+        if source not in queries:
+            known = f", or a query set of training samples ({', '.join(queries)})" if queries else ""
+            raise ConfigurationError(f"source is {source!r}; expected 'train' or 'probe'{known}")
+        return queries[source]
     table = log.train if source == "train" else log.probe
     if not len(table):
         hint = " (probes need DiffHook(objective=...))" if source == "probe" else ""
@@ -41,6 +46,50 @@ def query_table(log: RunLog, name: str) -> Table:
         known = ", ".join(queries) or "none yet: see `diffhook query --help`"
         raise LogError(f"{log.location} has no queries {name!r}; it has {known}")
     return queries[name]
+
+
+def check_measurement(log: RunLog, method: Method, source: str, queries: str) -> None:
+    """Both sides must hold gradients of the scalar that the method asks for.
+
+    Raises:
+        ConfigurationError: they do not; says how to make them.
+    """
+    found = {
+        f"source {source!r}": _measurement(log, source),
+        f"queries {queries!r}": _measurement(log, queries),
+    }
+    for side, measurement in found.items():
+        if measurement != method.measurement:
+            how = (
+                "diffhook.query(log, samples, name, objective)"
+                if method.measurement == "loss"
+                else f"diffhook.query(log, samples, name, Measured(objective, {method.measurement!r}))"
+            )
+            raise ConfigurationError(
+                f"method {method.name!r} needs gradients of the {method.measurement}; {side} holds those of "
+                f"the {measurement}: make a set with {how}, for the training samples too, and name it"
+            )
+
+
+def _measurement(log: RunLog, name: str) -> str:
+    if name == "train":
+        return "loss"
+    if name == "probe":
+        described = log.config["identity"].get("objective")
+    else:
+        described = (log.queries[name].description or {}).get("objective")
+    return str((described or {}).get("measurement", "loss"))
+
+
+def loss_table(log: RunLog) -> Table:
+    """A table whose loss column holds the training's loss: probes where there are any, or training rows."""
+    probed = len(log.probe) and _measurement(log, "probe") == "loss"
+    return log.probe if probed else source_table(log, "train", projected=False)
+
+
+def snapshot_steps(log: RunLog) -> npt.NDArray[np.int64]:
+    """(K,) steps of the snapshots, ascending; 0 alone where there are none."""
+    return np.unique([s.step for s in log.snapshots] or [0]).astype(np.int64)
 
 
 def nearest(steps: npt.NDArray[np.int64], snapshots: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:

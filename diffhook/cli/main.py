@@ -7,10 +7,23 @@ import sys
 from collections.abc import Sequence
 
 from diffhook import __version__
-from diffhook.cli import alerts, bias, compact, influence, info, merge, outliers, query, report, run, verify
+from diffhook.cli import (
+    alerts,
+    bias,
+    compact,
+    evaluate,
+    influence,
+    info,
+    merge,
+    outliers,
+    query,
+    report,
+    run,
+    verify,
+)
 from diffhook.errors import DiffHookError
 
-COMMANDS = (run, info, verify, compact, merge, outliers, query, influence, bias, report, alerts)
+COMMANDS = (run, info, verify, compact, merge, outliers, query, influence, bias, report, alerts, evaluate)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,39 +1,51 @@
 """Rank the samples that are broken, foreign, or pull the model alone.
 
-example: diffhook outliers runs/butterflies --top 50 --csv outliers.csv --html page.html --images data/
+example: diffhook outliers runs/butterflies --top 50 --csv outliers.csv --exclude 50 excluded.txt
 """
 
 from __future__ import annotations
 
 import argparse
 
-from diffhook.analysis import outliers, self_influence
+from diffhook.analysis import Ranking, outliers, self_influence
+from diffhook.analysis.signals import SIGNALS
+from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table
-from diffhook.log import open_log
-
-RANKINGS = ("norm", "tracin", "retrac")
+from diffhook.errors import ConfigurationError
+from diffhook.log import RunLog, open_log
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--by",
-        choices=RANKINGS,
-        default="norm",
-        help="gradient norm standardised within timestep bins (default), or self-influence",
+        choices=("all", *SIGNALS, "self-tracin", "self-retrac"),
+        default="all",
+        help="all signals together (default), one of them, or bare self-influence",
     )
     command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
     command.add_argument("--top", type=int, default=20, metavar="K", help="how many to show (default 20)")
     command.add_argument("--csv", metavar="FILE", help="write the whole ranking as CSV")
+    command.add_argument("--parquet", metavar="FILE", help="write the whole ranking as Parquet")
+    command.add_argument(
+        "--exclude", nargs=2, metavar=("K", "FILE"), help="write the ids of the first K, a line each"
+    )
     command.add_argument("--html", metavar="FILE", help="write a contact sheet")
     command.add_argument("--images", metavar="PATH", help="the dataset's images: a folder or .npy, by id")
+    add_execution(command)
 
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
-    by_norm = args.by == "norm"
-    ranking = outliers(log, args.source) if by_norm else self_influence(log, args.by, args.source)
+    ranking = _ranking(log, args)
     if args.csv:
         ranking.to_csv(args.csv)
+    if args.parquet:
+        ranking.to_parquet(args.parquet)
+    if args.exclude:
+        count, path = args.exclude
+        if not count.isdigit():
+            raise ConfigurationError(f"--exclude begins with {count!r}; expected how many to exclude")
+        ranking.exclude(path, int(count))
     if args.html:
         from diffhook.report import write_page
 
@@ -43,5 +55,16 @@ def run(args: argparse.Namespace) -> None:
         print_json({"title": ranking.title, "samples": records})
         return
     rows = [(r["rank"], r["sample"], r["score"], r["flags"]) for r in records]
-    reading = "High: the sample pulls the model harder than others do at the same timesteps."
-    print_table(ranking.title, ["rank", "sample", "score", "reasons"], rows, reading)
+    print_table(ranking.title, ["rank", "sample", "score", "reasons"], rows, _reading(args.by))
+
+
+def _ranking(log: RunLog, args: argparse.Namespace) -> Ranking:
+    if args.by.startswith("self-"):
+        return self_influence(log, args.by.removeprefix("self-"), args.source, **execution(args))
+    return outliers(log, args.source, None if args.by == "all" else [args.by], **execution(args))
+
+
+def _reading(by: str) -> str:
+    if by.startswith("self-"):
+        return "High: the sample pulls the model by itself."
+    return "Robust standard deviations above the median sample, root mean square over the signals (0 to 8)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -21,6 +22,12 @@ _PIPED = 10_000  # columns: what a program reads is not wrapped
 def print_json(value: Any) -> None:
     """JSON on standard output; numbers that JSON does not know become null."""
     print(json.dumps(_finite(value), indent=1))
+
+
+def tell(line: str) -> None:
+    """A line for a person who waits, on standard error; nothing where that is no terminal."""
+    if sys.stderr.isatty():
+        print(line, file=sys.stderr)
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]], reading: str = "") -> None:

@@ -116,7 +116,7 @@ def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> Non
         (["outliers", "{root}/images.npy"], "{root}/images.npy is a file; a log is a folder"),
         (["influence", "{root}/log", "--queries", "nobody"], "has no queries 'nobody'"),
         (["influence", "{root}/log"], "--queries is missing"),
-        (["influence", "{root}/log", "--queries", "x", "--method", "trak"], "no method 'trak'"),
+        (["influence", "{root}/log", "--queries", "x", "--method", "treck"], "no method 'treck'"),
         (["query", "{root}/log", "--images", "{root}/none", "--name", "q"], "no images at {root}/none"),
         (["query", "{root}/log", "--images", "{root}/log", "--name", "q"], "holds no image files"),
         (["query", "{root}/log", "--images", "{root}/images", "--name", "../q"], "cannot name a part"),

@@ -1,0 +1,61 @@
+"""What a pass over the log will take, said before it starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.grouped import Plan
+from diffhook.log import Block, Table
+
+_COPIES = 3  # of a block in float32: projections as read, converted, and their products
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes.
+
+    Attributes:
+        rows: rows that are read.
+        read: bytes of them.
+        memory: held at once by one process, at most, besides the interpreter and its libraries.
+        spilled: written to temporary files and read back, at most.
+    """
+
+    rows: int
+    read: int
+    memory: int
+    spilled: int
+
+    def __str__(self) -> str:
+        spilled = f", {_bytes(self.spilled)} at most through temporary files" if self.spilled else ""
+        return f"reads {self.rows:,} rows ({_bytes(self.read)}), holds at most {_bytes(self.memory)}{spilled}"
+
+
+def cost_of(table: Table, plan: Plan, samples: int, kept: int, execution: Execution) -> Cost:
+    """The cost of one pass.
+
+    Args:
+        samples: ids that are held, 8 bytes each.
+        kept: bytes of the result and of what goes along with every task.
+    """
+    rows, blocks = len(table), list(table.blocks())
+    block_rows = max((block.stop - block.start for block in blocks), default=0)
+    block = block_rows * (table.dim * 4 * _COPIES + plan.width * 16)
+    sums = plan.memory if plan.parts == 1 else plan.memory * execution.workers
+    return Cost(
+        rows=rows,
+        read=rows * (table.dim * _itemsize(table, blocks) + 44),
+        memory=execution.workers * block + sums + 8 * samples + rows + kept,
+        spilled=0 if plan.parts == 1 else rows * (plan.width * 4 + 8),
+    )
+
+
+def _itemsize(table: Table, blocks: list[Block]) -> int:
+    return table.read(replace(blocks[0], stop=blocks[0].start), "projection").itemsize if blocks else 0
+
+
+def _bytes(count: float) -> str:
+    power = min(max(int(math.log10(max(count, 1)) // 3), 0), 4)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

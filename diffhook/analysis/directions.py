@@ -1,0 +1,102 @@
+"""The query side: from rows of a query set to one direction per query and snapshot.
+
+The order is method.md's (arXiv 2401.09031): noise is averaged at a fixed timestep, then the method
+normalises, then timesteps are averaged. A row is a mean over M noise draws already; R replicates of
+it, with noise seeds of their own, are averaged here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffhook.analysis.methods import Method
+from diffhook.log import Table
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Queries at snapshots.
+
+    Attributes:
+        query_ids: (Q,) int64.
+        steps: (K,) int64, of the snapshots, ascending.
+        whole: (K, Q, D) float64, from all replicates.
+        without: (R, K, Q, D) float64, each without one replicate; None where there is only one.
+    """
+
+    query_ids: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+    whole: Floats
+    without: Floats | None
+
+
+def query_directions(table: Table, method: Method) -> Directions:
+    """The directions of a query set, before the method turns them."""
+    rows = _Rows.read(table)
+    replicates = np.unique(rows.seed)
+    without = None
+    if len(replicates) > 1:
+        without = np.stack([rows.directions(method, rows.seed != seed) for seed in replicates])
+    return Directions(rows.ids, rows.steps, rows.directions(method, rows.seed == rows.seed), without)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    ids: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+    query: npt.NDArray[np.intp]
+    snapshot: npt.NDArray[np.intp]
+    timestep: Floats
+    seed: npt.NDArray[np.int64]
+    weight: Floats
+    norm: Floats
+    projection: Floats
+
+    @classmethod
+    def read(cls, table: Table) -> _Rows:
+        ids, query = np.unique(table["sample"], return_inverse=True)
+        steps, snapshot = np.unique(table["step"], return_inverse=True)
+        norm = table["grad_norm"].astype(np.float64)
+        usable = np.isfinite(norm) & (norm > 0)
+        weight = np.where(usable, table["weight"], 0.0)  # 1/S, shared by the replicates
+        return cls(
+            ids, steps, query, snapshot, table["timestep"], table["noise_seed"], weight,
+            np.where(usable, norm, 1.0), table["projection"],
+        )  # fmt: skip
+
+    def directions(self, method: Method, kept: npt.NDArray[np.bool_]) -> Floats:
+        """(K, Q, D) from the replicates that are kept; a timestep keeps its weight without the others."""
+        found = np.zeros((len(self.steps), len(self.ids), self.projection.shape[1]))
+        for rows in self._timesteps():
+            share = self.weight[rows].sum()
+            mean, length = self._mean(rows[kept[rows]])
+            if length > 0:
+                found[self.snapshot[rows[0]], self.query[rows[0]]] += (
+                    share * method.length(np.array(length)) / length * mean
+                )
+        return found
+
+    def _timesteps(self) -> Iterator[npt.NDArray[np.intp]]:
+        """The rows of each snapshot, query and timestep."""
+        keys = (self.seed, self.timestep, self.query, self.snapshot)
+        order = np.lexsort(keys)
+        change = np.zeros(len(order), bool)
+        for key in keys[1:]:
+            change[1:] |= np.diff(key[order]) != 0
+        yield from np.split(order, np.flatnonzero(change))
+
+    def _mean(self, rows: npt.NDArray[np.intp]) -> tuple[Floats, float]:
+        """ḡ_t and its length: exact for one row; for several, that of the mean's projection."""
+        if not self.weight[rows].sum() > 0:
+            return np.zeros(self.projection.shape[1]), 0.0
+        shares = self.weight[rows] / self.weight[rows].sum() * self.norm[rows]
+        mean = shares @ self.projection[rows].astype(np.float64)
+        length = float(shares[0]) if len(rows) == 1 else float(np.linalg.norm(mean))
+        return mean, length

@@ -1,0 +1,107 @@
+"""Near-duplicates by the cosine of aggregated projections: exact, and out of core."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from dask import delayed
+
+from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.methods import ReTrac
+from diffhook.analysis.samples import SampleRows, reduce_samples
+from diffhook.analysis.tables import source_table
+from diffhook.log import RunLog, Table
+
+_TILE = 2048  # samples against as many
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Every sample's nearest other sample.
+
+    Attributes:
+        sample_ids: (N,) int64, ascending.
+        neighbours: (N,) int64, ids; of equals, the lower.
+        cosines: (N,) float32; NaN for a sample without a usable gradient.
+    """
+
+    sample_ids: npt.NDArray[np.int64]
+    neighbours: npt.NDArray[np.int64]
+    cosines: npt.NDArray[np.float32]
+
+
+def near_duplicates(
+    log: RunLog,
+    source: str = "probe",
+    *,
+    client: Any = None,
+    scheduler: Any = None,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> Neighbours:
+    """Each sample's nearest neighbour by the cosine of its mean unit gradient, over all rows.
+
+    On the grid (source="probe") equal samples have equal gradients, cosine 1. Training events differ in
+    timestep and noise, and tell much less. Compares all pairs: N² · D multiplications; the N × D
+    features go through a temporary file.
+
+    Raises:
+        LogError, ConfigurationError: as :func:`diffhook.influence`.
+    """
+    execution = Execution(client, scheduler, memory, progress)
+    return nearest_neighbours(source_table(log, source), execution)
+
+
+def nearest_neighbours(table: Table, execution: Execution) -> Neighbours:
+    """The neighbours among a table's samples."""
+    ids = distinct_samples(table, execution)
+    with execution.scratch() as folder:
+        path = os.path.join(folder, "units.npy")
+        np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), table.dim)).flush()
+        rows = SampleRows(ReTrac(), ids, np.zeros(1, np.int64))  # all snapshots together
+        reduce_samples(table, rows, _Units(path), execution, "summing up samples")
+        tasks = [delayed(_nearest)(path, start) for start in range(0, len(ids), _TILE)]
+        tiles = execution.compute(delayed(list)(tasks), "comparing samples")
+    index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
+    return Neighbours(ids, ids[index], cosines)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Writes unit vectors to their place in a file that all workers see."""
+
+    path: str
+
+    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> None:
+        vectors = values[:, 2:]
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+        file = np.lib.format.open_memmap(self.path, "r+")
+        file[start : start + len(units)] = units
+        file.flush()
+
+    def combine(self, results: list[None]) -> None:
+        return None
+
+
+def _nearest(path: str, start: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Position and cosine of the nearest other sample, for the samples of one tile."""
+    units = np.load(path, mmap_mode="r")
+    mine = np.asarray(units[start : start + _TILE])
+    best = np.full(len(mine), -np.inf, np.float32)
+    index = np.zeros(len(mine), np.intp)
+    for other in range(0, len(units), _TILE):
+        cosines = mine @ np.asarray(units[other : other + _TILE]).T
+        if other == start:
+            np.fill_diagonal(cosines, -np.inf)
+        nearest = cosines.argmax(1)
+        found = np.take_along_axis(cosines, nearest[:, None], 1)[:, 0]
+        better = found > best
+        best[better], index[better] = found[better], other + nearest[better]
+    best[~mine.any(1)] = np.nan
+    return index, best

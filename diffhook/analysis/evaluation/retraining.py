@@ -1,0 +1,154 @@
+"""Models trained on subsets, in several processes, every one recorded when it is done."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffhook.console import progress_bar
+from diffhook.errors import ConfigurationError
+
+Train = Callable[[npt.NDArray[np.int64]], Any]  # samples in the order to train on → a model
+Measure = Callable[[Any], npt.ArrayLike]  # model → (Q,) losses of the queries
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """What retrained models said.
+
+    Attributes:
+        subsets: M arrays of ids, in the order in which training was told of them.
+        seeds: of each subset's trainings.
+        losses: (seeds, M, Q) of the queries.
+    """
+
+    subsets: list[npt.NDArray[np.int64]]
+    seeds: list[int]
+    losses: npt.NDArray[np.float64]
+
+
+def half_subsets(
+    samples: int, count: int = 64, *, share: float = 0.5, seed: int = 0
+) -> list[npt.NDArray[np.int64]]:
+    """Random subsets of 0 … samples − 1, in random order: the order to train on.
+
+    Raises:
+        ConfigurationError: a share that leaves nothing in or out.
+    """
+    size = round(samples * share)
+    if not 0 < size < samples:
+        raise ConfigurationError(f"a share of {share} of {samples} samples is {size}; expected some, not all")
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(samples)[:size] for _ in range(count)]
+
+
+def retrain(
+    train: Train,
+    measure: Measure,
+    subsets: Sequence[npt.ArrayLike],
+    *,
+    seeds: Sequence[int] = (0,),
+    record: str | Path | None = None,
+    processes: int = 1,
+    progress: bool = True,
+) -> Retrained:
+    """Train a model on each subset, once per seed, and measure the queries.
+
+    Python's, numpy's and torch's random states are seeded before each training. With a record, a
+    line of JSON per training, finished ones are not run again.
+
+    Args:
+        train: a subset's ids, in order → model.
+        measure: model → (Q,) losses. With processes > 1, both must be importable by name.
+        processes: trainings at the same time.
+
+    Raises:
+        ConfigurationError: the record is of other queries.
+    """
+    ordered = [np.asarray(subset, np.int64) for subset in subsets]
+    jobs = [(subset, int(seed)) for seed in seeds for subset in ordered]
+    known = _recorded(record) if record else ()
+    done = {_key(subset, seed): losses for subset, seed, losses in known}
+    waiting = [job for job in jobs if _key(*job) not in done]
+    with progress_bar(progress) as bar:
+        task = bar.add_task("training on subsets", total=len(jobs), completed=len(jobs) - len(waiting))
+        for (subset, seed), losses in _run(train, measure, waiting, processes):
+            done[_key(subset, seed)] = losses
+            if record:
+                _append(record, subset, seed, losses)
+            bar.advance(task)
+    lengths = {len(losses) for losses in done.values()}
+    if len(lengths) > 1:
+        raise ConfigurationError(
+            f"trainings measured {sorted(lengths)} queries: {record} is of another evaluation"
+        )
+    table = np.array([done[_key(*job)] for job in jobs])
+    return Retrained(ordered, list(seeds), table.reshape(len(seeds), len(ordered), -1))
+
+
+def read_retrained(record: str | Path) -> Retrained:
+    """What :func:`retrain` recorded, subsets that all seeds have.
+
+    Raises:
+        ConfigurationError: there is nothing in the record.
+    """
+    found: dict[int, dict[tuple[int, ...], list[float]]] = {}
+    for subset, seed, losses in _recorded(record):
+        found.setdefault(seed, {})[tuple(subset.tolist())] = losses
+    if not found:
+        raise ConfigurationError(f"{record} records no training: expected a file that retrain() wrote")
+    first, *others = found.values()
+    common = [subset for subset in first if all(subset in other for other in others)]
+    table = np.array([[of_seed[subset] for subset in common] for of_seed in found.values()])
+    return Retrained([np.array(subset, np.int64) for subset in common], list(found), table)
+
+
+def _run(
+    train: Train, measure: Measure, jobs: list[tuple[npt.NDArray[np.int64], int]], processes: int
+) -> Iterator[tuple[tuple[npt.NDArray[np.int64], int], list[float]]]:
+    if processes <= 1:
+        for job in jobs:
+            yield job, _train_one(train, measure, *job)
+        return
+    # Spawned: a forked process would inherit torch's threads.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_train_one, train, measure, *job): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _train_one(train: Train, measure: Measure, subset: npt.NDArray[np.int64], seed: int) -> list[float]:
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return [float(loss) for loss in np.asarray(measure(train(subset)), np.float64).reshape(-1)]
+
+
+def _key(subset: npt.NDArray[np.int64], seed: int) -> tuple[bytes, int]:
+    return np.ascontiguousarray(subset, np.int64).tobytes(), seed
+
+
+def _recorded(record: str | Path) -> Iterator[tuple[npt.NDArray[np.int64], int, list[float]]]:
+    path = Path(record)
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
+        try:
+            entry = json.loads(line)
+            yield np.array(entry["subset"], np.int64), int(entry["seed"]), [float(v) for v in entry["losses"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(f"{record}, line {number}: not a training that was recorded") from error
+
+
+def _append(record: str | Path, subset: npt.NDArray[np.int64], seed: int, losses: list[float]) -> None:
+    with open(record, "a") as file:
+        file.write(json.dumps({"seed": seed, "losses": losses, "subset": subset.tolist()}) + "\n")

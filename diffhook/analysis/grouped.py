@@ -1,0 +1,204 @@
+"""Sums over the rows of each position (a sample, or a sample at a snapshot), in one pass.
+
+Every block of rows gives a partial: a row of numbers for each position that it touches. Where the sums
+of all positions fit into a share of the memory, partials are merged in a tree. Where they do not,
+partials go to files, and the positions are gathered part by part. Either way a block is read once,
+and the order of every sum is fixed, so that the result does not depend on the scheduler.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+from dask import delayed
+
+from diffhook.analysis.execution import Execution
+from diffhook.log import Block, Table
+
+Partial = tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]  # positions (u,), values (u, width)
+BlockSums = Callable[[Table, Block], Partial]
+
+_ARITY = 8
+_TREE_SHARE = 16  # partials of the full size that a merge tree may have alive
+_TASKS = 4096  # at most so many tasks go over the blocks
+
+
+class Reduction(Protocol):
+    """What becomes of the sums; parts of positions one by one, then the results merged in order."""
+
+    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> Any:
+        """The result for positions ``start`` … ``start + len(values)``."""
+        ...
+
+    def combine(self, results: list[Any]) -> Any:
+        """The result for neighbouring parts, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the positions are divided.
+
+    Attributes:
+        count, width: the sums are (count, width) float64.
+        parts: in so many parts; 1: held whole.
+    """
+
+    count: int
+    width: int
+    parts: int
+
+    @classmethod
+    def make(cls, count: int, width: int, execution: Execution) -> Plan:
+        total = count * width * 8
+        if total * _TREE_SHARE <= execution.memory:
+            return cls(count, width, 1)
+        share = max(execution.memory // (4 * execution.workers), 1)
+        return cls(count, width, min(-(-total // share), count))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of sums alive at once in one thread (or, held whole, in the process)."""
+        if self.parts == 1:
+            return self.count * self.width * 8 * _TREE_SHARE
+        return -(-self.count // self.parts) * self.width * 8
+
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        edges = [self.count * part // self.parts for part in range(self.parts + 1)]
+        return list(pairwise(edges))
+
+
+def grouped(
+    table: Table,
+    sums: BlockSums,
+    plan: Plan,
+    reduction: Reduction,
+    execution: Execution,
+    title: str = "reading rows",
+) -> Any:
+    """The reduction of the sums over all rows of the table."""
+    shared, task, rule = (delayed(value, traverse=False) for value in (table, sums, reduction))
+    runs = _runs(list(table.blocks()))
+    if not runs:
+        return reduction.reduce(0, np.zeros((plan.count, plan.width)))
+    if plan.parts == 1:
+        partials = [delayed(_sum_run)(task, shared, delayed(run, traverse=False)) for run in runs]
+        whole = _tree(partials, _merge)
+        return execution.compute(delayed(_reduce_whole)(rule, whole, plan.count), title)
+    with execution.scratch() as folder:
+        files = [
+            delayed(_spill_run)(task, shared, delayed(run, traverse=False), folder, index)
+            for index, run in enumerate(runs)
+        ]
+        spilled = delayed(_joined)(files)
+        parts = [delayed(_gather)(rule, spilled, start, stop, plan.width) for start, stop in plan.bounds]
+        return execution.compute(_tree(parts, reduction.combine), title)
+
+
+def add_rows(positions: npt.NDArray[Any], values: npt.NDArray[Any]) -> Partial:
+    """Add up the rows of ``values`` that share a position."""
+    order = np.argsort(positions, kind="stable")
+    unique, counts = np.unique(positions, return_counts=True)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    # A sparse product: np.add.reduceat takes ten times as long along the first axis.
+    which = scipy.sparse.csr_array((np.ones(len(order)), order, ends), shape=(len(unique), len(order)))
+    return unique, np.asarray(which @ values.astype(np.float64))
+
+
+def distinct_samples(table: Table, execution: Execution) -> npt.NDArray[np.int64]:
+    """Ids of the samples in a table, ascending. Holds them, not the rows."""
+    shared = delayed(table, traverse=False)
+    runs = _runs(list(table.blocks()))
+    if not runs:
+        return np.empty(0, np.int64)
+    layer = [delayed(_distinct_run)(shared, delayed(run, traverse=False)) for run in runs]
+    found: npt.NDArray[np.int64] = execution.compute(_tree(layer, _distinct), "listing samples")
+    return found
+
+
+# ── tasks ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _runs(blocks: list[Block]) -> list[list[Block]]:
+    size = max(-(-len(blocks) // _TASKS), 1)
+    return [blocks[start : start + size] for start in range(0, len(blocks), size)]
+
+
+def _tree(layer: list[Any], merge: Callable[[list[Any]], Any]) -> Any:
+    while len(layer) > 1:
+        layer = [delayed(merge)(layer[start : start + _ARITY]) for start in range(0, len(layer), _ARITY)]
+    return layer[0]
+
+
+def _sum_run(sums: BlockSums, table: Table, run: Sequence[Block]) -> Partial:
+    partials = [sums(table, block) for block in run]
+    return partials[0] if len(partials) == 1 else _merge(partials)
+
+
+def _merge(partials: list[Partial]) -> Partial:
+    if len(partials) == 1:
+        return partials[0]
+    positions = np.unique(np.concatenate([p for p, _ in partials]))
+    values = np.zeros((len(positions), partials[0][1].shape[1]))
+    for own, part in partials:
+        values[np.searchsorted(positions, own)] += part
+    return positions, values
+
+
+def _reduce_whole(reduction: Reduction, partial: Partial, count: int) -> Any:
+    positions, values = partial
+    if len(positions) < count:
+        whole = np.zeros((count, values.shape[1]))
+        whole[positions] = values
+        values = whole
+    return reduction.reduce(0, values)
+
+
+def _spill_run(sums: BlockSums, table: Table, run: Sequence[Block], folder: str, index: int) -> list[str]:
+    names = []
+    for number, block in enumerate(run):
+        name = os.path.join(folder, f"{index:06d}-{number:04d}")
+        positions, values = sums(table, block)
+        _publish(name + ".values.npy", values.astype(np.float32))
+        _publish(name + ".positions.npy", positions)
+        names.append(name)
+    return names
+
+
+def _publish(path: str, array: npt.NDArray[Any]) -> None:
+    # A worker that replaces a killed one writes the same file again: whole, by rename.
+    partial = f"{path}.{os.getpid()}"
+    with open(partial, "wb") as file:
+        np.save(file, array)
+    os.replace(partial, path)
+
+
+def _joined(names: list[list[str]]) -> list[str]:
+    return [name for part in names for name in part]
+
+
+def _gather(reduction: Reduction, names: list[str], start: int, stop: int, width: int) -> Any:
+    values = np.zeros((stop - start, width))
+    for name in names:
+        positions = np.load(name + ".positions.npy", mmap_mode="r")
+        first, last = np.searchsorted(positions, [start, stop])
+        if first < last:
+            part = np.load(name + ".values.npy", mmap_mode="r")
+            values[positions[first:last] - start] += part[first:last]
+    return reduction.reduce(start, values)
+
+
+def _distinct_run(table: Table, run: Sequence[Block]) -> npt.NDArray[np.int64]:
+    return _distinct([np.unique(table.read(block, "sample")) for block in run])
+
+
+def _distinct(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    return np.unique(np.concatenate(parts)) if len(parts) > 1 else parts[0]

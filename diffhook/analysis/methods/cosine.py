@@ -1,0 +1,27 @@
+"""Cosine TracIn: each side's time-averaged gradient is normalised once per checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffhook.analysis.methods.method import Floats, Method, SampleSums, reciprocal
+from diffhook.analysis.methods.registry import register
+
+
+@register
+class Cosine(Method):
+    """Angles between time-averaged gradients, as the projections have them."""
+
+    name = "cosine"
+    formula = "Σ_k w_k cos(mean_t g_i, mean_t mean_m g_q)"
+    source = "gradient aggregated similarity (GAS), Hammoudeh and Lowd 2022"
+    wants = frozenset({"sums"})
+
+    def length(self, norm: Floats) -> Floats:
+        return norm
+
+    def factors(self, samples: SampleSums) -> Floats:
+        return samples.rate * reciprocal(samples.norm)
+
+    def turn(self, directions: Floats, samples: SampleSums | None) -> Floats:
+        return directions * reciprocal(np.linalg.norm(directions, axis=2, keepdims=True))

@@ -1,0 +1,20 @@
+"""Diffusion-ReTrac: TracIn of normalised gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffhook.analysis.methods.method import Floats, Method
+from diffhook.analysis.methods.registry import register
+
+
+@register
+class ReTrac(Method):
+    """A gradient counts for its direction only, so no timestep's large norms rule."""
+
+    name = "retrac"
+    formula = "Σ_k w_k ⟨g_i/‖g_i‖, mean_t (mean_m g_q)/‖mean_m g_q‖⟩"
+    source = "Diffusion-ReTrac, arXiv 2401.09031"
+
+    def length(self, norm: Floats) -> Floats:
+        return np.ones_like(norm)

@@ -1,0 +1,148 @@
+"""The training side by itself: sums over each sample's rows at each snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.grouped import Partial, Plan, Reduction, add_rows, grouped
+from diffhook.analysis.methods import Method, SampleSums
+from diffhook.analysis.tables import loss_table, nearest
+from diffhook.errors import LogError
+from diffhook.log import Block, RunLog, Table
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """Block → per snapshot and sample: Σ ω, number of usable rows, Σ ω · length · p (D numbers).
+
+    Position k · N + i: a part of the positions belongs to few snapshots.
+    """
+
+    method: Method
+    sample_ids: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+
+    def __call__(self, table: Table, block: Block) -> Partial:
+        columns = {c: table.read(block, c) for c in ("sample", "step", "lr", "weight", "grad_norm")}
+        weights = self.method.row_weights(columns)
+        projection = table.read(block, "projection").astype(np.float32)
+        projection *= weights[:, None].astype(np.float32)
+        usable = weights != 0
+        rates = np.where(usable, self.method.rates(columns), 0.0)
+        values = np.column_stack([rates.astype(np.float32), usable, projection])
+        sample = np.searchsorted(self.sample_ids, columns["sample"])
+        position = nearest(columns["step"], self.steps) * len(self.sample_ids) + sample
+        return add_rows(position, values)
+
+
+def reduce_samples(
+    table: Table, rows: SampleRows, reduction: Reduction, execution: Execution, title: str
+) -> Any:
+    """The reduction of the sums that :class:`SampleRows` makes, in one pass over the table."""
+    plan = Plan.make(len(rows.sample_ids) * len(rows.steps), table.dim + 2, execution)
+    return grouped(table, rows, plan, reduction, execution, title)
+
+
+def sample_sums(
+    log: RunLog,
+    table: Table,
+    method: Method,
+    sample_ids: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    execution: Execution,
+) -> SampleSums:
+    """What the method wants to know of the training samples before they are scored."""
+    rule = _Summary(len(sample_ids), len(steps), "gram" in method.wants)
+    rows = SampleRows(method, sample_ids, steps)
+    found: _Found = reduce_samples(table, rows, rule, execution, "summing up samples")
+    shape = (len(steps), len(sample_ids))
+    residual = _residuals(log, sample_ids, execution) if "residual" in method.wants else None
+    return SampleSums(found.rate.reshape(shape), found.norm.reshape(shape), found.gram, residual)
+
+
+class _Found(NamedTuple):
+    rate: Floats
+    norm: Floats
+    gram: Floats | None
+
+
+@dataclass(frozen=True)
+class _Summary:
+    samples: int
+    snapshots: int
+    with_gram: bool
+
+    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> _Found:
+        rate, vectors = values[:, 0], values[:, 2:]
+        gram = None
+        if self.with_gram:
+            gram = np.zeros((self.snapshots, vectors.shape[1], vectors.shape[1]))
+            features = np.divide(vectors, rate[:, None], out=np.zeros_like(vectors), where=rate[:, None] > 0)
+            snapshot = (start + np.arange(len(values))) // self.samples
+            for k in np.unique(snapshot):
+                mine = features[snapshot == k]
+                gram[k] = mine.T @ mine
+        return _Found(rate, np.linalg.norm(vectors, axis=1), gram)
+
+    def combine(self, results: list[_Found]) -> _Found:
+        grams = [found.gram for found in results if found.gram is not None]
+        return _Found(
+            np.concatenate([found.rate for found in results]),
+            np.concatenate([found.norm for found in results]),
+            sum(grams[1:], grams[0]) if grams else None,
+        )
+
+
+@dataclass(frozen=True)
+class SampleMeans:
+    """Block → per sample Σ and count of the finite values that ``column`` makes of a block's columns."""
+
+    sample_ids: npt.NDArray[np.int64]
+    column: Callable[[Table, Block], Floats]
+
+    def __call__(self, table: Table, block: Block) -> Partial:
+        values = self.column(table, block).astype(np.float64)
+        sample = table.read(block, "sample")
+        known = np.isfinite(values) & np.isin(sample, self.sample_ids)
+        position = np.searchsorted(self.sample_ids, sample[known])
+        return add_rows(position, np.column_stack([values[known], np.ones(known.sum())]))
+
+
+class Whole:
+    """The sums themselves."""
+
+    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return values
+
+    def combine(self, results: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+        return np.concatenate(results)
+
+
+def _residuals(log: RunLog, sample_ids: npt.NDArray[np.int64], execution: Execution) -> Floats:
+    """(N,) root of the mean loss over the rows that tell one.
+
+    Raises:
+        LogError: there is none for some sample.
+    """
+    table = loss_table(log)
+    plan = Plan.make(len(sample_ids), 2, execution)
+    sums = grouped(table, SampleMeans(sample_ids, _losses), plan, Whole(), execution, "reading losses")
+    unknown = sample_ids[sums[:, 1] == 0]
+    if len(unknown):
+        raise LogError(
+            f"{len(unknown)} samples (such as {unknown[0]}) have no loss in {log.location}, which the "
+            "residual needs: probe them with the training's loss"
+        )
+    return np.sqrt(sums[:, 0] / sums[:, 1])
+
+
+def _losses(table: Table, block: Block) -> Floats:
+    return table.read(block, "loss")

@@ -1,0 +1,114 @@
+"""Influence scores: all of them, the strongest only, and how sure they are."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from diffhook.analysis.cost import Cost
+from diffhook.analysis.score_pass import ScorePass, strongest
+from diffhook.errors import ConfigurationError
+from diffhook.notebook import Displayed
+
+
+class Top(NamedTuple):
+    """The k samples of highest (or lowest) score for each query."""
+
+    sample_ids: npt.NDArray[np.int64]  # (Q, k)
+    scores: npt.NDArray[np.float32]  # (Q, k)
+
+
+@dataclass(frozen=True)
+class Scores(Displayed):
+    """Influence scores; computed when they are first asked for.
+
+    :meth:`top` goes over the rows without holding all scores, unless :attr:`values` is there already.
+    Positive: a step on the sample lowers the query's loss (proponent); negative: it raises it.
+
+    Attributes:
+        query_ids: (Q,) int64.
+        sample_ids: (N,) int64, ascending.
+        method: the method's name.
+    """
+
+    query_ids: npt.NDArray[np.int64]
+    sample_ids: npt.NDArray[np.int64]
+    method: str
+    _pass: ScorePass = field(repr=False)
+
+    @cached_property
+    def values(self) -> npt.NDArray[np.float32]:
+        """(Q, N) float32."""
+        return self._pass.values()
+
+    @cached_property
+    def errors(self) -> npt.NDArray[np.float32] | None:
+        """(Q, N) float32: standard errors over the queries' noise; None where it was drawn once.
+
+        The jackknife over replicates (``Grid(replicates=R)``): √((R−1)/R · Σ_r (s_−r − mean)²), with
+        s_−r the score without replicate r.
+        """
+        return self._pass.errors()
+
+    def stability(self, k: int) -> npt.NDArray[np.float64] | None:
+        """(Q,): the share of a query's top k that stays when a noise replicate is left out, on average.
+
+        None where the noise was drawn once. 1: every top is the same.
+        """
+        without = self._pass.tops_without(_positive(k))
+        if without is None:
+            return None
+        whole = self.top(k).sample_ids
+        return np.array(
+            [
+                np.mean([len(np.intersect1d(mine, other)) for other in others]) / len(mine)
+                for mine, others in zip(whole, without.sample_ids, strict=True)
+            ]
+        )
+
+    @property
+    def cost(self) -> Cost:
+        """What computing :attr:`values` or :meth:`top` takes, known beforehand."""
+        return self._pass.cost()
+
+    def top(self, k: int, *, opponents: bool = False) -> Top:
+        """The k strongest proponents of each query, strongest first (or opponents). Of equals, the
+        lower id.
+
+        Raises:
+            ConfigurationError: k < 1.
+        """
+        _positive(k)
+        if "values" in self.__dict__:
+            index = strongest(-self.values if opponents else self.values, k)
+            return Top(self.sample_ids[index], np.take_along_axis(self.values, index, 1))
+        return Top(*self._pass.top(k, opponents))
+
+    def to_csv(self, path: str | Path, k: int | None = None) -> None:
+        """Write rows of query, rank, sample, score: the top k, or all."""
+        top = self.top(k or len(self.sample_ids))
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["query", "rank", "sample", "score"])
+            for query, samples, scores in zip(self.query_ids, *top, strict=True):
+                for rank, (sample, score) in enumerate(zip(samples, scores, strict=True), 1):
+                    writer.writerow([query, rank, sample, repr(float(score))])
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write all scores, a column per query. Needs the extra "parquet"."""
+        from diffhook.analysis.parquet import write_parquet
+
+        columns = {f"query_{q}": row for q, row in zip(self.query_ids, self.values, strict=True)}
+        write_parquet(path, {"sample": self.sample_ids, **columns})
+
+
+def _positive(k: int) -> int:
+    if k < 1:
+        raise ConfigurationError(f"k is {k}; expected at least 1")
+    return k

@@ -1,0 +1,22 @@
+"""Signals that a sample is unlike the others, each a small class in a file of its own."""
+
+from diffhook.analysis.signals.duplicate import Duplicate
+from diffhook.analysis.signals.loss import Loss
+from diffhook.analysis.signals.norm import Norm
+from diffhook.analysis.signals.pull import ReTracPull, TracInPull
+from diffhook.analysis.signals.repeat import Repeat
+from diffhook.analysis.signals.signal import SIGNALS, Found, Signal, View, register
+
+__all__ = [
+    "SIGNALS",
+    "Duplicate",
+    "Found",
+    "Loss",
+    "Norm",
+    "ReTracPull",
+    "Repeat",
+    "Signal",
+    "TracInPull",
+    "View",
+    "register",
+]

@@ -1,0 +1,28 @@
+"""Near-duplicates: samples whose gradients point the same way."""
+
+from __future__ import annotations
+
+from diffhook.analysis.duplicates import nearest_neighbours
+from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
+
+CLOSE = 0.9  # cosine
+
+
+@register
+class Duplicate(Signal):
+    """Cosine to the nearest other sample. Told beside the score: what occurs twice is no outlier for that."""
+
+    name = "duplicate"
+    meaning = "cosine of aggregated projections with the nearest other sample"
+    counts = False
+    projected = True
+
+    def look(self, view: View) -> Found | None:
+        if len(view.sample_ids) < 2:
+            return None
+        found = nearest_neighbours(view.table, view.execution)
+        close = found.cosines > CLOSE
+        words = flagged(
+            close, lambda i: f"near-duplicate of sample {found.neighbours[i]} (cosine {found.cosines[i]:.2f})"
+        )
+        return Found(found.cosines.astype(float), words)

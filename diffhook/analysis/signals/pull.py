@@ -1,0 +1,51 @@
+"""Self-influence: samples that pull the model by themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffhook.analysis.self_influence import SINGLE, self_influence
+from diffhook.analysis.signals.norm import NOTABLE
+from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
+from diffhook.analysis.standardize import robust_deviations
+
+
+class _SelfInfluence(Signal):
+    method: str
+    words: str
+    projected = True
+
+    def look(self, view: View) -> Found | None:
+        run = view.execution
+        ranking = self_influence(
+            view.log, self.method, view.source, client=run.client, scheduler=run.scheduler,
+            memory=run.memory, progress=run.progress,
+        )  # fmt: skip
+        if all(SINGLE in flags for flags in ranking.flags):
+            return None
+        scores = np.full(len(view.sample_ids), np.nan)
+        with np.errstate(divide="ignore"):
+            logs = np.log(ranking.scores)
+        logs[~np.isfinite(logs)] = np.nan
+        scores[np.searchsorted(view.sample_ids, ranking.sample_ids)] = robust_deviations(logs)
+        return Found(scores, flagged(np.nan_to_num(scores) > NOTABLE, lambda _: self.words))
+
+
+@register
+class TracInPull(_SelfInfluence):
+    """Robust deviations of log TracIn self-influence."""
+
+    name = "tracin"
+    meaning = "TracIn self-influence"
+    method = "tracin"
+    words = "pulls the model by itself (TracIn self-influence)"
+
+
+@register
+class ReTracPull(_SelfInfluence):
+    """Robust deviations of log ReTrac self-influence: how much a sample's gradients agree with each other."""
+
+    name = "retrac"
+    meaning = "ReTrac self-influence"
+    method = "retrac"
+    words = "its gradients agree among timesteps (ReTrac self-influence)"

@@ -1,0 +1,31 @@
+"""Samples that are among the highest norms again and again."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.stats
+
+from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
+
+_SHARE = 0.1  # of the rows count as high
+_NOTABLE = 3.0  # −log10 of a probability
+
+
+@register
+class Repeat(Signal):
+    """−log10 of the chance to be among the highest tenth so often, were visits independent and alike."""
+
+    name = "repeat"
+    meaning = "among the highest tenth of norms at its timestep, more often than chance"
+
+    def look(self, view: View) -> Found:
+        usable = np.isfinite(view.norms)
+        least = np.quantile(view.norms[usable], 1 - _SHARE) if usable.any() else np.inf
+        high = view.visits(usable & (np.nan_to_num(view.norms) > least)).astype(int)
+        seen = view.visits(usable).astype(int)
+        scores = -scipy.stats.binom.logsf(high - 1, seen, _SHARE) / np.log(10)
+        reasons = flagged(
+            (scores > _NOTABLE) & (high > 1),
+            lambda i: f"repeated: among the highest tenth of norms on {high[i]} of {seen[i]} visits",
+        )
+        return Found(np.where(seen > 0, scores, np.nan), reasons)

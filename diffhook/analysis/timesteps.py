@@ -1,0 +1,118 @@
+"""Which timesteps of the training rows carried an influence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.grouped import Partial, Plan, grouped
+from diffhook.analysis.influence import prepare
+from diffhook.analysis.methods import Method, find_method
+from diffhook.analysis.samples import Whole
+from diffhook.analysis.score_pass import RowScores
+from diffhook.analysis.tables import nearest
+from diffhook.errors import ConfigurationError
+from diffhook.log import Block, RunLog, Table
+
+
+@dataclass(frozen=True)
+class TimestepInfluence:
+    """Influence by the timestep of the training row.
+
+    Attributes:
+        values: (Q, k, bins) float32; summed over bins, the scores.
+        edges: (bins + 1,) float64, of equal width over the timesteps of the rows.
+    """
+
+    values: npt.NDArray[np.float32]
+    edges: npt.NDArray[np.float64]
+
+
+def influence_by_timestep(
+    log: RunLog,
+    queries: str,
+    sample_ids: npt.ArrayLike,
+    method: str | Method = "retrac",
+    source: str = "train",
+    *,
+    bins: int = 20,
+    client: Any = None,
+    scheduler: Any = None,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> TimestepInfluence:
+    """Divide the influence of some samples on each query among timesteps.
+
+    Args:
+        log, queries, method, source: as for :func:`diffhook.influence`.
+        sample_ids: (Q, k), such as ``influence(...).top(k).sample_ids``.
+        bins: number of timestep bins.
+        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+
+    Raises:
+        LogError, ConfigurationError: as :func:`diffhook.influence`; or sample_ids do not fit.
+    """
+    execution = Execution(client, scheduler, memory, progress)
+    prepared = prepare(log, queries, find_method(method), source, execution)
+    asked = np.asarray(sample_ids, np.int64)
+    count = len(prepared.query_ids)
+    if bins < 1:
+        raise ConfigurationError(f"bins is {bins}; expected at least 1")
+    if asked.ndim != 2 or len(asked) != count:
+        raise ConfigurationError(
+            f"sample_ids has shape {asked.shape}; expected ({count}, k), a row per query"
+        )
+    rows, table = prepared.pass_.rows, prepared.pass_.table
+    unknown = np.setdiff1d(asked, rows.sample_ids)
+    if len(unknown):
+        raise ConfigurationError(f"sample {unknown[0]} has no rows in source {source!r}")
+    edges = np.linspace(*_span(table), bins + 1)
+    plan = Plan(asked.size * bins, 1, 1)
+    sums = grouped(table, _Binned(rows, asked, edges), plan, Whole(), execution, "scoring timesteps")
+    return TimestepInfluence(sums.reshape(*asked.shape, bins).astype(np.float32), edges)
+
+
+def _span(table: Table) -> tuple[float, float]:
+    low, high = np.inf, -np.inf
+    for block in table.blocks():
+        timestep = table.read(block, "timestep")
+        finite = timestep[np.isfinite(timestep)]
+        low, high = min(low, finite.min(initial=np.inf)), max(high, finite.max(initial=-np.inf))
+    return (low, high) if low < high else (0.0, max(high, 1.0))
+
+
+@dataclass(frozen=True)
+class _Binned:
+    """Block → position (q · k + j) · bins + bin: the scores of the rows of sample_ids[q, j]."""
+
+    rows: RowScores
+    asked: npt.NDArray[np.int64]
+    edges: npt.NDArray[np.float64]
+
+    def __call__(self, table: Table, block: Block) -> Partial:
+        rows, bins = self.rows, len(self.edges) - 1
+        sample = table.read(block, "sample")
+        wanted = np.flatnonzero(np.isin(sample, self.asked))
+        if not len(wanted):
+            return np.empty(0, np.intp), np.empty((0, 1))
+        columns = {c: table.read(block, c)[wanted] for c in ("sample", "step", "lr", "weight", "grad_norm")}
+        snapshot = nearest(columns["step"], rows.steps)
+        weights = rows.weights(columns, np.searchsorted(rows.sample_ids, columns["sample"]), snapshot)
+        timestep = np.nan_to_num(table.read(block, "timestep")[wanted], nan=self.edges[0])
+        place = np.searchsorted(self.edges, timestep, side="right").clip(1, bins) - 1
+        projection = table.read(block, "projection")[wanted].astype(np.float32)
+        sums = np.zeros((*self.asked.shape, bins))
+        for query, mine in enumerate(self.asked):
+            for column, wanted_sample in enumerate(mine):
+                own = columns["sample"] == wanted_sample
+                if own.any():
+                    products = np.einsum(
+                        "rd,rd->r", projection[own], rows.directions[snapshot[own], query], dtype=np.float64
+                    )
+                    np.add.at(sums[query, column], place[own], products * weights[own])
+        touched = np.flatnonzero(sums.reshape(-1))
+        return touched, sums.reshape(-1, 1)[touched]

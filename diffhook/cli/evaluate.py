@@ -1,0 +1,170 @@
+"""Judge scores: against known sources, known outliers, and retrained models.
+
+example: diffhook evaluate runs/butterflies --queries generated --record retrained.jsonl --subsets 64 \\
+             --train train.py:train --measure train.py:losses --processes 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffhook.analysis import Scores, influence, outliers
+from diffhook.analysis import evaluation as judge
+from diffhook.cli.execution import add_execution, execution
+from diffhook.cli.printing import print_json, print_table
+from diffhook.errors import ConfigurationError
+from diffhook.log import RunLog, open_log
+
+
+def arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--queries", metavar="NAME", help="the query set whose scores are judged")
+    add("--methods", nargs="+", default=["tracin", "retrac"], metavar="METHOD", help="default tracin retrac")
+    add("--source", default="train", help="which rows to score (default train)")
+    add("--top", type=int, default=10, metavar="K", help="strongest samples per query (10)")
+    add("--sources", metavar="FILE", help="source or label of every sample, by id: .npy, or a line each")
+    add("--query-sources", metavar="FILE", help="the queries' own, likewise: gives tracing precision")
+    add("--outliers", metavar="FILE", help="ids of known outliers: gives AUROC and average precision")
+    add("--train", metavar="FILE.py:NAME", help="function (ids in order) -> model, for LDS and removal")
+    add("--measure", metavar="FILE.py:NAME", help="function model -> (Q,) losses of the queries")
+    add("--record", metavar="FILE", help="JSON lines of trainings; finished ones are not run again")
+    add("--subsets", type=int, default=64, metavar="M", help="half-subsets for LDS (64)")
+    add("--seeds", type=int, default=1, metavar="N", help="trainings of each; 2 or more give the ceiling (1)")
+    add(
+        "--remove",
+        action="store_true",
+        help="retrain without each query's top, and as many at random",
+    )
+    add("--processes", type=int, default=1, metavar="P", help="trainings at the same time (1)")
+    add_execution(command)
+
+
+def run(args: argparse.Namespace) -> None:
+    log = open_log(args.log)
+    rows: list[dict[str, Any]] = []
+    if args.outliers:
+        rows += _detection(log, args)
+    if args.queries:
+        run_options = execution(args)
+        scored = {m: influence(log, args.queries, m, args.source, **run_options) for m in args.methods}
+        rows += _tracing(scored, args) if args.sources or args.query_sources else []
+        rows += _lds(scored, args) if args.train or args.record else []
+        rows += _removal(scored, args) if args.remove else []
+    if not rows:
+        raise ConfigurationError(
+            "nothing to judge by: expected --outliers; or --queries with --sources and --query-sources, "
+            "with --record, or with --train and --measure"
+        )
+    if args.json:
+        print_json(rows)
+        return
+    table = [(r["scores"], r["figure"], r["value"], r.get("error", ""), r.get("beside", "")) for r in rows]
+    reading = "Errors: bootstrap over queries. Beside: what a perfect or a random ranking would get."
+    print_table("evaluation", ["scores", "figure", "value", "error", "beside"], table, reading)
+
+
+def _row(scores: str, figure: str, estimate: Any, beside: str = "") -> dict[str, Any]:
+    mean, error = estimate
+    return {"scores": scores, "figure": figure, "value": mean, "error": error, "beside": beside}
+
+
+def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
+    ranking = outliers(log, "probe" if args.source == "probe" else "train", **execution(args))
+    found = judge.detection(ranking, _column(args.outliers).astype(np.int64))
+    base = f"at random {found.base_rate:.3f}"
+    return [
+        {"scores": "outliers", "figure": "AUROC", "value": found.auroc, "beside": "at random 0.5"},
+        {
+            "scores": "outliers",
+            "figure": "average precision",
+            "value": found.average_precision,
+            "beside": base,
+        },
+    ]
+
+
+def _tracing(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[str, Any]]:
+    if not (args.sources and args.query_sources):
+        raise ConfigurationError("tracing needs both --sources and --query-sources")
+    own, asked = _column(args.sources), _column(args.query_sources)
+    rows = []
+    for method, scores in scored.items():
+        found = judge.tracing(scores.top(args.top).sample_ids, own, asked)
+        chance = f"at random {found.chance:.3f}"
+        rows.append(_row(method, f"top-{args.top} of the query's source", found.precision, chance))
+        cardinality = {"scores": method, "figure": f"top-{args.top} cardinality", "value": found.cardinality}
+        rows.append(cardinality | {"beside": "at random about 1"})
+    return rows
+
+
+def _lds(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[str, Any]]:
+    samples = max(int(scores.sample_ids[-1]) for scores in scored.values()) + 1
+    if args.train:
+        retrained = judge.retrain(
+            _function(args.train, "--train"),
+            _function(args.measure, "--measure"),
+            judge.half_subsets(samples, args.subsets),
+            seeds=range(args.seeds),
+            record=args.record,
+            processes=args.processes,
+        )
+    else:
+        retrained = judge.read_retrained(args.record)
+    rows = []
+    for method, scores in scored.items():
+        found = judge.lds(_by_id(scores, samples), retrained.subsets, -retrained.losses)
+        ceiling = f"another seed {found.ceiling}" if found.ceiling else ""
+        rows.append(_row(method, f"LDS over {len(retrained.subsets)} subsets", found.mean, ceiling))
+    return rows
+
+
+def _removal(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[str, Any]]:
+    train, measure = _function(args.train, "--train"), _function(args.measure, "--measure")
+    rows = []
+    for method, scores in scored.items():
+        found = judge.removal(
+            train,
+            measure,
+            scores.top(args.top).sample_ids,
+            int(scores.sample_ids[-1]) + 1,
+            seeds=range(args.seeds),
+            record=args.record and f"{args.record}.removal",
+            processes=args.processes,
+        )
+        control = f"random removal {found.control}"
+        rows.append(_row(method, f"loss rise without the top {args.top}", found.effect, control))
+    return rows
+
+
+def _by_id(scores: Scores, samples: int) -> npt.NDArray[np.float32]:
+    """(Q, samples): samples without rows have no influence."""
+    values = np.zeros((len(scores.query_ids), samples), np.float32)
+    values[:, scores.sample_ids] = scores.values
+    return values
+
+
+def _column(path: str) -> npt.NDArray[Any]:
+    """A .npy array, or a text file's lines."""
+    found = np.load(path) if path.endswith(".npy") else np.array(Path(path).read_text().split())
+    return np.asarray(found).reshape(-1)
+
+
+def _function(name: str | None, option: str) -> Callable[..., Any]:
+    """The function that FILE.py:NAME names; its module importable by the processes that train."""
+    file, _, function = (name or "").rpartition(":")
+    path = Path(file)
+    if not function or path.suffix != ".py" or not path.is_file():
+        raise ConfigurationError(f"{option} is {name!r}; expected FILE.py:NAME of a function")
+    sys.path.insert(0, str(path.parent.resolve()))
+    found = getattr(importlib.import_module(path.stem), function, None)
+    if not callable(found):
+        raise ConfigurationError(f"{path} has no function {function!r}")
+    return found

@@ -1,0 +1,191 @@
+"""The judges of scores, on cases whose outcome is known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import diffhook
+from diffhook.analysis import Ranking
+from diffhook.analysis.evaluation import (
+    detection,
+    half_subsets,
+    lds,
+    read_retrained,
+    removal,
+    retrain,
+    tracing,
+)
+from diffhook.cli import main
+from diffhook.errors import ConfigurationError
+from tests.analysis.synthetic import SAMPLES, synthetic
+
+SCORES = [[0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.3, 0.4]]
+MEASURED = [[0.3, 0.3], [0.4, 0.4], [0.5, 0.3]]
+SUBSETS = [[0, 1], [0, 2], [1, 2]]
+
+# Training adds up what samples are worth to three queries. Importable, for processes.
+WORTH = np.random.default_rng(0).uniform(0, 1, (3, 20))
+
+
+def train(subset: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    noise = torch.randn(3).numpy()  # seeded by the caller
+    total: npt.NDArray[np.float64] = WORTH[:, subset].sum(1) + 0.01 * noise
+    return total
+
+
+def measure(model: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return 10 - model
+
+
+def test_the_toy_comes_out_exactly() -> None:
+    found = lds(SCORES, SUBSETS, MEASURED)
+    np.testing.assert_allclose(found.correlations, [1.0, 0.8660254], atol=1e-7)
+    assert found.mean.mean == pytest.approx(0.9330127)
+    assert found.ceiling is None
+
+
+def test_the_ceiling_is_what_another_seeds_losses_reach() -> None:
+    other = np.array([[0.4, 0.3], [0.3, 0.4], [0.5, 0.2]])
+    found = lds(SCORES, SUBSETS, [MEASURED, other])
+    assert found.ceiling is not None
+    assert found.ceiling.mean == pytest.approx((0.5 + 0.8660254) / 2)
+
+
+def test_true_worth_has_a_perfect_lds_and_noise_has_none() -> None:
+    made = retrain(train, measure, half_subsets(20, 40), seeds=[0, 1], progress=False)
+    assert made.losses.shape == (2, 40, 3)
+    assert lds(WORTH, made.subsets, -made.losses).mean.mean > 0.99
+    random = np.random.default_rng(5).uniform(size=WORTH.shape)
+    assert abs(lds(random, made.subsets, -made.losses).mean.mean) < 0.4
+
+
+def test_a_query_that_never_changes_does_not_count() -> None:
+    found = lds(SCORES, SUBSETS, [[0.3, 1.0], [0.4, 1.0], [0.5, 1.0]])
+    assert np.isnan(found.correlations[1])
+    assert found.mean.mean == 1.0
+
+
+def test_processes_and_a_record_give_the_same_and_go_on_where_they_stopped(tmp_path: Path) -> None:
+    record = tmp_path / "retrained.jsonl"
+    subsets = half_subsets(20, 5)
+    here = retrain(train, measure, subsets, seeds=[3], progress=False)
+    there = retrain(train, measure, subsets, seeds=[3], record=record, processes=2, progress=False)
+    assert (here.losses == there.losses).all()
+    lines = record.read_text().splitlines()
+    assert len(lines) == 5
+    assert sorted(json.loads(line)["subset"] for line in lines) == sorted(s.tolist() for s in subsets)
+
+    def never(subset: Any) -> Any:
+        raise AssertionError("this training is in the record")
+
+    again = retrain(never, measure, subsets, seeds=[3], record=record, progress=False)
+    assert (again.losses == here.losses).all()
+    read = read_retrained(record)
+    by_subset = {tuple(s): row for s, row in zip(read.subsets, read.losses[0], strict=True)}
+    for subset, row in zip(subsets, here.losses[0], strict=True):
+        assert (by_subset[tuple(subset)] == row).all()
+
+
+def test_removing_what_counts_hurts_more_than_random_removal() -> None:
+    top = np.argsort(-WORTH, axis=1)[:, :4]
+    found = removal(train, measure, top, 20, seeds=[0, 1], progress=False)
+    lost = np.take_along_axis(WORTH, top, 1).sum(1)
+    np.testing.assert_allclose(found.removed - found.whole, lost, atol=1e-6)  # same seed, same noise
+    assert found.effect.mean > found.control.mean > 0
+
+
+def test_tracing_counts_the_querys_own_source() -> None:
+    found = tracing([[0, 1, 2], [3, 4, 0]], ["a", "a", "b", "b", "b"], ["a", "b"])
+    np.testing.assert_allclose(found.shares, [2 / 3, 2 / 3])
+    assert found.chance == pytest.approx(0.5)
+    assert found.cardinality == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_detection_agrees_with_scikit_learn(ties: bool) -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=60)
+    scores = scores.round() if ties else scores
+    known = rng.choice(60, 9, replace=False)
+    ranking = Ranking.sort(np.arange(60), scores, [[] for _ in scores], "")
+    found = detection(ranking, known)
+    truth = np.isin(np.arange(60), known)
+    assert found.auroc == pytest.approx(roc_auc_score(truth, scores))
+    assert found.average_precision == pytest.approx(average_precision_score(truth, scores))
+    assert found.base_rate == pytest.approx(9 / 60)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: lds(SCORES, SUBSETS, np.zeros((3, 3))), r"shape \(3, 3\); expected .* \(3, 2\)"),
+        (lambda: lds(SCORES, SUBSETS[:2], np.zeros((2, 2))), "2 subsets; a rank correlation needs 3"),
+        (lambda: lds(SCORES, [[0], [1], [4]], MEASURED), "names sample 4, but there are scores of 4"),
+        (lambda: half_subsets(4, share=1.0), "expected some, not all"),
+        (lambda: removal(train, measure, [[20]], 20), "ids of 20 samples"),
+        (lambda: tracing([[5]], ["a"], ["a"]), "sources of 1 samples, but the top names 5"),
+    ],
+)
+def test_wrong_input_says_what_was_expected(call: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        call()
+
+
+def test_the_command_judges_by_sources_outliers_and_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = synthetic(tmp_path / "log", replicates=1)
+    (tmp_path / "toy_training.py").write_text(
+        "import numpy as np\n"
+        "def train(ids):\n    return np.bincount(ids, minlength=18) @ np.arange(18.0)\n"
+        "def losses(model):\n    return [model] * 4\n"
+    )
+    np.save(tmp_path / "sources.npy", np.arange(18) % 2)
+    (tmp_path / "asked.txt").write_text("0\n1\n0\n1\n")
+    (tmp_path / "known.txt").write_text("3\n5\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    script = tmp_path / "toy_training.py"
+    options = {
+        "queries": "new",
+        "top": 3,
+        "sources": tmp_path / "sources.npy",
+        "query-sources": tmp_path / "asked.txt",
+        "outliers": tmp_path / "known.txt",
+        "subsets": 6,
+        "train": f"{script}:train",
+        "measure": f"{script}:losses",
+        "record": tmp_path / "runs.jsonl",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    methods = ["--methods", "tracin", "cosine"]
+    assert main(["evaluate", str(tmp_path / "log"), *words, *methods, "--remove", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    figures = [row["figure"] for row in rows if row["scores"] in ("tracin", "outliers")]
+    assert figures == [
+        "AUROC", "average precision", "top-3 of the query's source", "top-3 cardinality",
+        "LDS over 6 subsets", "loss rise without the top 3",
+    ]  # fmt: skip
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 6
+    top = {row["figure"]: row["value"] for row in rows if row["scores"] == "cosine"}
+    ids = diffhook.influence(made.log, "new", "cosine").top(3).sample_ids
+    assert set(ids.flat) <= set(SAMPLES.tolist())
+    assert top["top-3 cardinality"] == pytest.approx(len(np.unique(ids)) / 12)
+    assert top["loss rise without the top 3"] == pytest.approx(-ids.sum(1).mean())
+
+
+def test_the_command_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    synthetic(tmp_path / "log", replicates=1)
+    assert main(["evaluate", str(tmp_path / "log"), "--queries", "new"]) == 2
+    assert "nothing to judge by" in capsys.readouterr().err
+    command = ["evaluate", str(tmp_path / "log"), "--queries", "new", "--train", "nowhere.py:f"]
+    assert main(command) == 2
+    assert "expected FILE.py:NAME of a function" in capsys.readouterr().err

@@ -1,0 +1,198 @@
+"""Each method against its formula, written out in loops over whole gradients in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diffhook
+from diffhook.analysis.methods import METHODS, TRAK
+from diffhook.cli import main
+from diffhook.errors import ConfigurationError
+from tests.analysis.synthetic import SAMPLES, STEPS, TIMES, Rows, Synthetic, synthetic
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    return synthetic(tmp_path_factory.mktemp("methods") / "log")
+
+
+def _query(rows: Rows, query: int, step: int, method: str, kept: list[int]) -> np.ndarray:
+    """1/|S| Σ_t of the mean over noise, for ReTrac normalised in between."""
+    by_time = []
+    for timestep in TIMES:
+        draws = [
+            gradient
+            for gradient, s, k, t, seed in _each(rows)
+            if (s, k, t) == (query, step, timestep) and seed in kept
+        ]
+        mean = np.mean(draws, axis=0)
+        by_time.append(mean / np.linalg.norm(mean) if method == "retrac" else mean)
+    return np.mean(by_time, axis=0)
+
+
+def _each(rows: Rows) -> list[tuple[np.ndarray, int, int, float, int]]:
+    columns = (rows.columns[c].tolist() for c in ("sample", "step", "timestep", "noise_seed"))
+    return list(zip(rows.gradient, *columns, strict=True))
+
+
+def _nearest(step: int) -> int:
+    return min(STEPS, key=lambda k: (abs(k - step), k))
+
+
+def _sample_rows(rows: Rows, sample: int, snapshot: int) -> list[tuple[np.ndarray, float, float]]:
+    """(gradient, lr · weight, weight) of a sample's rows nearest to a snapshot."""
+    lr, weight = rows.columns["lr"].astype(float), rows.columns["weight"].astype(float)
+    return [
+        (gradient, lr[r] * weight[r], weight[r])
+        for r, (gradient, s, step, _, _) in enumerate(_each(rows))
+        if s == sample and _nearest(step) == snapshot
+    ]
+
+
+def direct(
+    rows: Rows, asked: Rows, method: str, kept: list[int] | None = None, ridge: float = 0.1
+) -> np.ndarray:
+    kept = [0, 1, 2] if kept is None else kept
+    scores = np.zeros((4, len(SAMPLES)))
+    for step in STEPS:
+        queries = [_query(asked, q, step, method, kept) for q in range(4)]
+        if method in ("trak", "d-trak", "das"):
+            features = np.zeros((len(SAMPLES), rows.gradient.shape[1]))
+            for i, sample in enumerate(SAMPLES):
+                mine = _sample_rows(rows, sample, step)
+                features[i] = sum(w * g for g, _, w in mine) / sum(w for _, _, w in mine)
+            gram = features.T @ features
+            kernel = np.linalg.inv(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)))
+            scores += np.array(queries) @ kernel @ features.T / len(STEPS)
+            continue
+        for i, sample in enumerate(SAMPLES):
+            mine = _sample_rows(rows, sample, step)
+            total, rate = sum(rate * g for g, rate, _ in mine), sum(rate for _, rate, _ in mine)
+            for q, asking in enumerate(queries):
+                if method == "tracin":
+                    scores[q, i] += sum(rate * (g @ asking) for g, rate, _ in mine)
+                elif method == "retrac":
+                    scores[q, i] += sum(rate * (g / np.linalg.norm(g) @ asking) for g, rate, _ in mine)
+                else:
+                    cosine = total @ asking / np.linalg.norm(total) / np.linalg.norm(asking)
+                    scores[q, i] += rate * cosine
+    return scores
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("source", ["train", "probe"])
+@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak"])
+def test_scores_equal_the_formula(made: Synthetic, method: str, source: str) -> None:
+    found = diffhook.influence(made.log, "new", method, source)
+    close(found.values, direct(getattr(made, source), made.queries["new"], method))
+
+
+def test_d_trak_is_trak_on_the_squared_output(made: Synthetic) -> None:
+    found = diffhook.influence(made.log, "squared", "d-trak", "train-squared")
+    close(found.values, direct(made.queries["train-squared"], made.queries["squared"], "d-trak"))
+
+
+def test_das_multiplies_by_the_samples_residual(made: Synthetic) -> None:
+    found = diffhook.influence(made.log, "mean", "das", "train-mean")
+    expected = direct(made.queries["train-mean"], made.queries["mean"], "das")
+    loss, sample = made.probe.columns["loss"], made.probe.columns["sample"]
+    residual = np.array([np.sqrt(loss[sample == i].mean()) for i in SAMPLES])
+    close(found.values, expected * residual)
+
+
+def test_ridge_is_a_choice(made: Synthetic) -> None:
+    found = diffhook.influence(made.log, "new", TRAK(ridge=3.0), "probe")
+    close(found.values, direct(made.probe, made.queries["new"], "trak", ridge=3.0))
+    with pytest.raises(ConfigurationError, match="ridge is 0; expected a positive number"):
+        TRAK(ridge=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "queries", "wrong"),
+    [
+        ("d-trak", "train", "squared", "source 'train' holds those of the loss"),
+        ("d-trak", "train-squared", "new", "queries 'new' holds those of the loss"),
+        ("das", "train-squared", "mean", "source 'train-squared' holds those of the squared-output"),
+        ("tracin", "train-mean", "new", "source 'train-mean' holds those of the mean-output"),
+    ],
+)
+def test_gradients_of_another_scalar_are_refused(
+    made: Synthetic, method: str, source: str, queries: str, wrong: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=wrong):
+        diffhook.influence(made.log, queries, method, source)
+
+
+@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak"])
+def test_errors_are_the_jackknife_over_noise_replicates(made: Synthetic, method: str) -> None:
+    found = diffhook.influence(made.log, "new", method, "probe")
+    without = [
+        direct(made.probe, made.queries["new"], method, [r for r in range(3) if r != gone])
+        for gone in range(3)
+    ]
+    spread = np.square(np.array(without) - np.mean(without, axis=0)).sum(0)
+    assert found.errors is not None
+    np.testing.assert_allclose(
+        found.errors, np.sqrt(2 / 3 * spread), rtol=1e-3, atol=1e-6 * np.abs(without).max()
+    )
+
+
+def test_stability_is_the_share_of_the_top_that_stays(made: Synthetic) -> None:
+    found = diffhook.influence(made.log, "new", "retrac", "probe")
+    expected = np.zeros(4)
+    for gone in range(3):
+        other = direct(made.probe, made.queries["new"], "retrac", [r for r in range(3) if r != gone])
+        for q in range(4):
+            mine = set(np.argsort(-found.values[q])[:3])
+            expected[q] += len(mine & set(np.argsort(-other[q])[:3])) / 9
+    stability = found.stability(3)
+    assert stability is not None
+    np.testing.assert_allclose(stability, expected)
+    assert (stability < 1).any(), "no resampling changed any top: the test cannot see a wrong stability"
+
+
+def test_one_replicate_has_no_errors(tmp_path: Path) -> None:
+    found = diffhook.influence(synthetic(tmp_path / "log", replicates=1).log, "new")
+    assert found.errors is None
+    assert found.stability(2) is None
+
+
+@pytest.mark.parametrize("source", ["train", "probe"])
+@pytest.mark.parametrize("method", ["tracin", "retrac", "trak"])
+def test_timesteps_add_up_to_the_score(made: Synthetic, method: str, source: str) -> None:
+    scores = diffhook.influence(made.log, "new", method, source)
+    top = scores.top(3)
+    found = diffhook.influence_by_timestep(made.log, "new", top.sample_ids, method, source, bins=5)
+    assert found.values.shape == (4, 3, 5)
+    close(found.values.sum(2), top.scores)
+
+
+def test_influence_is_put_at_the_timestep_of_its_row(made: Synthetic) -> None:
+    found = diffhook.influence_by_timestep(made.log, "new", np.full((4, 1), 5), "tracin", "probe", bins=4)
+    assert found.edges.tolist() == [100.0, 300.0, 500.0, 700.0, 900.0]
+    chosen = made.probe.columns["timestep"] == 500
+    rows = Rows(made.probe.gradient[chosen], {c: v[chosen] for c, v in made.probe.columns.items()})
+    expected = direct(rows, made.queries["new"], "tracin")[:, SAMPLES.tolist().index(5)]
+    close(found.values[:, 0, 2], expected)
+    assert (found.values[:, 0, 1] == 0).all()
+
+
+def test_timesteps_of_samples_that_are_not_there_are_an_error(made: Synthetic) -> None:
+    with pytest.raises(ConfigurationError, match="sample 4 has no rows in source 'train'"):
+        diffhook.influence_by_timestep(made.log, "new", np.full((4, 1), 4))
+    with pytest.raises(ConfigurationError, match=r"shape \(3, 1\); expected \(4, k\)"):
+        diffhook.influence_by_timestep(made.log, "new", np.full((3, 1), 5))
+
+
+def test_help_lists_every_method_with_formula_and_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["influence", "anywhere", "--method", "help", "--json"]) == 0
+    shown = capsys.readouterr().out
+    for method in METHODS.values():
+        assert method.name in shown
+        assert method.source.split(",")[0] in shown

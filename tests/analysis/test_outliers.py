@@ -1,0 +1,189 @@
+"""Which samples are unlike the others, why, and what one does with the list."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import diffhook
+from diffhook.analysis import Ranking
+from diffhook.analysis.standardize import robust_deviations, standardized
+from diffhook.errors import ConfigurationError
+from diffhook.log import LogWriter, Snapshot
+from tests.analysis.synthetic import config
+
+DIM, COUNT, LOUD, LOSSY, TWIN, BROKEN = 32, 60, 7, 11, 13, 17
+
+
+def made_log(path: Path, dim: int = DIM) -> diffhook.RunLog:
+    """LOUD has large norms on all visits, LOSSY large losses, TWIN the gradients of 12, BROKEN a NaN."""
+    described = config()
+    described["identity"]["projection"] = {"dim": dim, "seed": 0, "kind": "full" if dim else "none"}
+    rng = np.random.default_rng(0)
+    writer = LogWriter(path, described)
+    for step in range(12):
+        sample = rng.permutation(COUNT)
+        timestep = rng.integers(1, 1000, COUNT)
+        norm = np.exp(rng.normal(0, 0.3, COUNT)) * (1 + timestep / 50)
+        loss = np.exp(rng.normal(0, 0.3, COUNT)) / (1 + timestep / 50)
+        norm[sample == LOUD] *= 8
+        loss[sample == LOSSY] *= 8
+        norm[(sample == BROKEN) & (step == 3)] = np.nan
+        unit = np.stack([_direction(int(s), rng, dim) for s in sample])
+        rows = {
+            "sample": sample.astype(np.int64),
+            "step": np.full(COUNT, step, np.int64),
+            "timestep": timestep.astype(np.float32),
+            "noise_seed": np.full(COUNT, -1, np.int64),
+            "lr": np.full(COUNT, 0.1, np.float32),
+            "loss": loss.astype(np.float32),
+            "weight": np.full(COUNT, 0.25, np.float32),
+            "grad_norm": norm.astype(np.float32),
+        }
+        writer.put("train", {**rows, "projection": unit.astype(np.float32)} if dim else rows)
+    writer.snapshot(Snapshot(6, 0.1, 0.6, writer.session), b"")
+    writer.close()
+    return diffhook.open_log(path)
+
+
+def _direction(sample: int, rng: np.random.Generator, dim: int) -> np.ndarray:
+    own = np.random.default_rng(12 if sample == TWIN else sample).standard_normal(dim or 1)
+    mixed = own + 0.2 * rng.standard_normal(dim or 1)
+    return mixed / np.linalg.norm(mixed)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> diffhook.RunLog:
+    return made_log(tmp_path_factory.mktemp("outliers") / "log")
+
+
+def flags_of(ranking: Ranking, sample: int) -> str:
+    return "; ".join(ranking.flags[ranking.sample_ids.tolist().index(sample)])
+
+
+def test_planted_samples_come_first_with_their_reasons(log: diffhook.RunLog) -> None:
+    ranking = diffhook.outliers(log)
+    assert ranking.sample_ids[0] == BROKEN
+    assert np.isinf(ranking.scores[0])
+    assert set(ranking.sample_ids[1:3]) == {LOUD, LOSSY}
+    assert "gradient not finite on 1 of 12 visits" in flags_of(ranking, BROKEN)
+    assert "norm far above its timestep's on" in flags_of(ranking, LOUD)
+    assert "repeated: among the highest tenth of norms on 12 of 12 visits" in flags_of(ranking, LOUD)
+    assert "pulls the model by itself" in flags_of(ranking, LOUD)
+    assert "loss far above its timestep's on" in flags_of(ranking, LOSSY)
+    assert "near-duplicate of sample 12" in flags_of(ranking, TWIN)
+    assert TWIN not in ranking.sample_ids[:8], "what occurs twice is no outlier for that"
+
+
+def test_parts_say_what_the_score_is_made_of(log: diffhook.RunLog) -> None:
+    ranking = diffhook.outliers(log)
+    assert set(ranking.parts) == {"norm", "repeat", "loss", "tracin", "retrac", "duplicate"}
+    counted = [ranking.parts[name] for name in ("norm", "repeat", "loss", "tracin", "retrac")]
+    heights = [((part - np.median(part)) / _spread(part)).clip(0, 8) for part in counted]
+    expected = np.sqrt(np.mean(np.square(heights), axis=0))
+    finite = np.isfinite(ranking.scores)
+    np.testing.assert_allclose(ranking.scores[finite], expected[finite], rtol=1e-6)
+
+
+def _spread(part: np.ndarray) -> float:
+    distances = np.abs(part - np.median(part))
+    return float(1.4826 * np.median(distances) or 1.2533 * distances.mean())
+
+
+def test_a_single_part_ranks_as_it_does(log: diffhook.RunLog) -> None:
+    ranking = diffhook.outliers(log, parts=["loss"])
+    assert list(ranking.parts) == ["loss"]
+    assert ranking.sample_ids[1] == LOSSY
+    assert (np.diff(ranking.parts["loss"][1:]) <= 0).all()
+
+
+def test_norms_alone_serve_without_projections(tmp_path: Path) -> None:
+    ranking = diffhook.outliers(made_log(tmp_path / "log", dim=0))
+    assert set(ranking.parts) == {"norm", "repeat", "loss"}
+    with pytest.raises(ConfigurationError, match="no outlier part 'colour'; there are"):
+        diffhook.outliers(made_log(tmp_path / "other"), parts=["colour"])
+
+
+def test_deviations_are_robust_within_timestep_and_stage(log: diffhook.RunLog) -> None:
+    found = standardized(log.train, "loss", bins=1)
+    logs = np.log(log.train["loss"].astype(float))
+    stages = log.train["step"] * 8 // 12 if len(logs) >= 400 else None
+    assert stages is not None
+    step = log.train["step"].astype(float)
+    edges = np.unique(np.quantile(step, np.linspace(0, 1, 9)))
+    cell = np.searchsorted(edges, step, side="right").clip(1, 8) - 1
+    for index in np.unique(cell):
+        mine = logs[cell == index]
+        spread = 1.4826 * np.median(np.abs(mine - np.median(mine)))
+        np.testing.assert_allclose(found[cell == index], (mine - np.median(mine)) / spread)
+    assert np.isnan(robust_deviations(np.array([np.nan, 1.0, 2.0]))[0])
+
+
+def test_near_duplicates_are_the_nearest_of_all_pairs(log: diffhook.RunLog, monkeypatch: Any) -> None:
+    from diffhook.analysis import duplicates
+
+    monkeypatch.setattr(duplicates, "_TILE", 16)  # several tiles
+    table = log.train
+    sums = np.zeros((COUNT, DIM))
+    usable = np.isfinite(table["grad_norm"])
+    np.add.at(sums, table["sample"][usable], table["projection"][usable].astype(float))
+    units = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    cosines = units @ units.T
+    np.fill_diagonal(cosines, -1)
+    for memory in (1 << 30, 1 << 12):
+        found = diffhook.near_duplicates(log, "train", memory=memory)
+        assert (found.neighbours == cosines.argmax(1)).all()
+        np.testing.assert_allclose(found.cosines, cosines.max(1), rtol=1e-5)
+    assert found.neighbours[TWIN] == 12
+    assert found.cosines[TWIN] > 0.95
+
+
+def test_files_hold_the_ranking(log: diffhook.RunLog, tmp_path: Path) -> None:
+    ranking = diffhook.outliers(log)
+    ranking.to_csv(tmp_path / "all.csv")
+    ranking.to_parquet(tmp_path / "all.parquet")
+    ranking.exclude(tmp_path / "first.txt", 3)
+    ranking.exclude(tmp_path / "high.txt", threshold=float(ranking.scores[5]))
+    with open(tmp_path / "all.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["sample"]) for row in rows] == ranking.sample_ids.tolist()
+    np.testing.assert_allclose([float(row["norm"]) for row in rows], ranking.parts["norm"])
+    frame = pandas.read_parquet(tmp_path / "all.parquet")
+    assert frame["sample"].tolist() == ranking.sample_ids.tolist()
+    assert (tmp_path / "first.txt").read_text().split() == [str(i) for i in ranking.sample_ids[:3]]
+    assert len((tmp_path / "high.txt").read_text().split()) == 5
+
+
+def test_datasets_and_samplers_leave_the_outliers_out(log: diffhook.RunLog) -> None:
+    ranking = diffhook.outliers(log)
+    dataset = TensorDataset(torch.arange(COUNT))
+    left = sorted(set(range(COUNT)) - set(ranking.sample_ids[:4].tolist()))
+    assert [int(sample) for (sample,) in ranking.keep(dataset, 4)] == left
+    loader = DataLoader(dataset, batch_size=8, sampler=ranking.sampler(dataset, 4, seed=1))
+    epochs = [torch.cat([batch for (batch,) in loader]).tolist() for _ in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == left
+    assert epochs[0] != epochs[1], "every epoch has an order of its own"
+    assert [int(i) for i in ranking.sampler(dataset, 4, shuffle=False)] == left
+    assert len(ranking.sampler(dataset, 4)) == COUNT - 4
+
+
+def test_what_to_exclude_must_be_said_once(log: diffhook.RunLog) -> None:
+    ranking = diffhook.outliers(log)
+    with pytest.raises(ConfigurationError, match="expected exactly one of them"):
+        ranking.excluded()
+    with pytest.raises(ConfigurationError, match="expected exactly one of them"):
+        ranking.excluded(3, threshold=1.0)
+    with pytest.raises(ConfigurationError, match="but the dataset has 5 samples"):
+        ranking.keep(TensorDataset(torch.arange(5)), 30)
+
+
+def test_self_influence_is_tracins_or_retracs(log: diffhook.RunLog) -> None:
+    with pytest.raises(ConfigurationError, match="of tracin or retrac, not of 'trak'"):
+        diffhook.self_influence(log, "trak")
