@@ -1,0 +1,226 @@
+"""What scoring costs, against numpy on the same numbers, and how it grows with the rows of a log.
+
+    python examples/benchmarks/score.py [--samples 200000] [--repeats 3] [--largest 10000000]
+
+Prints the tables and saves them to examples/results/score.json. Synthetic logs of D = 2048 in a
+temporary folder, up to 2.6 GB; their shards beyond the first few are links to these, so that ten
+million rows need no 40 GB of disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import diffhook
+from diffhook.log import LogWriter, Snapshot, Table
+from diffhook.log.writer import TableWriter
+
+RESULT = Path(__file__).parents[1] / "results" / "score.json"
+DIM, QUERIES, SNAPSHOTS, SHARD = 2048, 64, 3, 4096
+SAMPLES = 10_000  # in the logs of growing length
+GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
+
+
+def make_log(path: Path, rows: int, samples: int, distinct: int) -> diffhook.RunLog:
+    """Rows of samples in turn; their projections repeat after ``distinct`` shards."""
+    projection = {"dim": DIM, "seed": 0, "kind": "sketch"}
+    identity = {"projection": projection, "parameters": [], "model": {"class": "none"}, "objective": None}
+    writer = LogWriter(path, {"identity": identity})
+    for step in range(SNAPSHOTS):
+        writer.snapshot(Snapshot(step, 0.1, 0.1, writer.session), b"")
+    writer.close()
+    store = diffhook.open_log(path).writable_store()
+    rng = np.random.default_rng(0)
+    steps = np.minimum(np.arange(rows) * SNAPSHOTS // rows, SNAPSHOTS - 1)
+    table = TableWriter(store, "train/rank-0000", DIM, "float16")
+    begun = min(rows, distinct * SHARD)
+    for start in range(0, begun, SHARD):
+        stop = min(start + SHARD, begun)
+        table.append(random_rows(rng, np.arange(start, stop) % samples, steps[start:stop]))
+    table.flush()
+    if rows > begun:
+        lengthen(path / "train" / "rank-0000", rows, begun, samples, steps)
+    asked = TableWriter(store, "queries/q/rank-0000", DIM, "float16")
+    asked.begin_session(0)
+    for step in range(SNAPSHOTS):
+        asked.append(random_rows(rng, np.arange(QUERIES), np.full(QUERIES, step)))
+    asked.flush()
+    asked.describe({"objective": {}, "snapshots": [[step, 0] for step in range(SNAPSHOTS)]})
+    return diffhook.open_log(path)
+
+
+def random_rows(rng: np.random.Generator, sample: Any, step: Any) -> dict[str, Any]:
+    count = len(sample)
+    values = rng.standard_normal((count, DIM), np.float32) / np.float32(DIM**0.5)
+    ones = np.ones(count, np.float32)
+    return {
+        "sample": np.asarray(sample, np.int64),
+        "step": np.asarray(step, np.int64),
+        "timestep": rng.integers(1, 1000, count).astype(np.float32),
+        "noise_seed": np.zeros(count, np.int64),
+        **dict.fromkeys(("lr", "loss", "weight", "grad_norm"), ones),
+        "projection": values.astype(np.float16),
+    }
+
+
+def lengthen(group: Path, rows: int, begun: int, samples: int, steps: Any) -> None:
+    """Give a table more rows, whose projections are links to the shards that are there."""
+    import zarr
+
+    opened = zarr.open_group(str(group), mode="a")
+    shards = begun // SHARD
+    for name, array in opened.arrays():
+        array.resize((rows, *array.shape[1:]))
+        if name == "projection":
+            for shard in range(shards, -(-rows // SHARD)):
+                target = group / "projection" / "c" / str(shard) / "0"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(group / "projection" / "c" / str(shard % shards) / "0", target)
+            continue
+        content = {"sample": np.arange(begun, rows) % samples, "step": steps[begun:]}
+        array[begun:] = content.get(name, np.ones(rows - begun))
+
+
+def directions(log: diffhook.RunLog) -> np.ndarray:
+    """(K, Q, D) float32 of the queries, ReTrac."""
+    table = log.queries["q"]
+    return table["projection"].astype(np.float32).reshape(SNAPSHOTS, QUERIES, DIM)
+
+
+def numpy_stream(table: Table, asked: np.ndarray, samples: int) -> np.ndarray:
+    """Read the shards, convert, multiply: the least that any scoring from the log must do."""
+    scores = np.zeros((samples, QUERIES), np.float32)
+    for block in table.blocks():
+        step, sample = table.read(block, "step"), table.read(block, "sample")
+        projection = table.read(block, "projection").astype(np.float32)
+        for k in np.unique(step):
+            np.add.at(scores, sample[step == k], projection[step == k] @ asked[k].T)
+    return scores.T
+
+
+def in_memory(samples: int, asked: np.ndarray) -> Callable[[], Any]:
+    """As many numbers multiplied, in float32 and in memory already."""
+    matrix = np.ones((samples, DIM), np.float32)
+    return lambda: sum(matrix @ asked[k].T for k in range(SNAPSHOTS))
+
+
+def against_numpy(folder: Path, samples: int, repeats: int) -> dict[str, Any]:
+    rows = samples * SNAPSHOTS
+    log = make_log(folder / "main", rows, samples, distinct=-(-rows // SHARD))
+    asked = directions(log)
+    ways: dict[str, Callable[[], Any]] = {
+        "numpy in memory, float32": in_memory(samples, asked),
+        "numpy over the shards": lambda: numpy_stream(log.train, asked, samples),
+        "diffhook, all scores": lambda: diffhook.influence(log, "q").values,
+        "diffhook, top 10": lambda: diffhook.influence(log, "q").top(10),
+        "diffhook, self-influence": lambda: diffhook.self_influence(log, "tracin"),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    expected = found = np.empty(0)
+    for _ in range(repeats):  # in turn, so that a busy machine is busy for all
+        for name, way in ways.items():
+            began = time.perf_counter()
+            result = way()
+            seconds[name].append(time.perf_counter() - began)
+            expected = result if name == "numpy over the shards" else expected
+            found = result if name == "diffhook, all scores" else found
+    median = {name: statistics.median(each) for name, each in seconds.items()}
+    ratios = [
+        n / d for n, d in zip(seconds["numpy over the shards"], seconds["diffhook, all scores"], strict=True)
+    ]
+    return {
+        "rows": rows,
+        "bytes": rows * DIM * 2,
+        "seconds": median,
+        "speed_against_numpy_over_shards": statistics.median(ratios),
+        "largest_difference": float(np.abs(found - expected).max() / np.abs(expected).max()),
+        "cost": str(diffhook.influence(log, "q").cost),
+    }
+
+
+def grown(folder: Path, rows: int) -> dict[str, Any]:
+    """Time and peak memory of a top-10 over a log of so many rows, in a process of its own."""
+    path = folder / str(rows)
+    make_log(path, rows, min(SAMPLES, rows), distinct=8)
+    command = [sys.executable, __file__, "--one", str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return {"rows": rows, **found}
+
+
+def one(path: str) -> None:
+    began = time.perf_counter()
+    scores = diffhook.influence(diffhook.open_log(path), "q")
+    scores.top(10)
+    seconds = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory too
+    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    print(json.dumps({"seconds": seconds, "peak": peak, "said": scores.cost.memory}))
+
+
+def on_paper(growth: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Larger logs at the bytes per second of the longest that was measured."""
+    last = growth[-1]
+    speed = last["rows"] * DIM * 2 / last["seconds"]
+    table = []
+    for rows in (10**8, 10**9):
+        size = rows * (DIM * 2 + 44)
+        hours = {f"hours_{workers}": size / speed / workers / 3600 for workers in (1, 16, 256)}
+        table.append({"rows": rows, "bytes": size, **hours})
+    return [{"bytes_per_second": speed}, *table]
+
+
+def show(result: dict[str, Any]) -> None:
+    main = result["main"]
+    print(f"\n{main['rows']:,} rows × {DIM}, {QUERIES} queries at {SNAPSHOTS} snapshots")
+    for name, seconds in main["seconds"].items():
+        print(f"  {name:<28} {seconds:7.2f} s   {main['bytes'] / seconds / 1e9:5.2f} GB/s")
+    print(f"  speed against numpy over the shards: {main['speed_against_numpy_over_shards']:.2f}")
+    print("\n      rows   seconds   peak memory")
+    for row in result["growth"]:
+        print(f"{row['rows']:>10,} {row['seconds']:9.2f} {row['peak'] / 1e6:10.0f} MB")
+    for row in result["paper"][1:]:
+        hours = ", ".join(f"{row[f'hours_{w}']:.2f} h on {w}" for w in (1, 16, 256))
+        print(f"{row['rows']:>13,} rows, {row['bytes'] / 1e12:.2f} TB, on paper: {hours} such machines")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--samples", type=int, default=200_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--largest", type=int, default=GROWTH[-1], help="rows of the longest log")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        one(args.one)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        compared = against_numpy(Path(name), args.samples, args.repeats)
+    growth = []
+    for rows in (rows for rows in GROWTH if rows <= args.largest):
+        with tempfile.TemporaryDirectory() as name:
+            growth.append(grown(Path(name), rows))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from machine import machine  # brings torch, whose memory is not to be counted above
+
+    result = {"date": date.today().isoformat(), "machine": machine(), "main": compared, "growth": growth}
+    result |= {"repeats": args.repeats, "paper": on_paper(growth)}
+    show(result)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
