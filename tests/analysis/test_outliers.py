@@ -78,7 +78,7 @@ def test_planted_samples_come_first_with_their_reasons(log: diffhook.RunLog) -> 
     assert "repeated: among the highest tenth of norms on 12 of 12 visits" in flags_of(ranking, LOUD)
     assert "pulls the model by itself" in flags_of(ranking, LOUD)
     assert "loss far above its timestep's on" in flags_of(ranking, LOSSY)
-    assert "near-duplicate of sample 12" in flags_of(ranking, TWIN)
+    assert "gradients like sample 12's" in flags_of(ranking, TWIN)
     assert TWIN not in ranking.sample_ids[:8], "what occurs twice is no outlier for that"
 
 

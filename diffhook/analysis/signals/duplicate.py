@@ -22,7 +22,6 @@ class Duplicate(Signal):
             return None
         found = nearest_neighbours(view.table, view.execution)
         close = found.cosines > CLOSE
-        words = flagged(
-            close, lambda i: f"near-duplicate of sample {found.neighbours[i]} (cosine {found.cosines[i]:.2f})"
-        )
-        return Found(found.cosines.astype(float), words)
+        words = "gradients like sample {}'s (cosine {:.2f}): near-duplicate?"
+        reasons = flagged(close, lambda i: words.format(found.neighbours[i], found.cosines[i]))
+        return Found(found.cosines.astype(float), reasons)
