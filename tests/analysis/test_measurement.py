@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import diffhook
 from diffhook.errors import ConfigurationError
+from tests.runs import SCHEDULER, TinyDenoiser, train
 
 
 class Prediction(NamedTuple):
@@ -51,3 +53,18 @@ def test_the_measurement_is_taken_of_the_models_output(measurement: str, expecte
 def test_an_unknown_measurement_names_those_there_are() -> None:
     with pytest.raises(ConfigurationError, match="expected squared-output or mean-output"):
         diffhook.Measured(Doubling(), "output")
+
+
+def test_d_trak_from_training_to_scores(tmp_path: Path) -> None:
+    objective, grid = diffhook.DiffusionObjective(SCHEDULER), diffhook.Grid(2, replicates=2)
+    run = train(tmp_path / "log", projection_dim=64, epochs=1)
+    log = diffhook.open_log(tmp_path / "log")
+    measured = diffhook.Measured(objective, "squared-output")
+    for name, images in (("samples", run.data), ("asked", run.data[:2] + 0.1)):
+        diffhook.query(log, images, name, measured, model=TinyDenoiser(), grid=grid)
+    scores = diffhook.influence(log, "asked", "d-trak", "samples")
+    assert scores.values.shape == (2, 12)
+    assert scores.errors is not None
+    assert scores.top(1).sample_ids[:, 0].tolist() == [0, 1], "a sample's own neighbour must come first"
+    with pytest.raises(ConfigurationError, match="queries 'asked' holds those of the squared-output"):
+        diffhook.influence(log, "asked", "tracin")
