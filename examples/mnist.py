@@ -142,6 +142,7 @@ def main() -> None:
     }
     ranking = diffhook.outliers(log)
     result: dict[str, Any] = {"outliers": detection(ranking, data)}
+    result["norm"] = detection(diffhook.outliers(log, parts=["norm"]), data)
     result["self_influence_tracin"] = detection(diffhook.self_influence(log, "tracin"), data)
     for name, (images, labels) in asked.items():
         diffhook.query(log, images, name, objective, overwrite=True)
@@ -172,11 +173,12 @@ def main() -> None:
 
 def show(result: dict[str, Any], out: Path) -> None:
     """The numbers, whatever they turned out to be."""
-    found, pull = result["outliers"], result["self_influence_tracin"]
+    found, norm, pull = (result[key] for key in ("outliers", "norm", "self_influence_tracin"))
     print("\nplanted samples found among the digits          AUROC   average precision")
     for kind in ("all", "patches", "damaged"):
         line = f"{found[f'auroc_{kind}']:.3f}   {found[f'ap_{kind}']:.3f}"
-        print(f"  standardised norm, {kind:<26}   {line}")
+        print(f"  all signals together, {kind:<23}   {line}")
+    print(f"  standardised norm, all                          {norm['auroc_all']:.3f}   {norm['ap_all']:.3f}")
     print(f"  TracIn self-influence, all                      {pull['auroc_all']:.3f}   {pull['ap_all']:.3f}")
     print("\n                                                TracIn   ReTrac")
     for name in ("held-out", "generated"):

@@ -39,7 +39,7 @@ class Plan:
     capture_seconds: float = 0.0
     _captured: deque[float] = field(default_factory=_durations)
     _plain: deque[float] = field(default_factory=_durations)
-    _count: int = 0  # captured steps
+    captured_steps: int = 0
     _anchor: int | None = None
 
     def __post_init__(self) -> None:
@@ -67,14 +67,14 @@ class Plan:
         if captured is None:
             self._plain.append(seconds)
             return False
-        self._count += 1
-        if self._count > 1:
+        self.captured_steps += 1
+        if self.captured_steps > 1:
             self._captured.append(seconds)
         usual = statistics.median(self._plain) if len(self._plain) >= _CALIBRATION - 1 else None
         self.capture_seconds += captured if usual is None else seconds - usual
-        if self.overhead is None or usual is None or self._count < _CALIBRATION:
+        if self.overhead is None or usual is None or self.captured_steps < _CALIBRATION:
             return False
-        if (self._count - _CALIBRATION) % _REVIEW:
+        if (self.captured_steps - _CALIBRATION) % _REVIEW:
             return False
         return self._choose(usual, self.overhead)
 
@@ -82,7 +82,7 @@ class Plan:
         share = max(statistics.median(self._captured) / usual - 1, 0.0)
         # At least 2: without other steps beside it, the cost of a captured one could not be seen.
         stride = max(self.every, 2, math.ceil(share / overhead))
-        first = self._count == _CALIBRATION
+        first = self.captured_steps == _CALIBRATION
         if not first and abs(stride - self.stride) <= 0.25 * self.stride:
             return False  # within the noise of a shared machine
         self.stride, self._anchor = stride, None

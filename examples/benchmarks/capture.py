@@ -76,13 +76,13 @@ METHODS: dict[str, Callable[[Case], Run]] = {
 
 def exact_norms(case: Case) -> Tensor:
     """(B,) float64, one sample at a time."""
-    original = case.model
-    case.model = original.double()
+    original, autocast = case.model, case.autocast
+    case.model, case.autocast = original.double(), None
     inputs, target = case.inputs, case.target
     case.inputs = {n: v.double() if v.is_floating_point() else v for n, v in inputs.items()}
     case.target = target.double()
     norms = batch_1_loop(case)()
-    case.model = original.float()
+    case.model, case.autocast = original.float(), autocast
     case.inputs, case.target = inputs, target
     assert norms is not None
     return norms

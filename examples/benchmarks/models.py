@@ -1,4 +1,4 @@
-"""The models that capture is measured on, built from configurations."""
+"""The models that capture is measured on, built from configurations; on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 @dataclass
 class Case:
@@ -19,11 +21,13 @@ class Case:
     model: nn.Module
     inputs: dict[str, Tensor]
     target: Tensor
+    autocast: torch.dtype | None = None
 
     def losses(self, rows: slice = slice(None)) -> Tensor:
         """(B,) mean squared errors of the given samples."""
         inputs = {name: value[rows] for name, value in self.inputs.items()}
-        predicted = self.model(**inputs, return_dict=False)[0]
+        with torch.autocast(DEVICE, self.autocast, enabled=self.autocast is not None):
+            predicted = self.model(**inputs, return_dict=False)[0]
         return (predicted - self.target[rows]).square().flatten(1).mean(1)
 
     @property
@@ -40,7 +44,8 @@ def _case(name: str, model: nn.Module, batch: int, channels: int, size: int, **e
     noisy, target = torch.randn(2, batch, channels, size, size)
     first = "hidden_states" if isinstance(model, DiTTransformer2DModel) else "sample"
     inputs = {first: noisy, "timestep": torch.randint(0, 1000, (batch,)), **extra}
-    return Case(name, model, inputs, target)
+    inputs = {key: value.to(DEVICE) for key, value in inputs.items()}
+    return Case(name, model.to(DEVICE), inputs, target.to(DEVICE))
 
 
 def small_unet(batch: int = 32) -> Case:
@@ -66,20 +71,20 @@ def large_unet(batch: int = 8) -> Case:
     return _case("UNet2DModel", model, batch, 3, 32)
 
 
-def dit(batch: int = 32) -> Case:
+def dit(batch: int = 32, *, heads: int = 4, width: int = 32, layers: int = 4, size: int = 16) -> Case:
     model = DiTTransformer2DModel(
-        num_attention_heads=4,
-        attention_head_dim=32,
+        num_attention_heads=heads,
+        attention_head_dim=width,
         in_channels=4,
-        num_layers=4,
-        sample_size=16,
+        num_layers=layers,
+        sample_size=size,
         patch_size=2,
         num_embeds_ada_norm=10,
     )
     for module in model.modules():  # label dropout draws per batch: nothing could be compared
         if hasattr(module, "dropout_prob"):
             module.dropout_prob = 0.0
-    return _case("DiT", model, batch, 4, 16, class_labels=torch.randint(0, 10, (batch,)))
+    return _case("DiT", model, batch, 4, size, class_labels=torch.randint(0, 10, (batch,)))
 
 
 def lora(batch: int = 16) -> Case:
@@ -100,9 +105,37 @@ def lora(batch: int = 16) -> Case:
     return _case("LoRA r=8", model, batch, 4, 32, encoder_hidden_states=text)
 
 
+def wide_unet(batch: int = 32) -> Case:
+    model = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(128, 256, 256, 512),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    return _case("UNet2DModel", model, batch, 3, 32)
+
+
+def dit_small(batch: int = 64) -> Case:
+    """DiT-S/2."""
+    return dit(batch, heads=6, width=64, layers=12, size=32)
+
+
+def _in_bf16(make: Callable[[], Case]) -> Callable[[], Case]:
+    def made() -> Case:
+        case = make()
+        case.name, case.autocast = f"{case.name}, bf16", torch.bfloat16
+        return case
+
+    return made
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "small_unet": small_unet,
     "large_unet": large_unet,
     "dit": dit,
     "lora": lora,
 }
+if DEVICE == "cuda":  # sizes that would take a processor minutes a pass
+    CASES |= {"wide_unet": wide_unet, "dit_small": dit_small}
+    CASES |= {f"{name}_bf16": _in_bf16(make) for name, make in CASES.items()}

@@ -55,7 +55,7 @@ def dit_on_patches() -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
         patches.append(photo[top : top + 16, left : left + 16])
     colours = torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
     data = torch.cat([colours, colours.mean(1, keepdim=True)], 1)
-    return dit(1).model, data, {"class_labels": torch.randint(0, 10, (len(data),))}
+    return dit(1).model.cpu(), data, {"class_labels": torch.randint(0, 10, (len(data),))}
 
 
 MODELS = {"UNet of the MNIST example": unet_on_digits, "DiT 1.4 M on colour patches": dit_on_patches}

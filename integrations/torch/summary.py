@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from diffhook import words
 from diffhook.capture import Plan, Recorder
+
+# Of a step that trains every parameter, as examples/benchmarks/capture.py finds.
+_CAPTURED_STEP = 0.5
 
 
 def plan_text(
@@ -29,11 +33,12 @@ def plan_text(
         f"  {batch} rows of {per_row:,} bytes a micro-batch"
         + (
             f"; {batch * batches_per_epoch / plan.stride:,.0f} rows, "
-            f"{_size(batch * batches_per_epoch / plan.stride * per_row)} an epoch"
+            f"{words.size(batch * batches_per_epoch / plan.stride * per_row)} an epoch"
             if batches_per_epoch
             else ""
         ),
-        f"  snapshots of {_size(snapshot)}: at each save_state, at the end"
+        f"  expected to add about {_expected(plan, recorder):.1%} to the training; measured as it goes",
+        f"  snapshots of {words.size(snapshot)}: at each save_state, at the end"
         + (f", every {snapshot_every} steps" if snapshot_every else ""),
         f"  sample ids: {ids_from}",
     ]
@@ -43,9 +48,17 @@ def plan_text(
         timesteps = len(probe.grid.steps(recorder.objective.num_timesteps))
         lines.append(
             f"  probes at snapshots: {samples:,} samples × {timesteps} timesteps × "
-            f"{probe.grid.draws} draws, {_size(samples * timesteps * per_row)} each"
+            f"{probe.grid.draws} draws, {words.size(samples * timesteps * per_row)} each"
         )
     return "\n".join(lines)
+
+
+def _expected(plan: Plan, recorder: Recorder) -> float:
+    """Share of the training time, before anything is measured."""
+    if plan.overhead is not None:
+        return plan.overhead
+    trained = sum(p.numel() for p in recorder.engine.parameters.values())
+    return _CAPTURED_STEP * trained / sum(p.numel() for p in recorder.engine.model.parameters()) / plan.stride
 
 
 def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, Any], str]:
@@ -53,6 +66,7 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
     training = seconds - plan.capture_seconds - recorder.probe_seconds
     overhead = plan.capture_seconds / training if training > 0 else 0.0
     alerts = Counter(recorder.alerts)
+    size = recorder.rows_written * recorder.writer.bytes_per_row
     numbers = {
         "seconds": round(seconds, 3),
         "capture_seconds": round(plan.capture_seconds, 3),
@@ -60,6 +74,7 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         "capture_overhead": round(overhead, 4),
         "stride": plan.stride,
         "rows": recorder.rows_written,
+        "bytes": size,
         "dropped_steps": recorder.writer.dropped_steps,
         "dropped_rows": recorder.writer.dropped_rows,
         "snapshots": recorder.snapshots_written,
@@ -70,6 +85,7 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
     text = (
         f"diffhook: {recorder.rows_written:,} rows, {recorder.snapshots_written} snapshots; "
         f"alerts: {found}\n"
+        f"  {words.size(size)} of rows, {words.size(size / max(plan.captured_steps, 1))} a captured step\n"
         f"  capture added {plan.capture_seconds:.1f} s to {training:.1f} s of training "
         f"({overhead:.1%})"
         + (f"; probes took {recorder.probe_seconds:.1f} s" if recorder.probe_seconds else "")
@@ -80,11 +96,3 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
             "were left out: the disk could not take them in time"
         )
     return numbers, text
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError

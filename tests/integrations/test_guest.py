@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import random
 import threading
@@ -94,8 +96,11 @@ def test_when_the_log_is_removed_training_completes_and_it_is_told_once(
 
     def remove(batch: int) -> None:
         if batch == 4:
-            (tmp_path / "log").rename(tmp_path / "elsewhere")
-            (tmp_path / "log").write_text("something else is here now")
+            for attempt in itertools.count():  # the writer may make the folder anew in between
+                with contextlib.suppress(IsADirectoryError):
+                    (tmp_path / "log").rename(tmp_path / f"elsewhere-{attempt}")
+                    (tmp_path / "log").write_text("something else is here now")
+                    return
 
     with caplog.at_level(logging.WARNING, "diffhook"):
         watched = _train(tmp_path / "log", at=remove, snapshot_every=1)

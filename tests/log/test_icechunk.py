@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import icechunk
 import pytest
 
 from diffhook.log import LogWriter, open_log
+from diffhook.log.icechunk import IcechunkStore
 from tests.log.test_log import CONFIG, make_rows
 from tests.log.test_s3 import check, write
-
-icechunk = pytest.importorskip("icechunk")
-
-from diffhook.log.icechunk import IcechunkStore  # noqa: E402
 
 
 @pytest.fixture
