@@ -104,6 +104,7 @@ class PerSampleGradients:
             inputless=[n for n, owned in self._layers.items() if set(owned.parameters) == {"bias"}],
         )
         self._reuse = Reuse(self._layers) if reuse_products and weight_gradients else None
+        self._tape.let_go = self._reuse is None  # a second backward would need them to fill its sums
         self._tied = tied(self._layers)
         ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
         self._fallback = set(self.parameters) - ruled
@@ -350,7 +351,10 @@ class PerSampleGradients:
             self._uses.claim(output, owned.parameters.values())
         return partial(self._on_backward, layer, sums)
 
-    def _on_backward(self, layer: str, sums: Sums | None, inputs: Tensor, grad_output: Tensor) -> None:
+    def _on_backward(self, layer: str, sums: Sums | None, inputs: Tensor | None, grad_output: Tensor) -> None:
+        if inputs is None:
+            self._failure = self._failure or CaptureError(f"{layer} was differentiated a second time")
+            return
         try:
             if self._failure is None:
                 with exactly(grad_output):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from types import TracebackType
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 class Frozen:
@@ -13,18 +14,20 @@ class Frozen:
 
     Args:
         parameters: name → parameter, all with requires_grad.
-        alive: names that must stay differentiable; what the pass adds to their ``.grad`` is taken
-            back.
+        alive: names that must stay differentiable; what the pass adds to their ``.grad`` is let go
+            of at once.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], alive: Collection[str]) -> None:
         self._parameters = parameters
         self._kept = {name: parameters[name].grad for name in alive}
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> None:
         for name, parameter in self._parameters.items():
             if name in self._kept:
                 parameter.grad = None
+                self._handles.append(parameter.register_post_accumulate_grad_hook(_let_go))
             else:
                 parameter.requires_grad_(False)
 
@@ -34,7 +37,14 @@ class Frozen:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(True)
             if name in self._kept:
                 parameter.grad = self._kept[name]
+
+
+def _let_go(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.gradients.local_hook import LocalHook
 
-OnBackward = Callable[[Tensor, Tensor], None]  # input, output's gradient
+OnBackward = Callable[[Tensor | None, Tensor], None]  # input (None: let go of), output's gradient
 OnForward = Callable[[str, Tensor, Tensor], OnBackward | None]
 
 
@@ -47,6 +47,20 @@ class _Root(torch.autograd.Function):
         return None, None
 
 
+class _Kept:
+    """A layer's input, until it is let go of."""
+
+    def __init__(self, anchor: Tensor, inputs: Tensor) -> None:
+        self._node: Any = _Keep.apply(anchor, inputs.detach()).grad_fn
+
+    def tensor(self) -> Tensor | None:
+        """The input; recomputed under checkpointing."""
+        return None if self._node is None else self._node.saved_tensors[0]
+
+    def let_go(self) -> None:
+        self._node = None
+
+
 def in_backward() -> bool:
     """Whether autograd is running, as it is while a checkpointed block is recomputed."""
     return bool(torch._C._current_graph_task_id() != -1)
@@ -76,6 +90,8 @@ class Tape:
         self.armed = False
         self.paused = False  # while the fallback runs backward passes of its own
         self.require_outputs = False
+        # Inputs are let go of as the backward passes their layer, as autograd does with its own.
+        self.let_go = True
         self.calls: Counter[str] = Counter()
         self.seconds = 0.0  # spent in callbacks
         self._on_forward = on_forward
@@ -118,19 +134,22 @@ class Tape:
         if output.requires_grad:
             # No try/except here: checkpointing ends a recomputation early by an exception out of
             # save_for_backward, and it must pass.
-            node = None
-            if name not in self._inputless:
-                node = _Keep.apply(self._anchor, inputs.detach()).grad_fn
-            _hookable(output).register_hook(partial(self._backward, on_backward, node, output.shape))
+            kept = None if name in self._inputless else _Kept(self._anchor, inputs)
+            _hookable(output).register_hook(partial(self._backward, on_backward, kept, output.shape))
         return replacement
 
-    def _backward(self, on_backward: OnBackward, node: Any, shape: torch.Size, grad_output: Tensor) -> None:
-        if not self.paused:
-            grad = grad_output.detach().view(shape)
-            inputs = grad if node is None else node.saved_tensors[0]  # recomputed if checkpointed
-            began = time.perf_counter()
-            on_backward(inputs, grad)
-            self.seconds += time.perf_counter() - began
+    def _backward(
+        self, on_backward: OnBackward, kept: _Kept | None, shape: torch.Size, grad_output: Tensor
+    ) -> None:
+        if self.paused:
+            return
+        grad = grad_output.detach().view(shape)
+        inputs = grad if kept is None else kept.tensor()
+        began = time.perf_counter()
+        on_backward(inputs, grad)
+        self.seconds += time.perf_counter() - began
+        if kept is not None and self.let_go:
+            kept.let_go()
 
 
 def _hookable(output: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -170,3 +171,28 @@ def test_rows_do_not_depend_on_how_the_batch_is_split(name: str) -> None:
             loss(model, rows(batch, part)).mean().backward()
         parts.append(torch.cat([engine.projections, engine.norms[:, None]], 1))
     assert relative_error(torch.cat(parts[1:]), parts[0]) < 1e-5
+
+
+def test_inputs_are_let_go_of_as_the_backward_passes_their_layers() -> None:
+    class Packed:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    packed: list[weakref.ref[Packed]] = []
+
+    def pack(tensor: Tensor) -> Packed:
+        held = Packed(tensor)
+        packed.append(weakref.ref(held))
+        return held
+
+    layers = [nn.Linear(8, 8) for _ in range(6)]
+    alive: list[int] = []
+    engine = PerSampleGradients(nn.Sequential(*layers), projection_dim=16, weight_gradients=False)
+    for _ in range(2):  # the second pass does without the survey
+        packed.clear()
+        with engine, torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+            inputs = torch.randn(4, 3, 8, requires_grad=True)
+            inputs.register_hook(lambda _: alive.append(sum(held() is not None for held in packed)))
+            engine.model(inputs).square().mean((1, 2)).mean().backward()
+    assert len(packed) > len(layers), "nothing was kept, so nothing was tested"
+    assert alive[-1] <= 2
