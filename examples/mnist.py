@@ -141,8 +141,8 @@ def main() -> None:
         "generated": (generated, knn.predict(generated.numpy().reshape(-1, 784))),  # as k-NN reads them
     }
     ranking = diffhook.outliers(log)
-    result: dict[str, Any] = {"outliers": detection(ranking, data)}
-    result["norm"] = detection(diffhook.outliers(log, parts=["norm"]), data)
+    by_norm = diffhook.outliers(log, parts=["norm"])
+    result: dict[str, Any] = {"outliers": detection(by_norm, data), "all_signals": detection(ranking, data)}
     result["self_influence_tracin"] = detection(diffhook.self_influence(log, "tracin"), data)
     for name, (images, labels) in asked.items():
         diffhook.query(log, images, name, objective, overwrite=True)
@@ -173,12 +173,14 @@ def main() -> None:
 
 def show(result: dict[str, Any], out: Path) -> None:
     """The numbers, whatever they turned out to be."""
-    found, norm, pull = (result[key] for key in ("outliers", "norm", "self_influence_tracin"))
+    found, every, pull = (result[key] for key in ("outliers", "all_signals", "self_influence_tracin"))
     print("\nplanted samples found among the digits          AUROC   average precision")
     for kind in ("all", "patches", "damaged"):
         line = f"{found[f'auroc_{kind}']:.3f}   {found[f'ap_{kind}']:.3f}"
-        print(f"  all signals together, {kind:<23}   {line}")
-    print(f"  standardised norm, all                          {norm['auroc_all']:.3f}   {norm['ap_all']:.3f}")
+        print(f"  standardised norm, {kind:<26}   {line}")
+    print(
+        f"  all signals together, all                       {every['auroc_all']:.3f}   {every['ap_all']:.3f}"
+    )
     print(f"  TracIn self-influence, all                      {pull['auroc_all']:.3f}   {pull['ap_all']:.3f}")
     print("\n                                                TracIn   ReTrac")
     for name in ("held-out", "generated"):

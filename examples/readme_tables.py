@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 def mnist(result: dict[str, Any]) -> str:
     """The example's outcome."""
-    found = result["outliers"]
+    found, pull = result["outliers"], result["self_influence_tracin"]
     lines = [
         "| finding the 100 planted samples among 5,042 | AUROC | average precision |",
         "|---|---|---|",
@@ -29,11 +29,7 @@ def mnist(result: dict[str, Any]) -> str:
         lines.append(
             f"| all signals together: {words} | {found[f'auroc_{kind}']:.3f} | {found[f'ap_{kind}']:.3f} |"
         )
-    for key, words in (
-        ("norm", "norm standardised within timestep bins: all"),
-        ("self_influence_tracin", "TracIn self-influence: all"),
-    ):
-        lines.append(f"| {words} | {result[key]['auroc_all']:.3f} | {result[key]['ap_all']:.3f} |")
+    lines.append(f"| TracIn self-influence: all | {pull['auroc_all']:.3f} | {pull['ap_all']:.3f} |")
     lines += ["", "| influence on 8 + 8 queries, training events | TracIn | ReTrac |", "|---|---|---|"]
     for name in ("held-out", "generated"):
         for words, key in (
@@ -55,9 +51,10 @@ def capture(result: dict[str, Any]) -> str:
         + " |",
         "|---" * (len(models) + 1) + "|",
     ]
-    for index, row in enumerate(models[0]["rows"]):
-        cells = [_cell(model["rows"][index]) for model in models]
-        lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+    methods = dict.fromkeys(row["method"] for model in models for row in model["rows"])
+    for method in methods:
+        rows = [next((r for r in model["rows"] if r["method"] == method), None) for model in models]
+        lines.append(f"| {method} | {' | '.join('–' if row is None else _cell(row) for row in rows)} |")
     errors = [
         row["error"]
         for model in models
@@ -67,9 +64,17 @@ def capture(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Largest error of a norm of ours against float64: {max(errors):.0e}. "
-        + _provenance(result, "python examples/benchmarks/capture.py", f"; medians of {result['repeats']}"),
+        + "; ".join(dict.fromkeys(_measured(model) for model in models))
+        + ".",
     ]
     return "\n".join(lines)
+
+
+def _measured(model: dict[str, Any]) -> str:
+    return (
+        f"`python examples/benchmarks/capture.py`, {model['date']}, {model['machine']}; "
+        f"medians of {model['repeats']}"
+    )
 
 
 def _cell(row: dict[str, Any]) -> str:
@@ -110,21 +115,11 @@ def quality(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def overhead(result: dict[str, Any]) -> str:
-    """What a budget keeps to."""
-    return (
-        f"Asked to stay within {result['asked']:.0%}, capture of the MNIST example added "
-        f"**{result['overhead']:.1%}** to {result['steps']} training steps (its own account: "
-        f"{result['told']:.1%}) with a stride of {result['stride']}, calibration and snapshots included. "
-        + _provenance(result, "python examples/benchmarks/overhead.py")
-    )
-
-
 def _provenance(result: dict[str, Any], command: str, more: str = "") -> str:
     return f"`{command}`, {result['date']}, {result['machine']}{more}."
 
 
-TABLES = {"mnist": mnist, "capture": capture, "quality": quality, "overhead": overhead}
+TABLES = {"mnist": mnist, "capture": capture, "quality": quality}
 
 
 def fill(readme: str) -> str:

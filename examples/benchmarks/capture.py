@@ -2,7 +2,7 @@
 
     python examples/benchmarks/capture.py [--repeats 7] [--models small_unet dit …]
 
-Prints the table and saves it to examples/results/capture.json.
+Prints the table and saves it to examples/results/capture.json, where other models keep their results.
 """
 
 from __future__ import annotations
@@ -172,20 +172,23 @@ def main() -> None:
         case = CASES[name]()
         title = f"{case.name} {case.size / 1e6:.2g} M, batch {case.batch}"
         rows = measure(name, case, args.repeats)
-        results.append({"model": name, "title": title, "rows": rows})
+        made = {"date": date.today().isoformat(), "machine": machine(), "repeats": args.repeats}
+        results.append({"model": name, "title": title, **made, "rows": rows})
         print(title)
         for row in rows:
             ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}"
             memory = "" if row["peak_ratio"] is None else f"× {row['peak_ratio']:.2f}"
             error = "" if row["error"] is None else f"{row['error']:.0e}"
             print(f"  {row['method']:<36} {ratio:>6}  {memory:>10}  {error:>6}  {row['note']}", flush=True)
-    document = {
-        "date": date.today().isoformat(),
-        "machine": machine(),
-        "repeats": args.repeats,
-        "results": results,
-    }
-    args.out.write_text(json.dumps(document, indent=1) + "\n")
+        save(results, args.out)
+
+
+def save(results: list[dict[str, Any]], path: Path) -> None:
+    """Write the results, in the order of the cases; those of models that were not measured stay."""
+    kept = json.loads(path.read_text())["results"] if path.exists() else []
+    found = {result["model"]: result for result in [*kept, *results]}
+    ordered = [found[name] for name in CASES if name in found]
+    path.write_text(json.dumps({"results": ordered}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
