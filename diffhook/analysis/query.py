@@ -22,7 +22,7 @@ from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows, RunLog, Snapshot, Table
 from diffhook.log import store as files
 from diffhook.log.schema import differences, json_like, projection_dtype
-from diffhook.log.writer import TableWriter
+from diffhook.log.table_writer import TableWriter
 
 logger = logging.getLogger("diffhook")
 

@@ -25,7 +25,8 @@ from diffhook.log.schema import Rows, differences, projection_dtype
 from diffhook.log.snapshots import Snapshot, in_session, write_snapshot
 from diffhook.log.store import Location
 from diffhook.log.table import Table
-from diffhook.log.writer import TableWriter, write_root
+from diffhook.log.table_writer import TableWriter
+from diffhook.log.writer import write_root
 
 Change = Callable[[Rows], Rows]
 

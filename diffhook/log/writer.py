@@ -1,4 +1,4 @@
-"""Writing: rows go to a background thread, which appends whole shards."""
+"""Writing a log: whatever a run hands over goes to a background thread, and from there to the store."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from diffhook.errors import LogError
 from diffhook.log import alerts
 from diffhook.log import store as files
 from diffhook.log.backlog import Backlog
-from diffhook.log.columns import new_layout
-from diffhook.log.rank import RankGroup, group_json, put_attributes
+from diffhook.log.rank import group_json
 from diffhook.log.reader import read_attributes
 from diffhook.log.schema import (
     COLUMNS,
@@ -25,161 +24,17 @@ from diffhook.log.schema import (
     differences,
     json_like,
     projection_dtype,
-    rows_per_shard,
 )
 from diffhook.log.seal import seal
 from diffhook.log.snapshots import Snapshot, write_snapshot
 from diffhook.log.store import Location
+from diffhook.log.table_writer import TableWriter
 from diffhook.log.thumbnails import ThumbnailWriter, check_png
 
 logger = logging.getLogger("diffhook")
 
-_AHEAD = 15  # shards by which arrays are longer than what is written, so that their length seldom is
 
 _PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine", "names"}
-
-
-class TableWriter:
-    """Appends rows to one rank's group of one table. Not thread-safe; one writer per group.
-
-    Rows since the last shard boundary stay in memory, so that a shard begun is rewritten whole. Every
-    method may be called again after it failed.
-
-    Raises:
-        LogError: the group is damaged, or of an older schema.
-    """
-
-    def __init__(self, store: Store, path: str, dim: int, dtype: str) -> None:
-        self._store, self._path = store, path
-        files.clean(store, path)
-        group = RankGroup(store, path)
-        self.shard_rows = group.shard_rows if group.columns else rows_per_shard(dim, dtype)
-        names = [c.name for c in COLUMNS if dim or c.name != "projection"]
-        self._layouts = {name: new_layout(name, dim, dtype, self.shard_rows) for name in names}
-        if group.columns:
-            self._check(group)
-        for name, layout in self._layouts.items():
-            if name not in group.columns:
-                self._set_length(name, 0)
-            elif group.layout(name) != layout:
-                raise LogError(f"{path}/{name} has another layout than this run would write")
-        committed = group.committed
-        self._attributes: dict[str, Any] = {
-            "columns": names,
-            "sessions": [],
-            **group.attributes,
-            "committed": committed,
-        }
-        self._boundary = committed // self.shard_rows * self.shard_rows
-        self._tail: list[Rows] = []
-        if committed > self._boundary:
-            self._tail = [{name: group.read(name, self._boundary, committed) for name in names}]
-        self._tail_rows = committed - self._boundary
-        self._length = committed  # of the arrays, at least
-        self._marked = True  # the attributes on disk are ours
-
-    def _check(self, group: RankGroup) -> None:
-        if not group.layout("sample").checksums:
-            raise LogError(
-                f"{self._path} was written by an older diffhook: to continue it, copy the log with "
-                "`diffhook compact`, which writes today's format"
-            )
-        missing = set(self._layouts) - group.columns
-        if missing and group.committed:
-            raise LogError(f"{self._path} lacks {', '.join(sorted(missing))}")
-
-    def __len__(self) -> int:
-        return self._boundary + self._tail_rows
-
-    def begin_session(self, start_step: int) -> int:
-        """Rows from here on belong to a run that starts at ``start_step``. Returns its number."""
-        session = {"first_row": len(self), "start_step": start_step}
-        self._attributes["sessions"] = [*self._attributes["sessions"], session]
-        self._mark()
-        return len(self._attributes["sessions"]) - 1
-
-    def describe(self, description: Mapping[str, Any]) -> None:
-        """Keep a description of the rows beside them."""
-        self._attributes["description"] = json_like(description)
-        self._mark()
-
-    def note_dropped(self, steps: int, rows: int) -> None:
-        """Say at the next :meth:`flush` how much of this session was left out so far."""
-        *before, session = self._attributes["sessions"]
-        session = {**session, "dropped_steps": steps, "dropped_rows": rows}
-        self._attributes["sessions"] = [*before, session]
-        self._marked = False
-
-    def append(self, rows: Rows) -> None:
-        """Add rows; whole shards go to disk, the rest waits for more or for :meth:`flush`."""
-        tail = [*self._tail, self._complete(rows)]
-        waiting = self._tail_rows + len(rows["sample"])
-        whole = waiting // self.shard_rows * self.shard_rows
-        if whole:
-            joined = self._joined(tail)
-            for start in range(0, whole, self.shard_rows):
-                part = {name: v[start : start + self.shard_rows] for name, v in joined.items()}
-                self._write(self._boundary + start, part)
-            tail = [{name: v[whole:] for name, v in joined.items()}] if waiting > whole else []
-        self._tail, self._tail_rows = tail, waiting - whole
-        self._boundary += whole
-
-    def flush(self) -> None:
-        """Write what waits, as the beginning of a shard."""
-        if len(self) > self._attributes["committed"]:
-            self._tail = [self._joined(self._tail)]
-            self._write(self._boundary, self._tail[0])
-        elif self._length != len(self):
-            self._set_lengths(len(self), exact=True)
-            self._marked = False
-        if not self._marked:
-            self._mark()
-
-    def _complete(self, rows: Rows) -> Rows:
-        count = len(rows["sample"])
-        left_out = [c for c in COLUMNS if c.optional and c.name not in rows]
-        rows = {**rows, **{c.name: np.full(count, c.fill, c.dtype) for c in left_out}}
-        if set(rows) != set(self._layouts):
-            raise LogError(f"rows have columns {sorted(rows)}, the log {sorted(self._layouts)}")
-        return rows
-
-    def _joined(self, parts: list[Rows]) -> dict[str, Any]:
-        if len(parts) == 1:
-            return dict(parts[0])
-        return {name: np.concatenate([part[name] for part in parts]) for name in self._layouts}
-
-    def _write(self, start: int, rows: Rows) -> None:
-        """Write one shard, or its beginning. Nothing of it counts before the mark is there."""
-        if not files.exists(self._store, f"{self._path}/zarr.json"):
-            raise LogError(f"{self._path} has vanished while it was written")
-        stop = start + len(rows["sample"])
-        self._set_lengths(stop, exact=len(rows["sample"]) < self.shard_rows)
-        # The projection first: it is on its way to the disk while the others are written.
-        for name in sorted(self._layouts, key=lambda name: name != "projection"):
-            self._layouts[name].array(self._store, self._path, stop)[start:stop] = rows[name]
-        self._attributes["committed"] = stop
-        try:
-            self._mark()
-        except BaseException:
-            self._attributes["committed"] = start
-            raise
-
-    def _set_lengths(self, length: int, *, exact: bool) -> None:
-        """Make the arrays long enough; while whole shards come, some ahead. Only the mark counts."""
-        if length <= self._length and not exact:
-            return
-        ahead = 0 if exact else _AHEAD * self.shard_rows
-        for name in self._layouts:
-            self._set_length(name, length + ahead)
-        self._length = length + ahead
-
-    def _set_length(self, name: str, length: int) -> None:
-        content = json.dumps(self._layouts[name].metadata(length), indent=1).encode()
-        files.set_uncommitted(self._store, f"{self._path}/{name}/zarr.json", content)
-
-    def _mark(self) -> None:
-        put_attributes(self._store, self._path, self._attributes)
-        self._marked = True
 
 
 class LogWriter:

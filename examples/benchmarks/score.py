@@ -24,7 +24,7 @@ import numpy as np
 
 import diffhook
 from diffhook.log import LogWriter, Snapshot, Table
-from diffhook.log.writer import TableWriter
+from diffhook.log.table_writer import TableWriter
 
 RESULT = Path(__file__).parents[1] / "results" / "score.json"
 DIM, QUERIES, SNAPSHOTS, SHARD = 2048, 64, 3, 4096

@@ -11,7 +11,7 @@ import numpy as np
 
 import diffhook
 from diffhook.log import LogWriter, Snapshot
-from diffhook.log.writer import TableWriter
+from diffhook.log.table_writer import TableWriter
 
 DIM = 24
 STEPS = (4, 8)

@@ -58,7 +58,7 @@ def many_rows(path: Path, rows: int, samples: int, dim: int = 512) -> diffhook.R
     for step in (10, 30):
         writer.snapshot(Snapshot(step, 0.1, 0.1, writer.session), b"")
     writer.close()
-    from diffhook.log.writer import TableWriter
+    from diffhook.log.table_writer import TableWriter
 
     queries = TableWriter(diffhook.open_log(path).writable_store(), "queries/q/rank-0000", dim, "float16")
     queries.begin_session(0)

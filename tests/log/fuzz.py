@@ -15,8 +15,8 @@ from diffhook.cli.info import describe
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log import writer as writing
+from diffhook.log.table_writer import TableWriter
 from diffhook.log.verification import verify
-from diffhook.log.writer import TableWriter
 from tests.log.test_log import CONFIG, DIM, make_rows
 
 Files = dict[str, bytes]

@@ -14,13 +14,13 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients.sketch import Sketch
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.compaction import compact, fold, merge
-from diffhook.log.writer import TableWriter
+from diffhook.log.table_writer import TableWriter
 from tests.log.test_log import CONFIG, DIM, make_rows
 
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffhook.log.writer.rows_per_shard", lambda dim, dtype: 16)
+    monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: 16)
 
 
 def write(location: Path, ranks: Any = (0, 1, 2), steps: Any = range(6), first: int = 0) -> None:

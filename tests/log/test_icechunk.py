@@ -15,7 +15,7 @@ from tests.log.test_s3 import check, write
 
 @pytest.fixture
 def repository(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("diffhook.log.writer.rows_per_shard", lambda dim, dtype: 16)
+    monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: 16)
     return icechunk.Repository.create(icechunk.in_memory_storage())
 
 

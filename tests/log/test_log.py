@@ -46,7 +46,7 @@ def make_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffhook.log.writer.rows_per_shard", lambda dim, dtype: 16)
+    monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: 16)
 
 
 @pytest.fixture(params=["folder", "memory", "url"])

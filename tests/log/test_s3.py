@@ -42,7 +42,7 @@ def s3() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffhook.log.writer.rows_per_shard", lambda dim, dtype: 16)
+    monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: 16)
 
 
 def write(location: Any) -> None:

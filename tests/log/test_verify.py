@@ -11,7 +11,7 @@ import pytest
 
 from diffhook.cli import main
 from diffhook.log import LogWriter, Snapshot, open_log
-from diffhook.log.writer import TableWriter
+from diffhook.log.table_writer import TableWriter
 from tests.log.test_log import CONFIG, make_rows
 
 SHARD, INNER = 1024, 512
@@ -20,7 +20,7 @@ SHARD, INNER = 1024, 512
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two ranks of 2,500 and 40 rows, two snapshots, alerts."""
-    monkeypatch.setattr("diffhook.log.writer.rows_per_shard", lambda dim, dtype: SHARD)
+    monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: SHARD)
     for rank, count in ((0, 2500), (1, 40)):
         writer = LogWriter(tmp_path / "log", CONFIG, rank=rank)
         writer.put("train", make_rows(count, 10_000 * rank))

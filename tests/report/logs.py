@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log import store as files
-from diffhook.log.writer import TableWriter
+from diffhook.log.table_writer import TableWriter
 
 DIM = 16
 BATCH = 8
