@@ -139,6 +139,33 @@ class PowerCutError(Exception):
     """The power fails."""
 
 
+def _restore(path: Path, content: bytes | None) -> None:
+    """A file as it is found after the cut; None: its name was lost."""
+    if content is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _write_until_the_cut(root: Path, budget: list[int]) -> int:
+    """Rows of which a flush has returned before the power went, or all."""
+    flushed, writer = 0, None
+    try:
+        writer = LogWriter(root, CONFIG)
+        for step in range(12):
+            writer.put("train", make_rows(5, 5 * step, step=step))
+            if step % 3 == 2:
+                writer.snapshot(Snapshot(step, 0.1, 0.1), b"weights %d" % step)
+            writer.flush(timeout=0.05)
+            flushed = 5 * (step + 1)
+        writer.close()
+    except (PowerCutError, LogError):
+        budget[0] = -1
+        if writer is not None:
+            with pytest.raises(LogError):
+                writer.close(timeout=0.0)
+    return flushed
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_after_a_power_cut_what_is_committed_is_whole(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,28 +203,10 @@ def test_after_a_power_cut_what_is_committed_is_whole(
 
     monkeypatch.setattr("diffhook.log.durable._sync", sync)
     monkeypatch.setattr(Path, "replace", replace)
-    flushed, writer = 0, None
-    try:
-        writer = LogWriter(root, CONFIG)
-        for step in range(12):
-            writer.put("train", make_rows(5, 5 * step, step=step))
-            if step % 3 == 2:
-                writer.snapshot(Snapshot(step, 0.1, 0.1), b"weights %d" % step)
-            writer.flush(timeout=0.05)
-            flushed = 5 * (step + 1)
-        writer.close()
-    except (PowerCutError, LogError):
-        budget[0] = -1
-        if writer is not None:
-            with pytest.raises(LogError):
-                writer.close(timeout=0.0)
+    flushed = _write_until_the_cut(root, budget)
     monkeypatch.setattr(Path, "replace", rename)
     for name, versions in names.items():
-        content = rng.choice(versions)
-        if content is not None:
-            target = disk / name.relative_to(root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+        _restore(disk / name.relative_to(root), rng.choice(versions))
     if not (disk / "zarr.json").exists():
         assert flushed == 0
         return
