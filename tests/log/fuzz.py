@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore
 from diffhook.cli.info import describe
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
-from diffhook.log import writer as writing
+from diffhook.log import table_writer as writing
 from diffhook.log.table_writer import TableWriter
 from diffhook.log.verification import verify
 from tests.log.test_log import CONFIG, DIM, make_rows

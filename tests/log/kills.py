@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from diffhook.capture import recorder
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import RunLog, open_log
-from diffhook.log import writer as writing
+from diffhook.log import table_writer as writing
 from tests.runs import TinyDenoiser, denoising_losses, identified
 
 STEPS, BATCH, SAVE_EVERY = 48, 4, 6

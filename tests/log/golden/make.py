@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from diffhook.log import SCHEMA_VERSION, LogWriter, Rows, Snapshot
-from diffhook.log import writer as writing
+from diffhook.log import table_writer as writing
 
 FOLDER = Path(__file__).parent
 DIM = 4
