@@ -15,7 +15,7 @@ from diffhook.analysis.methods import Method, find_method
 from diffhook.analysis.samples import sample_sums
 from diffhook.analysis.score_pass import RowScores, ScorePass
 from diffhook.analysis.scores import Scores
-from diffhook.analysis.tables import check_measurement, query_table, source_table
+from diffhook.analysis.tables import check_gradients, query_table, source_table
 from diffhook.log import RunLog
 
 
@@ -48,8 +48,8 @@ def influence(
 
     Raises:
         LogError: no such queries, or no rows.
-        ConfigurationError: no such method or source, or one side holds gradients of another scalar
-            than the method's.
+        ConfigurationError: no such method or source, or one side holds other gradients than the
+            method's: of another scalar, or with or without Adam's preconditioner.
     """
     execution = Execution(client, scheduler, memory, progress)
     prepared = prepare(log, queries, find_method(method), source, execution)
@@ -68,7 +68,7 @@ class Prepared:
 def prepare(log: RunLog, queries: str, method: Method, source: str, execution: Execution) -> Prepared:
     """Read the queries, and of the training side what the method wants to know first."""
     table, asked = source_table(log, source), query_table(log, queries)
-    check_measurement(log, method, source, queries)
+    check_gradients(log, method, source, queries)
     directions = query_directions(asked, method)
     sample_ids = distinct_samples(table, execution)
     sums = factors = None

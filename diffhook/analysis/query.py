@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from diffhook.analysis.digest import digest
-from diffhook.analysis.rebuilt import build_model, build_objective, load_snapshot
+from diffhook.analysis.rebuilt import build_model, build_objective, load_preconditioner, load_snapshot
 from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.grid import Grid, measure, take, to_device, undisturbed
 from diffhook.capture.objective import Objective
@@ -37,6 +37,7 @@ def query(
     model: nn.Module | None = None,
     pipeline: SavedPipeline | None = None,
     grid: Grid | None = None,
+    preconditioned: bool = False,
     batch_size: int = 32,
     overwrite: bool = False,
     progress: bool = True,
@@ -59,6 +60,8 @@ def query(
         model: the model, with the right parameters trainable; by default :func:`build_model`'s.
         pipeline: whose denoiser was trained, where the log does not hold all of its parameters.
         grid: timesteps and noise draws; by default 10 × 4.
+        preconditioned: divide gradients by Adam's √v̂ + ε, for the methods "adam-tracin" and
+            "adam-retrac", at the snapshots that keep it: of a run with ``keep_preconditioner=True``.
         batch_size: rows of one forward pass.
         overwrite: replace other queries of that name.
         progress: show a progress bar, on a terminal.
@@ -68,14 +71,13 @@ def query(
         The rows.
 
     Raises:
-        LogError: no snapshots, or other queries of that name exist.
+        LogError: no snapshots, none with a preconditioner where one is asked for, or other queries of
+            that name exist.
         ConfigurationError: samples or model do not fit the run.
     """
     grid = grid or Grid(10, draws=4)
     files.check_name(name)
-    snapshots = log.snapshots
-    if not snapshots:
-        raise LogError(f"{log.location} has no snapshots to compute gradients at")
+    snapshots = _snapshots(log, preconditioned)
     batch, query_ids = _collated(samples, ids)
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model
@@ -85,7 +87,8 @@ def query(
         "grid": grid.describe(),
         "snapshots": [[s.step, s.session] for s in snapshots],
         "samples": json_like(details or {}),
-        "digest": _digest(batch, query_ids, objective, model, grid, snapshots),
+        "preconditioned": preconditioned,
+        "digest": _digest(batch, query_ids, objective, model, grid, snapshots, preconditioned),
     }
     if name in log.queries:
         found = log.queries[name].description.get("digest")
@@ -100,7 +103,9 @@ def query(
     writer: TableWriter | None = None
     with undisturbed(model), progress_bar(progress) as bar:
         task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids))
-        for rows in _measured(engine, objective, batch, query_ids, grid, snapshots, batch_size):
+        for rows in _measured(
+            engine, objective, batch, query_ids, grid, snapshots, batch_size, preconditioned
+        ):
             writer = writer or _writer(log, name)  # not before something fits the model
             writer.append(rows)
             bar.advance(task, len(rows["sample"]) / grid.rows)
@@ -118,10 +123,13 @@ def _measured(
     grid: Grid,
     snapshots: Sequence[Snapshot],
     batch_size: int,
+    preconditioned: bool,
 ) -> Iterator[Rows]:
     batch = to_device(batch, next(engine.model.parameters()).device)
     for snapshot in snapshots:
         load_snapshot(engine, snapshot)
+        if preconditioned:
+            load_preconditioner(engine, snapshot)
         where: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
         try:
             yield from measure(engine, objective, batch, ids, grid, batch_size=batch_size, **where)
@@ -139,13 +147,33 @@ def _digest(
     model: nn.Module,
     grid: Grid,
     snapshots: Sequence[Snapshot],
+    preconditioned: bool,
 ) -> str | None:
     """None where the description of the objective does not say all that it does."""
     if not getattr(objective, "self_contained", False):
         return None
     at = [[s.step, s.session] for s in snapshots]
     trained = (model, describe_adapters(model))  # an adapter's scale is no parameter
-    return digest(batch, list(ids), objective.describe(), *trained, grid.describe(), at)
+    divided = ["preconditioned"] if preconditioned else []
+    return digest(batch, list(ids), objective.describe(), *trained, grid.describe(), at, *divided)
+
+
+def _snapshots(log: RunLog, preconditioned: bool) -> list[Snapshot]:
+    snapshots = log.snapshots
+    if not snapshots:
+        raise LogError(f"{log.location} has no snapshots to compute gradients at")
+    if not preconditioned:
+        return snapshots
+    able = [s for s in snapshots if s.preconditioner_digest is not None]
+    if not able:
+        raise LogError(
+            f"no snapshot of {log.location} keeps a preconditioner: train with "
+            "DiffHook(..., keep_preconditioner=True) and Adam, AdamW or NAdam of torch.optim"
+        )
+    if len(able) < len(snapshots):
+        without = ", ".join(str(s.step) for s in snapshots if s not in able)
+        logger.warning("the snapshots of steps %s keep no preconditioner and are left out", without)
+    return able
 
 
 def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:

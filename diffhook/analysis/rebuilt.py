@@ -13,7 +13,7 @@ from torch import nn
 from diffhook.capture.adapter import add_adapters, read_adapter
 from diffhook.capture.diffusion import DiffusionObjective
 from diffhook.capture.pipeline import SavedPipeline
-from diffhook.errors import ConfigurationError
+from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import RunLog, Snapshot
 
@@ -92,6 +92,19 @@ def _from_config(described: Mapping[str, Any]) -> nn.Module:
         )
     model: nn.Module = found.from_config(described["config"])
     return model
+
+
+def load_preconditioner(engine: PerSampleGradients, snapshot: Snapshot) -> None:
+    """Let the engine divide gradients by Adam's √v̂ + ε, as a snapshot has it.
+
+    Raises:
+        LogError: the snapshot keeps none.
+    """
+    content = snapshot.preconditioner()
+    if content is None:
+        raise LogError(f"the snapshot of step {snapshot.step} keeps no preconditioner")
+    values = safetensors.torch.load(content)
+    engine.preconditioner = {name: values[name].to(p.device) for name, p in engine.parameters.items()}
 
 
 def load_snapshot(engine: PerSampleGradients, snapshot: Snapshot) -> None:

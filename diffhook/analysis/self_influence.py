@@ -43,7 +43,7 @@ def self_influence(
         LogError, ConfigurationError: as :func:`influence`; or another method than TracIn and ReTrac.
     """
     chosen, table = find_method(method), source_table(log, source)
-    if chosen.wants:
+    if chosen.wants or chosen.preconditioned:
         raise ConfigurationError(f"self-influence is that of tracin or retrac, not of {chosen.name!r}")
     execution = Execution(client, scheduler, memory, progress)
     rows = SampleRows(chosen, distinct_samples(table, execution), snapshot_steps(log))

@@ -49,16 +49,39 @@ def query_table(log: RunLog, name: str) -> Table:
 
 
 def loss_queries(log: RunLog) -> list[str]:
-    """Names of the query sets that hold gradients of the training loss."""
-    return [name for name in log.queries if _measurement(log, name) == "loss"]
+    """Names of the query sets that hold gradients of the training loss, as they are."""
+    return [
+        name for name in log.queries if _measurement(log, name) == "loss" and not _preconditioned(log, name)
+    ]
 
 
-def check_measurement(log: RunLog, method: Method, source: str, queries: str) -> None:
-    """Both sides must hold gradients of the scalar that the method asks for.
+def check_gradients(log: RunLog, method: Method, source: str, queries: str) -> None:
+    """Both sides must hold gradients of the scalar that the method asks for, the queries divided by
+    Adam's √v̂ + ε where it asks for that, the training rows never.
 
     Raises:
         ConfigurationError: they do not; says how to make them.
     """
+    _check_preconditioner(log, method, source, queries)
+    _check_measurement(log, method, source, queries)
+
+
+def _check_preconditioner(log: RunLog, method: Method, source: str, queries: str) -> None:
+    if _preconditioned(log, source):
+        raise ConfigurationError(
+            f"source {source!r} holds preconditioned gradients, which serve as queries only: name training "
+            "rows without"
+        )
+    if _preconditioned(log, queries) != method.preconditioned:
+        wanted, found = ("preconditioned", "plain") if method.preconditioned else ("plain", "preconditioned")
+        option = f"preconditioned={method.preconditioned}"
+        raise ConfigurationError(
+            f"method {method.name!r} needs {wanted} gradients; queries {queries!r} holds {found} ones: "
+            f"make a set with diffhook.query(log, samples, name, {option}), and name it"
+        )
+
+
+def _check_measurement(log: RunLog, method: Method, source: str, queries: str) -> None:
     found = {
         f"source {source!r}": _measurement(log, source),
         f"queries {queries!r}": _measurement(log, queries),
@@ -74,6 +97,13 @@ def check_measurement(log: RunLog, method: Method, source: str, queries: str) ->
                 f"method {method.name!r} needs gradients of the {method.measurement}; {side} holds those of "
                 f"the {measurement}: make a set with {how}, for the training samples too, and name it"
             )
+
+
+def _preconditioned(log: RunLog, name: str) -> bool:
+    """Whether a table's gradients were divided by Adam's √v̂ + ε: of query sets made so."""
+    if name in ("train", "probe"):
+        return False
+    return bool((log.queries[name].description or {}).get("preconditioned", False))
 
 
 def _measurement(log: RunLog, name: str) -> str:

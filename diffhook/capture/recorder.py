@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import safetensors.torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffhook.capture.alerts import Alerts, Detector, Watch
 from diffhook.capture.grid import make_rows
@@ -41,6 +41,8 @@ class Recorder:
         lr_sum: sum of the learning rates since the last snapshot, when resuming.
         alerts: who looks for trouble and who is told; None for the usual.
         objective, probe: what to probe at snapshots; None for no probes.
+        preconditioner: what snapshots keep of the optimiser, see
+            :func:`~diffhook.capture.preconditioner.adam_preconditioner`; None: nothing.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Recorder:
         alerts: Alerts | Sequence[Detector] | None = None,
         objective: Objective | None = None,
         probe: Probe | None = None,
+        preconditioner: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self.engine = engine
         self.writer = LogWriter(location, config, rank=rank, start_step=start_step)
@@ -62,6 +65,8 @@ class Recorder:
         self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank)
         self.objective = objective
         self.probe = probe
+        self._preconditioner = preconditioner
+        self._reasons: set[str] = set()  # told, why there is none
         self.rows_written = 0
         self.snapshots_written = 0
         self.probe_seconds = 0.0
@@ -152,11 +157,23 @@ class Recorder:
             name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.parameters.items()
         }
         snapshot = Snapshot(step, self._lr, self.lr_sum, self.writer.session)
-        if self.writer.snapshot(snapshot, safetensors.torch.save(parameters)):
+        if self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step)):
             self.snapshots_written += 1
         if self.objective is not None and self.probe is not None:
             self._run_probe(self.objective, self.probe, step)
         self.lr_sum = 0.0
+
+    def _divisors(self, step: int) -> bytes | None:
+        if self._preconditioner is None:
+            return None
+        try:
+            factors = self._preconditioner(self.engine.parameters)
+        except ValueError as reason:
+            if str(reason) not in self._reasons:
+                self._reasons.add(str(reason))
+                logger.warning("snapshots keep no preconditioner (from step %d on), because %s", step, reason)
+            return None
+        return safetensors.torch.save({name: factor.contiguous() for name, factor in factors.items()})
 
     def _run_probe(self, objective: Objective, probe: Probe, step: int) -> None:
         start = time.perf_counter()

@@ -41,6 +41,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
     made.add_argument("--snapshot", type=int, metavar="STEP", help="whose model; default the last")
     made.add_argument("--save", metavar="DIR", help="write the images there")
 
+    command.add_argument(
+        "--preconditioned", action="store_true", help="divide by Adam's √v̂ + ε, for adam-tracin, adam-retrac"
+    )
     grid = command.add_argument_group("the grid")
     grid.add_argument("--timesteps", type=int, default=10, metavar="S", help="default 10")
     grid.add_argument("--draws", type=int, default=4, metavar="M", help="noise draws averaged in a row (4)")
@@ -74,18 +77,21 @@ def run(args: argparse.Namespace) -> None:
         model=model,
         pipeline=pipeline,
         grid=Grid(args.timesteps, args.draws, replicates=args.replicates),
+        preconditioned=args.preconditioned,
         batch_size=args.batch_size,
         overwrite=args.overwrite,
         details=details,
     )
     count = len(set(table["sample"].tolist()))
-    done = {"name": args.name, "queries": count, "snapshots": [s.step for s in log.snapshots], **details}
+    steps = sorted(set(table["step"].tolist()))
+    done = {"name": args.name, "queries": count, "snapshots": steps, **details}
     if args.json:
         print_json(done)
     else:
         print(
-            f"{count} queries at {len(done['snapshots'])} snapshots; now: "
+            f"{count} queries at {len(steps)} snapshots; now: "
             f"diffhook influence {args.log} --queries {args.name}"
+            + (" --method adam-retrac" if args.preconditioned else "")
         )
 
 

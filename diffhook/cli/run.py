@@ -21,6 +21,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--every", type=int, default=1, metavar="N", help="capture one step in N (1)")
     command.add_argument("--overhead", type=float, metavar="SHARE", help="instead, as many as fit, say 0.05")
     command.add_argument("--snapshot-every", type=int, metavar="N", help="optimiser steps between snapshots")
+    command.add_argument("--keep-preconditioner", action="store_true", help="snapshots hold Adam's, too")
     command.add_argument("--sample-ids", metavar="KEY", help="key of the batch that holds sample ids")
     command.add_argument("--reuse-products", action="store_true", help="cheaper; rounds differently")
     command.add_argument("--workspace", type=int, metavar="BYTES", help="of products alive at once")
@@ -36,8 +37,8 @@ def run(args: argparse.Namespace) -> None:
     # By name: nothing under integrations/ is imported unless a training is to be watched.
     launcher = import_module("diffhook.integrations.launcher")
     names = (
-        "projection_dim", "seed", "every", "overhead", "snapshot_every", "sample_ids", "reuse_products",
-        "workspace", "strict",
+        "projection_dim", "seed", "every", "overhead", "snapshot_every", "keep_preconditioner", "sample_ids",
+        "reuse_products", "workspace", "strict",
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     launcher.launch(args.script, args.script_arguments, args.log, module=args.module, **settings)

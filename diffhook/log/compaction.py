@@ -93,7 +93,7 @@ def copy_logs(
         for name, parts in tables.items():
             _copy_table(store, name, parts, config, change, lambda: bar.advance(task))
         for snapshot in snapshots:
-            write_snapshot(store, in_session(snapshot, 0), snapshot.parameters())
+            write_snapshot(store, in_session(snapshot, 0), snapshot.parameters(), snapshot.preconditioner())
             bar.advance(task)
         _copy_rest(store, logs)
         write_root(store, config)  # without it there is no log: so it is the last

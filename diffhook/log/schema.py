@@ -5,7 +5,8 @@ LOG/
   train/rank-0000/<column>    the training's own steps, one group per process
   probe/rank-0000/<column>    chosen samples on a grid of timesteps, at every snapshot
   queries/<name>/rank-0000/…  the images one asks about, likewise
-  snapshots/step-00000500/    parameters.safetensors, then snapshot.json as commit mark
+  snapshots/step-00000500/    parameters.safetensors, then snapshot.json as commit mark;
+                              preconditioner.safetensors, only where it was asked for
   alerts/rank-0000.jsonl      one JSON object a line
   names/rank-0000.json        sample id → name, where samples have names: see samples.py
   thumbnails/rank-0000-000.zip  images, only where they were asked for

@@ -39,6 +39,7 @@ class Snapshot:
     store: Store | None = field(default=None, repr=False, compare=False)
     folder: str = field(default="", repr=False, compare=False)
     digest: str | None = field(default=None, repr=False, compare=False)  # SHA-256, of the parameters
+    preconditioner_digest: str | None = field(default=None, repr=False, compare=False)  # None: not kept
 
     @property
     def key(self) -> str:
@@ -52,27 +53,41 @@ class Snapshot:
         Raises:
             LogError: the file is gone, or not what was written.
         """
+        return self._read("parameters", self.digest)
+
+    def preconditioner(self) -> bytes | None:
+        """1 / (√v̂ + ε) of each parameter, likewise; None where the run did not keep it."""
+        known = self.preconditioner_digest
+        return None if known is None else self._read("preconditioner", known)
+
+    def _read(self, name: str, digest: str | None) -> bytes:
         assert self.store is not None
-        content = files.get(self.store, f"{self.key}/parameters.safetensors")
+        content = files.get(self.store, f"{self.key}/{name}.safetensors")
         if content is None:
-            raise LogError(f"{files.describe(self.store)}: {self.key} has lost its parameters")
-        if self.digest is not None and hashlib.sha256(content).hexdigest() != self.digest:
+            raise LogError(f"{files.describe(self.store)}: {self.key} has lost its {name}")
+        if digest is not None and hashlib.sha256(content).hexdigest() != digest:
             raise LogError(
-                f"{files.describe(self.store)}: {self.key}/parameters.safetensors is damaged: "
+                f"{files.describe(self.store)}: {self.key}/{name}.safetensors is damaged: "
                 "it is not what was written"
             )
         return content
 
 
-def write_snapshot(store: Store, snapshot: Snapshot, parameters: bytes) -> None:
+def write_snapshot(
+    store: Store, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None = None
+) -> None:
     """Write parameters, then the description: a snapshot without it does not exist."""
     files.put(store, f"{snapshot.key}/parameters.safetensors", parameters)
+    digests = {"sha256": hashlib.sha256(parameters).hexdigest()}
+    if preconditioner is not None:
+        files.put(store, f"{snapshot.key}/preconditioner.safetensors", preconditioner)
+        digests["preconditioner_sha256"] = hashlib.sha256(preconditioner).hexdigest()
     description = {
         "step": snapshot.step,
         "lr": snapshot.lr,
         "lr_sum": snapshot.lr_sum,
         "session": snapshot.session,
-        "sha256": hashlib.sha256(parameters).hexdigest(),
+        **digests,
         **snapshot.details,
     }
     files.put(store, f"{snapshot.key}/snapshot.json", json.dumps(seal(description), indent=1).encode())
@@ -118,11 +133,12 @@ def read_snapshot(store: Store, folder: str) -> Snapshot | None:
     fields = unseal(described, place, required="sha256" in described)
     try:
         digest = fields.pop("sha256") if sealed else None
+        preconditioner = fields.pop("preconditioner_sha256", None)
         step, session = fields.pop("step"), fields.pop("session")
         lr, lr_sum = float(fields.pop("lr")), float(fields.pop("lr_sum"))
         if type(step) is not int or type(session) is not int or step < 0 or session < 0:
             raise ValueError(f"step {step!r}, session {session!r}")
-        snapshot = Snapshot(step, lr, lr_sum, session, fields, store, folder, digest)
+        snapshot = Snapshot(step, lr, lr_sum, session, fields, store, folder, digest, preconditioner)
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(f"{files.describe(store)}: {place} is damaged: {error!r}") from error
     return snapshot

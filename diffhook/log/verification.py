@@ -190,6 +190,7 @@ def _check_snapshots(store: Store, advance: Step) -> Iterator[Finding]:
             snapshot = read_snapshot(store, folder)
             if snapshot is not None:
                 snapshot.parameters()
+                snapshot.preconditioner()
         except LogError as error:
             yield Finding(key, str(error))
         advance()

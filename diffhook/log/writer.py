@@ -119,10 +119,11 @@ class LogWriter:
             self._dropped[table] = (steps + 1, count + len(rows["sample"]))
         return taken
 
-    def snapshot(self, snapshot: Snapshot, parameters: bytes) -> bool:
+    def snapshot(self, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None = None) -> bool:
         """Write a snapshot, after the rows handed over before it. False: left out, as in :meth:`put`."""
         self._submit(self._flush_tables)
-        return self._submit(lambda: write_snapshot(self.store, snapshot, parameters), len(parameters))
+        size = len(parameters) + len(preconditioner or b"")
+        return self._submit(lambda: write_snapshot(self.store, snapshot, parameters, preconditioner), size)
 
     def alert(self, alert: Mapping[str, Any]) -> None:
         """Add one alert to this rank's alerts."""

@@ -40,8 +40,8 @@ class DiffHook(TorchHook):
     Args:
         accelerator: the loop's.
         path: the log: a folder, an fsspec URL, or a zarr Store.
-        projection_dim, seed, every, overhead, snapshot_every, probe, objective, alerts, sample_ids,
-            reuse_products, workspace, strict, enabled: see
+        projection_dim, seed, every, overhead, snapshot_every, keep_preconditioner, probe, objective, alerts,
+            sample_ids, reuse_products, workspace, strict, enabled: see
             :class:`~diffhook.integrations.torch.settings.Settings`.
 
     Raises:
@@ -58,6 +58,7 @@ class DiffHook(TorchHook):
         every: int = 1,
         overhead: float | None = None,
         snapshot_every: int | None = None,
+        keep_preconditioner: bool = False,
         probe: Probe | None = None,
         objective: Objective | None = None,
         alerts: Alerts | Sequence[Detector] | None = None,
@@ -82,6 +83,7 @@ class DiffHook(TorchHook):
             every=every,
             overhead=overhead,
             snapshot_every=snapshot_every,
+            keep_preconditioner=keep_preconditioner,
             probe=probe,
             objective=objective,
             alerts=Alerts.of(alerts, Trackers(accelerator)),

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from diffhook.capture import Alerts, Recorder
+from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.gradients import PerSampleGradients
 from diffhook.integrations.torch import checkpoint
 from diffhook.integrations.torch.describe import describe_run
@@ -199,6 +200,7 @@ class TorchHook(Guest):
             alerts=self.alerts,
             objective=settings.objective,
             probe=probe,
+            preconditioner=self._preconditioner if settings.keep_preconditioner else None,
         )
         session.recorder, self.started = recorder, True
         session.began = time.perf_counter()
@@ -213,6 +215,9 @@ class TorchHook(Guest):
                 plan_text(self.plan, recorder, batch, batches, settings.snapshot_every, self.identity.found),
                 flush=True,
             )
+
+    def _preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        return adam_preconditioner(self._optimizer, parameters)
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""

@@ -21,6 +21,9 @@ class Settings:
         overhead: instead, the share of the training time that capture may add, such as 0.05.
         snapshot_every: optimiser steps between snapshots, besides those at checkpoints and at the
             end.
+        keep_preconditioner: snapshots also keep Adam's 1/(√v̂ + ε), which the methods "adam-tracin" and
+            "adam-retrac" need: as many numbers again as the trained parameters. Training steps cost the
+            same.
         probe: which samples to probe at snapshots, given an ``objective``.
         objective: the training loss, for probes. With several trained models it is called with an
             ``nn.ModuleDict`` of them.
@@ -43,6 +46,7 @@ class Settings:
     every: int = 1
     overhead: float | None = None
     snapshot_every: int | None = None
+    keep_preconditioner: bool = False
     probe: Probe | None = None
     objective: Objective | None = None
     alerts: Alerts | Sequence[Detector] | None = None

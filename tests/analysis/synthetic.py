@@ -74,14 +74,20 @@ def config(measurement: str = "loss") -> dict[str, Any]:
     }
 
 
-def write_queries(path: Path, name: str, rows: Rows, measurement: str = "loss") -> None:
+def write_queries(
+    path: Path, name: str, rows: Rows, measurement: str = "loss", *, preconditioned: bool = False
+) -> None:
     writer = TableWriter(
         diffhook.open_log(path).writable_store(), f"queries/{name}/rank-0000", DIM, "float32"
     )
     writer.begin_session(0)
     writer.append(stored(rows))
     writer.flush()
-    described = {"objective": {"measurement": measurement}, "snapshots": [[step, 0] for step in STEPS]}
+    described = {
+        "objective": {"measurement": measurement},
+        "snapshots": [[step, 0] for step in STEPS],
+        "preconditioned": preconditioned,
+    }
     writer.describe(described)
 
 

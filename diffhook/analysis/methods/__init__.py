@@ -1,5 +1,7 @@
 """The family of scores: a method is a small class in a file of its own, registered under its name."""
 
+from diffhook.analysis.methods.adam_retrac import AdamReTrac
+from diffhook.analysis.methods.adam_tracin import AdamTracIn
 from diffhook.analysis.methods.cosine import Cosine
 from diffhook.analysis.methods.das import DAS
 from diffhook.analysis.methods.dtrak import DTRAK
@@ -14,6 +16,8 @@ __all__ = [
     "DTRAK",
     "METHODS",
     "TRAK",
+    "AdamReTrac",
+    "AdamTracIn",
     "Cosine",
     "Method",
     "ReTrac",

@@ -44,6 +44,8 @@ class Method(ABC):
         name: what a user calls it.
         formula, source: for ``--method help``.
         measurement: the scalar whose gradients both sides must hold.
+        preconditioned: whether the queries' gradients must be divided by Adam's √v̂ + ε. Those of the
+            training rows never are.
         wants: what of :class:`SampleSums` it needs, of "sums", "gram" and "residual"; nothing: no first pass.
     """
 
@@ -51,6 +53,7 @@ class Method(ABC):
     formula: str
     source: str
     measurement = "loss"
+    preconditioned = False
     wants: frozenset[str] = frozenset()
 
     @abstractmethod
