@@ -1,0 +1,232 @@
+"""Linear datamodeling scores on MNIST: do scores predict what retrained models do?
+
+    python examples/evidence/lds.py [--quick]
+
+A small UNet, once with class labels and once without. Models are trained on 32 random halves of 500
+digits, each with two seeds; the loss of 32 held-out and 32 generated queries, over 50 timesteps, is measured
+under each. A score's LDS is the Spearman correlation over halves between the negative of those losses
+and the sum of the scores of a half's samples, averaged over queries, with the bootstrap's standard error
+over queries; the ceiling is what the losses of the other seed reach as a score. Watched trainings
+with two seeds give the scores. TracIn and ReTrac of a few samples are computed by dattri too, from the same
+snapshots, noise and timestep. Forty minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from experiment import Result, agreeing, experiment, single_threaded, told
+from outside import against_dattri
+from sources import Samples, small_digits, split
+from training import LOSS, Recipe, generate, losses, train
+
+import diffhook
+from diffhook.analysis.evaluation import Retrained, half_subsets, lds, retrain
+
+Scores = npt.NDArray[np.floating[Any]]
+# what it is called here, the method, and where the training's rows come from
+METHODS = (
+    ("TracIn, events", "tracin", "train"),
+    ("ReTrac, events", "retrac", "train"),
+    ("TracIn, grid", "tracin", "probe"),
+    ("ReTrac, grid", "retrac", "probe"),
+    ("cosine, events", "cosine", "train"),
+    ("cosine, grid", "cosine", "probe"),
+    ("TRAK, events", "trak", "train"),
+    ("TRAK, grid", "trak", "probe"),
+    ("Adam TracIn, events", "adam-tracin", "train"),
+    ("Adam ReTrac, events", "adam-retrac", "train"),
+    ("Adam TracIn, grid", "adam-tracin", "probe"),
+    ("Adam ReTrac, grid", "adam-retrac", "probe"),
+    ("D-TRAK", "d-trak", "squared-output"),
+    ("DAS", "das", "mean-output"),
+)
+OUTPUTS = {"squared-output", "mean-output"}  # what D-TRAK and DAS differentiate
+ADAM = "adam"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Training samples, queries, and how models are trained; the same for every script that retrains."""
+
+    training: Samples
+    queries: dict[str, Samples]
+    recipe: Recipe
+    grid: diffhook.Grid
+
+    @classmethod
+    def make(cls, conditional: bool, out: Path, quick: bool, samples: int = 500, asked: int = 32) -> Problem:
+        samples, asked = (60, 4) if quick else (samples, asked)
+        training, held_out = split(small_digits(conditional), samples, asked, seed=0)
+        recipe = Recipe(epochs=2 if quick else 20_000 // samples, snapshots=2 if quick else 3)
+        made = generated(training, recipe, out / "generated.npz", asked, steps=5 if quick else 50)
+        queries = {"held out": held_out, "generated": made}
+        return cls(training, queries, recipe, diffhook.Grid(3 if quick else 10))
+
+    @property
+    def asked(self) -> Samples:
+        """All queries, one after the other."""
+        parts = list(self.queries.values())
+        labels = np.concatenate([part.labels for part in parts]) if self.training.classes else None
+        return Samples(np.concatenate([part.images for part in parts]), labels, self.training.classes)
+
+
+def generated(training: Samples, recipe: Recipe, path: Path, count: int, steps: int) -> Samples:
+    """What a model of its own makes, kept for the next run."""
+    if not path.exists():
+        made = generate(train(training, recipe, seed=100), training, count, steps=steps)
+        labels = {} if made.labels is None else {"labels": made.labels}
+        np.savez(path, images=made.images, **labels)
+    with np.load(path) as file:
+        return Samples(file["images"], file.get("labels"), training.classes)
+
+
+def train_on(problem: Problem, ids: npt.NDArray[np.int64]) -> torch.nn.Module:
+    """A model trained on a subset; retrain() has seeded torch."""
+    single_threaded()
+    return train(problem.training, problem.recipe, seed=torch.initial_seed(), ids=ids, progress=False)
+
+
+def measured(problem: Problem, model: Any) -> npt.NDArray[np.float64]:
+    """(Q,) losses of all queries."""
+    return losses(model, problem.asked, timesteps=10 if problem.grid.count < 10 else 50)
+
+
+def retrained(problem: Problem, args: argparse.Namespace, out: Path) -> Retrained:
+    """The models on halves; those that the record in ``out`` has are not trained again."""
+    return retrain(
+        functools.partial(train_on, problem),
+        functools.partial(measured, problem),
+        half_subsets(len(problem.training), 4 if args.quick else 32),
+        seeds=(0, 1),
+        record=out / "halves.jsonl",
+        processes=args.processes,
+    )
+
+
+def watched(problem: Problem, seed: int, path: Path) -> diffhook.RunLog:
+    """The log of a training on all samples, probes on the grid, and the queries' gradients in it."""
+    probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64)
+    train(
+        problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
+        keep_preconditioner=True,
+    )  # fmt: skip
+    log = diffhook.open_log(path)
+    for name, queries in problem.queries.items():
+        ask(log, queries, name, problem)
+        ask(log, queries, name, problem, ADAM)
+    return log
+
+
+def ask(log: diffhook.RunLog, samples: Samples, name: str, problem: Problem, what: str = "") -> None:
+    """Gradients at the snapshots: of the loss, of the loss as Adam divides it, or of another measurement."""
+    diffhook.query(
+        log, samples.batch(), key(name, what), diffhook.Measured(LOSS, what) if what in OUTPUTS else LOSS,
+        grid=problem.grid, preconditioned=what == ADAM, batch_size=64, overwrite=True,
+    )  # fmt: skip
+
+
+def key(*words: str) -> str:
+    return "-".join("-".join(word.split()) for word in words if word)
+
+
+def all_scores(
+    problem: Problem, seed: int, path: Path, methods: Sequence[tuple[str, str, str]] = METHODS
+) -> dict[str, dict[str, Scores]]:
+    """Query set → method → (Q, N)."""
+    log = watched(problem, seed, path)
+    for what in sorted({source for _, _, source in methods} & OUTPUTS):
+        for name, samples in {"training": problem.training, **problem.queries}.items():
+            ask(log, samples, name, problem, what)
+    found: dict[str, dict[str, Scores]] = {}
+    rng = np.random.default_rng(seed)
+    for name, queries in problem.queries.items():
+        found[name] = {}
+        for title, method, source in methods:
+            what = source if source in OUTPUTS else ADAM if method.startswith(ADAM) else ""
+            origin = key("training", source) if source in OUTPUTS else source
+            found[name][title] = diffhook.influence(log, key(name, what), method, origin).values
+        flat, own = (s.images.reshape(len(s), -1) for s in (queries, problem.training))
+        found[name]["pixels"] = -((flat[:, None] - own[None]) ** 2).sum(2)
+        found[name]["random"] = rng.standard_normal((len(flat), len(own)))
+    return found
+
+
+def run(args: argparse.Namespace) -> Result:
+    rows, ceilings = [], []
+    for conditional in (False, True):
+        case = "with labels" if conditional else "without labels"
+        out = args.out / key(case)
+        out.mkdir(parents=True, exist_ok=True)
+        problem = Problem.make(conditional, out, args.quick)
+        models = retrained(problem, args, out)
+        start = 0
+        by_seed = [all_scores(problem, seed, out / f"log-{seed}") for seed in args.seeds]
+        for name, queries in problem.queries.items():
+            losses_of = -models.losses[:, :, start : start + len(queries)]
+            start += len(queries)
+            for method in by_seed[0][name]:
+                each = [lds(scores[name][method], models.subsets, losses_of) for scores in by_seed]
+                seeds = [{"mean": one.mean.mean, "error": one.mean.error} for one in each]
+                rows.append({"case": case, "queries": name, "method": method, **pooled(seeds)})
+            ceiling = each[0].ceiling
+            assert ceiling is not None
+            ceilings.append({"case": case, "queries": name, "mean": ceiling.mean, "error": ceiling.error})
+    return {
+        "training_samples": len(problem.training), "asked": len(queries), "halves": len(models.subsets),
+        "retrainings": models.losses.shape[0] * models.losses.shape[1] * 2, "epochs": problem.recipe.epochs,
+        "rows": rows, "ceilings": ceilings, "outside": against_dattri(problem, args.out / "outside"),
+    }  # fmt: skip
+
+
+def pooled(seeds: list[Result]) -> Result:
+    """The mean over scoring seeds; its error is that of the queries, which the seeds share."""
+    mean, error = (float(np.mean([one[name] for one in seeds])) for name in ("mean", "error"))
+    agree = agreeing(seeds) if len(seeds) > 1 else None
+    return {"mean": mean, "error": error, "each": seeds, "seeds_agree": agree}
+
+
+def show(result: Result) -> list[str]:
+    lines = [f"{'case':<16}{'queries':<11}{'method':<18}{'LDS':>16}   seeds agree"]
+    for row in result["rows"]:
+        lines.append(
+            f"{row['case']:<16}{row['queries']:<11}{row['method']:<18}{told(row, 3):>16}"
+            f"   {row['seeds_agree']}"
+        )
+    for row in result["ceilings"]:
+        lines.append(f"{row['case']:<16}{row['queries']:<11}{'ceiling':<18}{told(row, 3):>16}")
+    check = result["outside"]
+    if "note" in check:
+        lines.append(check["note"])
+    else:
+        lines.append(
+            f"dattri on {check['pairs']} pairs: TracIn differs by {check['tracin']:.0e}, ReTrac by "
+            f"{check['retrac']:.0e} of the largest score"
+        )
+    return lines
+
+
+def draw(axes: Any, result: Result) -> None:
+    methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    groups = list(dict.fromkeys((row["case"], row["queries"]) for row in result["rows"]))
+    for offset, group in enumerate(groups):
+        rows = [row for row in result["rows"] if (row["case"], row["queries"]) == group]
+        place = np.arange(len(methods)) + (offset - 1.5) * 0.2
+        errors = [row["error"] for row in rows]
+        axes.bar(place, [row["mean"] for row in rows], 0.19, yerr=errors, label=", ".join(group))
+    axes.axhline(0, color="k", lw=0.6)
+    axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
+    axes.set_ylabel("LDS")
+    axes.legend(frameon=False, fontsize=8)
+
+
+if __name__ == "__main__":
+    experiment("lds", __doc__, run, draw, show)

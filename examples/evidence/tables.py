@@ -1,0 +1,145 @@
+"""The experiments' results as tables for documents: result → Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def bias(result: Result) -> str:
+    lines = [
+        "| queries | method | top-10 cardinality | samples in more than a fifth of the top-10s "
+        "| top-10 with the query's label | at random |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        cells = [
+            row["queries"],
+            _name(row["method"]),
+            _told(row["cardinality"]),
+            _told(row["general_samples"], 1),
+        ]
+        lines.append(_row([*cells, _told(row["own_label"]), f"{row['chance']['mean']:.2f}"]))
+    lines += [
+        "",
+        f"Spearman correlation of a sample's timestep with its gradient norm: {_told(result['correlation'])} "
+        f"({_p(result['p_value'])}). " + _made(result, "bias", _seeds(result)),
+    ]
+    return "\n".join(lines)
+
+
+def tracing(result: Result) -> str:
+    queries = list(dict.fromkeys(row["queries"] for row in result["rows"]))
+    lines = [
+        _row([f"share of the top-{result['k']} from the other source", *(f"{q} queries" for q in queries)]),
+        "|---" * (len(queries) + 1) + "|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["method"] == method]
+        lines.append(_row([_name(method), *(_told(row["wrong"], 3) for row in rows)]))
+    more = f"{result['asked']} queries of each kind; first source: {result['first_source']}; {_seeds(result)}"
+    return "\n".join([*lines, "", _made(result, "tracing", more)])
+
+
+def outliers(result: Result) -> str:
+    kinds = list(dict.fromkeys(row["kind"] for row in result["rows"]))
+    lines = [_row(["AUROC / average precision", *kinds]), "|---" * (len(kinds) + 1) + "|"]
+    for method in dict.fromkeys(row["method"] for row in result["rows"]):
+        rows = {row["kind"]: row for row in result["rows"] if row["method"] == method}
+        cells = (f"{_told(rows[k]['auroc'])} / {_told(rows[k]['average_precision'])}" for k in kinds)
+        lines.append(_row([method, *cells]))
+    more = f"{result['of_each_kind']} planted of each kind among {result['samples']:,}; {_seeds(result)}"
+    return "\n".join([*lines, "", _made(result, "outliers", more)])
+
+
+def lds(result: Result) -> str:
+    groups = list(dict.fromkeys((row["case"], row["queries"]) for row in result["rows"]))
+    lines = [
+        _row(["LDS", *(f"{case}, {queries}" for case, queries in groups)]),
+        "|---" * (len(groups) + 1) + "|",
+    ]
+    by_method: dict[str, dict[tuple[str, str], Result]] = {}
+    for row in [*result["rows"], *({**row, "method": "ceiling: another seed"} for row in result["ceilings"])]:
+        by_method.setdefault(row["method"], {})[row["case"], row["queries"]] = row
+    for method, found in by_method.items():
+        lines.append(_row([method, *(_told(found[group]) for group in groups)]))
+    agreeing = [row["seeds_agree"] for row in result["rows"]]
+    check = result["outside"]
+    lines += [
+        "",
+        f"Two seeds of the watched training agree within two standard errors in {sum(agreeing)} of "
+        f"{len(agreeing)} rows. dattri's TracIn of the same snapshots differs from ours by "
+        f"{check['tracin']:.0e} of the largest score, and its normalised form from ReTrac by "
+        f"{check['retrac']:.0e}. "
+        + _made(
+            result,
+            "lds",
+            f"{result['halves']} halves of {result['training_samples']:,} digits × 2 seeds, "
+            f"{result['asked']} queries of each kind",
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def counterfactual(result: Result) -> str:
+    k = result["k"]
+    lines = [
+        f"| {k} of {result['training_samples']:,} samples removed | change of the query's loss, % |",
+        "|---|---|",
+    ]
+    rows = [row for row in result["rows"] if row["removed"] == "without the top"]
+    control = next(row for row in result["rows"] if row["removed"] != "without the top")
+    for row in [*rows, {**control, "method": "at random"}]:
+        lines.append(_row([row["method"], _told(row)]))
+    more = f"{result['asked']} queries; {_seeds(result)} of training"
+    return "\n".join([*lines, "", _made(result, "counterfactual", more)])
+
+
+def ablations(result: Result) -> str:
+    lines = [
+        "| changed | value | LDS, TracIn | LDS, ReTrac | rank agreement, TracIn | rank agreement, ReTrac |",
+        "|---|---|---|---|---|---|",
+    ]
+    for thing, value in dict.fromkeys((row["thing"], row["value"]) for row in result["rows"]):
+        cells = []
+        for number in ("mean", "rank_agreement"):
+            for method in ("tracin", "retrac"):
+                found = [
+                    row[number]
+                    for row in result["rows"]
+                    if (row["thing"], row["value"], row["method"]) == (thing, value, method)
+                ]
+                cells.append(f"{sum(found) / len(found):.3f}")
+        lines.append(_row([thing, str(value), *cells]))
+    error = max(row["error"] for row in result["rows"])
+    reference = ", ".join(f"{name} {value}" for name, value in result["reference"].items())
+    more = f"{_seeds(result)}; standard error of an LDS up to {error:.3f}; otherwise {reference}"
+    return "\n".join([*lines, "", _made(result, "ablations", more)])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _told(value: Result, digits: int = 2) -> str:
+    return f"{value['mean']:.{digits}f} ± {value['error']:.{digits}f}"
+
+
+def _name(method: str) -> str:
+    return {"tracin": "TracIn", "retrac": "ReTrac", "trak": "TRAK", "pixels": "nearest pixels"}.get(
+        method, method
+    )
+
+
+def _p(value: float) -> str:
+    return "p < 1e-300" if value < 1e-300 else f"p ≤ {value:.0e}"
+
+
+def _seeds(result: Result) -> str:
+    return f"mean ± standard error over {len(result['seeds'])} seeds"
+
+
+def _made(result: Result, name: str, more: str) -> str:
+    command = f"`python examples/evidence/{name}.py`"
+    return f"{command}, {result['date']}, {result['machine']}, {result['minutes']:.0f} minutes; {more}."

@@ -1,0 +1,122 @@
+"""Image tracing in a mixture (arXiv 2401.09031, section 5): does what made an image come from its own source?
+
+    python examples/evidence/tracing.py [--quick] [--cifar FOLDER]
+
+One UNet is trained on 5,000 colour patches of two photographs and 200 MNIST zeros at 32 × 32. Queries:
+patches of the training, patches held out, and generated images. For each method, the share of the top-6
+that comes from the other source, where it should be none. Generated images count as patches or zeros
+as the nearest training image is one. With a folder of CIFAR-10 (binary version), its 5,000 planes take the
+patches' place, as in the paper. Fifteen minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from experiment import Result, experiment, over_seeds, told
+from sources import Samples, cifar_planes, colour_patches, zeros_in_colour
+from training import LOSS, Recipe, generate, train
+
+import diffhook
+from diffhook.analysis.evaluation import tracing
+
+METHODS = ("tracin", "retrac", "cosine", "trak")
+QUERIES = ("training", "held out", "generated")
+K = 6
+
+
+def mixture(args: argparse.Namespace, seed: int) -> tuple[Samples, Samples]:
+    """What is trained on, first source first, and 16 of the first source that are not."""
+    rng = np.random.default_rng(seed)
+    many, few, asked = (300, 12, 4) if args.quick else (5000, 200, 24)
+    if args.cifar:
+        planes = cifar_planes(args.cifar)
+        planes = planes[rng.permutation(len(planes))]
+        first, others = planes[: many - asked], planes[many - asked : many]
+    else:
+        cut = colour_patches(many + asked, rng)
+        first, others = cut[:many], cut[many:]
+    zeros = zeros_in_colour(few, rng)
+    sources = np.repeat([0, 1], [len(first), len(zeros)])
+    return Samples(np.concatenate([first, zeros]), sources=sources), Samples(others)
+
+
+def run(args: argparse.Namespace) -> Result:
+    found = [one_seed(args, seed) for seed in args.seeds]
+    rows = []
+    for queries in QUERIES:
+        for method in (*METHODS, "pixels", "random"):
+            each = [one[queries][method] for one in found]
+            rows.append({
+                "queries": queries,
+                "method": method,
+                **{name: over_seeds([one[name] for one in each]) for name in each[0]},
+            })  # fmt: skip
+    first = "CIFAR-10 planes" if args.cifar else "patches of photographs"
+    return {"k": K, "first_source": first, "rows": rows, "asked": found[0]["asked"]}
+
+
+def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    training, held_out = mixture(args, seed)
+    recipe = Recipe(epochs=1 if args.quick else 6, widths=(16, 32, 64), snapshots=3)
+    path = args.out / f"seed-{seed}"
+    model = train(training, recipe, seed=seed, log=path)
+    made = generate(model, training, len(held_out), steps=5 if args.quick else 50)
+    log = diffhook.open_log(path)
+    first = np.flatnonzero(training.sources == 0)
+    some = training.take(np.random.default_rng(seed).permutation(first)[: len(held_out)])
+    found: dict[str, Any] = {"asked": len(held_out)}
+    for name, asked in zip(QUERIES, (some, held_out, made), strict=True):
+        near = nearest(training, asked)
+        sources = training.sources[near[:, 0]] if name == "generated" else np.zeros(len(asked), int)
+        key = name.replace(" ", "-")
+        grid = diffhook.Grid(5 if args.quick else 20, draws=1 if args.quick else 2)
+        diffhook.query(log, asked.batch(), key, LOSS, grid=grid, overwrite=True)
+        tops = {method: diffhook.influence(log, key, method).top(K).sample_ids for method in METHODS}
+        tops["pixels"] = near[:, :K]
+        tops["random"] = np.random.default_rng(seed).integers(0, len(training), (len(asked), K))
+        found[name] = {}
+        for method, top in tops.items():
+            told = tracing(top, training.sources, sources)
+            found[name][method] = {"wrong": 1 - told.precision.mean, "cardinality": told.cardinality}
+    return found
+
+
+def nearest(training: Samples, asked: Samples, k: int = K) -> npt.NDArray[np.int64]:
+    """(Q, k) ids of the nearest training images, by the distance of their pixels."""
+    train, query = (each.images.reshape(len(each), -1) for each in (training, asked))
+    distance = (train**2).sum(1) - 2 * query @ train.T
+    return np.argsort(distance, axis=1)[:, :k]
+
+
+def show(result: Result) -> list[str]:
+    lines = [f"{'queries':<12}{'method':<9}{'wrong source in top-6':>24}{'cardinality':>15}"]
+    for row in result["rows"]:
+        lines.append(
+            f"{row['queries']:<12}{row['method']:<9}{told(row['wrong'], 3):>24}{told(row['cardinality']):>15}"
+        )
+    return lines
+
+
+def draw(axes: Any, result: Result) -> None:
+    methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    for offset, queries in enumerate(QUERIES):
+        rows = [row for row in result["rows"] if row["queries"] == queries]
+        place = np.arange(len(methods)) + (offset - 1) * 0.27
+        errors = [np.nan_to_num(row["wrong"]["error"]) for row in rows]
+        axes.bar(place, [row["wrong"]["mean"] for row in rows], 0.25, yerr=errors, label=queries)
+    axes.set_xticks(range(len(methods)), methods)
+    axes.set_ylabel("share of the top-6 from the other source")
+    axes.legend(frameon=False)
+
+
+def more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10's binary version")
+
+
+if __name__ == "__main__":
+    experiment("tracing", __doc__, run, draw, show, more=more)

@@ -1,0 +1,162 @@
+"""The small model of the experiments, trained by an ordinary Accelerate loop, with or without the hook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from sources import Samples
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+import diffhook
+from diffhook.integrations.accelerate import DiffHook
+
+Ids = npt.NDArray[np.int64]
+NOISING = DDPMScheduler(num_train_timesteps=1000)
+LOSS = diffhook.DiffusionObjective(NOISING)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes:
+        epochs: passes over whatever it is trained on.
+        widths: channels at each resolution; attention at the lowest.
+        snapshots: of the trainable parameters in a watched run, evenly spaced.
+    """
+
+    epochs: int
+    batch: int = 32
+    rate: float = 2e-3
+    widths: tuple[int, ...] = (16, 32, 32)
+    snapshots: int = 4
+
+
+class Training(Dataset[dict[str, Tensor]]):
+    """Samples as a training loop wants them: ``images``, and ``class_labels`` where they have labels."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {name: values[index] for name, values in self.samples.batch().items()}
+
+
+class Order(torch.utils.data.Sampler[int]):
+    """Samples in an order of each epoch's own, which leaving some of them out does not change."""
+
+    def __init__(self, ids: Ids, seed: int) -> None:
+        self.ids, self.seed, self.epoch = np.asarray(ids), seed, 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Any:
+        self.epoch += 1
+        keys = np.random.default_rng((self.seed, self.epoch)).random(int(self.ids.max()) + 1)
+        return iter(self.ids[np.argsort(keys[self.ids])].tolist())
+
+
+def make_model(samples: Samples, recipe: Recipe) -> UNet2DModel:
+    """0.2 M parameters at the default widths."""
+    channels, size = samples.images.shape[1:3]
+    levels = len(recipe.widths) - 1
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=recipe.widths,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * levels + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * levels,
+        norm_num_groups=8,
+        attention_head_dim=16,
+        num_class_embeds=samples.classes,
+    )
+
+
+def train(
+    samples: Samples,
+    recipe: Recipe,
+    *,
+    seed: int,
+    ids: Ids | None = None,
+    log: Path | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> UNet2DModel:
+    """A model trained on the samples with the given ids (by default all); watched where there is a log.
+
+    Args:
+        options: of the hook.
+    """
+    AcceleratorState._reset_state(reset_partial_state=True)  # many trainings in one process
+    torch.manual_seed(seed)
+    model = make_model(samples, recipe)
+    order = Order(np.arange(len(samples)) if ids is None else ids, seed)
+    loader = DataLoader(Training(samples), batch_size=recipe.batch, sampler=order)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate)
+    steps = recipe.epochs * len(loader)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, steps, pct_start=0.1)
+    accelerator = Accelerator()
+    if log is not None:
+        apart = max(steps // recipe.snapshots, 1)
+        DiffHook(accelerator, log, snapshot_every=apart, alerts=(), strict=True, **options)
+    model, optimizer, loader, rates = accelerator.prepare(model, optimizer, loader, rates)
+    bar = tqdm(total=steps, desc="training", disable=None if progress else True, leave=False)
+    for _ in range(recipe.epochs):
+        for batch in loader:
+            clean, labels = batch["images"], batch.get("class_labels")
+            noise = torch.randn_like(clean)
+            timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device)
+            predicted = model(NOISING.add_noise(clean, noise, timesteps), timesteps, labels).sample
+            accelerator.backward(F.mse_loss(predicted, noise))
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rates.step()
+            optimizer.zero_grad()
+            bar.update()
+    bar.close()
+    accelerator.end_training()
+    return accelerator.unwrap_model(model)
+
+
+@torch.no_grad()
+def losses(model: UNet2DModel, asked: Samples, timesteps: int = 50) -> npt.NDArray[np.float64]:
+    """(Q,) the denoising loss of each query over a grid of timesteps, with the same noise for every model."""
+    batch, count = asked.batch(), len(asked)
+    seeds = torch.full((count,), 10_000)
+    model.eval()
+    total = torch.zeros(count, dtype=torch.float64)
+    for t in np.linspace(1, 999, timesteps).round().astype(int):
+        total += LOSS(model, batch, torch.full((count,), int(t)), seeds).double()
+    return (total / timesteps).numpy()
+
+
+@torch.no_grad()
+def generate(model: UNet2DModel, like: Samples, count: int, seed: int = 7, steps: int = 50) -> Samples:
+    """Samples made with DDIM; of each class in turn, where the model knows classes."""
+    scheduler = DDIMScheduler(num_train_timesteps=1000)
+    scheduler.set_timesteps(steps)
+    shape = (count, *like.images.shape[1:])
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    labels = None if like.classes is None else torch.arange(count) % like.classes
+    arguments = {} if labels is None else {"class_labels": labels}
+    model.eval()
+    for timestep in scheduler.timesteps:
+        images = scheduler.step(model(images, timestep, **arguments).sample, timestep, images).prev_sample
+    return Samples(images.clamp(-1, 1).numpy(), None if labels is None else labels.numpy(), like.classes)

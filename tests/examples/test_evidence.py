@@ -1,0 +1,78 @@
+"""The quick form of every experiment: it runs from nothing, and its table holds what it promises."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EVIDENCE = Path(__file__).parents[2] / "examples" / "evidence"
+
+
+def quick(name: str, out: Path) -> dict[str, Any]:
+    command = [sys.executable, EVIDENCE / f"{name}.py", "--quick", "--seeds", "0", "--out", out]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (out / f"{name}.svg").read_text().startswith("<?xml")
+    result: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    assert result["quick"]
+    return result
+
+
+def test_timestep_bias(tmp_path: Path) -> None:
+    result = quick("bias", tmp_path)
+    assert -1 <= result["correlation"]["mean"] <= 1
+    assert [(row["queries"], row["method"]) for row in result["rows"]] == [
+        (queries, method) for queries in ("held out", "generated") for method in ("tracin", "retrac")
+    ]
+    for row in result["rows"]:
+        assert 1 / 8 <= row["cardinality"]["mean"] <= 1
+        assert 0 <= row["own_label"]["mean"] <= 1
+
+
+def test_tracing(tmp_path: Path) -> None:
+    rows = quick("tracing", tmp_path)["rows"]
+    assert len(rows) == 3 * 6
+    assert all(0 <= row["wrong"]["mean"] <= 1 for row in rows)
+    of_training = {row["method"]: row["wrong"]["mean"] for row in rows if row["queries"] == "training"}
+    assert of_training["pixels"] == 0  # the query itself comes first, and zeros look like no photograph
+
+
+def test_outliers(tmp_path: Path) -> None:
+    result = quick("outliers", tmp_path)
+    kinds = {row["kind"] for row in result["rows"]}
+    assert kinds == {"patches", "inverted", "noisy", "wrong label"}
+    assert len(result["rows"]) == len(kinds) * 11
+    found = {(row["kind"], row["method"]): row["auroc"]["mean"] for row in result["rows"]}
+    assert found["inverted", "distance in pixels"] > 0.9
+
+
+def test_linear_datamodeling_scores(tmp_path: Path) -> None:
+    result = quick("lds", tmp_path)
+    assert all(-1 <= row["mean"] <= 1 for row in result["rows"])
+    assert len(result["ceilings"]) == 4
+    for method in ("tracin", "retrac"):
+        assert result["outside"][method] < 1e-4  # float32 sums of dattri's own gradients
+
+
+def test_counterfactual(tmp_path: Path) -> None:
+    result = quick("counterfactual", tmp_path)
+    assert all(math.isfinite(row["mean"]) for row in result["rows"])
+    controls = {row["mean"] for row in result["rows"] if row["removed"] == "without random ones"}
+    assert len(controls) == 1  # the same control stands beside every method
+
+
+def test_ablations(tmp_path: Path) -> None:
+    result = quick("ablations", tmp_path)
+    for thing in ("timesteps", "noise draws", "D", "snapshots", "stride"):
+        rows = [row for row in result["rows"] if row["thing"] == thing]
+        assert {row["method"] for row in rows} == {"tracin", "retrac"}
+        best = (min if thing == "stride" else max)(row["value"] for row in rows)
+        for row in rows:
+            agreement = row["rank_agreement"]
+            assert agreement == pytest.approx(1) if row["value"] == best else -1 <= agreement < 1
