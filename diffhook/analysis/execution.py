@@ -11,6 +11,7 @@ from typing import Any
 
 import dask
 from dask.callbacks import Callback
+from rich.progress import Progress, TaskID
 
 from diffhook.console import progress_bar
 
@@ -26,7 +27,7 @@ class Execution:
         scheduler: one of dask's own otherwise; threads by default.
         memory: bytes that one process may hold at once; larger sums go through files in dask's
             ``temporary-directory``, which a cluster's workers must share.
-        progress: show a bar, on a terminal. A cluster has dask's dashboard instead.
+        progress: show a bar, on a terminal.
     """
 
     client: Any = None
@@ -50,24 +51,27 @@ class Execution:
 
     def compute(self, task: Any, title: str = "") -> Any:
         """The value of a delayed object."""
-        if self.client is not None:
-            return self.client.compute(task, sync=True)
-        with _bar(title, self.progress):
-            (found,) = dask.compute(task, scheduler=self.scheduler or "threads")
+        with progress_bar(self.progress) as bar:
+            shown = bar.add_task(title, total=None)
+            if self.client is not None:
+                future = self.client.compute(task)
+                if not bar.disable:
+                    from diffhook.analysis.cluster import follow
+
+                    follow(future, lambda done, total: bar.update(shown, completed=done, total=total))
+                return future.result()
+            with _following(bar, shown):
+                (found,) = dask.compute(task, scheduler=self.scheduler or "threads")
         return found
 
 
 @contextmanager
-def _bar(title: str, enabled: bool) -> Iterator[None]:
-    with progress_bar(enabled) as bar:
-        if not enabled:
-            yield
-            return
-        task = bar.add_task(title, total=None)
-        with Callback(
-            start_state=lambda _, state: bar.update(
-                task, total=len(state["waiting"]) + len(state["ready"]) + len(state["running"])
-            ),
-            posttask=lambda *_: bar.advance(task),
-        ):
-            yield
+def _following(bar: Progress, shown: TaskID) -> Iterator[None]:
+    """The bar follows dask's own scheduler."""
+    with Callback(
+        start_state=lambda _, state: bar.update(
+            shown, total=len(state["waiting"]) + len(state["ready"]) + len(state["running"])
+        ),
+        posttask=lambda *_: bar.advance(shown),
+    ):
+        yield

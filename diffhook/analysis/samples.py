@@ -12,6 +12,7 @@ import numpy.typing as npt
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Partial, Plan, Reduction, add_rows, grouped
 from diffhook.analysis.methods import Method, SampleSums
+from diffhook.analysis.methods.method import reciprocal
 from diffhook.analysis.tables import loss_table, nearest
 from diffhook.errors import LogError
 from diffhook.log import Block, RunLog, Table
@@ -127,22 +128,30 @@ class Whole:
 
 
 def _residuals(log: RunLog, sample_ids: npt.NDArray[np.int64], execution: Execution) -> Floats:
-    """(N,) root of the mean loss over the rows that tell one.
+    """(N,) mean of √loss over √ of the mean loss, of the rows that tell one.
 
     Raises:
         LogError: there is none for some sample.
     """
     table = loss_table(log)
     plan = Plan.make(len(sample_ids), 2, execution)
-    sums = grouped(table, SampleMeans(sample_ids, _losses), plan, Whole(), execution, "reading losses")
-    unknown = sample_ids[sums[:, 1] == 0]
+    losses, roots = (
+        grouped(table, SampleMeans(sample_ids, column), plan, Whole(), execution, "reading losses")
+        for column in (_losses, _root_losses)
+    )
+    unknown = sample_ids[losses[:, 1] == 0]
     if len(unknown):
         raise LogError(
             f"{len(unknown)} samples (such as {unknown[0]}) have no loss in {log.location}, which the "
             "residual needs: probe them with the training's loss"
         )
-    return np.sqrt(sums[:, 0] / sums[:, 1])
+    found: Floats = roots[:, 0] * reciprocal(np.sqrt(losses[:, 0] * losses[:, 1]))
+    return found
 
 
 def _losses(table: Table, block: Block) -> Floats:
     return table.read(block, "loss")
+
+
+def _root_losses(table: Table, block: Block) -> Floats:
+    return np.sqrt(table.read(block, "loss").clip(0))

@@ -29,7 +29,7 @@ def _query(rows: Rows, query: int, step: int, method: str, kept: list[int]) -> n
             if (s, k, t) == (query, step, timestep) and seed in kept
         ]
         mean = np.mean(draws, axis=0)
-        by_time.append(mean / np.linalg.norm(mean) if method == "retrac" else mean)
+        by_time.append(mean / np.linalg.norm(mean) if method in ("retrac", "das") else mean)
     return np.mean(by_time, axis=0)
 
 
@@ -63,7 +63,8 @@ def direct(
             features = np.zeros((len(SAMPLES), rows.gradient.shape[1]))
             for i, sample in enumerate(SAMPLES):
                 mine = _sample_rows(rows, sample, step)
-                features[i] = sum(w * g for g, _, w in mine) / sum(w for _, _, w in mine)
+                each = [(g / np.linalg.norm(g) if method == "das" else g, w) for g, _, w in mine]
+                features[i] = sum(w * g for g, w in each) / sum(w for _, w in each)
             gram = features.T @ features
             kernel = np.linalg.inv(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)))
             scores += np.array(queries) @ kernel @ features.T / len(STEPS)
@@ -102,7 +103,8 @@ def test_das_multiplies_by_the_samples_residual(made: Synthetic) -> None:
     found = diffhook.influence(made.log, "mean", "das", "train-mean")
     expected = direct(made.queries["train-mean"], made.queries["mean"], "das")
     loss, sample = made.probe.columns["loss"], made.probe.columns["sample"]
-    residual = np.array([np.sqrt(loss[sample == i].mean()) for i in SAMPLES])
+    each = [loss[sample == i].astype(float) for i in SAMPLES]
+    residual = np.array([np.sqrt(mine).mean() / np.sqrt(mine.mean()) for mine in each])
     close(found.values, expected * residual)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,6 +181,50 @@ def test_a_cluster_gives_the_same_to_the_bit(large: diffhook.RunLog, client: Any
         there = diffhook.influence(large, "q", memory=memory, client=client)
         assert (here.top(9).sample_ids == there.top(9).sample_ids).all()
         np.testing.assert_array_equal(here.values, there.values)
+
+
+def test_a_cluster_tells_how_far_it_has_come(client: Any) -> None:
+    from dask import delayed
+
+    from diffhook.analysis.cluster import follow
+
+    told: list[tuple[int, int]] = []
+    finished = threading.Event()
+
+    def draw(done: int, total: int) -> None:
+        told.append((done, total))
+        if done == total:
+            finished.set()
+
+    future = client.compute(delayed(sum)([delayed(abs)(-i) for i in range(6)]))
+    follow(future, draw)
+    assert future.result() == 15
+    assert finished.wait(20), f"it stopped at {told[-1:]}"
+    assert all(0 <= done <= total for done, total in told)
+
+
+def test_a_bar_is_drawn_for_threads_and_for_a_cluster(
+    large: diffhook.RunLog, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from diffhook.analysis import execution
+
+    bars: list[Progress] = []
+
+    def made(enabled: bool = True) -> Progress:
+        bars.append(Progress(console=Console(file=io.StringIO()), disable=not enabled))
+        return bars[-1]
+
+    monkeypatch.setattr(execution, "progress_bar", made)
+    for where in (None, client):
+        diffhook.influence(large, "q", client=where, progress=True).top(3)
+        assert bars[-1].tasks[0].description == "scoring rows"
+        until = time.monotonic() + 20
+        while not bars[-1].finished and time.monotonic() < until:
+            time.sleep(0.05)
+        assert bars[-1].finished
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 1 << 18], ids=["tree", "files"])

@@ -28,7 +28,7 @@ class SampleSums:
         rate: (K, N) Σ_r ω_r; 0 where the sample has no rows.
         norm: (K, N) ‖v‖.
         gram: (K, D, D) Σ_i φ_i φ_iᵀ of the means φ = v / rate; where a method wants it.
-        residual: (N,) √ of the sample's mean loss; where a method wants it.
+        residual: (N,) mean of √loss over √ of the mean loss, of the sample's rows; where a method wants it.
     """
 
     rate: Floats
