@@ -43,6 +43,7 @@ class Recorder:
         objective, probe: what to probe at snapshots; None for no probes.
         preconditioner: what snapshots keep of the optimiser, see
             :func:`~diffhook.capture.preconditioner.adam_preconditioner`; None: nothing.
+        strict: raise at the first write that fails.
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Recorder:
         objective: Objective | None = None,
         probe: Probe | None = None,
         preconditioner: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
+        strict: bool = False,
     ) -> None:
         self.engine = engine
-        self.writer = LogWriter(location, config, rank=rank, start_step=start_step)
+        self.writer = LogWriter(location, config, rank=rank, start_step=start_step, strict=strict)
         self.rank = rank
         self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank)
         self.objective = objective

@@ -26,10 +26,12 @@ class Backlog:
         where: the log's location, for messages.
         memory: bytes that may wait; a single larger job is taken when nothing else waits.
         patience: seconds.
+        strict: what failed is not tried again: it has failed for good.
     """
 
-    def __init__(self, where: str, *, memory: int, patience: float) -> None:
+    def __init__(self, where: str, *, memory: int, patience: float, strict: bool = False) -> None:
         self._where = where
+        self._strict = strict
         self._memory = memory
         self._patience = patience
         self._jobs: deque[tuple[Job, int]] = deque()
@@ -140,6 +142,9 @@ class Backlog:
             except LogError as error:  # trying again would not help
                 self._failure = error
             except Exception as error:
+                if self._strict:
+                    self._failure = error
+                    return
                 self._tell(error)
                 with self._changed:
                     if self._changed.wait_for(lambda: self._hurry or self._given_up, pause):

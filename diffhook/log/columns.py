@@ -71,9 +71,7 @@ class Layout:
 
     def array(self, store: Store, path: str, length: int) -> zarr.Array[Any]:
         """The array, of which ``length`` rows are looked at, whatever its zarr.json says."""
-        return zarr.Array.from_dict(
-            StorePath(store, f"{path}/{self.name}"), self.metadata(length)
-        ).with_config({"write_empty_chunks": True})  # a missing chunk is a lost one
+        return zarr.Array.from_dict(StorePath(store, f"{path}/{self.name}"), self.metadata(length))
 
     def _bytes(self) -> dict[str, Any]:
         one_byte = np.dtype(self.dtype).itemsize == 1

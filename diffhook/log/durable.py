@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
@@ -71,19 +71,23 @@ class DurableStore(LocalStore):
             _sync(self._changed)
         self._changed.clear()
 
-    def _write(self, key: str, value: Buffer) -> None:
+    def write(self, key: str, parts: Sequence[bytes | memoryview]) -> None:
+        """Set a key to the parts, one after the other, which are not copied."""
+        self._ensure_open_sync()
+        self._check_writable()
         path = self.root / key
         self._make(path.parent)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
             with partial.open("wb") as file:
-                file.write(value.as_buffer_like())
+                file.writelines(parts)
+                size = file.tell()
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
         self._forget(key)
         self._waiting[key] = partial
-        if len(value) >= _LARGE:
+        if size >= _LARGE:
             self._syncing[partial] = _pool().submit(_sync_one, partial)
 
     def _make(self, folder: Path) -> None:
@@ -106,9 +110,7 @@ class DurableStore(LocalStore):
         self.set_sync(key, value)
 
     def set_sync(self, key: str, value: Buffer) -> None:
-        self._ensure_open_sync()
-        self._check_writable()
-        self._write(key, value)
+        self.write(key, [memoryview(value.as_buffer_like())])
 
     async def get(
         self,

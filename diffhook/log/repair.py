@@ -10,6 +10,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.encoding import put_chunk
 from diffhook.log.rank import RankGroup, put_attributes
 from diffhook.log.schema import BY_NAME
 from diffhook.log.verification import Finding
@@ -91,9 +92,8 @@ def _salvaged(group: RankGroup, findings: list[Finding], committed: int) -> Any:
 
 
 def _replace(group: RankGroup, finding: Finding, values: Any, committed: int) -> None:
-    start, stop = _span(group, finding, committed)
-    layout = group.layout(finding.column)
-    layout.array(group.store, group.path, committed)[start:stop] = values
+    start, _ = _span(group, finding, committed)
+    put_chunk(group.store, group.path, group.layout(finding.column), start, values)
     files.commit(group.store)
 
 

@@ -56,8 +56,8 @@ def _open_url(url: str, read_only: bool) -> Store:
 
 def _refuse_links(path: Path) -> None:
     """A log from elsewhere may hold a link that leads our writes out of it."""
-    for folder, folders, _ in os.walk(path):
-        for name in folders:
+    for folder, folders, others in os.walk(path):
+        for name in [*folders, *others]:
             if os.path.islink(os.path.join(folder, name)):
                 raise LogError(
                     f"{os.path.join(folder, name)} is a symbolic link; a log that is written to has none"
@@ -91,9 +91,12 @@ def commit(store: Store) -> None:
         store.commit()
 
 
-def set_uncommitted(store: Store, key: str, content: bytes) -> None:
-    """Write a file that the next :func:`put` publishes, where the store can do that."""
-    sync(store.set(key, cpu.Buffer.from_bytes(content)))
+def set_uncommitted(store: Store, key: str, *parts: bytes | memoryview) -> None:
+    """Write a file, in parts that follow each other. :func:`commit` publishes it, in stores that wait."""
+    if isinstance(store, DurableStore):
+        store.write(key, parts)
+    else:
+        sync(store.set(key, cpu.Buffer.from_bytes(b"".join(parts))))
 
 
 def get(store: Store, key: str) -> bytes | None:

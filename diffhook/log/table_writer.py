@@ -12,6 +12,7 @@ from zarr.abc.store import Store
 from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log.columns import new_layout
+from diffhook.log.encoding import put_chunk
 from diffhook.log.rank import RankGroup, put_attributes
 from diffhook.log.schema import (
     COLUMNS,
@@ -21,13 +22,14 @@ from diffhook.log.schema import (
 )
 
 _AHEAD = 15  # shards by which arrays are longer than what is written, so that their length seldom is
+_TOGETHER = 4  # shards that one commit vouches for at most, while more are waiting
 
 
 class TableWriter:
     """Appends rows to one rank's group of one table. Not thread-safe; one writer per group.
 
-    Rows since the last shard boundary stay in memory, so that a shard begun is rewritten whole. Every
-    method may be called again after it failed.
+    Rows since the last shard boundary stay in memory, so that a shard begun is rewritten whole; so do
+    shards that were not committed yet, up to four. Every method may be called again after it failed.
 
     Raises:
         LogError: the group is damaged, or of an older schema.
@@ -59,6 +61,8 @@ class TableWriter:
         if committed > self._boundary:
             self._tail = [{name: group.read(name, self._boundary, committed) for name in names}]
         self._tail_rows = committed - self._boundary
+        self._uncommitted: list[tuple[int, Rows]] = []  # what was written since: first row, rows
+        self._doubtful = False  # a commit has failed: nobody knows what of it reached the disk
         self._length = committed  # of the arrays, at least
         self._marked = True  # the attributes on disk are ours
 
@@ -77,15 +81,13 @@ class TableWriter:
 
     def begin_session(self, start_step: int) -> int:
         """Rows from here on belong to a run that starts at ``start_step``. Returns its number."""
-        session = {"first_row": len(self), "start_step": start_step}
-        self._attributes["sessions"] = [*self._attributes["sessions"], session]
-        self._mark()
-        return len(self._attributes["sessions"]) - 1
+        sessions = [*self._attributes["sessions"], {"first_row": len(self), "start_step": start_step}]
+        self._mark({**self._attributes, "sessions": sessions})
+        return len(sessions) - 1
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Keep a description of the rows beside them."""
-        self._attributes["description"] = json_like(description)
-        self._mark()
+        self._mark({**self._attributes, "description": json_like(description)})
 
     def note_dropped(self, steps: int, rows: int) -> None:
         """Say at the next :meth:`flush` how much of this session was left out so far."""
@@ -95,29 +97,56 @@ class TableWriter:
         self._marked = False
 
     def append(self, rows: Rows) -> None:
-        """Add rows; whole shards go to disk, the rest waits for more or for :meth:`flush`."""
+        """Add rows. Whole shards are written, and count from the next commit on, which comes by itself
+        after a few of them; the rest waits for more or for :meth:`flush`."""
+        self._write_again()
+        if len(self._uncommitted) >= _TOGETHER:
+            self.commit()
         tail = [*self._tail, self._complete(rows)]
         waiting = self._tail_rows + len(rows["sample"])
         whole = waiting // self.shard_rows * self.shard_rows
+        written: list[tuple[int, Rows]] = []
         if whole:
             joined = self._joined(tail)
             for start in range(0, whole, self.shard_rows):
                 part = {name: v[start : start + self.shard_rows] for name, v in joined.items()}
-                self._write(self._boundary + start, part)
+                written.append((self._boundary + start, part))
+                self._write(*written[-1])
             tail = [{name: v[whole:] for name, v in joined.items()}] if waiting > whole else []
+        self._uncommitted += written
         self._tail, self._tail_rows = tail, waiting - whole
         self._boundary += whole
 
+    def commit(self) -> None:
+        """Make the shards count that were written."""
+        if not self._uncommitted and self._marked:
+            return
+        self._write_again()
+        self._doubtful = True
+        self._mark({**self._attributes, "committed": self._written})
+        self._doubtful = False
+        self._uncommitted.clear()
+
     def flush(self) -> None:
-        """Write what waits, as the beginning of a shard."""
-        if len(self) > self._attributes["committed"]:
+        """Write what waits, as the beginning of a shard, and commit."""
+        self._write_again()
+        if self._length != len(self):
+            self._set_lengths(len(self))
+            self._marked = False
+        if self._tail_rows and len(self) > self._written:
             self._tail = [self._joined(self._tail)]
             self._write(self._boundary, self._tail[0])
-        elif self._length != len(self):
-            self._set_lengths(len(self), exact=True)
-            self._marked = False
-        if not self._marked:
-            self._mark()
+            self._uncommitted.append((self._boundary, self._tail[0]))
+        self.commit()
+
+    @property
+    def _written(self) -> int:
+        """Rows that are in files, committed or not."""
+        if not self._uncommitted:
+            committed: int = self._attributes["committed"]
+            return committed
+        start, rows = self._uncommitted[-1]
+        return start + len(rows["sample"])
 
     def _complete(self, rows: Rows) -> Rows:
         count = len(rows["sample"])
@@ -137,30 +166,29 @@ class TableWriter:
         if not files.exists(self._store, f"{self._path}/zarr.json"):
             raise LogError(f"{self._path} has vanished while it was written")
         stop = start + len(rows["sample"])
-        self._set_lengths(stop, exact=len(rows["sample"]) < self.shard_rows)
+        if stop > self._length:  # while shards come, some ahead: only the mark counts
+            self._set_lengths(stop + _AHEAD * self.shard_rows)
         # The projection first: it is on its way to the disk while the others are written.
         for name in sorted(self._layouts, key=lambda name: name != "projection"):
-            self._layouts[name].array(self._store, self._path, stop)[start:stop] = rows[name]
-        self._attributes["committed"] = stop
-        try:
-            self._mark()
-        except BaseException:
-            self._attributes["committed"] = start
-            raise
+            put_chunk(self._store, self._path, self._layouts[name], start, rows[name])
 
-    def _set_lengths(self, length: int, *, exact: bool) -> None:
-        """Make the arrays long enough; while whole shards come, some ahead. Only the mark counts."""
-        if length <= self._length and not exact:
-            return
-        ahead = 0 if exact else _AHEAD * self.shard_rows
+    def _write_again(self) -> None:
+        if self._doubtful:
+            self._length = 0
+            for start, rows in self._uncommitted:
+                self._write(start, rows)
+            self._doubtful = False
+
+    def _set_lengths(self, length: int) -> None:
         for name in self._layouts:
-            self._set_length(name, length + ahead)
-        self._length = length + ahead
+            self._set_length(name, length)
+        self._length = length
 
     def _set_length(self, name: str, length: int) -> None:
         content = json.dumps(self._layouts[name].metadata(length), indent=1).encode()
         files.set_uncommitted(self._store, f"{self._path}/{name}/zarr.json", content)
 
-    def _mark(self) -> None:
-        put_attributes(self._store, self._path, self._attributes)
+    def _mark(self, attributes: dict[str, Any]) -> None:
+        put_attributes(self._store, self._path, attributes)
+        self._attributes = attributes
         self._marked = True

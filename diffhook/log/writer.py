@@ -14,6 +14,8 @@ from diffhook.errors import LogError
 from diffhook.log import alerts
 from diffhook.log import store as files
 from diffhook.log.backlog import Backlog
+from diffhook.log.lock import ROOT as LOCKS
+from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.rank import group_json
 from diffhook.log.reader import read_attributes
 from diffhook.log.schema import (
@@ -34,7 +36,7 @@ from diffhook.log.thumbnails import ThumbnailWriter, check_png
 logger = logging.getLogger("diffhook")
 
 
-_PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine", "names"}
+_PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine", "names", LOCKS}
 
 
 class LogWriter:
@@ -45,11 +47,13 @@ class LogWriter:
         config: the run's configuration; its part "identity" must equal the log's.
         rank: this process's number.
         start_step: the optimiser step at which this process starts.
-        memory: bytes of rows that may wait for the disk, besides a shard for each table.
+        memory: bytes of rows that may wait for the disk, besides up to five shards of each table.
         patience: seconds that :meth:`put` waits for room there, once, until half of it is written.
+        strict: the first write that fails is not tried again: the next call raises.
 
     Raises:
-        LogError: something else is there, or a log of another configuration or an older schema.
+        LogError: something else is there, or a log of another configuration or an older schema; or
+            another process is writing this rank (in folders; object stores are not guarded).
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class LogWriter:
         start_step: int = 0,
         memory: int = 256 << 20,
         patience: float = 1.0,
+        strict: bool = False,
     ) -> None:
         self.store = files.open_store(location, read_only=False)
         self.rank = rank
@@ -79,7 +84,7 @@ class LogWriter:
         self.session = self._table("train").begin_session(start_step)
         if f"rank-{rank:04d}" in files.names(self.store, "probe"):
             self._table("probe")  # its rows of an earlier session are superseded from now on
-        self._backlog = Backlog(files.describe(self.store), memory=memory, patience=patience)
+        self._backlog = Backlog(files.describe(self.store), memory=memory, patience=patience, strict=strict)
 
     @property
     def bytes_per_row(self) -> int:
@@ -109,6 +114,8 @@ class LogWriter:
         """
         size = sum(column.nbytes for column in rows.values())
         taken = self._backlog.offer(lambda: self._table(table).append(rows), size)
+        if taken:
+            self._submit(lambda: self._commit_tables() if self._backlog.idle else None)
         if not taken:
             steps, count = self._dropped.get(table, (0, 0))
             if not self._dropped:
@@ -168,12 +175,19 @@ class LogWriter:
             self._submit(lambda: self._add_alert(end))
             self._submit(self._flush_tables)
         finally:
-            self._backlog.close(timeout)
+            try:
+                self._backlog.close(timeout)
+            finally:
+                release_rank(self.store, self.rank)
 
     # ── the writer's thread ───────────────────────────────────────────────────────────────────
 
     def _submit(self, job: Callable[[], None], size: int = 0) -> bool:
         return self._backlog.offer(job, size)
+
+    def _commit_tables(self) -> None:
+        for table in self._tables.values():
+            table.commit()
 
     def _flush_tables(self) -> None:
         for name, table in self._tables.items():
@@ -224,7 +238,8 @@ class LogWriter:
                     f"{where} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "
                     "another path"
                 )
-            # Every rank writes the same: each may have a disk of its own.
+        lock_rank(self.store, self.rank)
+        if "zarr.json" not in entries:  # every rank writes the same: each may have a disk of its own
             write_root(self.store, config)
         self._clean()
 

@@ -201,6 +201,7 @@ class TorchHook(Guest):
             objective=settings.objective,
             probe=probe,
             preconditioner=self._preconditioner if settings.keep_preconditioner else None,
+            strict=settings.strict,
         )
         session.recorder, self.started = recorder, True
         session.began = time.perf_counter()

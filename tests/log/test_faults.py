@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 from diffhook.errors import LogError
-from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log import LogWriter, Snapshot, durable, open_log
 from tests.log.faults import FaultyStore, fails, hangs, short, sound
-from tests.log.test_log import CONFIG, make_rows
+from tests.log.test_log import CONFIG, DIM, make_rows
+from tests.runs import TinyDenoiser, train
 
 ROW_BYTES = sum(column.nbytes for column in make_rows(1).values())
 
@@ -62,6 +64,90 @@ def test_a_disk_that_stays_full_ends_in_an_error_at_close_and_keeps_what_was_wri
         writer.close(timeout=0.3)
     writer.close()
     assert open_log(tmp_path / "log").train["sample"].tolist() == list(range(16))
+
+
+def _fails_once(store: FaultyStore, where: str) -> None:
+    """The next write of such a key is refused; a second attempt would succeed."""
+
+    def fault(key: str, value: Buffer) -> Buffer:
+        if where in key:
+            store.fault = sound
+            raise OSError(errno.EIO, "EIO", key)
+        return value
+
+    store.fault = fault
+
+
+@pytest.mark.parametrize("ending", ["step", "flush", "close"])
+def test_a_strict_writer_raises_at_the_first_write_that_fails(ending: str) -> None:
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG, strict=True)
+    writer.put("train", make_rows(16))
+    writer.flush()
+    _fails_once(store, "/c/")
+    assert writer.put("train", make_rows(16, 16))
+
+    def train() -> None:
+        for step in range(5000):
+            writer.put("train", make_rows(1, 32 + step))
+            time.sleep(0.001)
+
+    with pytest.raises(LogError, match=r"failed: .*EIO.*; rows written before are safe"):
+        {"step": train, "flush": writer.flush, "close": writer.close}[ending]()
+    assert open_log(store).train["sample"].tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_strict_run_ends_at_the_next_step_and_any_other_goes_on(strict: bool) -> None:
+    store, steps = FaultyStore(MemoryStore()), []
+    _fails_once(store, "/c/")
+
+    def count(model: Any, *_: object) -> None:
+        steps.append(model.training)
+        time.sleep(0.002)
+
+    def make_model() -> TinyDenoiser:
+        model = TinyDenoiser()
+        model.register_forward_pre_hook(count)
+        return model
+
+    def run() -> None:
+        train(store, make_model=make_model, epochs=100, strict=strict, projection_dim=DIM)
+
+    if strict:
+        with pytest.raises(LogError, match="EIO"):
+            run()
+        assert 4 <= len(steps) < 300
+    else:
+        run()
+        assert len(steps) == 300
+        assert len(open_log(store).train) == 1200
+
+
+def test_what_a_failed_commit_vouched_for_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an fsync that failed the system may have let go of what was to be written."""
+    sync, failing = durable._sync, [True]
+
+    def lossy(paths: Any) -> None:
+        paths = list(paths)
+        if failing and any("projection" in path.parts for path in paths):
+            failing.clear()
+            for path in paths:
+                if path.is_file():
+                    path.write_bytes(b"")
+            raise OSError(errno.EIO, "EIO")
+        sync(paths)
+
+    writer = LogWriter(tmp_path, CONFIG)
+    monkeypatch.setattr("diffhook.log.durable._sync", lossy)
+    for step in range(5):
+        writer.put("train", make_rows(20, 20 * step))
+    writer.close()
+    assert not failing
+    assert open_log(tmp_path).train["sample"].tolist() == list(range(100))
+    assert open_log(tmp_path).verify() == []
 
 
 def test_a_slow_disk_holds_training_up_once_and_then_costs_whole_steps(

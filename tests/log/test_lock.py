@@ -1,0 +1,74 @@
+"""Two live processes never write one rank of one log; the lock goes with the process that holds it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffhook.errors import LogError
+from diffhook.log import LogWriter, open_log
+from tests.log.test_log import CONFIG, make_rows
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
+
+ANOTHER_RUN = """
+import sys
+from diffhook.log import LogWriter
+from tests.log.test_log import CONFIG
+writer = LogWriter(sys.argv[1], CONFIG, rank=int(sys.argv[2]))
+print("writing", flush=True)
+sys.stdin.read()
+"""
+
+
+def begin(location: Path, rank: int = 0) -> subprocess.Popen[str]:
+    """Another process that has opened the log."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ANOTHER_RUN, str(location), str(rank)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_a_second_run_into_a_log_that_is_being_written_is_refused(tmp_path: Path) -> None:
+    other = begin(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(LogError, match=rf"process {other.pid} is writing rank 0 of the log at {tmp_path}: "):
+        LogWriter(tmp_path, CONFIG)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    LogWriter(tmp_path, CONFIG, rank=1).close()
+    other.kill()
+    other.wait()
+    writer = LogWriter(tmp_path, CONFIG, start_step=3)
+    writer.put("train", make_rows(5))
+    writer.close()
+    assert len(open_log(tmp_path).train) == 5
+
+
+def test_a_writer_that_was_closed_lets_another_process_write(tmp_path: Path) -> None:
+    LogWriter(tmp_path, CONFIG).close()
+    other = begin(tmp_path)
+    other.kill()
+    other.wait()
+
+
+def test_a_child_neither_holds_nor_loses_its_parents_lock(tmp_path: Path) -> None:
+    """Workers of a DataLoader are forked while the log is open, and may outlive the run."""
+    writer = LogWriter(tmp_path, CONFIG)
+    child = os.fork()
+    if child == 0:
+        try:
+            LogWriter(tmp_path, CONFIG)
+        except LogError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    with pytest.raises(AssertionError):
+        begin(tmp_path)
+    writer.close()
