@@ -67,7 +67,7 @@ class Prepared:
 
 def prepare(log: RunLog, queries: str, method: Method, source: str, execution: Execution) -> Prepared:
     """Read the queries, and of the training side what the method wants to know first."""
-    table, asked = source_table(log, source), query_table(log, queries)
+    table, asked = source_table(log, source, method=method), query_table(log, queries)
     check_gradients(log, method, source, queries)
     directions = query_directions(asked, method)
     sample_ids = distinct_samples(table, execution)

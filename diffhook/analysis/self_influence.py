@@ -42,7 +42,8 @@ def self_influence(
     Raises:
         LogError, ConfigurationError: as :func:`influence`; or another method than TracIn and ReTrac.
     """
-    chosen, table = find_method(method), source_table(log, source)
+    chosen = find_method(method)
+    table = source_table(log, source, method=chosen)
     if chosen.wants or chosen.preconditioned:
         raise ConfigurationError(f"self-influence is that of tracin or retrac, not of {chosen.name!r}")
     execution = Execution(client, scheduler, memory, progress)
@@ -50,7 +51,8 @@ def self_influence(
     found = reduce_samples(table, rows, _Squares(), execution, f"{chosen.name} self-influence")
     shape = (len(rows.steps), len(rows.sample_ids))
     visits = found.visits.reshape(shape).max(0)
-    constant = chosen.name == "retrac" and source == "train"
+    summed = "aggregate" in log.config["identity"]  # of how many rows a sum is made nobody knows
+    constant = chosen.name == "retrac" and source == "train" and not summed
     flags = [[SINGLE] if constant and count <= 1 else [] for count in visits]
     title = f"self-influence ({chosen.name}, {source} rows)"
     return Ranking.sort(rows.sample_ids, found.scores.reshape(shape).sum(0), flags, title)

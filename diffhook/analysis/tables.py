@@ -10,11 +10,15 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog, Table
 
 
-def source_table(log: RunLog, source: str, *, projected: bool = True) -> Table:
+def source_table(log: RunLog, source: str, *, projected: bool = True, method: Method | None = None) -> Table:
     """The table that ``source`` names: "train", "probe", or a query set of training samples.
 
+    Args:
+        projected: whether projections are needed.
+        method: what its rows are for; None for what looks at each of them.
+
     Raises:
-        ConfigurationError: none of these.
+        ConfigurationError: none of these; or the log holds sums of rows that are for something else.
         LogError: it has no rows, or no projections where they are needed.
     """
     if source not in ("train", "probe"):
@@ -23,6 +27,13 @@ def source_table(log: RunLog, source: str, *, projected: bool = True) -> Table:
             known = f", or a query set of training samples ({', '.join(queries)})" if queries else ""
             raise ConfigurationError(f"source is {source!r}; expected 'train' or 'probe'{known}")
         return queries[source]
+    kept = log.config["identity"].get("aggregate")
+    if kept is not None and (method is None or method.name != kept):
+        asked = "this" if method is None else f"method {method.name!r}"
+        raise ConfigurationError(
+            f"{log.location} holds sums of rows for {kept} (`diffhook compact --aggregate {kept}`), and "
+            f"{asked} needs the rows themselves: ask the log that it was made from"
+        )
     table = log.train if source == "train" else log.probe
     if not len(table):
         hint = " (probes need DiffHook(objective=...))" if source == "probe" else ""

@@ -14,7 +14,7 @@ from diffhook.analysis.influence import prepare
 from diffhook.analysis.methods import Method, find_method
 from diffhook.analysis.samples import Whole
 from diffhook.analysis.score_pass import RowScores
-from diffhook.analysis.tables import nearest
+from diffhook.analysis.tables import nearest, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import Block, RunLog, Table
 
@@ -57,6 +57,7 @@ def influence_by_timestep(
         LogError, ConfigurationError: as :func:`diffhook.influence`; or sample_ids do not fit.
     """
     execution = Execution(client, scheduler, memory, progress)
+    source_table(log, source)  # raises where there are but sums over timesteps
     prepared = prepare(log, queries, find_method(method), source, execution)
     asked = np.asarray(sample_ids, np.int64)
     count = len(prepared.query_ids)

@@ -48,6 +48,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "trained parameters": len(identity.get("parameters") or ()),
         "projection": projection["kind"],
         "projection dimension": projection["dim"],
+        "rows summed for": identity.get("aggregate", "nothing: they are as captured"),
         "train rows": len(log.train),
         "samples": len(set(log.train["sample"].tolist())) if len(log.train) else 0,
         "probe rows": len(log.probe),

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from zarr.abc.store import Store
@@ -28,10 +28,33 @@ from diffhook.log.table import Table
 from diffhook.log.table_writer import TableWriter
 from diffhook.log.writer import write_root
 
+SUMMED = ("train", "probe")
+
 Change = Callable[[Rows], Rows]
 
 
-def compact(source: Location, target: Location, *, dim: int | None = None, progress: bool = True) -> None:
+class Aggregation(Protocol):
+    """Sums up the rows of a sample at a snapshot; :class:`diffhook.analysis.aggregation.Aggregation`.
+
+    Attributes:
+        name: what the sums are for.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, log: RunLog, source: str, write: Callable[[Rows], None]) -> None:
+        """Hand over the sums of the rows of "train" or "probe"."""
+
+
+def compact(
+    source: Location,
+    target: Location,
+    *,
+    dim: int | None = None,
+    aggregation: Aggregation | None = None,
+    progress: bool = True,
+) -> None:
     """Copy a log: the rows that count, of all ranks, in whole shards of one group for each table.
 
     What later sessions superseded, what repairs took out and what was never committed stays behind.
@@ -40,19 +63,22 @@ def compact(source: Location, target: Location, *, dim: int | None = None, progr
         source: the log; it is left as it is.
         target: where the copy appears, all at once.
         dim: fold projections to this many numbers; see :func:`fold`.
+        aggregation: write sums of the training's and the probes' rows in their place.
         progress: show a progress bar, on a terminal.
 
     Raises:
         LogError: there is no log, it is damaged, or something is at ``target``.
-        ConfigurationError: ``dim`` is no divisor of the log's dimension.
+        ConfigurationError: ``dim`` is no divisor of the log's dimension; or the rows cannot be summed.
     """
     log = open_log(source)
     change = None if dim is None else _folding(log, dim)
-    config = log.config
+    identity = log.config["identity"]
     if dim is not None:
-        projection = {**config["identity"]["projection"], "dim": dim}
-        config = {**config, "identity": {**config["identity"], "projection": projection}}
-    copy_logs([log], target, config, change, progress)
+        identity = {**identity, "projection": {**identity["projection"], "dim": dim}}
+    if aggregation is not None:
+        _check_summable(log)
+        identity = {**identity, "aggregate": aggregation.name}
+    copy_logs([log], target, {**log.config, "identity": identity}, change, aggregation, progress)
 
 
 def merge(sources: Sequence[Location], target: Location, *, progress: bool = True) -> None:
@@ -78,11 +104,16 @@ def merge(sources: Sequence[Location], target: Location, *, progress: bool = Tru
                 f"{logs[0].location} and {log.location} are of different configurations; "
                 f"at {differing[0].replace('this run', 'the other')}"
             )
-    copy_logs(logs, target, logs[0].config, None, progress)
+    copy_logs(logs, target, logs[0].config, None, None, progress)
 
 
 def copy_logs(
-    logs: Sequence[RunLog], target: Location, config: dict[str, Any], change: Change | None, progress: bool
+    logs: Sequence[RunLog],
+    target: Location,
+    config: dict[str, Any],
+    change: Change | None,
+    aggregation: Aggregation | None,
+    progress: bool,
 ) -> None:
     """Write what the logs hold into a new one."""
     snapshots = _snapshots(logs)
@@ -91,7 +122,11 @@ def copy_logs(
         blocks = {name: sum(1 for t in parts for _ in t.blocks()) for name, parts in tables.items()}
         task = bar.add_task("copying", total=sum(blocks.values()) + len(snapshots))
         for name, parts in tables.items():
-            _copy_table(store, name, parts, config, change, lambda: bar.advance(task))
+            if aggregation is not None and name in SUMMED:
+                _sum_table(store, logs[0], name, config, change, aggregation)
+                bar.advance(task, blocks[name])
+            else:
+                _copy_table(store, name, parts, config, change, lambda: bar.advance(task))
         for snapshot in snapshots:
             write_snapshot(store, in_session(snapshot, 0), snapshot.parameters(), snapshot.preconditioner())
             bar.advance(task)
@@ -121,7 +156,8 @@ def _folding(log: RunLog, dim: int) -> Change:
         )
 
     def change(rows: Rows) -> Rows:
-        return {**rows, "projection": fold(rows["projection"], dim).astype(np.float16)}
+        projection = rows["projection"]
+        return {**rows, "projection": fold(projection, dim).astype(projection.dtype)}
 
     return change
 
@@ -148,6 +184,36 @@ def _copy_table(
         # Every snapshot is of the one session that the copy has.
         at = [[step, 0] for step, _ in description.get("snapshots", [])]
         writer.describe({**description, "snapshots": at})
+
+
+def _sum_table(
+    store: Store,
+    log: RunLog,
+    name: str,
+    config: dict[str, Any],
+    change: Change | None,
+    aggregation: Aggregation,
+) -> None:
+    """float32: a sum of many rows is worth keeping exactly, and there are few of them."""
+    writer = TableWriter(store, f"{name}/rank-0000", config["identity"]["projection"]["dim"], "float32")
+    writer.begin_session(0)
+    if len(log.train if name == "train" else log.probe):
+        aggregation(log, name, lambda rows: writer.append(change(rows) if change is not None else rows))
+    writer.flush()
+
+
+def _check_summable(log: RunLog) -> None:
+    kept = log.config["identity"].get("aggregate")
+    if kept is not None:
+        raise ConfigurationError(f"{log.location} holds sums of rows already, for {kept}")
+    taken = {snapshot.step for snapshot in log.snapshots}
+    for name, table in log.queries.items():
+        asked = set(table["step"].tolist())
+        if asked != taken:
+            raise ConfigurationError(
+                f"queries {name!r} are at {len(asked)} of the log's {len(taken)} snapshots, and sums are at "
+                "each of them: compute the queries anew, with overwrite"
+            )
 
 
 def _copy_rest(store: Store, logs: Sequence[RunLog]) -> None:
