@@ -129,11 +129,11 @@ def log(result: dict[str, Any]) -> str:
     """How fast the log is written, and what that does to a step."""
     durable, cached, stall = result["write"]["durable"], result["write"]["not_durable"], result["stall"]
     return (
-        f"Shards of {result['shard_bytes'] >> 20} MiB are written at **{durable['ratio']:.2f}** of the rate of "
-        f"plain files of the same bytes ({durable['log_MB_per_s']:.0f} against "
+        f"Shards of {result['shard_bytes'] >> 20} MiB are written at **{durable['ratio']:.2f}** of the rate "
+        f"of plain files of the same bytes ({durable['log_MB_per_s']:.0f} against "
         f"{durable['plain_MB_per_s']:.0f} MB/s), content and names on the disk on both sides; at "
-        f"{cached['ratio']:.2f} where neither side waits for the disk. With {stall['rows_a_step']} rows a step, "
-        f"handing them over took **{stall['share_put_mean']:.2%}** of a training step of "
+        f"{cached['ratio']:.2f} where neither side waits for the disk. With {stall['rows_a_step']} rows a "
+        f"step, handing them over took **{stall['share_put_mean']:.2%}** of a training step of "
         f"{stall['step_ms']:.0f} ms, {stall['share_put_max']:.2%} at worst, and steps were "
         f"{stall['share_longer']:.1%} longer (± {stall['share_longer_spread']:.1%}) while "
         f"{stall['shards']} shards went to the disk. "

@@ -130,7 +130,7 @@ def read_snapshot(store: Store, folder: str) -> Snapshot | None:
         return None
     described = parse(content, place)
     sealed = isinstance(described, dict) and is_sealed(described)
-    fields = unseal(described, place, required="sha256" in described)
+    fields = unseal(described, place, required=isinstance(described, dict) and "sha256" in described)
     try:
         digest = fields.pop("sha256") if sealed else None
         preconditioner = fields.pop("preconditioner_sha256", None)
