@@ -30,10 +30,15 @@ class DurableStore(LocalStore):
     Keys that are set lie under temporary names until :meth:`commit`, which brings all of them to the
     disk (fsync) before any gets its name, in the order in which they were set. The last one follows
     when the names before it are safe too: it can serve as their commit mark.
+
+    Attributes:
+        failed_commits: how often :meth:`commit` has failed. What was set before may then be lost although
+            a later one succeeds: after a failed fsync the system takes what it could not write for clean.
     """
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
+        self.failed_commits = 0
         self._waiting: dict[str, Path] = {}
         self._changed: set[Path] = set()  # folders with entries that may not be on the disk
         self._syncing: dict[Path, Future[None]] = {}
@@ -47,8 +52,15 @@ class DurableStore(LocalStore):
         """Publish everything that was set.
 
         Raises:
-            OSError: the disk failed; what is not yet published may be set again.
+            OSError: the disk failed; what was set may be set again.
         """
+        try:
+            self._commit()
+        except BaseException:
+            self.failed_commits += 1
+            raise
+
+    def _commit(self) -> None:
         syncing, self._syncing = self._syncing, {}
         _sync(path for path in self._waiting.values() if path not in syncing)
         for future in syncing.values():

@@ -91,6 +91,12 @@ def commit(store: Store) -> None:
         store.commit()
 
 
+def failed_commits(store: Store) -> int:
+    """How often :func:`commit` failed. After it, what was set before wants to be set again."""
+    found: int = getattr(store, "failed_commits", 0)
+    return found
+
+
 def set_uncommitted(store: Store, key: str, *parts: bytes | memoryview) -> None:
     """Write a file, in parts that follow each other. :func:`commit` publishes it, in stores that wait."""
     if isinstance(store, DurableStore):

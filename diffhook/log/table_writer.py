@@ -62,7 +62,7 @@ class TableWriter:
             self._tail = [{name: group.read(name, self._boundary, committed) for name in names}]
         self._tail_rows = committed - self._boundary
         self._uncommitted: list[tuple[int, Rows]] = []  # what was written since: first row, rows
-        self._doubtful = False  # a commit has failed: nobody knows what of it reached the disk
+        self._failed_commits = files.failed_commits(store)  # when they were written
         self._length = committed  # of the arrays, at least
         self._marked = True  # the attributes on disk are ours
 
@@ -122,9 +122,7 @@ class TableWriter:
         if not self._uncommitted and self._marked:
             return
         self._write_again()
-        self._doubtful = True
         self._mark({**self._attributes, "committed": self._written})
-        self._doubtful = False
         self._uncommitted.clear()
 
     def flush(self) -> None:
@@ -173,11 +171,13 @@ class TableWriter:
             put_chunk(self._store, self._path, self._layouts[name], start, rows[name])
 
     def _write_again(self) -> None:
-        if self._doubtful:
+        """What a commit that failed, anyone's, may have lost."""
+        failed = files.failed_commits(self._store)
+        if failed != self._failed_commits:
             self._length = 0
             for start, rows in self._uncommitted:
                 self._write(start, rows)
-            self._doubtful = False
+            self._failed_commits = failed
 
     def _set_lengths(self, length: int) -> None:
         for name in self._layouts:

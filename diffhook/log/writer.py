@@ -116,15 +116,15 @@ class LogWriter:
         taken = self._backlog.offer(lambda: self._table(table).append(rows), size)
         if taken:
             self._submit(lambda: self._commit_tables() if self._backlog.idle else None)
-        if not taken:
-            steps, count = self._dropped.get(table, (0, 0))
-            if not self._dropped:
-                logger.warning(
-                    "diffhook leaves out steps: %s cannot take rows as fast as they come",
-                    files.describe(self.store),
-                )
-            self._dropped[table] = (steps + 1, count + len(rows["sample"]))
-        return taken
+            return True
+        steps, count = self._dropped.get(table, (0, 0))
+        if not self._dropped:
+            logger.warning(
+                "diffhook leaves out steps: %s cannot take rows as fast as they come",
+                files.describe(self.store),
+            )
+        self._dropped[table] = (steps + 1, count + len(rows["sample"]))
+        return False
 
     def snapshot(self, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None = None) -> bool:
         """Write a snapshot, after the rows handed over before it. False: left out, as in :meth:`put`."""

@@ -18,6 +18,8 @@ from zarr.storage import LocalStore, MemoryStore
 
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, durable, open_log
+from diffhook.log.store import put
+from diffhook.log.table_writer import TableWriter
 from tests.log.faults import FaultyStore, fails, hangs, short, sound
 from tests.log.test_log import CONFIG, DIM, make_rows
 from tests.runs import TinyDenoiser, train
@@ -124,15 +126,13 @@ def test_a_strict_run_ends_at_the_next_step_and_any_other_goes_on(strict: bool) 
         assert len(open_log(store).train) == 1200
 
 
-def test_what_a_failed_commit_vouched_for_is_written_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After an fsync that failed the system may have let go of what was to be written."""
+def _lossy_once(monkeypatch: pytest.MonkeyPatch, where: str) -> list[bool]:
+    """The first fsync of such a file fails, and the system lets go of what was to be written."""
     sync, failing = durable._sync, [True]
 
     def lossy(paths: Any) -> None:
         paths = list(paths)
-        if failing and any("projection" in path.parts for path in paths):
+        if failing and any(where in path.parts for path in paths):
             failing.clear()
             for path in paths:
                 if path.is_file():
@@ -140,13 +140,37 @@ def test_what_a_failed_commit_vouched_for_is_written_again(
             raise OSError(errno.EIO, "EIO")
         sync(paths)
 
-    writer = LogWriter(tmp_path, CONFIG)
     monkeypatch.setattr("diffhook.log.durable._sync", lossy)
+    return failing
+
+
+def test_what_a_failed_commit_vouched_for_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = LogWriter(tmp_path, CONFIG)
+    failing = _lossy_once(monkeypatch, "projection")
     for step in range(5):
         writer.put("train", make_rows(20, 20 * step))
     writer.close()
     assert not failing
     assert open_log(tmp_path).train["sample"].tolist() == list(range(100))
+    assert open_log(tmp_path).verify() == []
+
+
+def test_what_the_commit_of_another_file_lost_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LogWriter(tmp_path, CONFIG).close()
+    store = open_log(tmp_path).writable_store()
+    writer = TableWriter(store, "train/rank-0000", DIM, "float16")
+    writer.append(make_rows(40))
+    failing = _lossy_once(monkeypatch, "projection")
+    with pytest.raises(OSError, match="EIO"):
+        put(store, "summary.json", b"{}")
+    assert not failing
+    put(store, "summary.json", b"{}")
+    writer.flush()
+    assert open_log(tmp_path).train["sample"].tolist() == list(range(40))
     assert open_log(tmp_path).verify() == []
 
 
