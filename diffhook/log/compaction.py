@@ -170,9 +170,7 @@ def _copy_table(
     change: Change | None,
     advance: Callable[[], None],
 ) -> None:
-    projection = config["identity"]["projection"]
-    writer = TableWriter(store, f"{name}/rank-0000", projection["dim"], projection_dtype(projection["kind"]))
-    writer.begin_session(0)
+    writer = _new_table(store, name, config)
     for table in parts:
         for block in table.blocks():
             rows: Rows = {column: table.read(block, column) for column in table.columns}
@@ -194,12 +192,20 @@ def _sum_table(
     change: Change | None,
     aggregation: Aggregation,
 ) -> None:
-    """float32: a sum of many rows is worth keeping exactly, and there are few of them."""
-    writer = TableWriter(store, f"{name}/rank-0000", config["identity"]["projection"]["dim"], "float32")
-    writer.begin_session(0)
+    writer = _new_table(store, name, config)
     if len(log.train if name == "train" else log.probe):
         aggregation(log, name, lambda rows: writer.append(change(rows) if change is not None else rows))
     writer.flush()
+
+
+def _new_table(store: Store, name: str, config: dict[str, Any]) -> TableWriter:
+    identity = config["identity"]
+    dim, kind = identity["projection"]["dim"], identity["projection"]["kind"]
+    # A sum of many rows is worth keeping exactly, and there are few of them.
+    dtype = "float32" if "aggregate" in identity and name in SUMMED else projection_dtype(kind)
+    writer = TableWriter(store, f"{name}/rank-0000", dim, dtype)
+    writer.begin_session(0)
+    return writer
 
 
 def _check_summable(log: RunLog) -> None:

@@ -136,6 +136,8 @@ def test_sums_can_be_folded_too(log: diffhook.RunLog, tmp_path: Path) -> None:
     compact(tmp_path / "sketch", tmp_path / "sums", dim=8, aggregation=Aggregation("tracin"))
     folded, sums = open_log(tmp_path / "folded"), open_log(tmp_path / "sums")
     assert (sums.train.dim, sums.queries["new"].dim) == (8, 8)
+    compact(tmp_path / "sums", tmp_path / "copy")
+    np.testing.assert_array_equal(open_log(tmp_path / "copy").train["projection"], sums.train["projection"])
     before, after = (diffhook.influence(found, "new", "tracin").values for found in (folded, sums))
     np.testing.assert_allclose(after, before, rtol=5e-3, atol=np.abs(before).max() * 2e-3)  # float16 before
 
