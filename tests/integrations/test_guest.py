@@ -80,7 +80,7 @@ def test_when_the_disk_fills_training_completes_and_it_is_told_once(
 
     def fill(batch: int) -> None:
         if batch == 4:
-            monkeypatch.setattr("diffhook.log.durable.DurableStore.set", fail)
+            monkeypatch.setattr("diffhook.log.durable.DurableStore.write", fail)
 
     with caplog.at_level(logging.WARNING, "diffhook"):
         watched = _train(tmp_path / "log", at=fill, snapshot_every=1)
