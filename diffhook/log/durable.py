@@ -28,8 +28,8 @@ class DurableStore(LocalStore):
     """zarr's folder, with writes that are published together and outlive a power cut.
 
     Keys that are set lie under temporary names until :meth:`commit`, which brings all of them to the
-    disk (fsync) before any gets its name, in the order in which they were set. The last one follows
-    when the names before it are safe too: it can serve as their commit mark.
+    disk (fsync) before any gets its name. The one that was set last follows when the names of all the
+    others are safe too: it can serve as their commit mark.
 
     Attributes:
         failed_commits: how often :meth:`commit` has failed. What was set before may then be lost although
@@ -65,8 +65,8 @@ class DurableStore(LocalStore):
         _sync(path for path in self._waiting.values() if path not in syncing)
         for future in syncing.values():
             future.result()
-        while len(self._waiting) > 1:
-            self._publish(next(iter(self._waiting)))
+        # At once: taking a name from an older file waits for the file system's journal.
+        list(_pool().map(self._publish, list(self._waiting)[:-1]))
         self._sync_folders()
         if self._waiting:
             self._publish(next(iter(self._waiting)))
@@ -164,7 +164,7 @@ def _sync(paths: Iterable[Path]) -> None:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(8, "diffhook-fsync")
+    return ThreadPoolExecutor(32, "diffhook-fsync")
 
 
 if hasattr(os, "register_at_fork"):

