@@ -12,7 +12,7 @@ import scipy.stats
 
 from diffhook.analysis.influence import influence
 from diffhook.analysis.scores import Scores
-from diffhook.analysis.standardize import assign, bin_edges
+from diffhook.analysis.standardize import assign, bin_edges, looked_at
 from diffhook.analysis.tables import loss_queries, query_table, source_table
 from diffhook.errors import LogError
 from diffhook.log import RunLog
@@ -73,6 +73,8 @@ def bias(
 ) -> BiasReport:
     """Norm against timestep, their rank correlation, and how alike the queries' top-k are.
 
+    Norms are those of all rows, or of 2²¹, evenly spaced, where there are more.
+
     Args:
         log: the run; the last part needs query sets of two queries or more.
         source: "train" or "probe".
@@ -86,7 +88,7 @@ def bias(
         LogError: fewer than 3 finite rows.
     """
     table = source_table(log, source, projected=False)
-    norm, timestep = table["grad_norm"], table["timestep"]
+    norm, timestep = looked_at(table, ("grad_norm", "timestep")).values()
     usable = np.isfinite(norm) & np.isfinite(timestep)
     if usable.sum() < 3:
         raise LogError(f"{log.location} has {usable.sum()} usable {source} rows; expected 3 or more")
