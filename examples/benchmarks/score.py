@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ TASKS: dict[str, Callable[[diffhook.RunLog], None]] = {"top 10": top_10, "outlie
 
 def one(path: str, task: str) -> None:
     log = diffhook.open_log(path)
+    import_module("diffhook.analysis")  # with the libraries that it brings
     before = _memory("VmRSS")
     began = time.perf_counter()
     TASKS[task](log)
