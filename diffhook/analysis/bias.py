@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
+from diffhook.analysis.execution import MEMORY
 from diffhook.analysis.influence import influence
 from diffhook.analysis.scores import Scores
 from diffhook.analysis.standardize import assign, bin_edges, looked_at
@@ -70,6 +71,8 @@ def bias(
     queries: Collection[str] | None = None,
     client: Any = None,
     scheduler: Any = None,
+    memory: int = MEMORY,
+    progress: bool = False,
 ) -> BiasReport:
     """Norm against timestep, their rank correlation, and how alike the queries' top-k are.
 
@@ -83,6 +86,7 @@ def bias(
             share of the queries.
         bins: number of timestep bins, of equal count.
         queries: names of the query sets to compare; None: all of the training loss.
+        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
 
     Raises:
         LogError: fewer than 3 finite rows.
@@ -94,12 +98,13 @@ def bias(
         raise LogError(f"{log.location} has {usable.sum()} usable {source} rows; expected 3 or more")
     norm, timestep = norm[usable], timestep[usable]
     correlation, p_value = scipy.stats.spearmanr(timestep, norm)
+    run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
     found = []
     for name in loss_queries(log) if queries is None else queries:
         if not table.dim or len(np.unique(query_table(log, name)["sample"])) < 2:
             continue
         for method in ("tracin", "retrac"):
-            scores = influence(log, name, method, source, client=client, scheduler=scheduler)
+            scores = influence(log, name, method, source, **run)
             found.append(generality(scores, name, k, general_share))
     return BiasReport(source, norm_bins(timestep, norm, bins), float(correlation), float(p_value), found)
 

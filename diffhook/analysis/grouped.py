@@ -27,9 +27,7 @@ BlockSums = Callable[[Table, Block], Partial]
 
 _ARITY = 4
 _TASKS = 4**6  # at most so many tasks go over the blocks
-_TREE_SHARE = (
-    24  # partials of the full size that a merge tree may have alive: 3 on each of 6 levels, some at work
-)
+_TREE_SHARE = 24  # partials of the full size alive in a merge tree: 3 on each of 6 levels, and some more
 
 
 class Reduction(Protocol):
