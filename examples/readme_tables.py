@@ -1,6 +1,7 @@
-"""Put the committed results into the README: python examples/readme_tables.py [--check]
+"""Put the committed results into the documents: python examples/readme_tables.py [--check]
 
-A block between ``<!-- NAME -->`` and ``<!-- end -->`` is made from examples/results/NAME.json.
+A block between ``<!-- NAME -->`` and ``<!-- end -->`` of the README, or of examples/evidence/README.md,
+is made from examples/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -8,28 +9,30 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "evidence"))
+import tables as evidence
 
 ROOT = Path(__file__).parent.parent
 
 
 def mnist(result: dict[str, Any]) -> str:
     """The example's outcome."""
-    found, pull = result["outliers"], result["self_influence_tracin"]
     lines = [
         "| finding the 100 planted samples among 5,042 | AUROC | average precision |",
         "|---|---|---|",
     ]
-    for kind, words in (
-        ("all", "all"),
-        ("patches", "50 photographic patches"),
-        ("damaged", "50 damaged digits"),
+    for key, words in (
+        ("all_signals", "all signals together"),
+        ("outliers", "norm at its timestep"),
+        ("self_influence_tracin", "TracIn self-influence"),
     ):
-        lines.append(
-            f"| all signals together: {words} | {found[f'auroc_{kind}']:.3f} | {found[f'ap_{kind}']:.3f} |"
-        )
-    lines.append(f"| TracIn self-influence: all | {pull['auroc_all']:.3f} | {pull['ap_all']:.3f} |")
+        for kind, of in (("all", ""), ("patches", ", photographic patches"), ("damaged", ", damaged digits")):
+            found = result[key]
+            lines.append(f"| {words}{of} | {found[f'auroc_{kind}']:.3f} | {found[f'ap_{kind}']:.3f} |")
     lines += ["", "| influence on 8 + 8 queries, training events | TracIn | ReTrac |", "|---|---|---|"]
     for name in ("held-out", "generated"):
         for words, key in (
@@ -141,34 +144,69 @@ def log(result: dict[str, Any]) -> str:
     )
 
 
+def score(result: dict[str, Any]) -> str:
+    """What scoring costs, and what it holds."""
+    main, growth = result["main"], result["growth"]
+    tasks = [name for name in growth[0] if name != "rows"]
+    size, ratio = main["bytes"] / 1e9, main["speed_against_numpy_over_shards"]
+    columns = " | ".join(f"{task}: time, peak memory" for task in tasks)
+    lines = [
+        f"The top 10 of 64 queries among {main['rows']:,} rows of D = 2048, {size:.1f} GB, take "
+        f"{main['seconds']['diffhook, top 10']:.1f} s; all their scores, **{ratio:.2f} ×** the speed of "
+        "numpy that reads the same shards and multiplies.",
+        "",
+        f"| rows of D = 64, of 10,000 samples | {columns} |",
+        "|---" * (1 + len(tasks)) + "|",
+    ]
+    for row in growth:
+        cells = (f"{row[task]['seconds']:.1f} s, {row[task]['peak'] / 1e6:.0f} MB" for task in tasks)
+        lines.append(f"| {row['rows']:,} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _provenance(result, "python examples/benchmarks/score.py")])
+
+
 def _provenance(result: dict[str, Any], command: str, more: str = "") -> str:
     return f"`{command}`, {result['date']}, {result['machine']}{more}."
 
 
-TABLES = {"mnist": mnist, "capture": capture, "quality": quality, "overhead": overhead, "log": log}
+EVIDENCE = ("bias", "tracing", "outliers", "lds", "counterfactual", "ablations")
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "mnist": mnist,
+    "capture": capture,
+    "quality": quality,
+    "overhead": overhead,
+    "log": log,
+    "score": score,
+    **{name: getattr(evidence, name) for name in EVIDENCE},
+}
+DOCUMENTS = (ROOT / "README.md", ROOT / "examples" / "evidence" / "README.md")
 
 
-def fill(readme: str) -> str:
-    """The README with every block made anew."""
-    for name, table in TABLES.items():
-        path = ROOT / "examples" / "results" / f"{name}.json"
-        if not path.exists():
-            continue  # not measured yet: its block stays empty
-        block = f"<!-- {name} -->\n{table(json.loads(path.read_text()))}\n<!-- end -->"
-        pattern = rf"<!-- {name} -->.*?<!-- end -->"
-        readme, count = re.subn(pattern, lambda _, block=block: block, readme, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"README.md has {count} blocks named {name}; expected 1")
-    return readme
+def fill(text: str) -> str:
+    """A document with every block made anew."""
+    return re.sub(r"<!-- (\w+) -->.*?<!-- end -->", lambda found: _block(found[1]), text, flags=re.DOTALL)
+
+
+def _block(name: str) -> str:
+    if name not in TABLES:
+        raise SystemExit(f"a block is named {name!r}; there are {', '.join(TABLES)}")
+    path = ROOT / "examples" / "results" / f"{name}.json"
+    if not path.exists():
+        return f"<!-- {name} -->\n<!-- end -->"  # not measured yet
+    return f"<!-- {name} -->\n{TABLES[name](json.loads(path.read_text()))}\n<!-- end -->"
 
 
 def main() -> None:
-    path = ROOT / "README.md"
-    before = path.read_text()
-    after = fill(before)
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if before == after else "README.md differs from examples/results: run readme_tables.py")
-    path.write_text(after)
+    for path in DOCUMENTS:
+        before = path.read_text()
+        after = fill(before)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(after)
+        elif before != after:
+            sys.exit(f"{path.name} differs from examples/results: run readme_tables.py")
+    shown = "".join(path.read_text() for path in DOCUMENTS)
+    missing = [name for name in TABLES if f"<!-- {name} -->" not in shown]
+    if missing:
+        sys.exit(f"no document has a block named {', '.join(missing)}")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
+from diffhook.analysis.execution import MEMORY
 from diffhook.analysis.influence import influence
 from diffhook.analysis.scores import Scores
-from diffhook.analysis.standardize import assign, bin_edges
+from diffhook.analysis.standardize import assign, bin_edges, looked_at
 from diffhook.analysis.tables import loss_queries, query_table, source_table
 from diffhook.errors import LogError
 from diffhook.log import RunLog
@@ -70,8 +71,12 @@ def bias(
     queries: Collection[str] | None = None,
     client: Any = None,
     scheduler: Any = None,
+    memory: int = MEMORY,
+    progress: bool = False,
 ) -> BiasReport:
     """Norm against timestep, their rank correlation, and how alike the queries' top-k are.
+
+    Norms are those of all rows, or of 2²¹, evenly spaced, where there are more.
 
     Args:
         log: the run; the last part needs query sets of two queries or more.
@@ -81,23 +86,25 @@ def bias(
             share of the queries.
         bins: number of timestep bins, of equal count.
         queries: names of the query sets to compare; None: all of the training loss.
+        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
 
     Raises:
         LogError: fewer than 3 finite rows.
     """
     table = source_table(log, source, projected=False)
-    norm, timestep = table["grad_norm"], table["timestep"]
+    norm, timestep = looked_at(table, ("grad_norm", "timestep")).values()
     usable = np.isfinite(norm) & np.isfinite(timestep)
     if usable.sum() < 3:
         raise LogError(f"{log.location} has {usable.sum()} usable {source} rows; expected 3 or more")
     norm, timestep = norm[usable], timestep[usable]
     correlation, p_value = scipy.stats.spearmanr(timestep, norm)
+    run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
     found = []
     for name in loss_queries(log) if queries is None else queries:
         if not table.dim or len(np.unique(query_table(log, name)["sample"])) < 2:
             continue
         for method in ("tracin", "retrac"):
-            scores = influence(log, name, method, source, client=client, scheduler=scheduler)
+            scores = influence(log, name, method, source, **run)
             found.append(generality(scores, name, k, general_share))
     return BiasReport(source, norm_bins(timestep, norm, bins), float(correlation), float(p_value), found)
 

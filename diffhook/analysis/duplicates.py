@@ -1,10 +1,10 @@
-"""Near-duplicates by the cosine of aggregated projections: exact, and out of core."""
+"""Near-duplicates by the cosine of aggregated projections: exact and out of core, or by FAISS."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,11 @@ from dask import delayed
 
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.inverted_lists import nearest_by_faiss
 from diffhook.analysis.methods import ReTrac
 from diffhook.analysis.samples import SampleRows, reduce_samples
 from diffhook.analysis.tables import source_table
+from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table
 
 _TILE = 2048  # samples against as many
@@ -39,6 +41,7 @@ def near_duplicates(
     log: RunLog,
     source: str = "probe",
     *,
+    index: Literal["exact", "faiss"] = "exact",
     client: Any = None,
     scheduler: Any = None,
     memory: int = MEMORY,
@@ -47,17 +50,22 @@ def near_duplicates(
     """Each sample's nearest neighbour by the cosine of its mean unit gradient, over all rows.
 
     On the grid (source="probe") equal samples have equal gradients, cosine 1. Training events differ in
-    timestep and noise, and tell much less. Compares all pairs: N² · D multiplications; the N × D
-    features go through a temporary file.
+    timestep and noise, and tell much less. The N × D features go through a temporary file.
+
+    Args:
+        index: "exact" compares all pairs, N² · D multiplications; "faiss" (the extra "faiss") only those
+            that may be near, where there are more than 20,000 samples, and holds the features in memory.
 
     Raises:
-        LogError, ConfigurationError: as :func:`diffhook.influence`.
+        LogError, ConfigurationError: as :func:`diffhook.influence`; or FAISS is not installed.
     """
+    if index not in ("exact", "faiss"):
+        raise ConfigurationError(f'index is {index!r}; expected "exact" or "faiss"')
     execution = Execution(client, scheduler, memory, progress)
-    return nearest_neighbours(source_table(log, source), execution)
+    return nearest_neighbours(source_table(log, source), execution, by_faiss=index == "faiss")
 
 
-def nearest_neighbours(table: Table, execution: Execution) -> Neighbours:
+def nearest_neighbours(table: Table, execution: Execution, *, by_faiss: bool = False) -> Neighbours:
     """The neighbours among a table's samples."""
     ids = distinct_samples(table, execution)
     with execution.scratch() as folder:
@@ -65,9 +73,12 @@ def nearest_neighbours(table: Table, execution: Execution) -> Neighbours:
         np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), table.dim)).flush()
         rows = SampleRows(ReTrac(), ids, np.zeros(1, np.int64))  # all snapshots together
         reduce_samples(table, rows, _Units(path), execution, "summing up samples")
-        tasks = [delayed(_nearest)(path, start) for start in range(0, len(ids), _TILE)]
-        tiles = execution.compute(delayed(list)(tasks), "comparing samples")
-    index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
+        if by_faiss:
+            index, cosines = nearest_by_faiss(np.load(path, mmap_mode="r"))
+        else:
+            tasks = [delayed(_nearest)(path, start) for start in range(0, len(ids), _TILE)]
+            tiles = execution.compute(delayed(list)(tasks), "comparing samples")
+            index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
     return Neighbours(ids, ids[index], cosines)
 
 

@@ -25,9 +25,9 @@ from diffhook.log import Block, Table
 Partial = tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]  # positions (u,), values (u, width)
 BlockSums = Callable[[Table, Block], Partial]
 
-_ARITY = 8
-_TREE_SHARE = 16  # partials of the full size that a merge tree may have alive
-_TASKS = 4096  # at most so many tasks go over the blocks
+_ARITY = 4
+_TASKS = 4**6  # at most so many tasks go over the blocks
+_TREE_SHARE = 24  # partials of the full size alive in a merge tree: 3 on each of 6 levels, and some more
 
 
 class Reduction(Protocol):

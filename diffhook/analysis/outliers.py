@@ -36,6 +36,9 @@ def outliers(
     8 in each, so that one loud part is heard among quiet ones; of a single part, the part itself.
     A norm that is not finite comes before everything.
 
+    Goes over the rows shard by shard, and holds some numbers for each sample. What is usual at a
+    timestep is learned from 2²¹ rows, evenly spaced, where there are more.
+
     Args:
         source: "train" or "probe".
         parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`: "norm", "repeat", "loss",
@@ -64,8 +67,8 @@ def outliers(
     else:
         scores = np.sqrt(np.mean([np.square(_height(told)) for told in counted], axis=0))
     flags: list[list[str]] = [[] for _ in view.sample_ids]
-    infinite = view.visits(np.isinf(view.norms))
-    visits = view.visits(~np.isnan(view.norms))
+    infinite = view.norms.infinite
+    visits = view.norms.seen + infinite
     for index in np.flatnonzero(infinite):
         flags[index].append(f"gradient not finite on {infinite[index]:.0f} of {visits[index]:.0f} visits")
     for told in found.values():

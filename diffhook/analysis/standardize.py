@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy.typing as npt
 
 from diffhook.log import Table
 
+LOOKED_AT = 1 << 21  # rows from which quantiles are learned
 _ROWS_PER_CELL = 50  # fewer make a poor median
 
 
@@ -23,27 +26,76 @@ def assign(values: npt.NDArray[np.floating], edges: npt.NDArray[np.float64]) -> 
     return np.searchsorted(edges, values, side="right").clip(1, max(len(edges) - 1, 1)) - 1
 
 
-def standardized(table: Table, column: str, bins: int = 20) -> npt.NDArray[np.float64]:
-    """(rows,) robust standard deviations of the column's log within timestep bin and stage of training.
+def looked_at(table: Table, columns: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Columns of all rows, or of every m-th where the table has more than :data:`LOOKED_AT`.
 
-    NaN where the value is zero or unknown; +∞ where it is infinite, for norms also where it is NaN.
+    Reads shard by shard, and holds no more than it returns.
     """
-    values = table[column].astype(np.float64)
-    finite = np.isfinite(values) & (values > 0)
-    broken = ~np.isfinite(values) if column == "grad_norm" else np.isposinf(values)
-    result = np.where(broken, np.inf, np.nan)
-    timestep = np.nan_to_num(table["timestep"][finite])
-    stages = min(max(int(finite.sum()) // (bins * _ROWS_PER_CELL), 1), 8)
-    by_time = assign(timestep, bin_edges(timestep, bins))
-    step = table["step"][finite].astype(np.float64)
-    cell = by_time * stages + assign(step, bin_edges(step, stages))
-    logs = np.log(values[finite])
-    deviations = np.zeros(len(logs))
-    order = np.argsort(cell, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(cell[order])) + 1):
-        deviations[rows] = robust_deviations(logs[rows])
-    result[finite] = deviations
-    return result
+    stride = -(-len(table) // LOOKED_AT)
+    parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in columns}
+    for block in table.blocks():
+        for name in columns:
+            parts[name].append(table.read(block, name)[-block.offset % stride :: stride])
+    return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What is usual of a column's log within timestep bin and stage of training.
+
+    Attributes:
+        column: its name.
+        timesteps, stages: edges of the bins of timestep and step.
+        medians, spreads: (timestep bins, stages); NaN where nothing was seen.
+    """
+
+    column: str
+    timesteps: npt.NDArray[np.float64]
+    stages: npt.NDArray[np.float64]
+    medians: npt.NDArray[np.float64]
+    spreads: npt.NDArray[np.float64]
+
+    @classmethod
+    def learn(cls, column: str, rows: Mapping[str, npt.NDArray[Any]], bins: int = 20) -> Standard:
+        """From rows of the column, "timestep" and "step"."""
+        values = rows[column].astype(np.float64)
+        known = np.isfinite(values) & (values > 0)
+        timestep = np.nan_to_num(rows["timestep"][known])
+        step = rows["step"][known].astype(np.float64)
+        stages = min(max(int(known.sum()) // (bins * _ROWS_PER_CELL), 1), 8)
+        edges = bin_edges(timestep, bins), bin_edges(step, stages)
+        cell = _cells(timestep, step, *edges)
+        shape = tuple(max(len(edge) - 1, 1) for edge in edges)
+        medians, spreads = np.full((2, *shape), np.nan)
+        logs = np.log(values[known])
+        order = np.argsort(cell, kind="stable")
+        for mine in np.split(order, np.flatnonzero(np.diff(cell[order])) + 1):
+            if len(mine):
+                medians.flat[cell[mine[0]]], spreads.flat[cell[mine[0]]] = _centre(logs[mine])
+        return cls(column, *edges, medians, spreads)
+
+    def deviations(self, rows: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        """(rows,) robust standard deviations of the log from what is usual.
+
+        NaN where the value is zero or unknown; +∞ where it is infinite, for norms also where it is NaN.
+        """
+        values = rows[self.column].astype(np.float64)
+        known = np.isfinite(values) & (values > 0)
+        broken = ~np.isfinite(values) if self.column == "grad_norm" else np.isposinf(values)
+        result = np.where(broken, np.inf, np.nan)
+        timestep = np.nan_to_num(rows["timestep"][known])
+        cell = _cells(timestep, rows["step"][known].astype(np.float64), self.timesteps, self.stages)
+        result[known] = (np.log(values[known]) - self.medians.flat[cell]) / self.spreads.flat[cell]
+        return result
+
+
+def _cells(
+    timestep: npt.NDArray[np.floating],
+    step: npt.NDArray[np.float64],
+    timesteps: npt.NDArray[np.float64],
+    stages: npt.NDArray[np.float64],
+) -> npt.NDArray[np.intp]:
+    return assign(timestep, timesteps) * max(len(stages) - 1, 1) + assign(step, stages)
 
 
 def robust_deviations(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -54,8 +106,13 @@ def robust_deviations(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     known = values[~np.isnan(values)]
     if not len(known):
         return np.full(len(values), np.nan)
-    median = np.median(known)
-    distances = np.abs(known - median)
-    spread = 1.4826 * np.median(distances) or 1.2533 * distances.mean() or 1.0
+    median, spread = _centre(known)
     deviations: npt.NDArray[np.float64] = (values - median) / spread
     return deviations
+
+
+def _centre(values: npt.NDArray[Any]) -> tuple[float, float]:
+    """Median and robust spread."""
+    median = float(np.median(values))
+    distances = np.abs(values - median)
+    return median, float(1.4826 * np.median(distances) or 1.2533 * distances.mean() or 1.0)

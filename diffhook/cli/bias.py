@@ -9,6 +9,7 @@ import argparse
 
 from diffhook.analysis import bias
 from diffhook.analysis.bias import BiasReport
+from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table
 from diffhook.log import open_log
 
@@ -19,11 +20,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
     command.add_argument("--top", type=int, default=10, metavar="K", help="size of each query's top (10)")
     command.add_argument("--bins", type=int, default=10, help="timestep bins (10)")
+    add_execution(command)
 
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
-    report = bias(log, args.source, k=args.top, bins=args.bins)
+    report = bias(log, args.source, k=args.top, bins=args.bins, **execution(args))
     if args.json:
         print_json(report.to_json())
         return

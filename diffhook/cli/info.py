@@ -15,8 +15,9 @@ from diffhook.log import store as files
 
 _SHARING = (
     "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, random "
-    "projections of gradients, the trained weights in its snapshots, the model's configuration and the "
-    "versions of libraries. It names no files and holds no captions. {images}"
+    "projections of gradients, the trained weights in its snapshots (and Adam's divisors, if they were to be "
+    "kept), the model's configuration and the versions of libraries. It names no files and holds no "
+    "captions. {images}"
 )
 
 

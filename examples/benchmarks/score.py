@@ -1,9 +1,10 @@
 """What scoring costs, against numpy on the same numbers, and how it grows with the rows of a log.
 
-    python examples/benchmarks/score.py [--samples 200000] [--repeats 3] [--largest 500000]
+    python examples/benchmarks/score.py [--samples 200000] [--repeats 3] [--largest 10000000]
 
-Prints the tables and saves them to examples/results/score.json. Synthetic logs of D = 2048 in a
-temporary folder, 2.5 GB at most.
+Prints the tables and saves them to examples/results/score.json. Synthetic logs in a temporary folder,
+2.5 GB at most: of D = 2048 against numpy, of D = 64 for the growth, where each length and each of top 10
+and outliers runs in a process of its own, so that its peak memory is seen.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,13 @@ from diffhook.log.table_writer import TableWriter
 
 RESULT = Path(__file__).parents[1] / "results" / "score.json"
 DIM, QUERIES, SNAPSHOTS, SHARD = 2048, 64, 3, 4096
-SAMPLES = 10_000  # in the logs of growing length
-GROWTH = (10_000, 100_000, 500_000)
+SAMPLES, NARROW = 10_000, 64  # samples and D in the logs of growing length
+GROWTH = (10_000, 100_000, 1_000_000, 10_000_000)
 
 
-def make_log(path: Path, rows: int, samples: int) -> diffhook.RunLog:
+def make_log(path: Path, rows: int, samples: int, dim: int) -> diffhook.RunLog:
     """Rows of samples in turn, at one snapshot after the other."""
-    projection = {"dim": DIM, "seed": 0, "kind": "sketch"}
+    projection = {"dim": dim, "seed": 0, "kind": "sketch"}
     identity = {"projection": projection, "parameters": [], "model": {"class": "none"}, "objective": None}
     writer = LogWriter(path, {"identity": identity})
     for step in range(SNAPSHOTS):
@@ -43,23 +45,23 @@ def make_log(path: Path, rows: int, samples: int) -> diffhook.RunLog:
     store = diffhook.open_log(path).writable_store()
     rng = np.random.default_rng(0)
     steps = np.minimum(np.arange(rows) * SNAPSHOTS // rows, SNAPSHOTS - 1)
-    table = TableWriter(store, "train/rank-0000", DIM, "float16")
+    table = TableWriter(store, "train/rank-0000", dim, "float16")
     for start in range(0, rows, SHARD):
         stop = min(start + SHARD, rows)
-        table.append(random_rows(rng, np.arange(start, stop) % samples, steps[start:stop]))
+        table.append(random_rows(rng, np.arange(start, stop) % samples, steps[start:stop], dim))
     table.flush()
-    asked = TableWriter(store, "queries/q/rank-0000", DIM, "float16")
+    asked = TableWriter(store, "queries/q/rank-0000", dim, "float16")
     asked.begin_session(0)
     for step in range(SNAPSHOTS):
-        asked.append(random_rows(rng, np.arange(QUERIES), np.full(QUERIES, step)))
+        asked.append(random_rows(rng, np.arange(QUERIES), np.full(QUERIES, step), dim))
     asked.flush()
     asked.describe({"objective": {}, "snapshots": [[step, 0] for step in range(SNAPSHOTS)]})
     return diffhook.open_log(path)
 
 
-def random_rows(rng: np.random.Generator, sample: Any, step: Any) -> dict[str, Any]:
+def random_rows(rng: np.random.Generator, sample: Any, step: Any, dim: int) -> dict[str, Any]:
     count = len(sample)
-    values = rng.standard_normal((count, DIM), np.float32) / np.float32(DIM**0.5)
+    values = rng.standard_normal((count, dim), np.float32) / np.float32(dim**0.5)
     ones = np.ones(count, np.float32)
     return {
         "sample": np.asarray(sample, np.int64),
@@ -96,7 +98,7 @@ def in_memory(samples: int, asked: np.ndarray) -> Callable[[], Any]:
 
 def against_numpy(folder: Path, samples: int, repeats: int) -> dict[str, Any]:
     rows = samples * SNAPSHOTS
-    log = make_log(folder / "main", rows, samples)
+    log = make_log(folder / "main", rows, samples, DIM)
     asked = directions(log)
     ways: dict[str, Callable[[], Any]] = {
         "numpy in memory, float32": in_memory(samples, asked),
@@ -129,32 +131,49 @@ def against_numpy(folder: Path, samples: int, repeats: int) -> dict[str, Any]:
 
 
 def grown(folder: Path, rows: int) -> dict[str, Any]:
-    """Time and peak memory of a top-10 over a log of so many rows, in a process of its own."""
+    """Time and peak memory of each task over a log of so many rows."""
     path = folder / str(rows)
-    make_log(path, rows, min(SAMPLES, rows))
-    command = [sys.executable, __file__, "--one", str(path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    if found["rows"] != rows:
-        raise SystemExit(f"the log has {found['rows']} rows; expected {rows}")
+    make_log(path, rows, min(SAMPLES, rows), NARROW)
+    found: dict[str, Any] = {"rows": rows}
+    for task in TASKS:
+        command = [sys.executable, __file__, "--one", str(path), "--task", task]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found[task] = json.loads(done.stdout)
     return found
 
 
-def one(path: str) -> None:
+def top_10(log: diffhook.RunLog) -> None:
+    diffhook.influence(log, "q").top(10)
+
+
+def outlying(log: diffhook.RunLog) -> None:
+    diffhook.outliers(log, parts=["norm", "repeat", "tracin"])
+
+
+TASKS: dict[str, Callable[[diffhook.RunLog], None]] = {"top 10": top_10, "outliers": outlying}
+
+
+def one(path: str, task: str) -> None:
     log = diffhook.open_log(path)
+    import_module("diffhook.analysis")  # with the libraries that it brings
+    before = _memory("VmRSS")
     began = time.perf_counter()
-    scores = diffhook.influence(log, "q")
-    scores.top(10)
+    TASKS[task](log)
     seconds = time.perf_counter() - began
-    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory too
-    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    print(json.dumps({"rows": len(log.train), "seconds": seconds, "peak": peak, "said": scores.cost.memory}))
+    found = {"seconds": seconds, "peak": _memory("VmHWM"), "before": before}
+    if task == "top 10":
+        found["said"] = diffhook.influence(log, "q").cost.memory
+    print(json.dumps(found))
 
 
-def on_paper(growth: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Larger logs at the bytes per second of the longest that was measured."""
-    last = growth[-1]
-    speed = last["rows"] * DIM * 2 / last["seconds"]
+def _memory(line: str) -> int:
+    """Bytes, of this process alone: getrusage would count the parent's memory too."""
+    return int(Path("/proc/self/status").read_text().partition(f"{line}:")[2].split()[0]) * 1024
+
+
+def on_paper(main: dict[str, Any]) -> list[dict[str, Any]]:
+    """Larger logs at the bytes per second of the top 10 that was measured."""
+    speed = main["bytes"] / main["seconds"]["diffhook, top 10"]
     table = []
     for rows in (10**8, 10**9):
         size = rows * (DIM * 2 + 44)
@@ -169,9 +188,14 @@ def show(result: dict[str, Any]) -> None:
     for name, seconds in main["seconds"].items():
         print(f"  {name:<28} {seconds:7.2f} s   {main['bytes'] / seconds / 1e9:5.2f} GB/s")
     print(f"  speed against numpy over the shards: {main['speed_against_numpy_over_shards']:.2f}")
-    print("\n      rows   seconds   peak memory")
+    print(f"\nrows × {NARROW}: seconds and peak memory, of which before the first row is read")
     for row in result["growth"]:
-        print(f"{row['rows']:>10,} {row['seconds']:9.2f} {row['peak'] / 1e6:10.0f} MB")
+        cells = (
+            f"{task} {row[task]['seconds']:7.2f} s {row[task]['peak'] / 1e6:5.0f} MB "
+            f"({row[task]['before'] / 1e6:.0f} MB)"
+            for task in TASKS
+        )
+        print(f"{row['rows']:>10,}   {'   '.join(cells)}")
     for row in result["paper"][1:]:
         hours = ", ".join(f"{row[f'hours_{w}']:.2f} h on {w}" for w in (1, 16, 256))
         print(f"{row['rows']:>13,} rows, {row['bytes'] / 1e12:.2f} TB, on paper: {hours} such machines")
@@ -183,9 +207,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--largest", type=int, default=GROWTH[-1], help="rows of the longest log")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--task", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        one(args.one)
+        one(args.one, args.task)
         return
     with tempfile.TemporaryDirectory() as name:
         compared = against_numpy(Path(name), args.samples, args.repeats)
@@ -197,7 +222,7 @@ def main() -> None:
     from machine import machine  # brings torch, whose memory is not to be counted above
 
     result = {"date": date.today().isoformat(), "machine": machine(), "main": compared, "growth": growth}
-    result |= {"repeats": args.repeats, "paper": on_paper(growth)}
+    result |= {"repeats": args.repeats, "paper": on_paper(compared)}
     show(result)
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
 

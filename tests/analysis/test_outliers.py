@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.analysis import Ranking
-from diffhook.analysis.standardize import robust_deviations, standardized
+from diffhook.analysis.standardize import Standard, looked_at, robust_deviations
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, Snapshot
 from tests.analysis.synthetic import config
@@ -112,7 +113,8 @@ def test_norms_alone_serve_without_projections(tmp_path: Path) -> None:
 
 
 def test_deviations_are_robust_within_timestep_and_stage(log: diffhook.RunLog) -> None:
-    found = standardized(log.train, "loss", bins=1)
+    rows = looked_at(log.train, ("loss", "timestep", "step"))
+    found = Standard.learn("loss", rows, bins=1).deviations(rows)
     logs = np.log(log.train["loss"].astype(float))
     stages = log.train["step"] * 8 // 12 if len(logs) >= 400 else None
     assert stages is not None
@@ -124,6 +126,28 @@ def test_deviations_are_robust_within_timestep_and_stage(log: diffhook.RunLog) -
         spread = 1.4826 * np.median(np.abs(mine - np.median(mine)))
         np.testing.assert_allclose(found[cell == index], (mine - np.median(mine)) / spread)
     assert np.isnan(robust_deviations(np.array([np.nan, 1.0, 2.0]))[0])
+
+
+def test_a_long_table_is_read_by_shards_and_its_usual_values_learned_from_evenly_spaced_rows(
+    log: diffhook.RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffhook.analysis import standardize
+    from diffhook.log import Table
+
+    whole, diagnosed = diffhook.outliers(log), diffhook.bias(log)
+
+    def refuse(self: Table, column: str) -> Any:
+        raise AssertionError(f"all of {column} was held")
+
+    monkeypatch.setattr(Table, "__getitem__", refuse)
+    assert (diffhook.outliers(log).scores == whole.scores).all()
+    assert diffhook.bias(log) == diagnosed
+    monkeypatch.setattr(standardize, "LOOKED_AT", 300)
+    some = looked_at(log.train, ("sample", "step"))
+    monkeypatch.undo()
+    assert (some["step"] == log.train["step"][::3]).all(), "720 rows, every third"
+    monkeypatch.setattr(standardize, "LOOKED_AT", 300)
+    assert set(diffhook.outliers(log).sample_ids[:3]) == {BROKEN, LOUD, LOSSY}
 
 
 def test_near_duplicates_are_the_nearest_of_all_pairs(log: diffhook.RunLog, monkeypatch: Any) -> None:
@@ -143,6 +167,37 @@ def test_near_duplicates_are_the_nearest_of_all_pairs(log: diffhook.RunLog, monk
         np.testing.assert_allclose(found.cosines, cosines.max(1), rtol=1e-5)
     assert found.neighbours[TWIN] == 12
     assert found.cosines[TWIN] > 0.95
+
+
+@pytest.mark.parametrize("all_pairs", [20_000, 10], ids=["all pairs", "inverted lists"])
+def test_faiss_finds_the_neighbours_that_comparing_all_pairs_finds(
+    log: diffhook.RunLog, monkeypatch: pytest.MonkeyPatch, all_pairs: int
+) -> None:
+    from diffhook.analysis import inverted_lists
+
+    monkeypatch.setattr(inverted_lists, "ALL_PAIRS", all_pairs)  # 7 lists of 60 samples, all looked through
+    monkeypatch.setattr(inverted_lists, "_BATCH", 16)
+    exact, found = (diffhook.near_duplicates(log, "train", index=index) for index in ("exact", "faiss"))
+    assert (found.neighbours == exact.neighbours).all()
+    np.testing.assert_allclose(found.cosines, exact.cosines, rtol=1e-5)
+
+
+def test_samples_without_a_direction_have_no_neighbour() -> None:
+    from diffhook.analysis.inverted_lists import nearest_by_faiss
+
+    units = np.eye(4, 3, dtype=np.float32)  # the last is 0
+    units[1] = units[0]
+    position, cosines = nearest_by_faiss(units)
+    assert position[:2].tolist() == [1, 0]
+    np.testing.assert_array_equal(cosines, np.array([1, 1, 0, np.nan], np.float32))
+
+
+def test_without_faiss_the_extra_is_named(log: diffhook.RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ConfigurationError, match=r"pip install diffhook\[faiss\]"):
+        diffhook.near_duplicates(log, "train", index="faiss")
+    with pytest.raises(ConfigurationError, match='index is \'annoy\'; expected "exact" or "faiss"'):
+        diffhook.near_duplicates(log, "train", index="annoy")
 
 
 def test_files_hold_the_ranking(log: diffhook.RunLog, tmp_path: Path) -> None:

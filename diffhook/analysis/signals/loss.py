@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from diffhook.analysis.signals.norm import NOTABLE
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
-from diffhook.analysis.standardize import standardized
 
 
 @register
@@ -17,14 +13,10 @@ class Loss(Signal):
     meaning = "loss standardised within timestep bins"
 
     def look(self, view: View) -> Found | None:
-        residual = standardized(view.table, "loss")
-        usable = np.isfinite(residual)
-        if not usable.any():
+        high, seen = view.losses.notable.astype(int), view.losses.seen.astype(int)
+        if not seen.any():
             return None
-        scores = view.mean(residual)
-        high = view.visits(usable & (np.nan_to_num(residual) > NOTABLE)).astype(int)
-        seen = view.visits(usable).astype(int)
         reasons = flagged(
             high > 0, lambda i: f"loss far above its timestep's on {high[i]} of {seen[i]} visits"
         )
-        return Found(scores, reasons)
+        return Found(view.losses.mean, reasons)

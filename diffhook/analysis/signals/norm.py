@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
-
-NOTABLE = 3.0  # robust standard deviations
 
 
 @register
@@ -17,10 +13,8 @@ class Norm(Signal):
     meaning = "gradient norm standardised within timestep bins"
 
     def look(self, view: View) -> Found:
-        usable = np.isfinite(view.norms)
-        high = view.visits(usable & (np.nan_to_num(view.norms) > NOTABLE)).astype(int)
-        seen = view.visits(usable).astype(int)
+        high, seen = view.norms.notable.astype(int), view.norms.seen.astype(int)
         reasons = flagged(
             high > 0, lambda i: f"norm far above its timestep's on {high[i]} of {seen[i]} visits"
         )
-        return Found(view.mean(view.norms), reasons)
+        return Found(view.norms.mean, reasons)

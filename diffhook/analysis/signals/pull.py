@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from diffhook.analysis.self_influence import SINGLE, self_influence
-from diffhook.analysis.signals.norm import NOTABLE
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
+from diffhook.analysis.signals.visits import NOTABLE
 from diffhook.analysis.standardize import robust_deviations
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import scipy.stats
 
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
+from diffhook.analysis.signals.visits import HIGH_SHARE
 
-_SHARE = 0.1  # of the rows count as high
 _NOTABLE = 3.0  # −log10 of a probability
 
 
@@ -19,11 +19,8 @@ class Repeat(Signal):
     meaning = "among the highest tenth of norms at its timestep, more often than chance"
 
     def look(self, view: View) -> Found:
-        usable = np.isfinite(view.norms)
-        least = np.quantile(view.norms[usable], 1 - _SHARE) if usable.any() else np.inf
-        high = view.visits(usable & (np.nan_to_num(view.norms) > least)).astype(int)
-        seen = view.visits(usable).astype(int)
-        scores = -scipy.stats.binom.logsf(high - 1, seen, _SHARE) / np.log(10)
+        high, seen = view.norms.high.astype(int), view.norms.seen.astype(int)
+        scores = -scipy.stats.binom.logsf(high - 1, seen, HIGH_SHARE) / np.log(10)
         reasons = flagged(
             (scores > _NOTABLE) & (high > 1),
             lambda i: f"repeated: among the highest tenth of norms on {high[i]} of {seen[i]} visits",

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.standardize import standardized
+from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.signals.visits import Visits, count_visits
 from diffhook.log import RunLog, Table
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -33,7 +34,7 @@ class Found:
 
 @dataclass(frozen=True)
 class View:
-    """A table seen sample by sample. Holds its scalar columns, 44 bytes a row."""
+    """A table seen sample by sample. Reads it shard by shard, and holds some numbers for each sample."""
 
     log: RunLog
     source: str
@@ -41,35 +42,19 @@ class View:
     execution: Execution
 
     @cached_property
-    def _samples(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp]]:
-        ids, position = np.unique(self.table["sample"], return_inverse=True)
-        return ids, position
-
-    @property
     def sample_ids(self) -> npt.NDArray[np.int64]:
         """(N,) ascending."""
-        return self._samples[0]
+        return distinct_samples(self.table, self.execution)
 
     @cached_property
-    def norms(self) -> Floats:
-        """(rows,) gradient norms, standardised within timestep bins."""
-        return standardized(self.table, "grad_norm")
+    def norms(self) -> Visits:
+        """By gradient norm."""
+        return count_visits(self.table, self.sample_ids, "grad_norm", self.execution)
 
-    def visits(self, rows: npt.NDArray[np.bool_]) -> Floats:
-        """(N,) how many of the given rows each sample has."""
-        return self.sum(rows.astype(np.float64))
-
-    def sum(self, values: Floats) -> Floats:
-        """(N,) sums of (rows,) values by sample."""
-        sums: Floats = np.bincount(self._samples[1], values, len(self.sample_ids)).astype(np.float64)
-        return sums
-
-    def mean(self, values: Floats) -> Floats:
-        """(N,) means of the finite ones of (rows,) values by sample; NaN without any."""
-        finite = np.isfinite(values)
-        count = self.visits(finite)
-        total = self.sum(np.where(finite, values, 0.0))
-        return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    @cached_property
+    def losses(self) -> Visits:
+        """By the sample's own loss."""
+        return count_visits(self.table, self.sample_ids, "loss", self.execution)
 
 
 class Signal(ABC):
