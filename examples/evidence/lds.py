@@ -117,7 +117,7 @@ def watched(problem: Problem, seed: int, path: Path) -> diffhook.RunLog:
     probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64)
     train(
         problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
-        keep_preconditioner=True,
+        keep_preconditioner=True, projection_dim=4096,
     )  # fmt: skip
     log = diffhook.open_log(path)
     for name, queries in problem.queries.items():
