@@ -171,7 +171,8 @@ class Session:
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 
     def skipped(self) -> None:
-        """Gradients were zeroed without a step: the rows staged moved nothing."""
+        """Gradients were zeroed without a step, or not finite: the rows staged moved nothing."""
+        self._step_samples = 0
         if self.recorder is not None:
             self.recorder.skipped()
 
