@@ -79,6 +79,7 @@ class TorchHook(Guest):
         self._scaler: GradScaler | None = None
         self._ranks: Ranks | None = None
         self._loader: Any = None  # of the training, where an adapter knows it
+        self._scales: tuple[float, float] | None = None  # of the losses within step()
         self._resumed = False
         self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
         for given in model_and_optimizer:
@@ -106,6 +107,7 @@ class TorchHook(Guest):
                 self._scaler = given
             elif self._optimizer is None:  # a step is counted once, by the first optimiser
                 self._optimizer = given
+                self.later(Weak(self._finish_pass, given.register_step_pre_hook).remove)
                 self.later(Weak(self._on_step, given.register_step_post_hook).remove)
                 self.replace(given, "zero_grad", self._on_zero_grad)
 
@@ -130,19 +132,26 @@ class TorchHook(Guest):
             ConfigurationError: something else given as ids.
         """
         ids = self.identity.named(sample_ids, "sample_ids")
-        scale = scale_of(self._scaler)  # before the loop updates it
         with self.guarded():
             named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
             self.session.batch(ids, named)
+            self._scales = scale_of(self._scaler), loss_scale  # before the loop updates the scaler
         try:
             yield
         except BaseException:
             self.session.abandon()
+            self._scales = None
             raise
+        self._finish_pass()
         with self.guarded():
-            if self.session.in_pass:
-                self.session.backward(None, scale, loss_scale)
             self.session.batch(None)
+
+    def _finish_pass(self, *_: object) -> None:
+        """The backward within :meth:`step` is over: at its end, or where the optimiser steps."""
+        with self.guarded():
+            if self._scales is not None and self.session.in_pass:
+                self.session.backward(None, *self._scales)
+        self._scales = None
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
