@@ -105,7 +105,7 @@ def _sharded_by(module: nn.Module) -> Iterator[str]:
     if origin.startswith("torch.distributed.fsdp"):
         yield "FSDP"
     if any(type(p.data).__name__ == "DTensor" for p in parameters):
-        yield "a device mesh (FSDP2 or tensor parallelism)"
+        yield "a device mesh"
 
 
 def _called_by(kind: type[nn.Module]) -> bool:

@@ -90,7 +90,7 @@ class Ranks:
                     if settle is not None and settle(step):
                         served += 1
                         self._tell(f"{served}-by-{self._rank}")
-            except RuntimeError:  # the first process has ended, and the store with it
+            except Exception:  # the first process has ended, or the log fails, as this one's loop will see
                 return
 
     def _tell(self, key: str) -> None:

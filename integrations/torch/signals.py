@@ -52,14 +52,6 @@ def _batched(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def prediction(output: Any) -> Tensor | None:
-    """The predicted tensor in a model's output: a tensor, a tuple, or a dataclass's ``sample``."""
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    found = output if isinstance(output, Tensor) else getattr(output, "sample", None)
-    return found if isinstance(found, Tensor) and found.dim() > 1 else None
-
-
 class SampleLosses:
     """Per-sample losses read off the gradient of the prediction.
 
