@@ -2,7 +2,13 @@
 
 
 class DiffHookError(Exception):
-    """Bad use or bad input: the message says what was found, what was expected and what to do."""
+    """Bad use or bad input: the message says what was found, what was expected and what to do.
+
+    Attributes:
+        told: the user knows already: a message was logged when the trouble began.
+    """
+
+    told = False
 
 
 class ConfigurationError(DiffHookError, ValueError):

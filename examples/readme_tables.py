@@ -164,6 +164,18 @@ def score(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _provenance(result, "python examples/benchmarks/score.py")])
 
 
+def memory(result: dict[str, Any]) -> str:
+    """Whether memory grows."""
+    plain, hooked = result["results"]
+    return (
+        f"Over {result['steps']:,} steps of a small UNet, the peak of the resident memory grew by "
+        f"{plain['bytes_per_step']:,.0f} bytes a step without diffhook and by "
+        f"{hooked['bytes_per_step']:,.0f} with it, to {plain['last_quarter_mib']:.0f} and "
+        f"{hooked['last_quarter_mib']:.0f} MiB. "
+        + _provenance(result, "python examples/benchmarks/memory.py")
+    )
+
+
 def _provenance(result: dict[str, Any], command: str, more: str = "") -> str:
     return f"`{command}`, {result['date']}, {result['machine']}{more}."
 
@@ -174,6 +186,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "capture": capture,
     "quality": quality,
     "overhead": overhead,
+    "memory": memory,
     "log": log,
     "score": score,
     **{name: getattr(evidence, name) for name in EVIDENCE},

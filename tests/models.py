@@ -87,18 +87,23 @@ def dit(batch: int = 4) -> Problem:
 
 
 def lora_unet(batch: int = 4) -> Problem:
+    problem = conditional_unet(batch)
+    assert isinstance(problem.model, UNet2DConditionModel)
+    with_lora(problem.model)
+    return problem
+
+
+def with_lora(model: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The model, frozen but for an adapter."""
     from peft import LoraConfig
 
-    problem = conditional_unet(batch)
-    model = problem.model
-    assert isinstance(model, UNet2DConditionModel)
     model.requires_grad_(False)
     targets = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
     model.add_adapter(LoraConfig(r=4, init_lora_weights="gaussian", target_modules=targets))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:  # zero at start, which would leave lora_A without a gradient
             nn.init.normal_(parameter, std=0.1)
-    return problem
+    return model
 
 
 PROBLEMS = {"unet": unet, "conditional_unet": conditional_unet, "dit": dit, "lora_unet": lora_unet}

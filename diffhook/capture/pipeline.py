@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,16 +37,17 @@ class SavedPipeline:
             raise ConfigurationError(
                 f"no pipeline at {path}: expected a folder that save_pretrained wrote, with model_index.json"
             )
-        if '"transformers"' in (path / "model_index.json").read_text() and not find_spec("transformers"):
-            raise ConfigurationError("text encoders need transformers: pip install diffhook[pipelines]")
-        self.path = path
-        self.pipe: Any = DiffusionPipeline.from_pretrained(path, local_files_only=True)
-        self.kind = type(self.pipe).__name__
-        if self.kind not in CONDITIONS:
+        index = (path / "model_index.json").read_text()
+        self.kind = str(json.loads(index).get("_class_name"))
+        if self.kind not in CONDITIONS:  # told before gigabytes are read
             raise ConfigurationError(
                 f"{path} holds a {self.kind}; supported are {', '.join(CONDITIONS)}. For others encode the "
                 "samples yourself: diffhook.query(log, batch, name, objective, model=...)"
             )
+        if '"transformers"' in index and not find_spec("transformers"):
+            raise ConfigurationError("text encoders need transformers: pip install diffhook[pipelines]")
+        self.path = path
+        self.pipe: Any = DiffusionPipeline.from_pretrained(path, local_files_only=True)
         self.pipe.set_progress_bar_config(disable=True)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         for part in self.pipe.components.values():

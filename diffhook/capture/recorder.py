@@ -23,7 +23,8 @@ from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
 
-_LONGEST_WAIT = 60.0  # seconds that saving a checkpoint waits for a slow disk
+_LONGEST_WAIT = 60.0  # seconds that saving a checkpoint waits for a slow disk …
+_ONE_MORE_TRY = 1.0  # … and for one that fails
 
 
 class Recorder:
@@ -145,9 +146,10 @@ class Recorder:
         """A checkpoint is about to be written: a process killed later resumes from it, so the rows
         before it go to the disk first."""
         try:
-            self.writer.flush(timeout=_LONGEST_WAIT)
+            self.writer.flush(_ONE_MORE_TRY if self.writer.failing else _LONGEST_WAIT)
         except LogError as error:
-            logger.warning("rows before this checkpoint are not on the disk yet: %s", error)
+            level = logging.INFO if error.told else logging.WARNING
+            logger.log(level, "rows before this checkpoint are not on the disk yet: %s", error)
 
     def snapshot(self, step: int) -> None:
         """Keep the trainable parameters as they are after ``step`` steps, and probe. Rank 0 only;

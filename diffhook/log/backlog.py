@@ -103,6 +103,11 @@ class Backlog:
             self._thread.join(1.0)  # a disk that hangs does not keep us
 
     @property
+    def failing(self) -> bool:
+        """The last attempt at a job failed, and the user was told so."""
+        return self._trouble is not None
+
+    @property
     def idle(self) -> bool:
         """Within a job: none comes after it."""
         return len(self._jobs) == 1
@@ -115,7 +120,9 @@ class Backlog:
             raise self._error(self._failure) from self._failure
 
     def _error(self, reason: Exception | str) -> LogError:
-        return LogError(f"writing to {self._where} failed: {reason}; rows written before are safe")
+        error = LogError(f"writing to {self._where} failed: {reason}; rows written before are safe")
+        error.told = self.failing
+        return error
 
     # ── the thread ────────────────────────────────────────────────────────────────────────────
 

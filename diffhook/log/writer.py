@@ -92,6 +92,11 @@ class LogWriter:
         return scalars + self._dim * np.dtype(self._dtype).itemsize
 
     @property
+    def failing(self) -> bool:
+        """The store refused the last attempt; the user was told, and it is tried again."""
+        return self._backlog.failing
+
+    @property
     def dropped_steps(self) -> int:
         """Steps whose rows were left out because the disk could not take them in time."""
         return self._dropped.get("train", (0, 0))[0]
@@ -118,7 +123,7 @@ class LogWriter:
             self._submit(lambda: self._commit_tables() if self._backlog.idle else None)
             return True
         steps, count = self._dropped.get(table, (0, 0))
-        if not self._dropped:
+        if not self._dropped and not self.failing:
             logger.warning(
                 "diffhook leaves out steps: %s cannot take rows as fast as they come",
                 files.describe(self.store),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,12 +14,12 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from diffhook.capture import Alerts, Detector, Objective, Probe, Quarantine
-from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import loaders, quarantine
 from diffhook.integrations.notify import Trackers
 from diffhook.integrations.torch import TorchHook
 from diffhook.integrations.torch.checkpoint import read_state, write_state
-from diffhook.integrations.torch.models import is_trained, refuse_compiled
+from diffhook.integrations.torch.models import is_trained, refuse_compiled, sharded
+from diffhook.integrations.torch.signals import scale_of
 from diffhook.log.store import Location
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -35,7 +36,11 @@ class DiffHook(TorchHook):
     timesteps from the models' arguments, of the backward from ``accelerator.backward``. Training
     results are bit-identical with and without it. An error of ours is logged once and ends the
     capture, not the training. It ends with ``accelerator.end_training()``, :meth:`close`, a ``with``
-    block or the interpreter.
+    block or the interpreter; the accelerator keeps it, so a notebook's cell need not.
+
+    After an error in the loop it waits, and the loop may go on. Run the cell again instead, and the
+    new hook on the same accelerator or model sees the old one off; so does dropping the accelerator.
+    What had been captured stays in the log.
 
     Args:
         accelerator: the loop's.
@@ -70,10 +75,7 @@ class DiffHook(TorchHook):
     ) -> None:
         kind = accelerator.distributed_type
         if enabled and kind in _SHARDED:
-            raise ConfigurationError(
-                f"{kind.value} shards parameters over processes, and no process sees a sample's whole "
-                "gradient: train with plain DDP or without diffhook (enabled=False)"
-            )
+            raise sharded(kind.value)
         super().__init__(
             path,
             rank=accelerator.process_index,
@@ -86,7 +88,7 @@ class DiffHook(TorchHook):
             keep_preconditioner=keep_preconditioner,
             probe=probe,
             objective=objective,
-            alerts=Alerts.of(alerts, Trackers(accelerator)),
+            alerts=Alerts.of(alerts, Trackers(weakref.proxy(accelerator))),  # their threads outlast it
             sample_ids=sample_ids,
             reuse_products=reuse_products,
             workspace=workspace,
@@ -99,6 +101,9 @@ class DiffHook(TorchHook):
 
     def _attach(self) -> None:
         accelerator = self.accelerator
+        self.claim(accelerator)
+        accelerator.__dict__["_diffhook"] = self  # so that the loop need not keep us
+        self.later(functools.partial(accelerator.__dict__.pop, "_diffhook", None))
         self.replace(accelerator, "prepare", self._prepare)
         self.replace(accelerator, "backward", self._backward)
         self.replace(accelerator, "log", self._log)
@@ -152,8 +157,6 @@ class DiffHook(TorchHook):
             refuse_compiled(result)
             self.watch(self.accelerator.unwrap_model(result))
         if isinstance(result, AcceleratedOptimizer):
-            if self._optimizer is None:
-                self.replace(result, "zero_grad", self._zero_grad)
             self.watch(result.optimizer)
 
     def _on_batch(self, batch: Any, index: Tensor | None) -> bool:
@@ -165,8 +168,7 @@ class DiffHook(TorchHook):
         return False
 
     def _backward(self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        scale = scale_of(self.accelerator.scaler)
         original(loss, *args, **kwargs)
         with self.guarded():
             known = self.session.in_pass
@@ -177,12 +179,6 @@ class DiffHook(TorchHook):
     def loss_divided_by(self) -> float:
         """By how much the loop has divided the loss before it calls ``accelerator.backward``."""
         return 1.0
-
-    def _zero_grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        original(*args, **kwargs)
-        with self.guarded():
-            if self.accelerator.sync_gradients:
-                self.session.skipped()
 
     def _log(self, original: Callable[..., Any], values: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Our numbers travel with the loop's own, at its step: trackers drop steps that go back."""

@@ -8,6 +8,7 @@ it is taken out again where the loop receives the batch.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
@@ -130,27 +131,26 @@ _LOADERS = (
 # (None, None) once the pass over the loader is over. Answers whether it knows the batch's samples.
 Listener = Callable[[Any, Tensor | None], bool]
 
-_listeners: list[Listener] = []
+_listeners: list[weakref.WeakMethod[Listener]] = []
 _originals: dict[type, Any] = {}
 
 
 def listen(listener: Listener) -> None:
-    """Have ``listener`` told of every batch of every prepared loader."""
+    """Have a method ``listener`` told of every batch of every prepared loader, while its object lives."""
     if not _listeners:
         for kind in _LOADERS:
             _originals[kind] = kind.__iter__
             kind.__iter__ = _untagging(kind.__iter__)
-    _listeners.append(listener)
+    _listeners.append(weakref.WeakMethod(listener))
 
 
 def unlisten(listener: Listener) -> None:
     """Undo :func:`listen`; with the last listener gone, accelerate's classes are as they were."""
-    if listener in _listeners:
-        _listeners.remove(listener)
-        if not _listeners:
-            for kind, original in _originals.items():
-                kind.__iter__ = original  # type: ignore[attr-defined]
-            _originals.clear()
+    _listeners[:] = [other for other in _listeners if other() not in (None, listener)]
+    if not _listeners:
+        for kind, original in _originals.items():
+            kind.__iter__ = original  # type: ignore[attr-defined]
+        _originals.clear()
 
 
 def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
@@ -170,5 +170,6 @@ def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Itera
 
 
 def _tell(batch: Any, sample_ids: Tensor | None) -> bool:
-    known = [listener(batch, sample_ids) for listener in list(_listeners)]
+    told = [listener() for listener in list(_listeners)]
+    known = [listener(batch, sample_ids) for listener in told if listener is not None]
     return any(known)

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffhook.errors import ConfigurationError
 from diffhook.integrations.torch import TorchHook
+from diffhook.integrations.torch.models import sharded
+from diffhook.integrations.torch.signals import scale_of
 from diffhook.log.store import Location
 
 try:
@@ -50,9 +51,7 @@ class DiffHookCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         kind = type(trainer.strategy).__name__
         if any(word in kind for word in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise ConfigurationError(
-                f"{kind} shards parameters over processes: train with plain DDP or without diffhook"
-            )
+            raise sharded(kind)
         self.hook.session.rank, self.hook.session.processes = trainer.global_rank, trainer.world_size
         for model in self._models(pl_module):
             self.hook.watch(model)
@@ -68,8 +67,7 @@ class DiffHookCallback(Callback):
         self._loss = float(loss.detach()) if self.hook.session.in_pass else None
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        scale = scale_of(getattr(trainer.precision_plugin, "scaler", None))
         micro_batches = trainer.accumulate_grad_batches
         with self.hook.guarded():
             loss = None if self._loss is None else self._loss * micro_batches

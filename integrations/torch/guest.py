@@ -11,13 +11,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from diffhook.errors import ConfigurationError, LogError
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from diffhook.errors import ConfigurationError, DiffHookError, LogError
 
 logger = logging.getLogger("diffhook")
+
+_present: weakref.WeakSet[Guest] = weakref.WeakSet()
 
 
 class Guest:
     """Something attached to a training run: leaves no trace, and never breaks what it watches.
+
+    One guest at a time is on an object: the next one to :meth:`claim` it sees the earlier off, whose
+    run has died. What a guest puts on others does not keep it alive, and it leaves when it is
+    garbage.
 
     Args:
         strict: raise our own errors instead of logging them.
@@ -29,8 +38,10 @@ class Guest:
         self.closed = not enabled
         self.started = False  # training is under way: from now on nothing of ours may stop it
         self._undo: list[Callable[[], None]] = []
+        self._hosts: list[Any] = []
         self._process = os.getpid()
         if enabled:
+            _present.add(self)
             self._close_at_exit()
 
     def finish(self) -> None:
@@ -59,12 +70,26 @@ class Guest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True) and os.getpid() == self._process:
+            self.detach()
+
+    def claim(self, host: Any) -> None:
+        """Be the only guest of ``host``. An earlier one leaves with what it has; its weights may be
+        others by now, so it takes no last snapshot."""
+        for other in list(_present):
+            if other is not self and any(host is its for its in other._hosts):
+                other.detach()
+        self._hosts.append(host)
+
     def detach(self) -> None:
-        """Take everything of ours off; what has been written is kept."""
+        """Take everything of ours off; what has been captured is kept."""
         self.closed = True
+        _present.discard(self)
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+        self._hosts.clear()
         self.release()
 
     def later(self, undo: Callable[[], Any]) -> None:
@@ -72,9 +97,16 @@ class Guest:
         self._undo.append(undo)
 
     def replace(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put ``wrapper(original, …)`` over a method of one object, until we leave."""
-        own = vars(owner).get(name)
-        owner.__dict__[name] = functools.partial(wrapper, getattr(owner, name))
+        """Put our method ``wrapper(original, …)`` over a method of one object, until we leave."""
+        own, original = vars(owner).get(name), getattr(owner, name)
+        ours = weakref.WeakMethod(wrapper)
+
+        @functools.wraps(original)  # callers look at signatures
+        def replaced(*args: Any, **kwargs: Any) -> Any:
+            found = ours()
+            return original(*args, **kwargs) if found is None else found(original, *args, **kwargs)
+
+        owner.__dict__[name] = replaced
         if own is None:
             self.later(functools.partial(owner.__dict__.pop, name, None))
         else:
@@ -91,12 +123,14 @@ class Guest:
         except Exception as error:
             # Bad use is told before the first step, while nothing is lost by stopping there.
             bad_use = isinstance(error, ConfigurationError | LogError) and not self.started
+            told = isinstance(error, DiffHookError) and error.told
             if not (self.strict or bad_use):
-                logger.error(
+                logger.log(
+                    logging.INFO if told else logging.ERROR,
                     "diffhook has stopped capturing; training goes on. %s: %s",
                     type(error).__name__,
                     error,
-                    exc_info=error,
+                    exc_info=None if told else error,
                 )
             self.detach()
             if self.strict or bad_use:
@@ -112,3 +146,27 @@ class Guest:
 
         # Not atexit: by then the thread pools that zarr writes through are gone.
         threading._register_atexit(at_exit)  # type: ignore[attr-defined]
+
+
+class Weak:
+    """Calls a bound method as long as its object is there; keeps nobody alive.
+
+    Args:
+        method: of an object that may become garbage.
+        register: hangs a hook somewhere, and returns the handle that takes it off.
+    """
+
+    def __init__(
+        self, method: Callable[..., Any], register: Callable[[Callable[..., Any]], RemovableHandle]
+    ) -> None:
+        self._method = weakref.WeakMethod(method)
+        # Reached from where the hook hangs: of garbage, weak references such as the handle's die first.
+        self._handle = register(self)
+
+    @torch.compiler.disable  # or it would trace all of us before a compiled model is refused
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        method = self._method()
+        return None if method is None else method(*args, **kwargs)
+
+    def remove(self) -> None:
+        self._handle.remove()

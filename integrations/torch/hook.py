@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils.data import IterableDataset
 
 from diffhook.capture import Alerts, Recorder
 from diffhook.capture.preconditioner import adam_preconditioner
+from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.integrations.torch import checkpoint
 from diffhook.integrations.torch.describe import describe_run
-from diffhook.integrations.torch.guest import Guest
+from diffhook.integrations.torch.guest import Guest, Weak
 from diffhook.integrations.torch.identity import Identity
-from diffhook.integrations.torch.models import Models, refuse_compiled
+from diffhook.integrations.torch.models import Models, refuse_compiled, refuse_sharded
 from diffhook.integrations.torch.names import NameTable
 from diffhook.integrations.torch.probing import training_probe
+from diffhook.integrations.torch.ranks import Ranks
 from diffhook.integrations.torch.session import Session
 from diffhook.integrations.torch.settings import Settings
+from diffhook.integrations.torch.signals import overflowed, scale_of
 from diffhook.integrations.torch.summary import plan_text, summary
 from diffhook.log.store import Location
 
@@ -41,10 +45,15 @@ class TorchHook(Guest):
         ...     optimizer.step()
         >>> hook.close()
 
+    It leaves nothing on model and optimiser after :meth:`close`, a ``with`` block, when it is
+    garbage, and when another hook comes to the same model: so a notebook's cell can be run again
+    after an error, and the rows of the run that died are kept. A loop that was interrupted may go on.
+
     Args:
         path: the log: a folder, an fsspec URL, or a zarr Store.
         model: the trained model, or several that one backward reaches; unwrapped, not DDP's.
         optimizer: whose steps count; of several, the first.
+        scaler: the ``GradScaler`` by which the loop scales its losses, if it does.
         rank, processes: this process's number, and how many share the batch.
         settings: see :class:`~diffhook.integrations.torch.settings.Settings`.
     """
@@ -52,7 +61,7 @@ class TorchHook(Guest):
     def __init__(
         self,
         path: Location,
-        *model_and_optimizer: nn.Module | torch.optim.Optimizer,
+        *model_and_optimizer: nn.Module | torch.optim.Optimizer | GradScaler,
         rank: int = 0,
         processes: int = 1,
         **settings: Any,
@@ -67,7 +76,10 @@ class TorchHook(Guest):
         self.alerts = Alerts.of(self.settings.alerts)
         self._models = Models(self._on_forward, self._on_output)
         self._optimizer: torch.optim.Optimizer | None = None
+        self._scaler: GradScaler | None = None
+        self._ranks: Ranks | None = None
         self._loader: Any = None  # of the training, where an adapter knows it
+        self._scales: tuple[float, float] | None = None  # of the losses within step()
         self._resumed = False
         self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
         for given in model_and_optimizer:
@@ -80,21 +92,31 @@ class TorchHook(Guest):
 
     # ── what the loop says ────────────────────────────────────────────────────────────────────
 
-    def watch(self, given: nn.Module | torch.optim.Optimizer) -> None:
-        """Watch a trained model's calls, or an optimiser's steps.
+    def watch(self, given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:
+        """Watch a trained model's calls, an optimiser's steps, or a scaler's scale.
 
         Raises:
-            ConfigurationError: the model is compiled.
+            ConfigurationError: the model is compiled, or its parameters are sharded over processes.
         """
         if self.closed:
             return
         with self.guarded():
             if isinstance(given, nn.Module):
-                for undo in self._models.add(given):
-                    self.later(undo)
+                self._watch_model(given)
+            elif isinstance(given, GradScaler):
+                self._scaler = given
             elif self._optimizer is None:  # a step is counted once, by the first optimiser
                 self._optimizer = given
-                self.later(given.register_step_post_hook(self._on_step).remove)
+                self.later(Weak(self._finish_pass, given.register_step_pre_hook).remove)
+                self.later(Weak(self._on_step, given.register_step_post_hook).remove)
+                self.replace(given, "zero_grad", self._on_zero_grad)
+
+    def _watch_model(self, model: nn.Module) -> None:
+        undos = self._models.add(model)
+        if undos:
+            self.claim(model)
+        for undo in undos:
+            self.later(undo)
 
     @contextmanager
     def step(self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0) -> Iterator[None]:
@@ -104,7 +126,7 @@ class TorchHook(Guest):
             sample_ids: (B,) integers in [0, 2^51), or B strings.
             timesteps: (B,) numbers; None to read them from the model's arguments.
             loss_scale: for a loop that calls ``loss.backward()`` itself: factor on the loss besides
-                the mean over the batch, such as 1/k when it accumulates k micro-batches.
+                the mean over the batch and a scaler's, such as 1/k when it accumulates k micro-batches.
 
         Raises:
             ConfigurationError: something else given as ids.
@@ -113,26 +135,47 @@ class TorchHook(Guest):
         with self.guarded():
             named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
             self.session.batch(ids, named)
+            self._scales = scale_of(self._scaler), loss_scale  # before the loop updates the scaler
         try:
             yield
         except BaseException:
             self.session.abandon()
+            self._scales = None
             raise
+        self._finish_pass()
         with self.guarded():
-            if self.session.in_pass:
-                self.session.backward(None, 1.0, loss_scale)
             self.session.batch(None)
 
+    def _finish_pass(self, *_: object) -> None:
+        """The backward within :meth:`step` is over: at its end, or where the optimiser steps."""
+        with self.guarded():
+            if self._scales is not None and self.session.in_pass:
+                self.session.backward(None, *self._scales)
+        self._scales = None
+
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk."""
+        """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
+
+        Those of every process, even if the first one alone calls this.
+        """
         recorder, lr_sum = self.session.recorder, self._lr_sum
         if recorder is not None:
             with self.guarded():
                 self.session.snapshot()
-                self.names.write(recorder.writer)
-                recorder.settle()
+                self._settle(self.step_count)
                 lr_sum = recorder.lr_sum
+                late = [] if self._ranks is None else self._ranks.settle_all(self.step_count)
+                if late:
+                    logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
         return {"step": self.step_count, "lr_sum": lr_sum} if self.step_count else {}
+
+    def _settle(self, step: int) -> bool:
+        """See all rows to disk, unless not all ``step`` steps have been taken."""
+        recorder = self.session.recorder
+        if recorder is not None and self.step_count >= step:
+            self.names.write(recorder.writer)
+            recorder.settle()
+        return self.step_count >= step
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Training goes on from a checkpoint. Rows of later steps are superseded.
@@ -143,15 +186,12 @@ class TorchHook(Guest):
         """
         with self.guarded():
             self._resumed = True
-            if self.session.recorder is not None:
-                self.session.recorder.close()
-                self.session.recorder = None
+            self._end_log()
             self.session.step_count = int(state.get("step", 0))
             self._lr_sum = float(state.get("lr_sum", 0.0))
 
     # ── what hooks tell ───────────────────────────────────────────────────────────────────────
 
-    @torch.compiler.disable  # or it would trace all of us before a compiled model is refused
     def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.closed or not self.session.expects():
             return
@@ -160,7 +200,6 @@ class TorchHook(Guest):
                 self._start()
             self.session.forward(model, args, kwargs)
 
-    @torch.compiler.disable
     def _on_output(self, model: nn.Module, args: Any, output: Any) -> None:
         if not self.closed and torch.is_grad_enabled():
             with self.guarded():
@@ -169,9 +208,17 @@ class TorchHook(Guest):
     def _on_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         recorder = self.session.recorder
         with self.guarded():
+            if overflowed(optimizer):
+                self.session.skipped()
+                return
             self.session.stepped(optimizer)
             if recorder is not None:
                 self.names.write_if_grown(recorder.writer)
+
+    def _on_zero_grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        with self.guarded():
+            self.session.skipped()
 
     # ── beginning and end ─────────────────────────────────────────────────────────────────────
 
@@ -180,6 +227,7 @@ class TorchHook(Guest):
         settings, session = self.settings, self.session
         model = self._models.together()
         refuse_compiled(model)
+        refuse_sharded(model)
         engine = PerSampleGradients(
             model,
             projection_dim=settings.projection_dim,
@@ -204,6 +252,7 @@ class TorchHook(Guest):
             strict=settings.strict,
         )
         session.recorder, self.started = recorder, True
+        self._ranks = Ranks(session.rank, session.processes, self._settle)
         session.began = time.perf_counter()
         self.names.read(recorder.writer)
         if session.rank == 0:
@@ -231,13 +280,17 @@ class TorchHook(Guest):
         if recorder is not None:
             if session.step_count:
                 session.snapshot()
-            self.names.write(recorder.writer)
             numbers, text = summary(self.plan, recorder, time.perf_counter() - session.began)
             if session.rank == 0:
                 recorder.writer.record("summary.json", numbers)
-            recorder.close()
-            if session.rank == 0:
-                print(text, flush=True)
+            try:
+                self._end_log()
+            except LogError as error:
+                text += f"\n  {error}"
+                raise
+            finally:
+                if session.rank == 0:
+                    print(text, flush=True)
         elif not self.started:
             logger.warning("diffhook captured nothing: %s", self.why_nothing())
 
@@ -251,9 +304,17 @@ class TorchHook(Guest):
         )
 
     def release(self) -> None:
+        try:
+            self._end_log()
+        except Exception as error:  # the error that brought us here has been told
+            logger.debug("closing the log: %s", error)
+
+    def _end_log(self) -> None:
         recorder, self.session.recorder = self.session.recorder, None
-        if recorder is not None:
-            try:
-                recorder.close()
-            except Exception as error:  # the error that brought us here has been told
-                logger.debug("closing the log: %s", error)
+        ranks, self._ranks = self._ranks, None
+        if recorder is not None and ranks is not None:
+            with ranks.leaving():
+                try:
+                    self.names.write(recorder.writer)
+                finally:
+                    recorder.close()

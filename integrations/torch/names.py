@@ -33,4 +33,5 @@ class NameTable:
     def write(self, writer: LogWriter) -> None:
         if len(self.names) > self._written:
             self._written = len(self.names)
-            writer.record(names_key(writer.rank), names_json(self.names))
+            # A copy: training may add names while another thread settles a checkpoint.
+            writer.record(names_key(writer.rank), names_json(dict(self.names)))

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffhook.capture import Plan, Recorder
-from diffhook.errors import CaptureError
+from diffhook.capture.diffusion import predicted_tensor
+from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.integrations.torch.identity import with_roles
 from diffhook.integrations.torch.scalars import Scalars
-from diffhook.integrations.torch.signals import SampleLosses, find_timesteps, prediction
+from diffhook.integrations.torch.signals import SampleLosses, find_timesteps
 
 logger = logging.getLogger("diffhook")
 
@@ -108,9 +110,10 @@ class Session:
         """A model has answered."""
         if not self.in_pass or self._losses is not None or model is not self._denoiser:
             return
-        predicted = prediction(output)
-        if predicted is not None and predicted.requires_grad:
-            self._losses = SampleLosses(predicted)
+        with suppress(ConfigurationError):  # a model of another kind: losses stay unknown
+            predicted = predicted_tensor(output)
+            if predicted.dim() > 1 and predicted.requires_grad:
+                self._losses = SampleLosses(predicted)
 
     def backward(self, batch_loss: float | None, scale: float, accumulation: float) -> None:
         """The backward is over: stage the rows.
@@ -171,7 +174,8 @@ class Session:
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 
     def skipped(self) -> None:
-        """Gradients were zeroed without a step: the rows staged moved nothing."""
+        """Gradients were zeroed without a step, or not finite: the rows staged moved nothing."""
+        self._step_samples = 0
         if self.recorder is not None:
             self.recorder.skipped()
 

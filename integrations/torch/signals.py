@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 _NAMES = ("timestep", "timesteps", "t")
 
@@ -35,16 +36,20 @@ def _position(model: nn.Module) -> int:
     return next((names.index(name) for name in _NAMES if name in names), 1)
 
 
+def scale_of(scaler: GradScaler | None) -> float:
+    """By what a scaler multiplies losses; its optimiser step undoes it."""
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def overflowed(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the step just taken moved nothing: a fused optimiser is stepped by a scaler even if the
+    gradients are not finite, and told so."""
+    found = getattr(optimizer, "found_inf", None)
+    return found is not None and bool(found)
+
+
 def _batched(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
-
-
-def prediction(output: Any) -> Tensor | None:
-    """The predicted tensor in a model's output: a tensor, a tuple, or a dataclass's ``sample``."""
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    found = output if isinstance(output, Tensor) else getattr(output, "sample", None)
-    return found if isinstance(found, Tensor) and found.dim() > 1 else None
 
 
 class SampleLosses:

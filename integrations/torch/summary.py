@@ -42,13 +42,14 @@ def plan_text(
         + (f", every {snapshot_every} steps" if snapshot_every else ""),
         f"  sample ids: {ids_from}",
     ]
-    if recorder.probe is not None and recorder.objective is not None:
+    if recorder.probe is not None:
         probe = recorder.probe
         samples = len(probe.ids(len(probe.dataset)))
-        timesteps = len(probe.grid.steps(recorder.objective.num_timesteps))
+        grid = probe.grid
         lines.append(
-            f"  probes at snapshots: {samples:,} samples × {timesteps} timesteps × "
-            f"{probe.grid.draws} draws, {words.size(samples * timesteps * per_row)} each"
+            f"  probes at snapshots: {samples:,} samples × {grid.count} timesteps × {grid.draws} draws"
+            + (f" × {grid.replicates} replicates" if grid.replicates > 1 else "")
+            + f", {words.size(samples * grid.rows * per_row)} each"
         )
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, LDMPipeline, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -156,8 +157,12 @@ def test_what_does_not_fit_is_named(saved: Path, tmp_path: Path) -> None:
         pipeline.encode(images(), CAPTIONS[:3])
     with pytest.raises(ConfigurationError, match=r"no pipeline at .*model_index\.json"):
         SavedPipeline(tmp_path)
-    model = UNet2DModel(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(32, 64),
-                        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2)  # fmt: skip
-    LDMPipeline(VQModel(block_out_channels=(32,)), model, DDPMScheduler()).save_pretrained(tmp_path / "ldm")
-    with pytest.raises(ConfigurationError, match="holds a LDMPipeline; supported are DDPMPipeline"):
-        SavedPipeline(tmp_path / "ldm")
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusion3Pipeline", "FluxPipeline"])
+def test_a_pipeline_of_another_kind_is_refused_before_anything_is_loaded(tmp_path: Path, kind: str) -> None:
+    """Of the folder, only model_index.json is there."""
+    index = {"_class_name": kind, "_diffusers_version": "0.42.1", "transformer": ["diffusers", "Transformer"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigurationError, match=f"holds a {kind}; supported are DDPMPipeline, .*model="):
+        SavedPipeline(tmp_path)

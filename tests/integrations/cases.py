@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.models import conditional_unet, lora_unet
+from tests.models import conditional_unet, lora_unet, with_lora
 from tests.runs import SCHEDULER, TinyDenoiser
 
 Batch = dict[str, Tensor]
@@ -133,6 +133,11 @@ def _sdxl_like() -> dict[str, nn.Module]:
     return {"unet": UNet2DConditionModel.from_config(config)}
 
 
+def _sdxl_lora() -> dict[str, nn.Module]:
+    model: Any = _sdxl_like()["unet"]
+    return {"unet": with_lora(model)}
+
+
 def _conditional() -> dict[str, nn.Module]:
     return {"unet": conditional_unet().model}
 
@@ -180,6 +185,7 @@ CASES = {
     "checkpointing": Case(partial(_checkpointed, False), _positional, LATENT, _text),
     "checkpointing-reentrant": Case(partial(_checkpointed, True), _positional, LATENT, _text),
     "lora": Case(lambda: {"unet": lora_unet().model}, _positional, LATENT, _text),
+    "lora-text-added": Case(_sdxl_lora, _added, LATENT, _text_and_size),
     "unet-and-text-encoder": Case(
         _with_text_encoder, _encoding, LATENT, lambda n: {"tokens": torch.randint(0, 50, (n, 8))}
     ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +148,13 @@ def test_rows_in_bfloat16_equal_the_batch_1_loop_in_bfloat16(tmp_path: Path, nam
     _compare(tmp_path / "log", expected, CASES[name], tolerance=0.05)
 
 
-OPTIMISERS = {
+OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
     "foreach": lambda p: torch.optim.AdamW(p, 1e-3, foreach=True),
     "fused": lambda p: torch.optim.AdamW(p, 1e-3, fused=True),
 }
+if find_spec("bitsandbytes"):  # not among the test packages: peft imports it wherever it is installed
+    OPTIMISERS["8-bit"] = lambda p: import_module("bitsandbytes.optim").AdamW8bit(p, 1e-3, min_8bit_size=1)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,21 +15,33 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from tests.integrations.two_processes import train
+from tests.integrations.two_sittings import SAVED
 from tests.runs import identified
 
-SCRIPT = Path(__file__).with_name("two_processes.py")
+HERE = Path(__file__).parent
+
+
+def _torchrun(script: str, *arguments: object, killed: bool = False) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(HERE / script), *map(str, arguments),
+    ]  # fmt: skip
+    environment = {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert ("SIGKILL" in done.stderr) if killed else (done.returncode == 0), done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(SCRIPT), str(folder),
-    ]  # fmt: skip
-    environment = {"PYTHONPATH": str(SCRIPT.parents[2]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    _torchrun("two_processes.py", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sittings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sittings")
+    _torchrun("two_sittings.py", folder, killed=True)
     return folder
 
 
@@ -71,3 +84,26 @@ def test_dispatched_batches_keep_their_ids(out: Path) -> None:
     assert sorted(diffhook.open_log(out / "dispatched").train["sample"]) == list(range(70, 82))
     for rank in (0, 1):
         assert len(list((out / f"dispatched/train/rank-{rank:04d}").iterdir())) > 1
+
+
+def _visits(log: Path) -> list[tuple[int, int, int, int]]:
+    """(rank, step, sample, timestep) of every row that counts."""
+    table = diffhook.open_log(log).train
+    assert diffhook.open_log(log).verify() == []
+    ranks = [rank for rank, group in enumerate(table.groups) for _ in group.column("step")]
+    columns = (table[name].astype(int).tolist() for name in ("step", "sample", "timestep"))
+    return sorted(zip(ranks, *columns, strict=True))
+
+
+def test_a_checkpoint_of_the_main_process_keeps_the_rows_of_every_rank(sittings: Path) -> None:
+    """It alone saves, then all are killed."""
+    whole = _visits(sittings / "whole")
+    assert _visits(sittings / "log") == [visit for visit in whole if visit[1] < SAVED[1]]
+
+
+@pytest.mark.parametrize("saved", SAVED)
+def test_ranks_that_resume_lose_and_double_nothing(sittings: Path, tmp_path: Path, saved: int) -> None:
+    """From a checkpoint of every process, and from a later one of the main process."""
+    shutil.copytree(sittings, tmp_path / "copy")
+    _torchrun("two_sittings.py", tmp_path / "copy", saved)
+    assert _visits(tmp_path / "copy/log") == _visits(sittings / "whole")

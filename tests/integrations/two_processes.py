@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
@@ -32,7 +34,8 @@ def train(
     log: Path | None, loader: Any, accelerator: Accelerator | None = None, **options: Any
 ) -> list[Tensor]:
     """Everything that training leaves. Ends by close(): end_training would end the process group."""
-    torch.manual_seed(0)
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
     accelerator = accelerator or Accelerator(cpu=True)
     hook = DiffHook(accelerator, log or "none", strict=True, enabled=log is not None, **options)
     model = TinyDenoiser()
@@ -46,7 +49,8 @@ def train(
     hook.close()
     left = [p.detach().clone() for p in model.parameters()]
     left += [v for s in optimizer.state_dict()["state"].values() for v in s.values()]
-    return [*left, torch.get_rng_state()]
+    drawn = torch.tensor(random.getstate()[1]), torch.from_numpy(np.random.get_state()[1].astype(np.int64))
+    return [*left, torch.get_rng_state(), *drawn]
 
 
 class Stream(IterableDataset[Any]):

@@ -1,0 +1,98 @@
+"""Checkpoints of several processes: when the first one writes one, the rows of all reach the disk.
+
+Many scripts save on the main process alone, and the others never hear of it. They are asked through
+the key-value store by which torch's processes found each other: no collective, which the loop would
+have to expect. A thread answers, since the loop of a process may wait at a barrier meanwhile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+_PAUSE = 0.05  # seconds between two looks for a request
+_PATIENCE = 10.0  # seconds that a checkpoint waits for the other processes
+
+_numbers = itertools.count()  # processes start their hooks in the same order
+
+
+class Ranks:
+    """One process's end of the line between the processes of a run; nothing where there is one.
+
+    Args:
+        rank, processes: this process's number, and how many there are.
+        settle: a method that is called in a thread, with a number of steps. Once so many have been
+            taken it sees their rows to the disk and returns True.
+    """
+
+    def __init__(self, rank: int, processes: int, settle: Callable[[int], bool]) -> None:
+        self._rank, self._processes = rank, processes
+        self._settle = weakref.WeakMethod(settle)
+        self._store: Any = None
+        self._requests = 0
+        self._leaving = threading.Event()
+        self._thread: threading.Thread | None = None
+        if processes > 1 and dist.is_available() and dist.is_initialized():
+            shared = distributed_c10d._get_default_store()
+            self._store = distributed_c10d.PrefixStore(f"diffhook-{next(_numbers)}", shared)
+            if rank > 0:
+                self._thread = threading.Thread(target=self._work, name="diffhook-ranks", daemon=True)
+                self._thread.start()
+
+    def settle_all(self, step: int) -> list[int]:
+        """Have every other process's rows of the steps before ``step`` on disk; the first one's to ask.
+
+        Returns:
+            Ranks that did not answer in time.
+        """
+        if self._store is None or self._rank > 0:
+            return []
+        self._requests += 1
+        self._store.set(f"request-{self._requests}", str(step))
+        waiting = list(range(1, self._processes))
+        until = time.monotonic() + _PATIENCE
+        while waiting and time.monotonic() < until:
+            time.sleep(_PAUSE / 10)
+            waiting = [rank for rank in waiting if not self._answered(rank)]
+        return waiting
+
+    def _answered(self, rank: int) -> bool:
+        return any(self._store.check([key]) for key in (f"{self._requests}-by-{rank}", f"gone-{rank}"))
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Around the closing of this process's log, after which nobody needs to wait for it."""
+        self._leaving.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(1.0)
+        try:
+            yield
+        finally:
+            if thread is not None:
+                self._tell(f"gone-{self._rank}")
+
+    def _work(self) -> None:
+        served = 0
+        while not self._leaving.wait(_PAUSE):
+            try:
+                if self._store.check([f"request-{served + 1}"]):
+                    step = int(self._store.get(f"request-{served + 1}"))
+                    settle = self._settle()
+                    if settle is not None and settle(step):
+                        served += 1
+                        self._tell(f"{served}-by-{self._rank}")
+            except Exception:  # the first process has ended, or the log fails, as this one's loop will see
+                return
+
+    def _tell(self, key: str) -> None:
+        with suppress(RuntimeError):
+            self._store.set(key, "")
