@@ -15,12 +15,12 @@ class Scalars:
     """Sums up what was captured since it was last asked."""
 
     def __init__(self) -> None:
-        self._norms: deque[Tensor] = deque(maxlen=_WINDOW)
+        self._norms: deque[float] = deque(maxlen=_WINDOW)  # numbers: kept tensors would break up the heap
         self._alerts = 0  # of the run, already told
 
     def add(self, norms: Tensor) -> None:
         """(B,) norms of a pass."""
-        self._norms.append(norms.detach().cpu())
+        self._norms.extend(norms.tolist())
 
     def take(self, alerts: Sequence[str]) -> dict[str, float]:
         """Name → number; empty if nothing was captured since.
@@ -31,7 +31,7 @@ class Scalars:
         fresh, self._alerts = alerts[self._alerts :], len(alerts)
         if not self._norms:
             return {}
-        norms = torch.cat(list(self._norms))
+        norms = torch.tensor(list(self._norms))
         self._norms.clear()
         found = {
             "diffhook/grad_norm_median": float(norms.nanmedian()),
