@@ -23,11 +23,12 @@ from diffhook.capture import (
     NormOutlier,
     RepeatedOffender,
 )
-from diffhook.capture.alerts import DETECTORS
+from diffhook.capture.alerts import DETECTORS, Watch
 from diffhook.capture.alerts.limit import Limit
 from diffhook.capture.alerts.tail import Tail
 from diffhook.errors import ConfigurationError
-from diffhook.log import Rows
+from diffhook.log import LogWriter, Rows
+from tests.analysis.synthetic import config
 from tests.runs import TinyDenoiser, identified, train
 
 
@@ -209,6 +210,41 @@ def test_a_flood_is_held_back_counted_and_told() -> None:
     later = limit.admit(make_alert(200, [50]))
     assert later is not None, "a sample that was held back can still be named"
     assert later.message == "what it says (and 98 more of this kind were held back before)"
+
+
+# ── a run in two sittings ─────────────────────────────────────────────────────────────────────
+
+
+def _watched(path: Path, run: list[Rows], start: int, stop: int) -> list[dict[str, Any]]:
+    """The alerts of the log once these steps were added to it."""
+    writer = LogWriter(path, config(), start_step=start)
+    watch = Watch(Alerts(rate=0.01, sinks=[], most=5), writer.alert, list, rank=0)
+    if start:
+        watch.resume(diffhook.open_log(path))
+    for rows in run[start:stop]:
+        writer.put(
+            "train",
+            {
+                **rows,
+                **{n: np.full(32, 1.0) for n in ("weight", "noise_seed")},
+                "projection": np.zeros((32, 24)),
+            },
+        )
+        watch.look(rows)
+    watch.close()
+    writer.close()
+    return [{**a, "time": 0, "session": 0} for a in diffhook.open_log(path).alerts()]
+
+
+def test_a_run_stopped_in_the_middle_raises_the_alerts_of_one_that_was_not(tmp_path: Path) -> None:
+    run = clean_run(300, np.random.default_rng(3), count=300)
+    for rows in run:
+        rows["grad_norm"][rows["sample"] == 17] *= 3.0  # type: ignore[index]
+    whole = _watched(tmp_path / "whole", run, 0, 300)
+    _watched(tmp_path / "parts", run, 0, 220)
+    parts = _watched(tmp_path / "parts", run, 150, 300)
+    assert {a["step"] >= 150 for a in whole} == {False, True}
+    assert parts == whole, "what the first sitting learned is not known to the second"
 
 
 # ── as a user meets them ──────────────────────────────────────────────────────────────────────

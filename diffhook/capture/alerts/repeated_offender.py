@@ -10,7 +10,6 @@ from scipy.special import gammaincc
 
 from diffhook.capture.alerts.alert import Alert, about_row
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
-from diffhook.capture.alerts.deviation import Deviation
 from diffhook.capture.alerts.tail import Tail
 from diffhook.log import Rows
 
@@ -32,13 +31,12 @@ class RepeatedOffender(Detector):
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
         super().__init__(rate)
-        self._deviation = Deviation("grad_norm")
         self._single = Tail(rate)
         self._joint = Tail(rate)
         self._visits: dict[int, deque[float]] = {}
 
     def look(self, rows: Rows) -> Iterator[Alert]:
-        deviations, _ = self._deviation(rows)
+        deviations, _ = self.deviations["grad_norm"](rows)
         surprises = self._single.surprise(deviations)
         self._single.alarms(deviations)
         sums, counts = np.full((2, len(surprises)), np.nan)
