@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,21 @@ def test_a_sample_that_is_a_bit_too_hard_every_time_is_found() -> None:
     assert named.count(17) >= 3
     others = 0.003 * 32 * len(run)
     assert len(named) - named.count(17) < others, "samples of no fault are named"
-    last = next(a for a in reversed(alarms(RepeatedOffender(), run)) if a.samples == [17])
-    assert "sample 17 keeps pulling hard: on its last 8 visits only" in last.message
+    first = next(a for a in alarms(RepeatedOffender(), run) if a.samples == [17])
+    assert re.search(r"sample 17 keeps pulling hard: on its last [2-8] visits only", first.message)
+
+
+def test_visits_that_have_named_a_sample_do_not_name_it_again() -> None:
+    detector = RepeatedOffender()
+    rng = np.random.default_rng(6)
+    alarms(detector, clean_run(300, rng, count=300))
+    hard = [make_rows([9.0], [20], [17], step) for step in range(300, 304)]
+    named = [[a.samples for a in detector.look(rows)] for rows in hard]
+    assert [[17]] in named
+    after = named.index([[17]]) + 1
+    assert named[after] == [], "one visit alone is not a repetition"
+    twice = make_rows([9.0] * 3, [20] * 3, [17] * 3, 305)
+    assert [a.samples for a in detector.look(twice)] == [[17]], "a step names a sample once"
 
 
 def test_one_sample_that_holds_most_of_a_batch_is_named() -> None:
@@ -218,7 +232,7 @@ def test_a_flood_is_held_back_counted_and_told() -> None:
 def _watched(path: Path, run: list[Rows], start: int, stop: int) -> list[dict[str, Any]]:
     """The alerts of the log once these steps were added to it."""
     writer = LogWriter(path, config(), start_step=start)
-    watch = Watch(Alerts(rate=0.01, sinks=[], most=5), writer.alert, list, rank=0)
+    watch = Watch(Alerts(rate=0.01, sinks=[], most=1000), writer.alert, list, rank=0)
     if start:
         watch.resume(diffhook.open_log(path))
     for rows in run[start:stop]:
@@ -300,7 +314,7 @@ def test_the_layer_where_the_backward_met_it_is_told(tmp_path: Path) -> None:
     (alert,) = diffhook.open_log(tmp_path / "log").alerts()
     assert len(alert["samples"]) == 1
     assert alert["layer"] == "inward.weight", "the gradients of layers behind it are finite"
-    assert alert["message"].endswith(f"(the backward first met it at {alert['layer']})")
+    assert alert["message"].endswith(f"(first in backward order: {alert['layer']})")
 
 
 def test_every_registered_detector_is_asked_unless_the_user_chooses() -> None:

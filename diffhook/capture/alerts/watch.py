@@ -58,7 +58,7 @@ class Watch:
 
         Args:
             rows: scalar columns.
-            layer: where the step's backward first met a gradient that is not finite.
+            layer: of the step's gradients that are not finite, the first in backward order.
         """
         if self._quarantine is not None:
             self._quarantine.step = int(rows["step"][0])
@@ -69,7 +69,7 @@ class Watch:
                     continue
                 if layer is not None and alert.kind == "non-finite":
                     alert = replace(
-                        alert, layer=layer, message=f"{alert.message} (the backward first met it at {layer})"
+                        alert, layer=layer, message=f"{alert.message} (first in backward order: {layer})"
                     )
                 self._tell(alert)
                 if self._quarantine is not None:
