@@ -200,6 +200,21 @@ def test_a_shift_of_all_gradients_is_told_of_the_run_and_not_of_samples(factor: 
     assert alert.value > alert.threshold
 
 
+def test_detectors_that_share_deviations_find_what_each_finds_alone() -> None:
+    run = clean_run(200, np.random.default_rng(8), count=300)
+    kinds = (NormOutlier, RepeatedOffender, Drift)
+    alone = [alarms(kind(0.01), run) for kind in kinds]
+    together = [kind(0.01) for kind in kinds]
+    Watch(Alerts(detectors=together, sinks=[]), lambda alert: None, list, rank=0)
+    found: list[list[Alert]] = [[] for _ in kinds]
+    for rows in run:
+        for detector, alerts in zip(together, found, strict=True):
+            alerts += detector.look(rows)
+    assert len({id(detector.deviations) for detector in together}) == 1
+    assert [len(alerts) for alerts in found] == [len(alerts) for alerts in alone]
+    assert [a.value for a in found[0]] == [a.value for a in alone[0]]
+
+
 # ── not too many ──────────────────────────────────────────────────────────────────────────────
 
 
