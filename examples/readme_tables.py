@@ -164,6 +164,31 @@ def score(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _provenance(result, "python examples/benchmarks/score.py")])
 
 
+def alerts(result: dict[str, Any]) -> str:
+    """How often alarms are false, how soon what is planted is named, and what a bad sink costs."""
+    groups = result["planted"]["groups"]
+    rates = sorted({row["rate"] for row in result["false_alarms"]})
+    asked = " | ".join(f"asked for {rate:g}" for rate in rates)
+    lines = [f"| false alarms of a clean run | {asked} |", "|---" * (1 + len(rates)) + "|"]
+    for detector in dict.fromkeys(row["detector"] for row in result["false_alarms"]):
+        rows = {row["rate"]: row for row in result["false_alarms"] if row["detector"] == detector}
+        cells = " | ".join(f"{rows[rate]['measured']:.5f}" for rate in rates)
+        lines.append(f"| {detector}, per {rows[rates[0]]['per']} | {cells} |")
+    visits = next(iter(groups.values()))["named_within"]
+    heads = " | ".join(f"within {count}" for count in visits)
+    lines += ["", f"| planted, named within so many visits | {heads} |", "|---" * (1 + len(visits)) + "|"]
+    for name, group in groups.items():
+        cells = " | ".join(f"{named} of {group['planted']}" for named in group["named_within"].values())
+        lines.append(f"| {name} | {cells} |")
+    slowest = max(result["bad_sinks"].values())
+    more = (
+        f"; {result['digits']:,} digits, {result['epochs']} visits each, planted ones named at a rate of "
+        f"{result['rate']:g}; beside a sink that hangs, raises or floods a step takes at most "
+        f"{slowest:.3f} times as long"
+    )
+    return "\n".join([*lines, "", _provenance(result, "python examples/benchmarks/alerts.py", more)])
+
+
 def memory(result: dict[str, Any]) -> str:
     """Whether memory grows."""
     plain, hooked = result["results"]
@@ -187,6 +212,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "quality": quality,
     "overhead": overhead,
     "memory": memory,
+    "alerts": alerts,
     "log": log,
     "score": score,
     **{name: getattr(evidence, name) for name in EVIDENCE},

@@ -79,7 +79,15 @@ class Recorder:
         self._lr = 0.0
         self._last_snapshot: int | None = None
         self._batch_per_step = 1
+        if start_step:
+            self._resume_watch(location)
         engine.attach()
+
+    def _resume_watch(self, location: Location) -> None:
+        try:
+            self.watch.resume(open_log(location))
+        except LogError as error:
+            logger.warning("detectors warm up again, because the rows of before cannot be read: %s", error)
 
     @property
     def alerts(self) -> list[str]:

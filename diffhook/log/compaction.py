@@ -238,11 +238,11 @@ def _copy_rest(store: Store, logs: Sequence[RunLog]) -> None:
         for sample_id, png in log.thumbnails.items():
             images.add(sample_id, png)
     images.flush()
-    for log in logs:
-        content = files.get(log.store, "summary.json")
+    for name in ("plan.json", "summary.json"):
+        contents = (files.get(log.store, name) for log in logs)
+        content = next((found for found in contents if found is not None), None)
         if content is not None:
-            files.put(store, "summary.json", content)
-            return
+            files.put(store, name, content)
 
 
 def _snapshots(logs: Sequence[RunLog]) -> list[Snapshot]:

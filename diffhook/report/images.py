@@ -91,12 +91,18 @@ def load_images(path: str | Path) -> Sequence[Any]:
 
     Args:
         path: a folder, whose image files are taken by name (or, where it holds folders only, those of
-            its folders, by path); or an .npy array.
+            its folders, by path); a dataset of Hugging Face as ``save_to_disk`` left it; or an .npy
+            array.
 
     Raises:
-        ConfigurationError: neither, or nothing in it.
+        ConfigurationError: none of these, or nothing in it; datasets is missing.
     """
     path = Path(path)
+    if (path / "dataset_dict.json").exists():
+        splits = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir()))
+        raise ConfigurationError(f"{path} holds several datasets ({splits}): name the folder of one")
+    if (path / "dataset_info.json").exists():
+        return _saved_dataset(path)
     if path.is_dir():
         files = _image_files(path.iterdir()) or _image_files(path.rglob("*"))
         if not files:
@@ -105,7 +111,21 @@ def load_images(path: str | Path) -> Sequence[Any]:
     if path.suffix == ".npy" and path.exists():
         array: Any = np.load(path, allow_pickle=False)
         return list(array)
-    raise ConfigurationError(f"no images at {path}: expected a folder of image files, or an .npy array")
+    raise ConfigurationError(
+        f"no images at {path}: expected a folder of image files, a saved dataset, or an .npy array"
+    )
+
+
+def _saved_dataset(path: Path) -> Sequence[Any]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{path} is a dataset of Hugging Face, which takes the package datasets to read: "
+            "pip install diffhook[datasets]"
+        ) from error
+    dataset: Sequence[Any] = datasets.load_from_disk(str(path))
+    return dataset
 
 
 def _image_files(paths: Any) -> list[Path]:

@@ -83,7 +83,7 @@ def write_page(
         run_part(log),
         outliers_part(ranking, thumbnails, top),
         *_queries(log, asked, scores, thumbnails, source, k, progress),
-        _norms(log, source),
+        _norms(log, source, progress),
         generality_part(_generality(scores), scores, thumbnails),
         alerts_part(log.alerts(), int(log.train["step"].max(initial=0)), thumbnails),
     ]
@@ -144,8 +144,8 @@ def _generality(scores: Mapping[str, list[Scores]]) -> list[Generality]:
     ]
 
 
-def _norms(log: RunLog, source: str) -> Part | None:
+def _norms(log: RunLog, source: str, progress: bool) -> Part | None:
     try:
-        return norms_part(bias(log, source, queries=()))
+        return norms_part(bias(log, source, queries=(), progress=progress))
     except LogError:  # too few rows to say anything
         return None

@@ -261,10 +261,11 @@ class TorchHook(Guest):
             # Not a stream's: it would warn of every batch beyond the length it was asked for.
             sized = self._loader is not None and not isinstance(self._loader.dataset, IterableDataset)
             batches = len(self._loader) if sized else None
-            print(
-                plan_text(self.plan, recorder, batch, batches, settings.snapshot_every, self.identity.found),
-                flush=True,
+            text = plan_text(
+                self.plan, recorder, batch, batches, settings.snapshot_every, self.identity.found
             )
+            recorder.writer.record("plan.json", {"text": text.splitlines()})
+            print(text, flush=True)
 
     def _preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         return adam_preconditioner(self._optimizer, parameters)

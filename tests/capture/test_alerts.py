@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from diffhook.capture import (
     NormOutlier,
     RepeatedOffender,
 )
-from diffhook.capture.alerts import DETECTORS
+from diffhook.capture.alerts import DETECTORS, Watch
 from diffhook.capture.alerts.limit import Limit
 from diffhook.capture.alerts.tail import Tail
 from diffhook.errors import ConfigurationError
-from diffhook.log import Rows
+from diffhook.log import LogWriter, Rows
+from tests.analysis.synthetic import config
 from tests.runs import TinyDenoiser, identified, train
 
 
@@ -155,8 +157,21 @@ def test_a_sample_that_is_a_bit_too_hard_every_time_is_found() -> None:
     assert named.count(17) >= 3
     others = 0.003 * 32 * len(run)
     assert len(named) - named.count(17) < others, "samples of no fault are named"
-    last = next(a for a in reversed(alarms(RepeatedOffender(), run)) if a.samples == [17])
-    assert "sample 17 keeps pulling hard: on its last 8 visits only" in last.message
+    first = next(a for a in alarms(RepeatedOffender(), run) if a.samples == [17])
+    assert re.search(r"sample 17 keeps pulling hard: on its last [2-8] visits only", first.message)
+
+
+def test_visits_that_have_named_a_sample_do_not_name_it_again() -> None:
+    detector = RepeatedOffender()
+    rng = np.random.default_rng(6)
+    alarms(detector, clean_run(300, rng, count=300))
+    hard = [make_rows([9.0], [20], [17], step) for step in range(300, 304)]
+    named = [[a.samples for a in detector.look(rows)] for rows in hard]
+    assert [[17]] in named
+    after = named.index([[17]]) + 1
+    assert named[after] == [], "one visit alone is not a repetition"
+    twice = make_rows([9.0] * 3, [20] * 3, [17] * 3, 305)
+    assert [a.samples for a in detector.look(twice)] == [[17]], "a step names a sample once"
 
 
 def test_one_sample_that_holds_most_of_a_batch_is_named() -> None:
@@ -185,6 +200,21 @@ def test_a_shift_of_all_gradients_is_told_of_the_run_and_not_of_samples(factor: 
     assert alert.value > alert.threshold
 
 
+def test_detectors_that_share_deviations_find_what_each_finds_alone() -> None:
+    run = clean_run(200, np.random.default_rng(8), count=300)
+    kinds = (NormOutlier, RepeatedOffender, Drift)
+    alone = [alarms(kind(0.01), run) for kind in kinds]
+    together = [kind(0.01) for kind in kinds]
+    Watch(Alerts(detectors=together, sinks=[]), lambda alert: None, list, rank=0)
+    found: list[list[Alert]] = [[] for _ in kinds]
+    for rows in run:
+        for detector, alerts in zip(together, found, strict=True):
+            alerts += detector.look(rows)
+    assert len({id(detector.deviations) for detector in together}) == 1
+    assert [len(alerts) for alerts in found] == [len(alerts) for alerts in alone]
+    assert [a.value for a in found[0]] == [a.value for a in alone[0]]
+
+
 # ── not too many ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -209,6 +239,41 @@ def test_a_flood_is_held_back_counted_and_told() -> None:
     later = limit.admit(make_alert(200, [50]))
     assert later is not None, "a sample that was held back can still be named"
     assert later.message == "what it says (and 98 more of this kind were held back before)"
+
+
+# ── a run in two sittings ─────────────────────────────────────────────────────────────────────
+
+
+def _watched(path: Path, run: list[Rows], start: int, stop: int) -> list[dict[str, Any]]:
+    """The alerts of the log once these steps were added to it."""
+    writer = LogWriter(path, config(), start_step=start)
+    watch = Watch(Alerts(rate=0.01, sinks=[], most=1000), writer.alert, list, rank=0)
+    if start:
+        watch.resume(diffhook.open_log(path))
+    for rows in run[start:stop]:
+        writer.put(
+            "train",
+            {
+                **rows,
+                **{n: np.full(32, 1.0) for n in ("weight", "noise_seed")},
+                "projection": np.zeros((32, 24)),
+            },
+        )
+        watch.look(rows)
+    watch.close()
+    writer.close()
+    return [{**a, "time": 0, "session": 0} for a in diffhook.open_log(path).alerts()]
+
+
+def test_a_run_stopped_in_the_middle_raises_the_alerts_of_one_that_was_not(tmp_path: Path) -> None:
+    run = clean_run(300, np.random.default_rng(3), count=300)
+    for rows in run:
+        rows["grad_norm"][rows["sample"] == 17] *= 3.0  # type: ignore[index]
+    whole = _watched(tmp_path / "whole", run, 0, 300)
+    _watched(tmp_path / "parts", run, 0, 220)
+    parts = _watched(tmp_path / "parts", run, 150, 300)
+    assert {a["step"] >= 150 for a in whole} == {False, True}
+    assert parts == whole, "what the first sitting learned is not known to the second"
 
 
 # ── as a user meets them ──────────────────────────────────────────────────────────────────────
@@ -264,7 +329,7 @@ def test_the_layer_where_the_backward_met_it_is_told(tmp_path: Path) -> None:
     (alert,) = diffhook.open_log(tmp_path / "log").alerts()
     assert len(alert["samples"]) == 1
     assert alert["layer"] == "inward.weight", "the gradients of layers behind it are finite"
-    assert alert["message"].endswith(f"(the backward first met it at {alert['layer']})")
+    assert alert["message"].endswith(f"(first in backward order: {alert['layer']})")
 
 
 def test_every_registered_detector_is_asked_unless_the_user_chooses() -> None:

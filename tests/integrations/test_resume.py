@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from diffhook.capture import Alert, Detector
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
+from diffhook.log import Rows
 from tests.runs import TinyDenoiser, denoising_losses, identified
 
 PER_EPOCH = 3
@@ -23,7 +26,7 @@ PER_EPOCH = 3
 class Sitting:
     """One process's life: trains until ``stop``, saving after the steps in ``save``."""
 
-    def __init__(self, folder: Path, *, watched: bool, adam: bool = True) -> None:
+    def __init__(self, folder: Path, *, watched: bool, adam: bool = True, alerts: Any = None) -> None:
         self.folder = folder
         torch.manual_seed(7)
         # The order of an epoch follows from its number, so that it can be resumed in the middle.
@@ -31,7 +34,7 @@ class Sitting:
             cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True)
         )
         self.hook = DiffHook(
-            self.accelerator, folder / "log", strict=True, projection_dim=16, enabled=watched
+            self.accelerator, folder / "log", strict=True, projection_dim=16, enabled=watched, alerts=alerts
         )
         model = TinyDenoiser()
         kind = torch.optim.AdamW if adam else torch.optim.SGD
@@ -61,6 +64,19 @@ class Sitting:
                     break
         self.accelerator.end_training()
         return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+
+def test_detectors_of_a_resumed_run_know_the_steps_before(tmp_path: Path) -> None:
+    class Notes(Detector):
+        seen: ClassVar[list[int]] = []
+
+        def look(self, rows: Rows) -> Iterator[Alert]:
+            self.seen.append(int(rows["step"][0]))
+            return iter(())
+
+    Sitting(tmp_path, watched=True).train(stop=5, save=(4,))
+    Sitting(tmp_path, watched=True, alerts=[Notes()]).train(resume=4, stop=6)
+    assert Notes.seen == [0, 1, 2, 3, 4, 5], "step 4 of the first sitting is superseded"
 
 
 def _steps(folder: Path) -> dict[int, int]:

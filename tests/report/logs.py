@@ -49,6 +49,7 @@ def write_log(path: Path, samples: int = 200, epochs: int = 3, *, alerts: bool =
         writer.snapshot(Snapshot(step, 1e-3, 1e-3 * steps / 2), b"")
     for step in range(0, steps, max(steps // 15, 1)) if alerts else ():
         writer.alert(_alert(step, int(sample[step * BATCH])))
+    writer.record("plan.json", {"text": ["diffhook: capturing every step", "  8 rows <each>"]})
     writer.record("summary.json", SUMMARY)
     writer.close()
     write_queries(path, "held-out")

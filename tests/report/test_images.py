@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -75,12 +77,33 @@ def test_a_folder_of_folders_is_read_by_path(tmp_path: Path) -> None:
     [
         (PIXELS[:2], "a ndarray has 2 images, but the log knows sample 2: is it the same dataset"),
         (7, "a int holds no images; expected a path, a function from id to image, or a dataset"),
-        ("nowhere", "no images at nowhere: expected a folder of image files, or an .npy array"),
+        ("nowhere", "no images at nowhere: expected a folder of image files, a saved dataset, or an .npy"),
     ],
 )
 def test_what_cannot_be_a_source_is_refused(source: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         find_images(source, IDS)
+
+
+def test_a_dataset_saved_by_hugging_face_is_read_from_its_folder(tmp_path: Path) -> None:
+    files = [{"bytes": _bytes(index), "path": None} for index in range(3)]
+    features = datasets.Features({"label": datasets.Value("int64"), "image": datasets.Image()})
+    saved = datasets.Dataset.from_dict({"label": [0, 1, 2], "image": files}, features)
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(str(tmp_path))
+    images = find_images(tmp_path / "train", IDS)
+    assert images is not None
+    assert [np.array_equal(np.asarray(to_image(images(i))), PIXELS[i]) for i in range(3)] == [True] * 3
+    with pytest.raises(ConfigurationError, match=r"several datasets \(test, train\): name the folder of one"):
+        find_images(tmp_path, IDS)
+
+
+def test_a_saved_dataset_without_the_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dataset_info.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigurationError, match=r"pip install diffhook\[datasets\]"):
+        load_images(tmp_path)
 
 
 def test_an_undecoded_image_may_be_a_path(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_it_says_what_the_run_was(page_file: Path) -> None:
     assert "75 steps, 200 samples, 3 visits each" in html
     assert "8.7%: 8.0 s added to 1 min 32 s of training" in html
     assert "one step in 2, 600 rows, norms and D = 16 projections" in html
+    assert "<pre>diffhook: capturing every step\n  8 rows &lt;each&gt;</pre>" in html
 
 
 def test_words_from_the_log_are_escaped(page_file: Path) -> None:

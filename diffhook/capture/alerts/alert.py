@@ -22,7 +22,7 @@ class Alert:
         value: the number that was found.
         threshold: the number it was compared with.
         message: one sentence for a person.
-        layer: the parameter at which the backward first met what is not finite.
+        layer: of the parameters whose gradients are not finite, the first in backward order.
         rank: the process that found it.
         time: when, in seconds since 1970.
     """

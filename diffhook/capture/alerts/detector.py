@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from diffhook.capture.alerts.alert import Alert
+from diffhook.capture.alerts.deviation import Deviations
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows
 
@@ -22,6 +23,10 @@ class Detector(ABC):
     Args:
         rate: alarms per judgement that are acceptable where nothing is wrong. Detectors whose verdict
             leaves no doubt have no use for it.
+
+    Attributes:
+        deviations: of the rows' columns from what is usual at their timestep; those who watch one run
+            have them in common.
     """
 
     kind: ClassVar[str] = "custom"
@@ -32,6 +37,7 @@ class Detector(ABC):
                 f"rate is {rate}; expected a share of false alarms, such as {DEFAULT_RATE}"
             )
         self.rate = rate
+        self.deviations = Deviations()
 
     @abstractmethod
     def look(self, rows: Rows) -> Iterator[Alert]:

@@ -25,6 +25,8 @@ class Deviation:
     is (log value − median) / spread, less the median deviation of the last rows at whatever timestep,
     which is training's own progress. The spread is that of the bin's upper half: only large values
     alarm, and norms are skewed.
+
+    Detectors share one for each column, see :class:`Deviations`: the same rows are judged once.
     """
 
     def __init__(self, column: str) -> None:
@@ -34,6 +36,8 @@ class Deviation:
         self._logs: Values = np.empty(0)
         self._recent: Values = np.empty(0)
         self._seen = 0
+        self._judged: Rows | None = None
+        self._found = np.empty((2, 0))
 
     def __call__(self, rows: Rows) -> tuple[Values, Values]:
         """Judge the rows, then remember them.
@@ -43,6 +47,11 @@ class Deviation:
             multiples of what is usual. NaN where a value is not positive and finite, has no
             timestep, or too little was seen yet.
         """
+        if rows is not self._judged:
+            self._judged, self._found = rows, self._judge(rows)
+        return self._found[0], self._found[1]
+
+    def _judge(self, rows: Rows) -> Values:
         values, timesteps = rows[self.column].astype(float), rows["timestep"].astype(float)
         usable = np.isfinite(values) & (values > 0) & np.isfinite(timesteps)
         found = np.full((2, len(values)), np.nan)
@@ -53,7 +62,7 @@ class Deviation:
         memory = min(max(self._seen // 2, _LEAST), _MOST)
         self._logs = np.concatenate([self._logs, logs])[-memory:]
         self._timesteps = np.concatenate([self._timesteps, timesteps])[-memory:]
-        return found[0], found[1]
+        return found
 
     def _compare(self, logs: Values, timesteps: Values) -> tuple[Values, Values]:
         order = np.argsort(self._timesteps, kind="stable")
@@ -73,3 +82,10 @@ class Deviation:
         self._recent = recent - shift
         excess -= shift
         return excess / spread, np.exp(excess)
+
+
+class Deviations(dict[str, Deviation]):
+    """Column → its deviation, made when first asked for."""
+
+    def __missing__(self, column: str) -> Deviation:
+        return self.setdefault(column, Deviation(column))

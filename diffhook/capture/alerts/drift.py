@@ -10,7 +10,6 @@ import numpy as np
 
 from diffhook.capture.alerts.alert import Alert
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
-from diffhook.capture.alerts.deviation import Deviation
 from diffhook.capture.alerts.tail import Tail
 from diffhook.log import Rows
 
@@ -34,15 +33,15 @@ class Drift(Detector):
     def __init__(self, rate: float = DEFAULT_RATE, factor: float = 1.5) -> None:
         super().__init__(rate)
         self.factor = factor
-        self._deviation = Deviation("grad_norm")
         self._tail = Tail(rate)
         self._levels: deque[float] = deque()
         self._quiet = 0
 
     def look(self, rows: Rows) -> Iterator[Alert]:
-        self._deviation(rows)
+        deviation = self.deviations["grad_norm"]
+        deviation(rows)
         steps = max(math.ceil(_ROWS / max(len(rows["sample"]), 1)), _STEPS)
-        self._levels.append(self._deviation.level)
+        self._levels.append(deviation.level)
         while len(self._levels) > steps + 1:
             self._levels.popleft()
         self._quiet = max(self._quiet - 1, 0)

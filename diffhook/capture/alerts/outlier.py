@@ -9,7 +9,6 @@ import numpy as np
 
 from diffhook.capture.alerts.alert import Alert, about_row
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector
-from diffhook.capture.alerts.deviation import Deviation
 from diffhook.capture.alerts.tail import Tail
 from diffhook.log import Rows
 
@@ -25,11 +24,10 @@ class Outlier(Detector):
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
         super().__init__(rate)
-        self._deviation = Deviation(self.column)
         self._tail = Tail(rate)
 
     def look(self, rows: Rows) -> Iterator[Alert]:
-        deviations, ratios = self._deviation(rows)
+        deviations, ratios = self.deviations[self.column](rows)
         level = self._tail.level
         for index in np.flatnonzero(self._tail.alarms(deviations)):
             sample, timestep = int(rows["sample"][index]), float(rows["timestep"][index])

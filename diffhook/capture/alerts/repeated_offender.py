@@ -10,7 +10,6 @@ from scipy.special import gammaincc
 
 from diffhook.capture.alerts.alert import Alert, about_row
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
-from diffhook.capture.alerts.deviation import Deviation
 from diffhook.capture.alerts.tail import Tail
 from diffhook.log import Rows
 
@@ -24,7 +23,8 @@ class RepeatedOffender(Detector):
     The surprises of a sample's last visits, −log of the share of rows that deviate further at such
     timesteps, are summed (Fisher's method). Were visits independent, the sum would have a Gamma
     distribution; since some samples are harder than others by nature, how much is too much is learned
-    from the run's other samples.
+    from the run's other samples. A sample that was named begins anew: the same visits do not name it
+    again, and false alarms do not come in rows.
 
     Args:
         rate: alarms per visit, from a sample's second on, on a clean run.
@@ -32,13 +32,12 @@ class RepeatedOffender(Detector):
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
         super().__init__(rate)
-        self._deviation = Deviation("grad_norm")
         self._single = Tail(rate)
         self._joint = Tail(rate)
         self._visits: dict[int, deque[float]] = {}
 
     def look(self, rows: Rows) -> Iterator[Alert]:
-        deviations, _ = self._deviation(rows)
+        deviations, _ = self.deviations["grad_norm"](rows)
         surprises = self._single.surprise(deviations)
         self._single.alarms(deviations)
         sums, counts = np.full((2, len(surprises)), np.nan)
@@ -52,13 +51,16 @@ class RepeatedOffender(Detector):
         for index in np.flatnonzero(self._joint.alarms(joint)):
             sample = int(rows["sample"][index])
             visits = self._visits[sample]
-            typical = np.exp(-np.mean(visits))
+            if not visits:  # another row of the step has just named it
+                continue
+            typical, count = np.exp(-np.mean(visits)), len(visits)
+            visits.clear()
             yield about_row(
                 self.kind,
                 rows,
                 int(index),
                 float(joint[index]),
                 level,
-                f"sample {sample} keeps pulling hard: on its last {len(visits)} visits only "
+                f"sample {sample} keeps pulling hard: on its last {count} visits only "
                 f"{typical:.1%} of other samples pulled harder at such timesteps, on average",
             )

@@ -12,10 +12,12 @@ from typing import Any
 from diffhook.capture.alerts.alert import Alert
 from diffhook.capture.alerts.delivery import Delivery
 from diffhook.capture.alerts.detector import Detector
+from diffhook.capture.alerts.deviation import Deviations
 from diffhook.capture.alerts.limit import Limit
+from diffhook.capture.alerts.past import past_steps
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.settings import Alerts
-from diffhook.log import Rows
+from diffhook.log import Rows, RunLog
 
 logger = logging.getLogger("diffhook")
 
@@ -39,6 +41,9 @@ class Watch:
     ) -> None:
         settled = Alerts.of(alerts)
         self.detectors = settled.detectors or ()
+        shared = Deviations()
+        for detector in self.detectors:
+            detector.deviations = shared
         self.rank = rank
         self.kinds: list[str] = []  # of the alerts told
         self._write = write
@@ -53,7 +58,7 @@ class Watch:
 
         Args:
             rows: scalar columns.
-            layer: where the step's backward first met a gradient that is not finite.
+            layer: of the step's gradients that are not finite, the first in backward order.
         """
         if self._quarantine is not None:
             self._quarantine.step = int(rows["step"][0])
@@ -64,11 +69,25 @@ class Watch:
                     continue
                 if layer is not None and alert.kind == "non-finite":
                     alert = replace(
-                        alert, layer=layer, message=f"{alert.message} (the backward first met it at {layer})"
+                        alert, layer=layer, message=f"{alert.message} (first in backward order: {layer})"
                     )
                 self._tell(alert)
                 if self._quarantine is not None:
                     self._quarantine.hear(alert)
+
+    def resume(self, log: RunLog) -> None:
+        """Learn what this process had learned: look at its last rows again, and tell nothing twice.
+
+        Raises:
+            LogError: the log is damaged.
+        """
+        for rows in past_steps(log, self.rank) if self.detectors else ():
+            for detector in self.detectors:
+                for _ in detector.look(rows):
+                    pass
+        for alert in log.alerts():
+            if alert.get("rank", 0) == self.rank:
+                self._limit.remember(alert["kind"], alert["samples"], alert["step"])
 
     def close(self) -> None:
         """Let the sinks finish; their threads end. Idempotent."""

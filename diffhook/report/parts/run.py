@@ -32,8 +32,16 @@ def run_part(log: RunLog) -> Part:
         "This run",
         "Run",
         facts={name: value for name, value in facts.items() if value},
+        plan=read_plan(log),
         configuration=list(_flat({**log.config, "summary": summary})),
     )
+
+
+def read_plan(log: RunLog) -> list[str]:
+    """What the hook said before the first step, line by line; [] where the log has none."""
+    content = files.get(log.store, "plan.json")
+    found: list[str] = json.loads(content)["text"] if content else []
+    return found
 
 
 def read_summary(log: RunLog) -> dict[str, Any]:

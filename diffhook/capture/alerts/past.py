@@ -1,0 +1,30 @@
+"""The rows of a run so far, step by step, as detectors saw them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from diffhook.log import RunLog, Table
+from diffhook.log.reader import rank_groups
+from diffhook.log.schema import SCALARS, Rows
+
+_MOST = 32_768  # rows that a resumed run looks at again: more than any detector remembers
+
+
+def past_steps(log: RunLog, rank: int, most: int = _MOST) -> Iterator[Rows]:
+    """Scalar columns of each step that one process logged, oldest first; the last ``most`` rows only.
+
+    Raises:
+        LogError: the log is damaged.
+    """
+    groups = [group for number, group in rank_groups(log.store, "train") if number == rank]
+    table = Table("train", groups)
+    if not len(table):
+        return
+    columns = {name: table[name][-most:] for name in SCALARS}
+    lr = np.nan_to_num(columns["lr"], nan=-1.0)  # a skipped step has the number of the one after it
+    begins = np.flatnonzero((np.diff(columns["step"]) != 0) | (np.diff(lr) != 0)) + 1
+    for rows in np.split(np.arange(len(lr)), begins):
+        yield {name: values[rows] for name, values in columns.items()}
