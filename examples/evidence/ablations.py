@@ -6,7 +6,7 @@ The problem of lds.py without class labels, with 300 digits and their own retrai
 time is changed from a reference: a grid of 10 timesteps × 1 draw, D = 2048, 2 snapshots, every step
 captured. For TracIn and ReTrac: the LDS over held-out queries, and the Spearman correlation of all scores
 with those of the finest setting of that thing. Training is bit-identical whatever is captured, so all
-settings watch the same model. Twenty minutes on two cores.
+settings watch the same model.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
 The problem of lds.py, with class labels. For 6 held-out and 6 generated queries and each method, the
 query's top 25 of 500 samples are left out, a model is trained again from the same seed and in the same
 order, and the query's loss is set against that of the model trained on all; beside it, as many left out at
-random. Means over queries with the bootstrap's standard error, for two training seeds. Twenty
-minutes on two cores.
+random. Means over queries with the bootstrap's standard error, for two training seeds.
 """
 
 from __future__ import annotations

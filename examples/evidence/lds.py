@@ -8,7 +8,7 @@ under each. A score's LDS is the Spearman correlation over halves between the ne
 and the sum of the scores of a half's samples, averaged over queries, with the bootstrap's standard error
 over queries; the ceiling is what the losses of the other seed reach as a score. Watched trainings
 with two seeds give the scores. TracIn and ReTrac of a few samples are computed by dattri too, from the same
-snapshots, noise and timestep. Forty minutes on two cores.
+snapshots, noise and timestep.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ digits with noise are planted; in the other, which knows the classes, some label
 tells (self-influence on the training's events and on a grid, norms and losses against others of their
 timestep, all signals together) is set beside the plain mean loss and the distance in pixels to the ten
 nearest samples (of the same label, where labels may be wrong). AUROC and average precision, mean and
-standard error over seeds. Twenty minutes on two cores.
+standard error over seeds.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> Result:
 
 def rankings(args: argparse.Namespace, samples: Samples, path: Any, seed: int) -> dict[str, Floats]:
     """Method → (N,) scores, high for outliers."""
-    recipe = Recipe(epochs=2 if args.quick else 10, snapshots=2)
+    recipe = Recipe(epochs=3 if args.quick else 10, snapshots=2)
     probe = diffhook.Probe(samples=None, grid=diffhook.Grid(5), batch_size=64)
     train(samples, recipe, seed=seed, log=path, objective=LOSS, probe=probe)
     log = diffhook.open_log(path)

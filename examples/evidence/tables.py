@@ -142,4 +142,4 @@ def _seeds(result: Result) -> str:
 
 def _made(result: Result, name: str, more: str) -> str:
     command = f"`python examples/evidence/{name}.py`"
-    return f"{command}, {result['date']}, {result['machine']}, {result['minutes']:.0f} minutes; {more}."
+    return f"{command}, {result['date']}, {result['machine']}; {more}."
