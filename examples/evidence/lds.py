@@ -3,11 +3,13 @@
     python examples/evidence/lds.py [--quick]
 
 A small UNet, once with class labels and once without. Models are trained on 32 random halves of 500
-digits, each with two seeds; the loss of 32 held-out and 32 generated queries, over 50 timesteps, is measured
+digits, each with four seeds; the loss of 32 held-out and 32 generated queries, over 50 timesteps, is measured
 under each. A score's LDS is the Spearman correlation over halves between the negative of those losses
-and the sum of the scores of a half's samples, averaged over queries, with the bootstrap's standard error
-over queries; the ceiling is what the losses of the other seed reach as a score. Watched trainings
-with two seeds give the scores. TracIn and ReTrac of a few samples are computed by dattri too, from the same
+and the sum of the scores of a half's samples, averaged over queries; the ceiling is what the losses of one seed
+reach as a score for those of the others. Four watched trainings give the scores. Errors are of the
+bootstrap over queries and halves, and of the spread between watched trainings. A second table's worth of seeds
+is kept apart to see whether it agrees: half of the seeds, trained, watched and scored, against the other half.
+TracIn and ReTrac of a few samples are computed by dattri too, from the same
 snapshots, noise and timestep.
 """
 
@@ -106,7 +108,7 @@ def retrained(problem: Problem, args: argparse.Namespace, out: Path) -> Retraine
         functools.partial(train_on, problem),
         functools.partial(measured, problem),
         half_subsets(len(problem.training), 4 if args.quick else 32),
-        seeds=(0, 1),
+        seeds=args.seeds,
         record=out / "halves.jsonl",
         processes=args.processes,
     )
@@ -161,6 +163,8 @@ def all_scores(
 
 
 def run(args: argparse.Namespace) -> Result:
+    if len(args.seeds) < 2:
+        raise SystemExit(f"--seeds names {len(args.seeds)}; expected 2 or more, to see whether they agree")
     rows, ceilings = [], []
     for conditional in (False, True):
         case = "with labels" if conditional else "without labels"
@@ -174,10 +178,10 @@ def run(args: argparse.Namespace) -> Result:
             losses_of = -models.losses[:, :, start : start + len(queries)]
             start += len(queries)
             for method in by_seed[0][name]:
-                each = [lds(scores[name][method], models.subsets, losses_of) for scores in by_seed]
-                seeds = [{"mean": one.mean.mean, "error": one.mean.error} for one in each]
-                rows.append({"case": case, "queries": name, "method": method, **pooled(seeds)})
-            ceiling = each[0].ceiling
+                scores = [of_seed[name][method] for of_seed in by_seed]
+                found = judged(scores, models.subsets, losses_of)
+                rows.append({"case": case, "queries": name, "method": method, **found})
+            ceiling = lds(scores[0], models.subsets, losses_of).ceiling
             assert ceiling is not None
             ceilings.append({"case": case, "queries": name, "mean": ceiling.mean, "error": ceiling.error})
     return {
@@ -187,11 +191,24 @@ def run(args: argparse.Namespace) -> Result:
     }  # fmt: skip
 
 
-def pooled(seeds: list[Result]) -> Result:
-    """The mean over scoring seeds; its error is that of the queries, which the seeds share."""
-    mean, error = (float(np.mean([one[name] for one in seeds])) for name in ("mean", "error"))
-    agree = agreeing(seeds) if len(seeds) > 1 else None
-    return {"mean": mean, "error": error, "each": seeds, "seeds_agree": agree}
+def judged(scores: Sequence[Scores], subsets: Sequence[Any], measured: Scores) -> Result:
+    """The LDS of all watched seeds and of two halves of them, each with retrainings of its own.
+
+    Args:
+        scores: (Q, N) by seed.
+        measured: (seeds, M, Q) of the retrained models.
+    """
+    spread = np.std([lds(one, subsets, measured).mean.mean for one in scores], ddof=1)
+    halves = [pooled(scores[start::2], subsets, measured[start::2], spread) for start in (0, 1)]
+    return {**pooled(scores, subsets, measured, spread), "halves": halves, "seeds_agree": agreeing(halves)}
+
+
+def pooled(scores: Sequence[Scores], subsets: Sequence[Any], measured: Scores, spread: float) -> Result:
+    """The mean over watched seeds; its error that of queries and halves, and of so many seeds."""
+    each = [lds(one, subsets, measured).mean for one in scores]
+    sampled = np.mean([one.error for one in each])
+    error = float(np.hypot(sampled, spread / len(scores) ** 0.5))
+    return {"mean": float(np.mean([one.mean for one in each])), "error": error}
 
 
 def show(result: Result) -> list[str]:
@@ -229,4 +246,4 @@ def draw(axes: Any, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    experiment("lds", __doc__, run, draw, show)
+    experiment("lds", __doc__, run, draw, show, seeds=(0, 1, 2, 3))

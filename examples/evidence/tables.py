@@ -68,14 +68,14 @@ def lds(result: Result) -> str:
     check = result["outside"]
     lines += [
         "",
-        f"Two seeds of the watched training agree within two standard errors in {sum(agreeing)} of "
-        f"{len(agreeing)} rows. dattri's TracIn of the same snapshots differs from ours by "
+        f"With half of the seeds and with the other half, trained, watched and scored apart, "
+        f"{sum(agreeing)} of {len(agreeing)} rows agree within two standard errors. dattri's TracIn of the same snapshots differs from ours by "
         f"{check['tracin']:.0e} of the largest score, and its normalised form from ReTrac by "
         f"{check['retrac']:.0e}. "
         + _made(
             result,
             "lds",
-            f"{result['halves']} halves of {result['training_samples']:,} digits × 2 seeds, "
+            f"{result['halves']} halves of {result['training_samples']:,} digits × {len(result['seeds'])} seeds, "
             f"{result['asked']} queries of each kind",
         ),
     ]

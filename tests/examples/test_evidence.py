@@ -14,8 +14,9 @@ import pytest
 EVIDENCE = Path(__file__).parents[2] / "examples" / "evidence"
 
 
-def quick(name: str, out: Path) -> dict[str, Any]:
-    command = [sys.executable, EVIDENCE / f"{name}.py", "--quick", "--seeds", "0", "--out", out]
+def quick(name: str, out: Path, *seeds: int) -> dict[str, Any]:
+    named = ["--seeds", *(seeds or (0,))]
+    command = [sys.executable, EVIDENCE / f"{name}.py", "--quick", *named, "--out", out]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (out / f"{name}.svg").read_text().startswith("<?xml")
@@ -53,7 +54,7 @@ def test_outliers(tmp_path: Path) -> None:
 
 
 def test_linear_datamodeling_scores(tmp_path: Path) -> None:
-    result = quick("lds", tmp_path)
+    result = quick("lds", tmp_path, 0, 1)
     assert all(-1 <= row["mean"] <= 1 for row in result["rows"])
     assert len(result["ceilings"]) == 4
     for method in ("tracin", "retrac"):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from diffhook.analysis.evaluation.estimate import Estimate, estimate
+from diffhook.analysis.evaluation.estimate import Estimate
 from diffhook.errors import ConfigurationError
+
+_RESAMPLES = 200  # gives the error itself to 5%
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class LDS:
 
     Attributes:
         correlations: (Q,) Spearman over subsets; NaN where a query's measurements are all equal.
-        mean: over queries, with the bootstrap's standard error over queries.
+        mean: over queries, with the bootstrap's standard error over queries and subsets: all queries share
+            the subsets, so their correlations err together. It is rather too large than too small.
         ceiling: what the measurements of another seed reach as scores; None with one seed.
     """
 
@@ -64,19 +68,33 @@ def lds(
         raise ConfigurationError(f"a subset names sample {last}, but there are scores of {scores.shape[1]}")
     predicted = np.stack([scores[:, np.asarray(subset, int)].sum(1) for subset in subsets])
     correlations = _spearman(predicted, seeds.mean(0))
-    return LDS(correlations, estimate(correlations), _ceiling(seeds) if len(seeds) > 1 else None)
+    ceiling = _ceiling(seeds) if len(seeds) > 1 else None
+    return LDS(correlations, _estimate([(predicted, seeds.mean(0))]), ceiling)
 
 
 def _spearman(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(Q,) of two (M, Q); NaN where a side is constant."""
-    found = np.full(left.shape[1], np.nan)
-    for query in range(left.shape[1]):
-        if np.ptp(left[:, query]) > 0 and np.ptp(right[:, query]) > 0:
-            found[query] = scipy.stats.spearmanr(left[:, query], right[:, query]).statistic
-    return found
+    first, second = (scipy.stats.rankdata(side, axis=0) - (len(side) + 1) / 2 for side in (left, right))
+    with np.errstate(invalid="ignore"):
+        found = (first * second).sum(0) / np.sqrt((first**2).sum(0) * (second**2).sum(0))
+    return np.asarray(found, np.float64)
 
 
 def _ceiling(seeds: npt.NDArray[np.float64]) -> Estimate:
     """Each seed's measurements as the score for the mean of the others."""
-    each = [_spearman(seeds[s], np.delete(seeds, s, axis=0).mean(0)) for s in range(len(seeds))]
-    return estimate(np.mean(each, axis=0))
+    return _estimate([(seed, np.delete(seeds, s, axis=0).mean(0)) for s, seed in enumerate(seeds)])
+
+
+def _estimate(pairs: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]) -> Estimate:
+    """The mean correlation of pairs of (M, Q), over queries; its error over queries and subsets."""
+    subsets, queries = pairs[0][0].shape
+    rng = np.random.default_rng(0)
+
+    def mean(rows: Any = slice(None), columns: Any = slice(None)) -> float:
+        found = np.concatenate([_spearman(*(side[rows][:, columns] for side in pair)) for pair in pairs])
+        return float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else float("nan")
+
+    means = [
+        mean(rng.integers(0, subsets, subsets), rng.integers(0, queries, queries)) for _ in range(_RESAMPLES)
+    ]
+    return Estimate(mean(), float(np.nanstd(means)) if np.isfinite(means).any() else float("nan"))
