@@ -12,6 +12,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from diffhook.capture.alerts import Alerts, Detector, Watch
+from diffhook.capture.appearance import FIGURES
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
@@ -102,6 +103,7 @@ class Recorder:
         step: int,
         weight: float,
         losses: Tensor | None = None,
+        appearance: Tensor | None = None,
     ) -> None:
         """Stage the rows of the pass that the engine has just finished.
 
@@ -112,6 +114,7 @@ class Recorder:
             weight: coefficient with which a sample's own gradient enters the step's update,
                 times the capture stride.
             losses: (B,) the samples' own losses, where known.
+            appearance: (B, 3) of the clean samples, where known: for alerts, not for the log.
         """
         count = len(sample_ids)
         rows = make_rows(
@@ -124,7 +127,9 @@ class Recorder:
             loss=np.full(count, np.nan) if losses is None else losses.float().cpu().numpy(),
             weight=np.full(count, weight),
         )
-        self._staged.append(dict(rows))
+        unknown = np.full((count, len(FIGURES)), np.nan)
+        looks = unknown if appearance is None else appearance.cpu().numpy()
+        self._staged.append({**rows, "appearance": looks})
         if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
             self._layer = self.engine.first_nonfinite
 
@@ -145,10 +150,12 @@ class Recorder:
         rows = {name: np.concatenate([part[name] for part in self._staged]) for name in self._staged[0]}
         self._staged.clear()
         layer, self._layer = self._layer, None
+        looks = rows.pop("appearance")
         rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])
-        self.watch.look({name: values for name, values in rows.items() if name in SCALARS}, layer)
+        scalars = {name: values for name, values in rows.items() if name in SCALARS}
+        self.watch.look({**scalars, "appearance": looks}, layer)
 
     def settle(self) -> None:
         """A checkpoint is about to be written: a process killed later resumes from it, so the rows

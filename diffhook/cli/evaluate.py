@@ -67,7 +67,9 @@ def run(args: argparse.Namespace) -> None:
         print_json(rows)
         return
     table = [(r["scores"], r["figure"], r["value"], r.get("error", ""), r.get("beside", "")) for r in rows]
-    reading = "Errors: bootstrap over queries (and subsets). Beside: what a perfect or a random ranking would get."
+    reading = (
+        "Errors: bootstrap over queries (and subsets). Beside: what a perfect or a random ranking would get."
+    )
     print_table("evaluation", ["scores", "figure", "value", "error", "beside"], table, reading)
 
 

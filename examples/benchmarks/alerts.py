@@ -37,11 +37,13 @@ from diffhook.capture import (
     Detector,
     Dominating,
     Drift,
+    InputOutlier,
     LossOutlier,
     NormOutlier,
     RepeatedOffender,
 )
 from diffhook.capture.alerts.past import past_steps
+from diffhook.capture.appearance import appearance
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import RunLog
 
@@ -88,8 +90,11 @@ def false_alarms(folder: Path, images: np.ndarray, epochs: int, seed: int) -> li
     train(images, folder / "clean", epochs, Alerts(detectors=()), seed)
     log = open_log(folder / "clean")
     rows = len(log.train)
-    steps = list(past_steps(log, 0, most=rows))
-    kinds = dict.fromkeys((NormOutlier, LossOutlier, RepeatedOffender), ("row", rows))
+    looks = appearance(torch.from_numpy(images)[:, None]).numpy()
+    steps = [
+        {**step, "appearance": looks[step["sample"].astype(int)]} for step in past_steps(log, 0, most=rows)
+    ]
+    kinds = dict.fromkeys((NormOutlier, LossOutlier, InputOutlier, RepeatedOffender), ("row", rows))
     kinds |= dict.fromkeys((Dominating, Drift), ("step", len(steps)))
     found = []
     for rate in (RATE, 1e-2):

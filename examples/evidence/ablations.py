@@ -2,25 +2,27 @@
 
     python examples/evidence/ablations.py [--quick]
 
-The problem of lds.py without class labels, with 300 digits and their own retrained halves. One thing at a
-time is changed from a reference: a grid of 10 timesteps × 1 draw, D = 2048, 2 snapshots, every step
-captured. For TracIn and ReTrac: the LDS over held-out queries, and the Spearman correlation of all scores
-with those of the finest setting of that thing. Training is bit-identical whatever is captured, so all
-settings watch the same model.
+The problem of lds.py without class labels, and its retrained halves: where lds.py has trained them, they
+are taken from runs/evidence/lds. One thing at a time is changed from a reference: a grid of 10 timesteps ×
+1 draw, D = 2048, 2 snapshots, every step captured. For TracIn and ReTrac: the LDS over held-out queries,
+and the Spearman correlation of all scores with those of the finest setting of that thing. Training is
+bit-identical whatever is captured, so all settings of a seed watch the same model.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import functools
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from experiment import Result, experiment, told
-from lds import Problem, ask, key, retrained
+from experiment import Result, experiment, single_threaded, told
+from lds import Problem, ask, retrained
 from scipy.stats import spearmanr
 from training import LOSS, train
 
@@ -32,7 +34,7 @@ METHODS = ("tracin", "retrac")
 REFERENCE = {"timesteps": 10, "noise draws": 1, "D": 2048, "snapshots": 2, "stride": 1}
 SETTINGS = {
     "timesteps": (2, 5, 10, 20, 40),
-    "noise draws": (1, 2, 4, 8),
+    "noise draws": (1, 2, 4),
     "D": (128, 512, 2048, 8192),
     "snapshots": (1, 2, 4, 8),
     "stride": (1, 2, 4, 8, 16),
@@ -40,67 +42,80 @@ SETTINGS = {
 QUICK = {"timesteps": (2, 3), "noise draws": (1, 2), "D": (64, 128), "snapshots": (1, 2), "stride": (1, 2)}
 
 
-class Study:
-    """One watched model per seed, scored in many ways."""
-
-    def __init__(self, problem: Problem, seed: int, out: Path) -> None:
-        self.problem, self.seed, self.out = problem, seed, out
-
-    def scores(self, thing: str, setting: dict[str, int]) -> dict[str, npt.NDArray[Any]]:
-        """Method → (Q, N): of events where the stride is asked about, on the grid otherwise."""
-        problem = replace(
-            self.problem,
-            grid=diffhook.Grid(setting["timesteps"], draws=setting["noise draws"]),
-            recipe=replace(self.problem.recipe, snapshots=setting["snapshots"]),
-        )
-        path = self.out / f"seed-{self.seed}-{key(thing)}-{setting[thing]}"
-        events = thing == "stride"
-        options: dict[str, Any] = {"every": setting["stride"] if events else 10**9}
-        if not events:
-            options["objective"] = LOSS
-            options["probe"] = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64)
-        train(
-            problem.training, problem.recipe, seed=self.seed, log=path, projection_dim=setting["D"], **options
-        )
-        log = diffhook.open_log(path)
-        ask(log, problem.queries["held out"], "held out", problem)
-        source = "train" if events else "probe"
-        return {
-            method: self.of_all(diffhook.influence(log, "held-out", method, source)) for method in METHODS
-        }
-
-    def of_all(self, scores: Scores) -> npt.NDArray[Any]:
-        """(Q, N): 0 for samples that no captured step saw."""
-        found = np.zeros((len(scores.query_ids), len(self.problem.training)))
-        found[:, scores.sample_ids] = scores.values
-        return found
+Found = dict[tuple[str, int], dict[str, npt.NDArray[Any]]]  # (thing, value) → method → (Q, N)
 
 
 def run(args: argparse.Namespace) -> Result:
-    problem = Problem.make(False, args.out, args.quick, samples=300)
-    models = retrained(problem, args, args.out)
+    shared = args.out if args.quick else args.out.parent / "lds" / "without-labels"
+    shared.mkdir(parents=True, exist_ok=True)
+    problem = Problem.make(False, shared, args.quick)
+    models = retrained(problem, args, shared)
     measured = -models.losses[:, :, : len(problem.queries["held out"])]
+    with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
+        study = functools.partial(watch, problem, args.out, QUICK if args.quick else SETTINGS)
+        by_seed = list(pool.map(study, args.seeds))
     rows = []
-    for seed in args.seeds:
-        study = Study(problem, seed, args.out)
-        for thing, values in (QUICK if args.quick else SETTINGS).items():
-            found = {}
-            for value in values:
-                setting = {**REFERENCE, thing: value}
-                if args.quick:
-                    setting |= {name: QUICK[name][0] for name in QUICK if name != thing}
-                found[value] = study.scores(thing, setting)
-            finest = found[values[0] if thing == "stride" else values[-1]]
-            for (value, scores), method in itertools.product(found.items(), METHODS):
+    for seed, found in zip(args.seeds, by_seed, strict=True):
+        for (thing, value), scores in found.items():
+            values = [v for t, v in found if t == thing]
+            finest = found[thing, values[0] if thing == "stride" else values[-1]]
+            for method in METHODS:
                 score = lds(scores[method], models.subsets, measured)
-                rank = np.mean(
-                    [spearmanr(a, b)[0] for a, b in zip(scores[method], finest[method], strict=True)]
-                )
+                pairs = zip(scores[method], finest[method], strict=True)
+                rank = float(np.mean([spearmanr(one, other)[0] for one, other in pairs]))
                 rows.append({
                     "seed": seed, "thing": thing, "value": value, "method": method, "mean": score.mean.mean,
-                    "error": score.mean.error, "rank_agreement": float(rank),
+                    "error": score.mean.error, "rank_agreement": rank,
                 })  # fmt: skip
     return {"training_samples": len(problem.training), "reference": REFERENCE, "rows": rows}
+
+
+def watch(problem: Problem, out: Path, settings: dict[str, tuple[int, ...]], seed: int) -> Found:
+    """One seed's scores under all settings."""
+    single_threaded()
+    reference = {thing: value if value in settings[thing] else settings[thing][0]
+                 for thing, value in REFERENCE.items()}  # fmt: skip
+    found: Found = {}
+    known: dict[tuple[str, ...], dict[str, npt.NDArray[Any]]] = {}
+    for thing, values in settings.items():
+        for value in values:
+            setting = {**reference, thing: value}
+            source = "train" if thing == "stride" else "probe"
+            name = (source, *map(str, setting.values()))
+            if name not in known:
+                known[name] = scored(problem, seed, out / f"seed-{seed}" / "-".join(name), setting, source)
+            found[thing, value] = known[name]
+    return found
+
+
+def scored(
+    problem: Problem, seed: int, path: Path, setting: dict[str, int], source: str
+) -> dict[str, npt.NDArray[Any]]:
+    """Method → (Q, N): of the training's events, or of probes on the grid."""
+    problem = replace(
+        problem,
+        grid=diffhook.Grid(setting["timesteps"], draws=setting["noise draws"]),
+        recipe=replace(problem.recipe, snapshots=setting["snapshots"]),
+    )
+    options: dict[str, Any] = {"every": setting["stride"] if source == "train" else 10**9}
+    if source == "probe":
+        options["objective"] = LOSS
+        options["probe"] = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64)
+    train(
+        problem.training, problem.recipe, seed=seed, log=path, projection_dim=setting["D"], progress=False,
+        **options,
+    )  # fmt: skip
+    log = diffhook.open_log(path)
+    ask(log, problem.queries["held out"], "held out", problem)
+    scores = {method: diffhook.influence(log, "held-out", method, source) for method in METHODS}
+    return {method: of_all(each, len(problem.training)) for method, each in scores.items()}
+
+
+def of_all(scores: Scores, samples: int) -> npt.NDArray[Any]:
+    """(Q, N): 0 for samples that no captured step saw."""
+    found = np.zeros((len(scores.query_ids), samples))
+    found[:, scores.sample_ids] = scores.values
+    return found
 
 
 def show(result: Result) -> list[str]:

@@ -2,7 +2,7 @@
 
     python examples/evidence/counterfactual.py [--quick]
 
-The problem of lds.py, with class labels. For 6 held-out and 6 generated queries and each method, the
+The problem of lds.py, with class labels. For 3 held-out and 3 generated queries and each method, the
 query's top 25 of 500 samples are left out, a model is trained again from the same seed and in the same
 order, and the query's loss is set against that of the model trained on all; beside it, as many left out at
 random. Means over queries with the bootstrap's standard error, for two training seeds.
@@ -26,7 +26,7 @@ METHODS = ("TracIn, grid", "ReTrac, grid", "D-TRAK", "pixels")
 
 def run(args: argparse.Namespace) -> Result:
     k = 6 if args.quick else 25
-    problem = Problem.make(True, args.out, args.quick, asked=6)
+    problem = Problem.make(True, args.out, args.quick, asked=3)
     queries = problem.queries
     scores = all_scores(problem, 0, args.out / "log", [m for m in LDS_METHODS if m[0] in METHODS])
     rows = []

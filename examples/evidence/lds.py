@@ -2,15 +2,14 @@
 
     python examples/evidence/lds.py [--quick]
 
-A small UNet, once with class labels and once without. Models are trained on 32 random halves of 500
-digits, each with four seeds; the loss of 32 held-out and 32 generated queries, over 50 timesteps, is measured
-under each. A score's LDS is the Spearman correlation over halves between the negative of those losses
-and the sum of the scores of a half's samples, averaged over queries; the ceiling is what the losses of one seed
-reach as a score for those of the others. Four watched trainings give the scores. Errors are of the
-bootstrap over queries and halves, and of the spread between watched trainings. A second table's worth of seeds
-is kept apart to see whether it agrees: half of the seeds, trained, watched and scored, against the other half.
-TracIn and ReTrac of a few samples are computed by dattri too, from the same
-snapshots, noise and timestep.
+A small UNet, once with class labels and once without. Models are trained on 32 random halves of 500 digits,
+each with three seeds; the loss of 32 held-out and 32 generated queries, over 50 timesteps, is measured under
+each. A score's LDS is the Spearman correlation over halves between the negative of those losses and the sum
+of the scores of a half's samples, averaged over queries; the ceiling is what the losses of one seed reach
+as a score for those of the others. Three watched trainings give the scores. Errors are of the bootstrap
+over queries and halves, and of the spread between watched trainings. Every other seed and the seeds
+between are also set against each other, trained, watched and scored apart, to see whether they agree.
+TracIn and ReTrac of a few samples are computed by dattri too, from the same snapshots, noise and timestep.
 """
 
 from __future__ import annotations
@@ -246,4 +245,4 @@ def draw(axes: Any, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    experiment("lds", __doc__, run, draw, show, seeds=(0, 1, 2, 3))
+    experiment("lds", __doc__, run, draw, show, seeds=(0, 1, 2))

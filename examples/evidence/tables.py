@@ -66,18 +66,16 @@ def lds(result: Result) -> str:
         lines.append(_row([method, *(_told(found[group]) for group in groups)]))
     agreeing = [row["seeds_agree"] for row in result["rows"]]
     check = result["outside"]
+    more = (
+        f"{result['halves']} halves of {result['training_samples']:,} digits × {len(result['seeds'])} seeds, "
+        f"{result['asked']} queries of each kind"
+    )
     lines += [
         "",
-        f"With half of the seeds and with the other half, trained, watched and scored apart, "
-        f"{sum(agreeing)} of {len(agreeing)} rows agree within two standard errors. dattri's TracIn of the same snapshots differs from ours by "
-        f"{check['tracin']:.0e} of the largest score, and its normalised form from ReTrac by "
-        f"{check['retrac']:.0e}. "
-        + _made(
-            result,
-            "lds",
-            f"{result['halves']} halves of {result['training_samples']:,} digits × {len(result['seeds'])} seeds, "
-            f"{result['asked']} queries of each kind",
-        ),
+        "With every other seed and with those between, trained, watched and scored apart, "
+        f"{sum(agreeing)} of {len(agreeing)} rows agree within two standard errors. dattri's TracIn of "
+        f"the same snapshots differs from ours by {check['tracin']:.0e} of the largest score, and its "
+        f"normalised form from ReTrac by {check['retrac']:.0e}. " + _made(result, "lds", more),
     ]
     return "\n".join(lines)
 

@@ -163,7 +163,7 @@ class DiffHook(TorchHook):
         with self.guarded():
             ids = None if batch is None else self.identity.of(batch, index)
             if batch is None or ids is not None:
-                self.session.batch(ids)
+                self.session.batch(ids, batch=batch)
             return ids is not None
         return False
 

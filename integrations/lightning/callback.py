@@ -61,7 +61,7 @@ class DiffHookCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         with self.hook.guarded():
-            self.hook.session.batch(self.hook.identity.of(batch))
+            self.hook.session.batch(self.hook.identity.of(batch), batch=batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._loss = float(loss.detach()) if self.hook.session.in_pass else None

@@ -119,7 +119,9 @@ class TorchHook(Guest):
             self.later(undo)
 
     @contextmanager
-    def step(self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0) -> Iterator[None]:
+    def step(
+        self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0, batch: Any = None
+    ) -> Iterator[None]:
         """Name the samples of one micro-batch, around its forward and backward.
 
         Args:
@@ -127,6 +129,8 @@ class TorchHook(Guest):
             timesteps: (B,) numbers; None to read them from the model's arguments.
             loss_scale: for a loop that calls ``loss.backward()`` itself: factor on the loss besides
                 the mean over the batch and a scaler's, such as 1/k when it accumulates k micro-batches.
+            batch: what the loop trains on, for the alert on samples that look unlike the others; see
+                :func:`~diffhook.capture.inputs.default_inputs`.
 
         Raises:
             ConfigurationError: something else given as ids.
@@ -134,7 +138,7 @@ class TorchHook(Guest):
         ids = self.identity.named(sample_ids, "sample_ids")
         with self.guarded():
             named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
-            self.session.batch(ids, named)
+            self.session.batch(ids, named, batch)
             self._scales = scale_of(self._scaler), loss_scale  # before the loop updates the scaler
         try:
             yield

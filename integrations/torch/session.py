@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture import Plan, Recorder
+from diffhook.capture.appearance import appearance, images_of
 from diffhook.capture.diffusion import predicted_tensor
 from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.integrations.torch.identity import with_roles
@@ -50,6 +51,7 @@ class Session:
         self._warned: set[str] = set()
         self._denoiser: nn.Module | None = None  # of the pass: the model that knows the timesteps
         self._losses: SampleLosses | None = None
+        self._images: Tensor | None = None  # of the batch
         self._step_began: float | None = None
         self._reset_step()
 
@@ -60,10 +62,11 @@ class Session:
 
     # ── a micro-batch ─────────────────────────────────────────────────────────────────────────
 
-    def batch(self, sample_ids: Tensor | None, timesteps: Tensor | None = None) -> None:
-        """The loop has received a batch, or (None) is through with its loader."""
+    def batch(self, sample_ids: Tensor | None, timesteps: Tensor | None = None, batch: Any = None) -> None:
+        """The loop has received ``batch``, or (None) is through with its loader."""
         self.abandon()
         self.sample_ids, self.timesteps = sample_ids, timesteps
+        self._images = None if batch is None else images_of(batch)
         self._batch_captured = False
 
     def abandon(self) -> None:
@@ -71,7 +74,7 @@ class Session:
         if self.in_pass and self.recorder is not None:
             self.recorder.engine.abandon()
         self.in_pass = False
-        self.sample_ids = self.timesteps = self._losses = self._denoiser = None
+        self.sample_ids = self.timesteps = self._images = self._losses = self._denoiser = None
 
     def expects(self) -> bool:
         """Whether a forward now would be one of training, on a batch that is known."""
@@ -124,6 +127,7 @@ class Session:
             accumulation: factor on the loss that it does not (1 / micro-batches of a step).
         """
         recorder, ids, timesteps, losses = self.recorder, self.sample_ids, self.timesteps, self._losses
+        images = self._images
         if not self.in_pass or recorder is None or ids is None:
             self._warn_of_second_backward()
             return
@@ -157,7 +161,10 @@ class Session:
                 own = losses.losses(rows / engine.loss_scale, batch_loss, parts=rows // mean_of)
         weight = accumulation / (mean_of * self.processes) * self.plan.stride
         timesteps = timesteps.repeat(rows // len(timesteps))
-        recorder.captured(samples, timesteps, step=self.step_count, weight=weight, losses=own)
+        looks = None if images is None or len(images) != rows else appearance(images)
+        recorder.captured(
+            samples, timesteps, step=self.step_count, weight=weight, losses=own, appearance=looks
+        )
         self.scalars.add(engine.norms)
         self._batch_captured = True
         self._step_samples += len(ids)

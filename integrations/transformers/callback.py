@@ -69,7 +69,7 @@ class _TrainerHook(DiffHook):
         self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
         with self.guarded():
-            self.session.batch(self._waiting.pop(id(inputs), None))
+            self.session.batch(self._waiting.pop(id(inputs), None), batch=inputs)
         return original(model, inputs, *args, **kwargs)
 
     def loss_divided_by(self) -> float:

@@ -11,6 +11,7 @@ from diffhook.capture.alerts.delivery import Sink
 from diffhook.capture.alerts.detector import DETECTORS, Detector, all_detectors, register
 from diffhook.capture.alerts.dominating import Dominating
 from diffhook.capture.alerts.drift import Drift
+from diffhook.capture.alerts.input_outlier import InputOutlier
 from diffhook.capture.alerts.loss_outlier import LossOutlier
 from diffhook.capture.alerts.non_finite import NonFinite
 from diffhook.capture.alerts.norm_outlier import NormOutlier
@@ -27,6 +28,7 @@ __all__ = [
     "Detector",
     "Dominating",
     "Drift",
+    "InputOutlier",
     "LossOutlier",
     "NonFinite",
     "NormOutlier",
