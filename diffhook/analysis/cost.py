@@ -41,13 +41,14 @@ def cost_of(table: Table, plan: Plan, samples: int, kept: int, execution: Execut
         kept: bytes of the result and of what goes along with every task.
     """
     rows, blocks = len(table), list(table.blocks())
+    masks = sum(group.committed for group in table.groups if not group.all_count)
     block_rows = max((block.stop - block.start for block in blocks), default=0)
     block = block_rows * (table.dim * 4 * _COPIES + plan.width * 16)
     sums = plan.memory if plan.parts == 1 else plan.memory * execution.workers
     return Cost(
         rows=rows,
         read=rows * (table.dim * _itemsize(table, blocks) + 44),
-        memory=execution.workers * block + sums + 8 * samples + rows + kept,
+        memory=execution.workers * block + sums + 8 * samples + masks + kept,
         spilled=0 if plan.parts == 1 else rows * (plan.width * 4 + 8),
     )
 

@@ -1,9 +1,10 @@
 """Sums over the rows of each position (a sample, or a sample at a snapshot), in one pass.
 
 Every block of rows gives a partial: a row of numbers for each position that it touches. Where the sums
-of all positions fit into a share of the memory, partials are merged in a tree. Where they do not,
-partials go to files, and the positions are gathered part by part. Either way a block is read once,
-and the order of every sum is fixed, so that the result does not depend on the scheduler.
+of all positions fit into a share of the memory, those of neighbouring blocks are added up, and then
+merged in a tree, which is no higher for a longer log. Where they do not, partials go to files, and the
+positions are gathered part by part. Either way a block is read once, and the order of every sum is fixed,
+so that the result does not depend on the scheduler.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ Partial = tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]  # positions (u,)
 BlockSums = Callable[[Table, Block], Partial]
 
 _ARITY = 4
-_TASKS = 4**6  # at most so many tasks go over the blocks
-_TREE_SHARE = 24  # partials of the full size alive in a merge tree: 3 on each of 6 levels, and some more
+_TASKS = 4**4  # at most so many tasks go over the blocks, each with one partial for all of its blocks
+_TREE_SHARE = (
+    20  # partials of the full size alive in a merge tree: 3 on each of 4 levels, and what malloc keeps
+)
 
 
 class Reduction(Protocol):
@@ -139,8 +142,20 @@ def _tree(layer: list[Any], merge: Callable[[list[Any]], Any]) -> Any:
 
 
 def _sum_run(sums: BlockSums, table: Table, run: Sequence[Block]) -> Partial:
-    partials = [sums(table, block) for block in run]
-    return partials[0] if len(partials) == 1 else _merge(partials)
+    found = sums(table, run[0])
+    for block in run[1:]:
+        found = _added(found, sums(table, block))
+    return found
+
+
+def _added(whole: Partial, part: Partial) -> Partial:
+    """Their sum, in ``whole`` itself where that has all positions of ``part``."""
+    positions, values = whole
+    at = np.searchsorted(positions, part[0])
+    if not len(positions) or (positions[np.minimum(at, len(positions) - 1)] != part[0]).any():
+        return _merge([whole, part])
+    values[at] += part[1]
+    return whole
 
 
 def _merge(partials: list[Partial]) -> Partial:
@@ -197,7 +212,10 @@ def _gather(reduction: Reduction, names: list[str], start: int, stop: int, width
 
 
 def _distinct_run(table: Table, run: Sequence[Block]) -> npt.NDArray[np.int64]:
-    return _distinct([np.unique(table.read(block, "sample")) for block in run])
+    found = np.empty(0, np.int64)
+    for block in run:
+        found = np.union1d(found, table.read(block, "sample"))
+    return found
 
 
 def _distinct(parts: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

@@ -35,7 +35,8 @@ def looked_at(table: Table, columns: Sequence[str]) -> dict[str, npt.NDArray[Any
     parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in columns}
     for block in table.blocks():
         for name in columns:
-            parts[name].append(table.read(block, name)[-block.offset % stride :: stride])
+            # A copy: a view would hold all of the block.
+            parts[name].append(table.read(block, name)[-block.offset % stride :: stride].copy())
     return {name: np.concatenate(found) for name, found in parts.items()}
 
 

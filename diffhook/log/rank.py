@@ -136,6 +136,20 @@ class RankGroup:
             if index.isdecimal() and len(index) < 16:
                 yield int(index)
 
+    @property
+    def count(self) -> int:
+        """Rows that count."""
+        return self.committed if self.all_count else int(self.valid.sum())
+
+    def valid_in(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """(stop − start,): :attr:`valid` of rows [start, stop)."""
+        return np.ones(stop - start, np.bool_) if self.all_count else self.valid[start:stop]
+
+    @property
+    def all_count(self) -> bool:
+        """Whether every row counts, which needs no mask that grows with the log."""
+        return "committed" in self.attributes and not self.lost and len(self.sessions) < 2
+
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
         """(committed,): which rows are neither lost nor superseded by a later session."""

@@ -39,7 +39,7 @@ class Table:
         self.groups = [group for group in groups if group.columns]
 
     def __len__(self) -> int:
-        return int(sum(group.valid.sum() for group in self.groups))
+        return sum(group.count for group in self.groups)
 
     def __repr__(self) -> str:
         return f"<Table {self.name}: {len(self)} rows of {len(self.groups)} ranks>"
@@ -81,7 +81,7 @@ class Table:
             for start in range(0, group.committed, group.shard_rows):
                 stop = min(start + group.shard_rows, group.committed)
                 yield Block(rank, start, stop, offset)
-                offset += int(group.valid[start:stop].sum())
+                offset += int(group.valid_in(start, stop).sum())
 
     def read(self, block: Block, column: str) -> Array:
         """The block's valid rows of one column.
@@ -91,7 +91,7 @@ class Table:
         """
         self._check(column)
         group = self.groups[block.rank]
-        valid = group.valid[block.start : block.stop]
+        valid = group.valid_in(block.start, block.stop)
         if column not in group.columns:
             return np.full(int(valid.sum()), BY_NAME[column].fill, BY_NAME[column].dtype)
         if not valid.any():
@@ -123,6 +123,6 @@ class Table:
                     parts.append(self._sound(column, group, group.column(column)))
                 else:
                     fill = BY_NAME[column].fill
-                    parts.append(np.full(int(group.valid.sum()), fill, BY_NAME[column].dtype))
+                    parts.append(np.full(group.count, fill, BY_NAME[column].dtype))
             self._scalars[column] = np.concatenate(parts)
         return self._scalars[column]
