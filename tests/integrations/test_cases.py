@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +151,8 @@ OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.01, momentum=0.9),
     "foreach": lambda p: torch.optim.AdamW(p, 1e-3, foreach=True),
     "fused": lambda p: torch.optim.AdamW(p, 1e-3, fused=True),
+    "8-bit": lambda p: import_module("bitsandbytes.optim").AdamW8bit(p, 1e-3, min_8bit_size=1),
 }
-if find_spec("bitsandbytes"):  # not among the test packages: peft imports it wherever it is installed
-    OPTIMISERS["8-bit"] = lambda p: import_module("bitsandbytes.optim").AdamW8bit(p, 1e-3, min_8bit_size=1)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
