@@ -241,7 +241,7 @@ def draw(axes: Any, result: Result) -> None:
     axes.axhline(0, color="k", lw=0.6)
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
     axes.set_ylabel("LDS")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=len(groups), loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 if __name__ == "__main__":
