@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from diffhook.errors import ConfigurationError, DiffHookError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch.settings import Settings
-from diffhook.log.store import Location
+from diffhook.log.store import Location, settled
 
 logger = logging.getLogger("diffhook")
 
@@ -38,6 +38,7 @@ def launch(
         ConfigurationError: there is no such script, or a setting is out of range.
         SystemExit: the script's own, or status 1 after its traceback was printed.
     """
+    log = settled(log)
     Settings(**settings)  # bad options are told before the script's imports, which take a while
     if not module and not Path(script).is_file():
         raise ConfigurationError(f"there is no script {script}")

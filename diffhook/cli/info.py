@@ -10,14 +10,13 @@ from collections import Counter
 from typing import Any
 
 from diffhook.cli.printing import print_json, print_table
-from diffhook.log import RunLog, open_log
+from diffhook.log import RunLog, Table, open_log
 from diffhook.log import store as files
 
 _SHARING = (
     "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, random "
     "projections of gradients, the trained weights in its snapshots (and Adam's divisors, if they were to be "
-    "kept), the model's configuration and the versions of libraries. It names no files and holds no "
-    "captions. {images}"
+    "kept), the model's configuration and the versions of libraries. {names} {queries} {images}"
 )
 
 
@@ -34,7 +33,14 @@ def run(args: argparse.Namespace) -> None:
     rows = [(name, _words(value)) for name, value in facts.items()]
     count = facts["thumbnails"]
     images = f"It holds small images of {count:,} samples." if count else "It holds no image."
-    print_table("", ["", "value"], rows, _SHARING.format(images=images))
+    named, told = facts["named samples"], facts["queries that hold texts or paths"]
+    names = f"It names {named:,} samples, by their files or keys." if named else "It names no sample."
+    queries = (
+        f"The captions or paths that they were asked with are kept with {told} of its queries."
+        if told
+        else "No query holds a caption or a path."
+    )
+    print_table("", ["", "value"], rows, _SHARING.format(names=names, queries=queries, images=images))
 
 
 def describe(log: RunLog) -> dict[str, Any]:
@@ -58,6 +64,8 @@ def describe(log: RunLog) -> dict[str, Any]:
         "alerts": len(log.alerts()),
         "steps left out": steps,
         "rows left out": rows,
+        "named samples": len(log.names()),
+        "queries that hold texts or paths": sum(map(_tells, log.queries.values())),
         "thumbnails": len(log.thumbnails),
         "holds images": bool(log.thumbnails),
         "bytes": sizes(log),
@@ -70,6 +78,12 @@ def sizes(log: RunLog) -> dict[str, int]:
     for key in files.keys(log.store, ""):
         found[key.partition("/")[0]] += files.size(log.store, key)
     return dict(found.most_common())
+
+
+def _tells(query: Table) -> bool:
+    """Whether a query's description holds what its user wrote: captions, or a path."""
+    samples = (query.description or {}).get("samples") or {}
+    return any(samples.get(key) for key in ("captions", "images"))
 
 
 def _words(value: object) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
+from typing import Any
 
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
@@ -17,22 +19,29 @@ except ImportError:  # Windows: two writers there are not told apart
 
 ROOT = "locks"
 
-_held: dict[str, int] = {}  # path → handle; closing another handle of the file would let go of the lock
+# path → handle, and who claims it; closing another handle of the file would let go of the lock
+_held: dict[str, tuple[int, weakref.ref[Any]]] = {}
 
 
-def lock_rank(store: Store, rank: int) -> None:
-    """Claim a rank's tables until :func:`release_rank`, or the end of the process.
+def lock_rank(store: Store, rank: int, owner: Any) -> None:
+    """Claim a rank's tables until :func:`release_rank`, the end of the process, or that of ``owner``.
 
-    A second writer in the same process shares the claim. Object stores, and file systems without
-    locks, are not guarded.
+    Object stores, and file systems without locks, are not guarded.
 
     Raises:
-        LogError: another process writes there.
+        LogError: another process, or another owner in this one, writes there.
     """
     if fcntl is None or not isinstance(store, LocalStore):
         return
     path = _path(store, rank)
     if str(path) in _held:
+        handle, earlier = _held[str(path)]
+        if earlier() not in (None, owner):
+            raise LogError(
+                f"this process is writing rank {rank} of the log at {store.root} already: close the earlier "
+                "hook or writer, or choose another path"
+            )
+        _held[str(path)] = handle, weakref.ref(owner)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -51,15 +60,16 @@ def lock_rank(store: Store, rank: int) -> None:
         return
     os.ftruncate(handle, 0)
     os.write(handle, str(os.getpid()).encode())
-    _held[str(path)] = handle
+    _held[str(path)] = handle, weakref.ref(owner)
 
 
-def release_rank(store: Store, rank: int) -> None:
-    """Let another process write there. Nothing happens where nothing is claimed."""
-    if isinstance(store, LocalStore):
-        handle = _held.pop(str(_path(store, rank)), None)
-        if handle is not None:
-            os.close(handle)
+def release_rank(store: Store, rank: int, owner: Any) -> None:
+    """Let others write there. Nothing happens where the owner claims nothing."""
+    path = str(_path(store, rank)) if isinstance(store, LocalStore) else ""
+    handle, claimant = _held.get(path, (None, None))
+    if handle is not None and claimant is not None and claimant() is owner:
+        del _held[path]
+        os.close(handle)
 
 
 def _path(store: LocalStore, rank: int) -> Path:

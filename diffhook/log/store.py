@@ -64,6 +64,11 @@ def _refuse_links(path: Path) -> None:
                 )
 
 
+def settled(location: Location) -> Location:
+    """The location, whatever becomes of the working directory."""
+    return location if isinstance(location, Store) or "://" in str(location) else os.path.abspath(location)
+
+
 def describe(store: Store) -> str:
     """The location in words, for messages."""
     return str(store.root) if isinstance(store, LocalStore) else str(store)

@@ -183,7 +183,7 @@ class LogWriter:
             try:
                 self._backlog.close(timeout)
             finally:
-                release_rank(self.store, self.rank)
+                release_rank(self.store, self.rank, self)
 
     # ── the writer's thread ───────────────────────────────────────────────────────────────────
 
@@ -243,7 +243,7 @@ class LogWriter:
                     f"{where} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "
                     "another path"
                 )
-        lock_rank(self.store, self.rank)
+        lock_rank(self.store, self.rank, self)
         if "zarr.json" not in entries:  # every rank writes the same: each may have a disk of its own
             write_root(self.store, config)
         self._clean()

@@ -64,14 +64,30 @@ class Thumbnails:
 
 def data_uri(value: Any, size: int = 96) -> str:
     """The image as an inline WebP, at most ``size`` pixels on its longer side."""
+    image = _shrunk(value, size)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=_QUALITY, lossless=max(image.size) <= _TINY)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def png(value: Any, size: int) -> bytes:
+    """The image as a PNG, at most ``size`` pixels on its longer side, for a log.
+
+    Args:
+        value: see :func:`~diffhook.report.images.to_image`.
+    """
+    buffer = io.BytesIO()
+    _shrunk(value, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _shrunk(value: Any, size: int) -> Image.Image:
     image = _displayable(to_image(value))
     longest = max(image.size)
-    if longest > size:
-        shape = [max(round(side * size / longest), 1) for side in image.size]
-        image = image.resize((shape[0], shape[1]), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=_QUALITY, lossless=longest <= _TINY)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    if longest <= size:
+        return image
+    width, height = (max(round(side * size / longest), 1) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _displayable(image: Image.Image) -> Image.Image:

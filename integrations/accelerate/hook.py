@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from diffhook.capture import Alerts, Detector, Objective, Probe, Quarantine
 from diffhook.integrations.accelerate import loaders, quarantine
+from diffhook.integrations.accelerate.data import Data
 from diffhook.integrations.notify import Trackers
 from diffhook.integrations.torch import TorchHook
 from diffhook.integrations.torch.checkpoint import read_state, write_state
@@ -46,7 +48,7 @@ class DiffHook(TorchHook):
         accelerator: the loop's.
         path: the log: a folder, an fsspec URL, or a zarr Store.
         projection_dim, seed, every, overhead, snapshot_every, keep_preconditioner, probe, objective, alerts,
-            sample_ids, reuse_products, workspace, strict, enabled: see
+            sample_ids, thumbnails, reuse_products, workspace, strict, enabled: see
             :class:`~diffhook.integrations.torch.settings.Settings`.
 
     Raises:
@@ -68,6 +70,7 @@ class DiffHook(TorchHook):
         objective: Objective | None = None,
         alerts: Alerts | Sequence[Detector] | None = None,
         sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None,
+        thumbnails: int = 0,
         reuse_products: bool = False,
         workspace: int | None = None,
         strict: bool = False,
@@ -90,12 +93,14 @@ class DiffHook(TorchHook):
             objective=objective,
             alerts=Alerts.of(alerts, Trackers(weakref.proxy(accelerator))),  # their threads outlast it
             sample_ids=sample_ids,
+            thumbnails=thumbnails,
             reuse_products=reuse_products,
             workspace=workspace,
             strict=strict,
             enabled=enabled,
         )
         self.accelerator = accelerator
+        self._data = Data()
         if enabled:
             self._attach()
 
@@ -144,9 +149,10 @@ class DiffHook(TorchHook):
         results = prepared if isinstance(prepared, tuple) else (prepared,)
         for argument, tagged, result in zip(args, given, results, strict=True):
             if tagged is not argument:
-                self._loader = self._loader or argument
+                if self._loader is None:
+                    self._loader, self._data.first = argument, result
                 self.later(functools.partial(loaders.untag, result))
-                self.later(quarantine.leave_out(result, self.alerts))
+                self.later(quarantine.leave_out(result, self.alerts, self._data, self.identity))
         with self.guarded():
             for result in results:
                 self._discover(result)
@@ -159,18 +165,31 @@ class DiffHook(TorchHook):
         if isinstance(result, AcceleratedOptimizer):
             self.watch(result.optimizer)
 
-    def _on_batch(self, batch: Any, index: Tensor | None) -> bool:
+    def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
         with self.guarded():
             ids = None if batch is None else self.identity.of(batch, index)
             if batch is None or ids is not None:
-                self.session.batch(ids, batch=batch)
+                self._data.received(None if batch is None else dataset)
+                self.session.batch(None if self._data.unclear else ids, batch=batch)
+            if ids is not None and index is not None and self.identity.own_ids and self.alerts.quarantine:
+                self._data.note(ids, index)
             return ids is not None
         return False
+
+    def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._data.used()
+        if self._data.unclear and not self.closed and torch.is_grad_enabled() and not self.session.expects():
+            self.session.warn_once(
+                "batches of two loaders came before the model was called, and it is not known whose samples "
+                "it sees: such steps are not captured. Name them with hook.step(sample_ids=...)"
+            )
+        super()._on_forward(model, args, kwargs)
 
     def _backward(self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         scale = scale_of(self.accelerator.scaler)
         original(loss, *args, **kwargs)
         with self.guarded():
+            self._data.trained()
             known = self.session.in_pass
             divided = self.loss_divided_by()
             accumulation = 1 / (divided * self.accelerator.gradient_accumulation_steps)

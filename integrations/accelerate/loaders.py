@@ -127,9 +127,9 @@ _LOADERS = (
     data_loader.DataLoaderDispatcher,
     data_loader.SkipDataLoader,
 )
-# Called with (batch, indices in the dataset if known) just before the loop gets the batch, and with
-# (None, None) once the pass over the loader is over. Answers whether it knows the batch's samples.
-Listener = Callable[[Any, Tensor | None], bool]
+# Called with (batch, indices in the dataset if known, dataset) just before the loop gets the batch, and with
+# (None, None, dataset) once the pass over the loader is over. Answers whether it knows the batch's samples.
+Listener = Callable[[Any, Tensor | None, Any], bool]
 
 _listeners: list[weakref.WeakMethod[Listener]] = []
 _originals: dict[type, Any] = {}
@@ -156,20 +156,20 @@ def unlisten(listener: Listener) -> None:
 def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
     @wraps(iterate)
     def untagged(loader: Any) -> Iterator[Any]:
-        known = False
+        known, dataset = False, getattr(loader, "dataset", None)
         try:
             for item in iterate(loader):
                 tagged = item if isinstance(item, Tagged) else Tagged(item, None)
-                known = _tell(tagged.batch, tagged.sample_ids) or known
+                known = _tell(tagged.batch, tagged.sample_ids, dataset) or known
                 yield tagged.batch
         finally:
             if known:
-                _tell(None, None)
+                _tell(None, None, dataset)
 
     return untagged
 
 
-def _tell(batch: Any, sample_ids: Tensor | None) -> bool:
+def _tell(batch: Any, sample_ids: Tensor | None, dataset: Any) -> bool:
     told = [listener() for listener in list(_listeners)]
-    known = [listener(batch, sample_ids) for listener in told if listener is not None]
+    known = [listener(batch, sample_ids, dataset) for listener in told if listener is not None]
     return any(known)

@@ -12,8 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
 from diffhook.capture import Alerts, Quarantine
 from diffhook.errors import ConfigurationError
+from diffhook.integrations.accelerate.data import Data
+from diffhook.integrations.torch.identity import Identity
 
 logger = logging.getLogger("diffhook")
 
@@ -26,11 +30,11 @@ class _HealthyBatches:
     All else is the sampler's own, attributes that accelerate sets included.
     """
 
-    def __init__(self, batches: Any, quarantine: Quarantine, dataset_size: int) -> None:
-        self.__dict__.update(batches=batches, quarantine=quarantine, dataset_size=dataset_size)
+    def __init__(self, batches: Any, left_out: Callable[[], frozenset[int]]) -> None:
+        self.__dict__.update(batches=batches, left_out=left_out)
 
     def __iter__(self) -> Iterator[Any]:
-        left_out = self.quarantine.begin_pass(self.dataset_size)
+        left_out = self.left_out()
         stand_ins: deque[Any] = deque(maxlen=_STAND_INS)
         for batch in self.batches:
             healthy = [index for index in batch if index not in left_out]
@@ -58,13 +62,25 @@ def _next(stand_ins: deque[Any]) -> Any:
     return stand_ins[0]
 
 
-def leave_out(loader: Any, alerts: Alerts) -> Callable[[], None]:
-    """Keep the quarantine's samples out of a loader from its next pass on. Returns what undoes it."""
-    base = getattr(loader, "base_dataloader", loader)
-    if not isinstance(alerts.quarantine, Quarantine) or base.batch_sampler is None:
+def leave_out(loader: Any, alerts: Alerts, data: Data, identity: Identity) -> Callable[[], None]:
+    """Keep the quarantine's samples out of a loader from its next pass on, if it is trained on.
+
+    Returns what undoes it.
+    """
+    quarantine, base = alerts.quarantine, getattr(loader, "base_dataloader", loader)
+    if not isinstance(quarantine, Quarantine):
         return lambda: None
+    if base.batch_sampler is None or isinstance(base.dataset, IterableDataset):
+        logger.warning("the quarantine leaves nothing out of a stream: its samples cannot be chosen")
+        return lambda: None
+
+    def left_out() -> frozenset[int]:
+        if not data.trains(base.dataset):
+            return frozenset()
+        return data.places(quarantine.begin_pass(len(base.dataset)), identity.own_ids)
+
     sampler = base.batch_sampler
-    base.__dict__["batch_sampler"] = _HealthyBatches(sampler, alerts.quarantine, len(base.dataset))
+    base.__dict__["batch_sampler"] = _HealthyBatches(sampler, left_out)
 
     def undo() -> None:
         base.__dict__["batch_sampler"] = sampler

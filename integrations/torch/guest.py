@@ -8,7 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -76,9 +76,13 @@ class Guest:
 
     def claim(self, host: Any) -> None:
         """Be the only guest of ``host``. An earlier one leaves with what it has; its weights may be
-        others by now, so it takes no last snapshot."""
+        others by now, so it takes no last snapshot.
+
+        Args:
+            host: an object, or a tuple that names something, such as a log's place and a rank.
+        """
         for other in list(_present):
-            if other is not self and any(host is its for its in other._hosts):
+            if other is not self and any(_same(host, its) for its in other._hosts):
                 other.detach()
         self._hosts.append(host)
 
@@ -86,11 +90,14 @@ class Guest:
         """Take everything of ours off; what has been captured is kept."""
         self.closed = True
         _present.discard(self)
-        for undo in reversed(self._undo):
-            undo()
-        self._undo.clear()
-        self._hosts.clear()
-        self.release()
+        try:
+            with ExitStack() as undoing:  # what fails does not keep the others from being undone
+                for undo in self._undo:
+                    undoing.callback(undo)
+        finally:
+            self._undo.clear()
+            self._hosts.clear()
+            self.release()
 
     def later(self, undo: Callable[[], Any]) -> None:
         """Have ``undo`` called when we leave, the last one first."""
@@ -104,13 +111,20 @@ class Guest:
         @functools.wraps(original)  # callers look at signatures
         def replaced(*args: Any, **kwargs: Any) -> Any:
             found = ours()
-            return original(*args, **kwargs) if found is None else found(original, *args, **kwargs)
+            if found is None or found.__self__.closed:  # type: ignore[attr-defined]
+                return original(*args, **kwargs)
+            return found(original, *args, **kwargs)
+
+        def undo() -> None:
+            if owner.__dict__.get(name) is not replaced:  # someone has put theirs over ours
+                return
+            if own is None:
+                del owner.__dict__[name]
+            else:
+                owner.__dict__[name] = own
 
         owner.__dict__[name] = replaced
-        if own is None:
-            self.later(functools.partial(owner.__dict__.pop, name, None))
-        else:
-            self.later(functools.partial(owner.__dict__.__setitem__, name, own))
+        self.later(undo)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -170,3 +184,7 @@ class Weak:
 
     def remove(self) -> None:
         self._handle.remove()
+
+
+def _same(host: Any, other: Any) -> bool:
+    return host is other or (isinstance(host, tuple) and isinstance(other, tuple) and host == other)

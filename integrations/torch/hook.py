@@ -29,7 +29,7 @@ from diffhook.integrations.torch.session import Session
 from diffhook.integrations.torch.settings import Settings
 from diffhook.integrations.torch.signals import overflowed, scale_of
 from diffhook.integrations.torch.summary import plan_text, summary
-from diffhook.log.store import Location
+from diffhook.log.store import Location, settled
 
 logger = logging.getLogger("diffhook")
 
@@ -68,9 +68,15 @@ class TorchHook(Guest):
     ) -> None:
         self.settings = Settings(**settings)
         super().__init__(strict=self.settings.strict, enabled=self.settings.enabled)
-        self.path = path
+        self.path = settled(path)  # scripts may change the working directory
         self.plan = self.settings.plan()
-        self.session = Session(self.plan, self.settings.snapshot_every, rank=rank, processes=processes)
+        self.session = Session(
+            self.plan,
+            self.settings.snapshot_every,
+            rank=rank,
+            processes=processes,
+            thumbnails=self.settings.thumbnails,
+        )
         self.identity = Identity(self.settings.sample_ids)
         self.names = NameTable(self.identity.names)
         self.alerts = Alerts.of(self.settings.alerts)
@@ -239,6 +245,7 @@ class TorchHook(Guest):
             reuse_products=settings.reuse_products,
             workspace=settings.workspace,
         )
+        self.claim((self.path, session.rank))  # the hook of a run that has died, in a notebook say
         probe = training_probe(settings.probe, settings.objective, self._loader, self.identity)
         if session.step_count == 0:
             session.step_count = self._steps_before()

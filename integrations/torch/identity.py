@@ -18,6 +18,8 @@ KEYS = (
 )  # fmt: skip
 """Keys under which batches are looked through for ids, the first that fits."""
 
+_INDEX = "dataset index"
+
 
 class Identity:
     """Finds ids in batches, and remembers the names of samples that have one.
@@ -29,7 +31,12 @@ class Identity:
     def __init__(self, source: str | Callable[[Any], Any] | Literal[False] | None) -> None:
         self._source = source
         self.names: dict[int, str] = {}  #: id → name
-        self.found = "dataset index"  #: where the last batch's ids came from
+        self.found = _INDEX  #: where the last batch's ids came from
+
+    @property
+    def own_ids(self) -> bool:
+        """Whether samples have ids of their own, which are not their index in the dataset."""
+        return self.found != _INDEX
 
     def of(self, batch: Any, index: Tensor | None = None) -> Tensor | None:
         """(B,) int64 ids; None if the batch tells none.
@@ -73,7 +80,7 @@ class Identity:
                 self.found = f"batch[{key!r}]"
                 return ids
         if index is not None:
-            self.found = "dataset index"
+            self.found = _INDEX
         return index
 
     def _ids(self, values: Any) -> Tensor | None:

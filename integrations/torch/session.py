@@ -21,6 +21,7 @@ from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.integrations.torch.identity import with_roles
 from diffhook.integrations.torch.scalars import Scalars
 from diffhook.integrations.torch.signals import SampleLosses, find_timesteps
+from diffhook.integrations.torch.thumbnails import ThumbnailTaker
 
 logger = logging.getLogger("diffhook")
 
@@ -32,14 +33,24 @@ class Session:
         plan: which steps to capture.
         snapshot_every: optimiser steps between snapshots.
         rank, processes: this process's number, and how many share the batch.
+        thumbnails: longest side of those to keep; 0: none.
     """
 
-    def __init__(self, plan: Plan, snapshot_every: int | None, *, rank: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        snapshot_every: int | None,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        thumbnails: int = 0,
+    ) -> None:
         self.plan = plan
         self.rank = rank
         self.processes = processes
         self.recorder: Recorder | None = None
         self.scalars = Scalars()
+        self.thumbnails = ThumbnailTaker(thumbnails)
         self.step_count = 0  # optimiser steps taken
         self.began = time.perf_counter()
         self.sample_ids: Tensor | None = None
@@ -161,7 +172,10 @@ class Session:
                 own = losses.losses(rows / engine.loss_scale, batch_loss, parts=rows // mean_of)
         weight = accumulation / (mean_of * self.processes) * self.plan.stride
         timesteps = timesteps.repeat(rows // len(timesteps))
-        looks = None if images is None or len(images) != rows else appearance(images)
+        looks = None
+        if images is not None and len(images) == rows:
+            looks = appearance(images)
+            self.thumbnails.take(recorder.writer, samples, images)
         recorder.captured(
             samples, timesteps, step=self.step_count, weight=weight, losses=own, appearance=looks
         )
@@ -172,11 +186,16 @@ class Session:
         self._step_seconds += time.perf_counter() - began + engine.hook_seconds
 
     def _warn_of_second_backward(self) -> None:
-        if self._batch_captured and "second" not in self._warned:
-            self._warned.add("second")
-            logger.warning(
+        if self._batch_captured:
+            self.warn_once(
                 "a batch was differentiated twice: rows hold the gradient of the first backward only"
             )
+
+    def warn_once(self, message: str) -> None:
+        """Say something that would be true of many steps."""
+        if message not in self._warned:
+            self._warned.add(message)
+            logger.warning(message)
 
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 

@@ -31,6 +31,8 @@ class Settings:
         sample_ids: where a batch holds its samples' ids: a key, or a function of the batch that
             returns (B,) integers or B strings. None: a well-known key such as "ids", "indices" or
             "filenames", or else the index in the dataset. False: the index, whatever the batch holds.
+        thumbnails: longest side in pixels of a small image of each sample, as the batch had it at its first
+            visit, to keep in the log; 0, as by default: the log holds no image.
         reuse_products: cheaper, but training then differs by rounding, see
             :class:`diffhook.gradients.PerSampleGradients`.
         workspace: bytes of per-sample products alive at once, likewise.
@@ -51,6 +53,7 @@ class Settings:
     objective: Objective | None = None
     alerts: Alerts | Sequence[Detector] | None = None
     sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None
+    thumbnails: int = 0
     reuse_products: bool = False
     workspace: int | None = None
     strict: bool = False
@@ -63,6 +66,8 @@ class Settings:
             )
         if self.snapshot_every is not None and self.snapshot_every < 1:
             raise ConfigurationError(f"snapshot_every is {self.snapshot_every}; expected at least 1")
+        if not 0 <= self.thumbnails <= 512:
+            raise ConfigurationError(f"thumbnails is {self.thumbnails}; expected 0 to 512 pixels")
         if self.workspace is not None and self.workspace < 1:
             raise ConfigurationError(f"workspace is {self.workspace}; expected a positive number of bytes")
         if self.probe is not None and self.objective is None:

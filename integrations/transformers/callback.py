@@ -55,7 +55,7 @@ class _TrainerHook(DiffHook):
         if not self.closed:
             self.replace(trainer, "training_step", self._training_step)
 
-    def _on_batch(self, batch: Any, index: Tensor | None) -> bool:
+    def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
         if batch is None:
             self._waiting.clear()
             return False

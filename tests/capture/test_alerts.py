@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import re
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import diffhook
 from diffhook import Alerts
@@ -385,6 +387,18 @@ def test_an_image_unlike_the_others_is_named_in_a_run(tmp_path: Path) -> None:
     assert [6] in named
     kept = diffhook.open_log(tmp_path / "log").train.columns
     assert "appearance" not in kept
+
+
+def test_thumbnails_are_kept_only_if_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path / "without", epochs=1)
+    assert not diffhook.open_log(tmp_path / "without").thumbnails
+    train(tmp_path / "with", data=identified(20, 32), epochs=2, thumbnails=16)
+    kept = diffhook.open_log(tmp_path / "with").thumbnails
+    assert list(kept) == list(range(20))
+    with Image.open(io.BytesIO(kept[3])) as image:
+        assert image.size == (16, 16)
+    with pytest.raises(ConfigurationError, match="thumbnails is -1; expected 0 to 512 pixels"):
+        train(tmp_path / "none", thumbnails=-1)
 
 
 def test_a_detector_sees_whole_steps_with_their_learning_rate(tmp_path: Path) -> None:

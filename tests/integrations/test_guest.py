@@ -227,6 +227,66 @@ def test_after_an_error_the_next_hook_sees_the_last_one_off(tmp_path: Path, agai
     assert log.snapshots == [], "by now the weights may be others"
 
 
+def test_a_second_run_into_the_same_log_sees_the_first_one_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook's cell that makes everything anew is run again; the error kept the first alive."""
+    monkeypatch.chdir(tmp_path)
+    first, second = Traces(), Traces()
+    kept = DiffHook(first.accelerator, "log", strict=True)
+    first.prepare()
+    with pytest.raises(KeyError):
+        first.loop(fail_at=2)
+    hook = DiffHook(second.accelerator, tmp_path / "log", strict=True)
+    second.prepare()
+    second.loop()
+    assert kept.closed
+    hook.close()
+    kept.close()
+    first.assert_none()
+    log = diffhook.open_log(tmp_path / "log")
+    assert log.train["sample"].tolist() == list(range(12)), "rows of the first run are superseded"
+    assert log.verify() == []
+
+
+def test_the_log_stays_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    traces = Traces()
+    DiffHook(traces.accelerator, "log", strict=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    traces.prepare()
+    traces.loop()
+    traces.accelerator.end_training()
+    assert len(diffhook.open_log(tmp_path / "log").train) == 12
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_what_others_put_over_ours_stays_and_what_fails_to_leave_keeps_nothing_else(tmp_path: Path) -> None:
+    traces = Traces()
+    hook = DiffHook(traces.accelerator, tmp_path / "log", strict=True)
+    ours = traces.accelerator.backward
+    seen = []
+
+    def theirs(loss: Any, **kwargs: Any) -> None:
+        seen.append(float(loss.detach()))
+        ours(loss, **kwargs)
+
+    traces.accelerator.backward = theirs
+    traces.prepare()
+    hook.later(lambda: 1 / 0)
+    traces.loop()
+    with pytest.raises(ZeroDivisionError):
+        hook.close()
+    assert traces.accelerator.backward is theirs
+    count = len(seen)
+    traces.loop()
+    assert len(seen) == 2 * count
+    del traces.accelerator.backward
+    traces.assert_none()
+    assert len(diffhook.open_log(tmp_path / "log").train) == 12
+
+
 def test_an_interrupted_loop_may_go_on(tmp_path: Path) -> None:
     traces = Traces()
     DiffHook(traces.accelerator, tmp_path / "log", strict=True)

@@ -155,6 +155,37 @@ def test_a_dataset_with_transforms_keeps_its_indices(tmp_path: Path, workers: in
     assert loop.end(tmp_path / "log") == loop.seen
 
 
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(identified())
+
+
+def test_a_stream_without_a_length_may_be_prepared_first(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, tmp_path / "log", strict=True, projection_dim=0)
+    loaders = accelerator.prepare(DataLoader(Endless(), 4), DataLoader(TensorDataset(identified()), 4))
+    assert len(loaders) == 2
+    accelerator.end_training()
+
+
+def test_a_model_between_batches_of_two_loaders_is_not_captured_and_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whose rows they are is not known: rows under wrong ids would be worse than none."""
+    loader = DataLoader(TensorDataset(identified()), 4)
+    loop = Loop(tmp_path / "log", loader)
+    other = loop.accelerator.prepare(DataLoader(TensorDataset(identified()), 4, shuffle=True))
+    loop.run(both[0] for both in zip(loop.loader, other, strict=True))
+    assert sum("it is not known whose samples it sees" in r.message for r in caplog.records) == 1
+    with torch.no_grad():
+        for (clean,) in other:  # a validation
+            denoising_losses(loop.model, (clean, clean, torch.zeros(len(clean), dtype=torch.long)))
+    loop.seen.clear()
+    loop.run()
+    assert loop.end(tmp_path / "log") == loop.seen == list(range(12))
+
+
 def test_batches_skipped_by_accelerate_are_not_mistaken(tmp_path: Path) -> None:
     loop = Loop(tmp_path / "log", DataLoader(TensorDataset(identified()), 4, shuffle=True))
     loop.run(skip_first_batches(loop.loader, 1)).run()

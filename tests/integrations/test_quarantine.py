@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from diffhook import Alerts, Quarantine
 from diffhook.capture import Alert, Detector
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import Rows, open_log
+from diffhook.log.samples import name_id
 from tests.runs import TinyDenoiser, denoising_losses, identified, train
 
 
@@ -122,6 +123,62 @@ def test_a_run_that_continues_a_log_keeps_its_quarantine(tmp_path: Path) -> None
     quarantine.begin_pass(12)
     assert held[0] == quarantine.samples
     assert held[0] == {3, 8}
+
+
+class Named(Dataset[Any]):
+    """Samples whose ids are not their indices."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": identified()[index], "id": f"{self.first + index}.png"}
+
+
+def test_samples_with_ids_of_their_own_are_left_out_and_validation_sees_all(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    hook = DiffHook(
+        accelerator, tmp_path / "log", alerts=Alerts(quarantine=Quarantine(kinds=())), strict=True
+    )
+    model = TinyDenoiser()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    validation, loader = DataLoader(Named(0), 4), DataLoader(Named(100), 4, shuffle=True)
+    model, validation, optimizer, loader = accelerator.prepare(model, validation, optimizer, loader)
+    seen: dict[str, list[list[str]]] = {"training": [], "validation": []}
+    for _ in range(2):
+        seen["training"].append([])
+        for batch in loader:
+            seen["training"][-1] += batch["id"]
+            clean, noise = batch["image"], torch.randn_like(batch["image"])
+            timesteps = torch.randint(0, 1000, (len(clean),))
+            accelerator.backward(denoising_losses(model, (clean, noise, timesteps)).mean())
+            optimizer.step()
+            optimizer.zero_grad()
+        seen["validation"].append([name for batch in validation for name in batch["id"]])
+        hook.quarantine.add([name_id("103.png"), name_id("3.png")])
+    accelerator.end_training()
+    every = [f"{100 + index}.png" for index in range(12)]
+    assert sorted(seen["training"][0]) == every
+    assert set(every) - set(seen["training"][1]) == {"103.png"}
+    assert seen["validation"] == [[f"{index}.png" for index in range(12)]] * 2
+
+
+def test_a_quarantine_says_that_it_leaves_nothing_out_of_a_stream(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(identified())
+
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, tmp_path / "log", alerts=Alerts(quarantine=True), strict=True)
+    accelerator.prepare(DataLoader(Stream(), 4))
+    accelerator.end_training()
+    assert any("leaves nothing out of a stream" in r.message for r in caplog.records)
 
 
 def test_no_more_than_the_given_share_is_left_out_on_account_of_alerts(tmp_path: Path) -> None:

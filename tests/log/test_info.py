@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from diffhook.cli import main
+from diffhook.integrations.torch.names import NameTable
 from diffhook.log import LogWriter, Snapshot
+from diffhook.log.samples import name_id
+from diffhook.log.table_writer import TableWriter
 from tests.log.test_log import CONFIG, make_rows
 
 
@@ -45,3 +48,26 @@ def test_thumbnails_are_told_before_a_log_is_shared(
     assert main(["info", str(tmp_path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["thumbnails"], facts["holds images"]) == (3, True)
+
+
+def test_names_captions_and_paths_are_told_before_a_log_is_shared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        assert main(["info", str(tmp_path)]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    LogWriter(tmp_path, CONFIG).close()
+    assert "It names no sample. No query holds a caption or a path." in told()
+    writer = LogWriter(tmp_path, CONFIG)
+    writer.put("train", make_rows(2))
+    NameTable({name_id("private/face.png"): "private/face.png"}).write(writer)
+    writer.close()
+    dim = CONFIG["identity"]["projection"]["dim"]
+    for query, samples in (("mine", {"captions": ["a face"]}), ("none", {})):
+        table = TableWriter(writer.store, f"queries/{query}/rank-0000", dim, "float16")
+        table.append(make_rows(1))
+        table.flush()
+        table.describe({"snapshots": [], "samples": samples})
+    assert "It names 1 samples, by their files or keys." in told()
+    assert "are kept with 1 of its queries" in told()

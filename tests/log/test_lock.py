@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -72,3 +73,18 @@ def test_a_child_neither_holds_nor_loses_its_parents_lock(tmp_path: Path) -> Non
     with pytest.raises(AssertionError):
         begin(tmp_path)
     writer.close()
+
+
+def test_a_second_writer_in_one_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    first = LogWriter(tmp_path, CONFIG)
+    with pytest.raises(LogError, match=r"this process is writing rank 0 .* already: close the earlier hook"):
+        LogWriter(tmp_path, CONFIG)
+    LogWriter(tmp_path, CONFIG, rank=1).close()
+    first.close()
+    second = LogWriter(tmp_path, CONFIG)
+    first.close()
+    with pytest.raises(LogError, match="already"):
+        LogWriter(tmp_path, CONFIG)
+    del second  # was never closed
+    gc.collect()
+    LogWriter(tmp_path, CONFIG).close()
