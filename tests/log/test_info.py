@@ -66,6 +66,7 @@ def test_names_captions_and_paths_are_told_before_a_log_is_shared(
     dim = CONFIG["identity"]["projection"]["dim"]
     for query, samples in (("mine", {"captions": ["a face"]}), ("none", {})):
         table = TableWriter(writer.store, f"queries/{query}/rank-0000", dim, "float16")
+        table.begin_session(0)
         table.append(make_rows(1))
         table.flush()
         table.describe({"snapshots": [], "samples": samples})
