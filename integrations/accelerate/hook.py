@@ -171,10 +171,15 @@ class DiffHook(TorchHook):
             if batch is None or ids is not None:
                 self._data.received(None if batch is None else dataset)
                 self.session.batch(None if self._data.unclear else ids, batch=batch)
-            if ids is not None and index is not None and self.identity.own_ids and self.alerts.quarantine:
-                self._data.note(ids, index)
+            if ids is not None:
+                self.note(ids, index)
             return ids is not None
         return False
+
+    def note(self, sample_ids: Tensor, index: Tensor | None) -> None:
+        """Where samples with ids of their own lie in the dataset, for the quarantine."""
+        if index is not None and self.identity.own_ids and self.alerts.quarantine:
+            self._data.note(sample_ids, index)
 
     def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._data.used()

@@ -70,7 +70,8 @@ class DiffHookCallback(Callback):
         scale = scale_of(getattr(trainer.precision_plugin, "scaler", None))
         micro_batches = trainer.accumulate_grad_batches
         with self.hook.guarded():
-            loss = None if self._loss is None else self._loss * micro_batches
+            # What Lightning shows is divided by the micro-batches and scaled already.
+            loss = None if self._loss is None else self._loss * micro_batches / scale
             self.hook.session.backward(loss, scale, 1 / micro_batches)
 
     def state_dict(self) -> dict[str, Any]:

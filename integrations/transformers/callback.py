@@ -63,6 +63,7 @@ class _TrainerHook(DiffHook):
             ids = self.identity.of(batch, index)
             if ids is not None:
                 self._waiting[id(batch)] = ids
+                self.note(ids, index)
         return False
 
     def _training_step(

@@ -130,6 +130,7 @@ def test_a_trainer_logs_what_a_plain_loop_does(tmp_path: Path) -> None:
 
 def test_lightning_logs_what_a_plain_loop_does(tmp_path: Path) -> None:
     import lightning.pytorch as pl
+    from lightning.pytorch.plugins import MixedPrecision
 
     from diffhook.integrations.lightning import DiffHookCallback
 
@@ -145,13 +146,16 @@ def test_lightning_logs_what_a_plain_loop_does(tmp_path: Path) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.unet.parameters(), 0.05)
 
-    def fit(epochs: int, resume: Path | None = None) -> Any:
+    def fit(epochs: int, resume: Path | None = None, half: bool = False) -> Any:
         trainer = pl.Trainer(
             accelerator="cpu",
             max_epochs=epochs,
             accumulate_grad_batches=ACCUMULATION,
-            callbacks=[DiffHookCallback(tmp_path / "log", strict=True, projection_dim=32)],
+            callbacks=[
+                DiffHookCallback(tmp_path / ("half" if half else "log"), strict=True, projection_dim=32)
+            ],
             logger=False,
+            plugins=MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", 2.0**8)) if half else None,
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=tmp_path,
@@ -161,6 +165,10 @@ def test_lightning_logs_what_a_plain_loop_does(tmp_path: Path) -> None:
 
     trainer = fit(1)
     _assert_same(_rows(tmp_path / "log"), _plain(tmp_path / "plain"))
+    fit(1, half=True)  # whose losses are scaled
+    for column in ("loss", "grad_norm"):
+        found, full = (diffhook.open_log(tmp_path / name).train[column] for name in ("half", "log"))
+        np.testing.assert_allclose(found, full, rtol=0.02)
     saved = next((tmp_path / "checkpoints").glob("*.ckpt"))
     fit(2, saved)
     rows = _rows(tmp_path / "log")
