@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -131,28 +132,18 @@ def test_a_stream_with_a_key_names_its_samples(tmp_path: Path, dispatch: bool, d
     assert loop.end(tmp_path / "log") == list(range(70, 82))
 
 
-class Transformed:
-    """Like a datasets.Dataset with a transform: fetches columns, transforms them batch by batch."""
-
-    def __len__(self) -> int:
-        return 12
-
-    def _transform(self, columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:
-        return {"image": [identified()[i] for i in columns["row"]]}
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {key: values[0] for key, values in self._transform({"row": [index]}).items()}
-
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        columns = self._transform({"row": indices})
-        return [{key: values[i] for key, values in columns.items()} for i in range(len(indices))]
+def _transform(columns: dict[str, list[Any]]) -> dict[str, list[Tensor]]:
+    return {"image": [identified()[row] for row in columns["row"]]}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_dataset_with_transforms_keeps_its_indices(tmp_path: Path, workers: int) -> None:
-    loader: Any = DataLoader(Transformed(), 4, shuffle=True, num_workers=workers)  # type: ignore[arg-type]
+def test_a_hugging_face_dataset_with_a_transform_keeps_its_indices(tmp_path: Path, workers: int) -> None:
+    """As training scripts have it: columns are fetched and transformed batch by batch."""
+    rows = datasets.Dataset.from_dict({"row": list(range(12))}).with_transform(_transform)
+    loader: Any = DataLoader(rows, 4, shuffle=True, num_workers=workers)  # type: ignore[arg-type]
     loop = Loop(tmp_path / "log", loader).run()
     assert loop.end(tmp_path / "log") == loop.seen
+    assert sorted(loop.seen) == list(range(12))
 
 
 class Endless(IterableDataset[Any]):
