@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ class Probe:
 
     Attributes:
         samples: dataset indices; or how many, evenly spaced through the dataset; None for all.
-        grid: timesteps and noise draws.
+        grid: timesteps and noise draws; by default 10 × 2, chosen by what examples/evidence/ablations.py
+            says of them.
         batch_size: rows of one forward pass.
         dataset: the dataset, if not that of the training's DataLoader.
         collate: how its items become a batch, likewise.
@@ -31,7 +32,7 @@ class Probe:
     """
 
     samples: Sequence[int] | int | None = 512
-    grid: Grid = field(default_factory=Grid)
+    grid: Grid = Grid(10, draws=2)
     batch_size: int = 32
     dataset: Any = None
     collate: Callable[[list[Any]], Any] | None = None
