@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Probe:
     """
 
     samples: Sequence[int] | int | None = 512
-    grid: Grid = Grid(10, draws=2)
+    grid: Grid = field(default_factory=lambda: Grid(10, draws=2))
     batch_size: int = 32
     dataset: Any = None
     collate: Callable[[list[Any]], Any] | None = None

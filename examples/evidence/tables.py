@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean, stdev
 from typing import Any
 
 Result = dict[str, Any]
@@ -108,11 +109,12 @@ def ablations(result: Result) -> str:
                     for row in result["rows"]
                     if (row["thing"], row["value"], row["method"]) == (thing, value, method)
                 ]
-                cells.append(f"{sum(found) / len(found):.3f}")
+                spread = stdev(found) / len(found) ** 0.5 if len(found) > 1 else float("nan")
+                cells.append(_told({"mean": fmean(found), "error": spread}))
         lines.append(_row([thing, str(value), *cells]))
     error = max(row["error"] for row in result["rows"])
     reference = ", ".join(f"{name} {value}" for name, value in result["reference"].items())
-    more = f"{_seeds(result)}; standard error of an LDS up to {error:.3f}; otherwise {reference}"
+    more = f"{_seeds(result)}, within one of which an LDS errs by up to {error:.2f}; otherwise {reference}"
     return "\n".join([*lines, "", _made(result, "ablations", more)])
 
 
