@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 from diffhook.errors import LogError
+from diffhook.log import store as files
 
 logger = logging.getLogger("diffhook")
 
 Job = Callable[[], None]
 
 _LONGEST_PAUSE = 30.0  # seconds between attempts at a disk that fails
+_LAST_TRIES = 10.0  # seconds that a disk that fails is still tried, at the end
+_SLOWEST = 1 << 20  # bytes/s: a job that needs longer than this and the time given is one that hangs
 
 
 class Backlog:
@@ -36,7 +40,9 @@ class Backlog:
         self._patience = patience
         self._jobs: deque[tuple[Job, int]] = deque()
         self._bytes = 0
+        self._written = 0  # files and commits
         self._overrun = False  # an offer was turned down, and the backlog is not yet half done
+        self._stalled = False  # a wait for the backlog timed out, and nothing was written since
         self._trouble: Exception | None = None  # of the attempt before
         self._failure: Exception | None = None  # for good
         self._hurry = self._closing = self._given_up = False
@@ -80,13 +86,14 @@ class Backlog:
             self._hurry = True
             self._changed.notify_all()
             done = self._changed.wait_for(lambda: not self._jobs or self._failure is not None, timeout)
-            self._raise()
-            if not done:
-                reason = self._trouble or f"it took longer than {timeout:g} s"
-                raise self._error(reason) from self._trouble
+            self._end_wait(done, f"it took longer than {timeout:g} s")
 
     def close(self, timeout: float) -> None:
-        """Finish within ``timeout`` seconds and stop the thread. Idempotent.
+        """Finish and stop the thread. Idempotent.
+
+        Args:
+            timeout: seconds without a file written after which it is given up; of a disk that fails,
+                10 at most. A large file has a second more for each MiB.
 
         Raises:
             LogError: not all jobs could be done.
@@ -95,7 +102,11 @@ class Backlog:
             return
         self._closing = True
         try:
-            self.drain(timeout)
+            with self._changed:
+                self._hurry = True
+                self._changed.notify_all()
+                done = self._wait_while_it_works(lambda: not self._jobs, timeout, _LAST_TRIES)
+                self._end_wait(done, f"nothing more was written for {timeout:g} s")
         finally:
             with self._changed:
                 self._given_up = True
@@ -108,12 +119,41 @@ class Backlog:
         return self._trouble is not None
 
     @property
+    def stalled(self) -> bool:
+        """A wait for the jobs was given up, and nothing has been written since."""
+        return self._stalled
+
+    @property
     def idle(self) -> bool:
         """Within a job: none comes after it."""
         return len(self._jobs) == 1
 
     def _fits(self, size: int) -> bool:
         return not self._jobs or self._bytes + size <= self._memory
+
+    def _wait_while_it_works(self, ready: Callable[[], bool], timeout: float, failing: float) -> bool:
+        """Wait as long as files get written. False: none was for ``timeout`` seconds and what the size
+        of the job adds, or for ``failing`` seconds while attempts fail."""
+        seen: str | int | None = None
+        since = 0.0
+        while not ready() and self._failure is None:
+            now = "failing" if self.failing else self._written  # an attempt that fails may write a part
+            if now != seen:
+                seen, since = now, time.monotonic()
+            size = self._jobs[0][1] if self._jobs else 0
+            limit = min(timeout, failing) if self.failing else timeout + size / _SLOWEST
+            left = since + limit - time.monotonic()
+            if left <= 0:
+                return False
+            self._changed.wait(min(left, 1.0))  # what happens within a job is not notified
+        return True
+
+    def _end_wait(self, done: bool, reason: str) -> None:
+        self._raise()
+        if not done:
+            error = self._error(self._trouble or reason)
+            self._stalled = True
+            raise error from self._trouble
 
     def _raise(self) -> None:
         if self._failure is not None:
@@ -127,6 +167,7 @@ class Backlog:
     # ── the thread ────────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
+        files.tell_writes(self._note_write)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._given_up)
@@ -138,6 +179,10 @@ class Backlog:
                 self._jobs.popleft()
                 self._bytes -= size
                 self._changed.notify_all()
+
+    def _note_write(self) -> None:
+        self._written += 1
+        self._stalled = False
 
     def _do(self, job: Job) -> None:
         pause = 0.1

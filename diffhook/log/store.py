@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import re
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from zarr.abc.store import Store
@@ -19,6 +20,8 @@ from diffhook.errors import LogError
 from diffhook.log.durable import DurableStore, is_partial
 
 Location = str | os.PathLike[str] | Store
+
+_writing = threading.local()  # .tell: whom a thread's writes are told
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -94,6 +97,18 @@ def commit(store: Store) -> None:
     """Publish what was set, where the store keeps it back until then."""
     if hasattr(store, "commit"):  # a DurableStore, or one of icechunk
         store.commit()
+        _tell_write()
+
+
+def tell_writes(to: Callable[[], None]) -> None:
+    """Have ``to`` called after everything that this thread writes from now on."""
+    _writing.tell = to
+
+
+def _tell_write() -> None:
+    tell = getattr(_writing, "tell", None)
+    if tell is not None:
+        tell()
 
 
 def failed_commits(store: Store) -> int:
@@ -108,6 +123,7 @@ def set_uncommitted(store: Store, key: str, *parts: bytes | memoryview) -> None:
         store.write(key, parts)
     else:
         sync(store.set(key, cpu.Buffer.from_bytes(b"".join(parts))))
+    _tell_write()
 
 
 def get(store: Store, key: str) -> bytes | None:

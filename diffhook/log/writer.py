@@ -166,8 +166,12 @@ class LogWriter:
         self._submit(self._flush_tables)
         self._backlog.drain(timeout)
 
-    def close(self, timeout: float = 10.0) -> None:
-        """Flush and stop the thread, within ``timeout`` seconds where the disk fails. Idempotent.
+    def close(self, timeout: float = 60.0) -> None:
+        """Flush and stop the thread. Idempotent.
+
+        Args:
+            timeout: seconds without progress after which the rest is given up; 10 at most where the
+                disk fails. One that works is waited for, however slow it is.
 
         Raises:
             LogError: not everything could be written.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import threading
+import time
 from collections.abc import Callable
 
 from zarr.abc.store import Store
@@ -30,6 +31,16 @@ def fails(code: int) -> Fault:
 def hangs(until: threading.Event) -> Fault:
     def fault(key: str, value: Buffer) -> Buffer:
         until.wait(60)
+        return value
+
+    return fault
+
+
+def slow(seconds: float) -> Fault:
+    """Every write takes a while, and succeeds."""
+
+    def fault(key: str, value: Buffer) -> Buffer:
+        time.sleep(seconds)
         return value
 
     return fault

@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from diffhook.capture import recorder
 from diffhook.errors import LogError
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.log import LogWriter, RunLog, open_log
+from diffhook.log import RunLog, open_log
 from diffhook.log import table_writer as writing
 from tests.runs import TinyDenoiser, denoising_losses, identified
 
@@ -42,9 +41,6 @@ def train(folder: Path, steps_taken: Any) -> None:
         steps_taken: a counter that the harness watches.
     """
     torch.set_num_threads(1)
-    # A crowded test machine is no slow disk: nothing may be given up.
-    recorder._LONGEST_WAIT = 600.0
-    LogWriter.close.__defaults__ = (600.0,)
     writing.rows_per_shard = lambda dim, dtype: 16  # type: ignore[assignment]
     torch.manual_seed(3)
     model = TinyDenoiser()

@@ -20,7 +20,7 @@ from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, durable, open_log
 from diffhook.log.store import put
 from diffhook.log.table_writer import TableWriter
-from tests.log.faults import FaultyStore, fails, hangs, short, sound
+from tests.log.faults import FaultyStore, fails, hangs, short, slow, sound
 from tests.log.test_log import CONFIG, DIM, make_rows
 from tests.runs import TinyDenoiser, train
 
@@ -208,9 +208,34 @@ def test_a_disk_that_hangs_does_not_keep_close_from_returning() -> None:
     released = threading.Event()
     store.fault = hangs(released)
     writer.put("train", make_rows(16))
-    with pytest.raises(LogError, match=r"it took longer than 0\.1 s"):
+    with pytest.raises(LogError, match=r"nothing more was written for 0\.1 s"):
         writer.close(timeout=0.1)
     released.set()
+
+
+def test_close_waits_for_a_slow_disk_as_long_as_it_works() -> None:
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG)
+    store.fault = slow(0.05)
+    for step in range(2):
+        writer.put("train", make_rows(16, 16 * step, step=step))
+        writer.snapshot(Snapshot(step, 0.1, 0.1), b"weights")
+    writer.close(timeout=1.5)  # of 3 s and more
+    log = open_log(store)
+    assert log.train["sample"].tolist() == list(range(32))
+    assert [s.step for s in log.snapshots] == [0, 1]
+
+
+def test_close_gives_a_large_snapshot_time_for_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffhook.log.backlog._SLOWEST", 1000)
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG)
+    writer.flush()
+    store.fault = lambda key, value: slow(1.5)(key, value) if "parameters" in key else value
+    writer.snapshot(Snapshot(1, 0.1, 0.1), bytes(9000))
+    writer.close(timeout=0.5)
+    (snapshot,) = open_log(store).snapshots
+    assert snapshot.parameters() == bytes(9000)
 
 
 def test_a_short_write_is_found_where_it_is(tmp_path: Path) -> None:
