@@ -25,7 +25,7 @@ from diffhook.log.store import Location
 logger = logging.getLogger("diffhook")
 
 _LONGEST_WAIT = 60.0  # seconds that saving a checkpoint waits for a slow disk …
-_ONE_MORE_TRY = 1.0  # … and for one that fails
+_ONE_MORE_TRY = 1.0  # … and for one that fails, or has not come on in that time
 
 
 class Recorder:
@@ -159,11 +159,16 @@ class Recorder:
 
     def settle(self) -> None:
         """A checkpoint is about to be written: a process killed later resumes from it, so the rows
-        before it go to the disk first."""
+        before it go to the disk first.
+
+        Takes a minute at most. Once that was in vain, or where writing fails, checkpoints wait a second
+        each until something is written again.
+        """
+        told = self.writer.failing
         try:
-            self.writer.flush(_ONE_MORE_TRY if self.writer.failing else _LONGEST_WAIT)
+            self.writer.flush(_ONE_MORE_TRY if told else _LONGEST_WAIT)
         except LogError as error:
-            level = logging.INFO if error.told else logging.WARNING
+            level = logging.INFO if told or error.told else logging.WARNING
             logger.log(level, "rows before this checkpoint are not on the disk yet: %s", error)
 
     def snapshot(self, step: int) -> None:
@@ -176,8 +181,9 @@ class Recorder:
             name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.parameters.items()
         }
         snapshot = Snapshot(step, self._lr, self.lr_sum, self.writer.session)
-        if self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step)):
-            self.snapshots_written += 1
+        if not self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step)):
+            return  # the next one stands for these steps too
+        self.snapshots_written += 1
         if self.objective is not None and self.probe is not None:
             self._run_probe(self.objective, self.probe, step)
         self.lr_sum = 0.0

@@ -64,6 +64,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "alerts": len(log.alerts()),
         "steps left out": steps,
         "rows left out": rows,
+        "snapshots left out": log.dropped_snapshots(),
         "named samples": len(log.names()),
         "queries that hold texts or paths": sum(map(_tells, log.queries.values())),
         "thumbnails": len(log.thumbnails),

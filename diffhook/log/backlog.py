@@ -16,6 +16,7 @@ logger = logging.getLogger("diffhook")
 Job = Callable[[], None]
 
 _LONGEST_PAUSE = 30.0  # seconds between attempts at a disk that fails
+HANGS = 60.0  # seconds without a write after which a disk is not waited for
 _LAST_TRIES = 10.0  # seconds that a disk that fails is still tried, at the end
 _SLOWEST = 1 << 20  # bytes/s: a job that needs longer than this and the time given is one that hangs
 
@@ -71,9 +72,21 @@ class Backlog:
                 )
             if self._overrun and size:
                 return False
-            self._jobs.append((job, size))
-            self._bytes += size
-            self._changed.notify_all()
+            self._add(job, size)
+            return True
+
+    def offer_patiently(self, job: Job, size: int) -> bool:
+        """Like :meth:`offer`, for what is rare and large: waits for room as long as the disk works.
+
+        Where it fails or hangs, ``patience`` seconds at most, and that was found out once.
+        """
+        with self._changed:
+            timeout = self._patience if self._stalled else HANGS
+            if not self._wait_while_it_works(lambda: self._fits(size), timeout, self._patience):
+                self._stalled = True
+                return False
+            self._raise()
+            self._add(job, size)
             return True
 
     def drain(self, timeout: float) -> None:
@@ -124,9 +137,19 @@ class Backlog:
         return self._stalled
 
     @property
+    def trouble(self) -> str:
+        """Why it does not come on, in words."""
+        return f"it fails: {self._trouble}" if self._trouble is not None else "it hangs"
+
+    @property
     def idle(self) -> bool:
         """Within a job: none comes after it."""
         return len(self._jobs) == 1
+
+    def _add(self, job: Job, size: int) -> None:
+        self._jobs.append((job, size))
+        self._bytes += size
+        self._changed.notify_all()
 
     def _fits(self, size: int) -> bool:
         return not self._jobs or self._bytes + size <= self._memory

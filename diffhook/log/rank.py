@@ -237,7 +237,7 @@ def _is_count(found: Any) -> bool:
 
 
 def _is_session(found: Any) -> bool:
-    counts = ("first_row", "dropped_steps", "dropped_rows")
+    counts = ("first_row", "dropped_steps", "dropped_rows", "dropped_snapshots")
     return (
         isinstance(found, dict)
         and all(_is_count(found.get(key, 0)) for key in counts)

@@ -91,9 +91,12 @@ class RunLog(Displayed):
 
     def dropped(self) -> tuple[int, int]:
         """Steps and rows that were not written because the disk could not take them in time."""
-        sessions = [s for _, group in rank_groups(self.store, "train") for s in group.sessions]
-        steps, rows = (sum(s.get(key, 0) for s in sessions) for key in ("dropped_steps", "dropped_rows"))
-        return steps, rows
+        table = self._table("train")  # as it is now
+        return table.dropped("steps"), table.dropped("rows")
+
+    def dropped_snapshots(self) -> int:
+        """Snapshots that were not written for the same reason."""
+        return self._table("train").dropped("snapshots")
 
     def names(self) -> dict[int, str]:
         """Sample id → name; empty where samples are numbered. See :mod:`diffhook.log.samples`."""

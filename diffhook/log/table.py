@@ -55,6 +55,10 @@ class Table:
     def _stored(self) -> frozenset[str]:
         return frozenset.intersection(*(group.columns for group in self.groups))
 
+    def dropped(self, what: str) -> int:
+        """How many "steps", "rows" or "snapshots" all sessions had to leave out."""
+        return sum(s.get(f"dropped_{what}", 0) for group in self.groups for s in group.sessions)
+
     @property
     def description(self) -> Any:
         """What the writer said of the rows once they were complete; None before."""

@@ -89,10 +89,11 @@ class TableWriter:
         """Keep a description of the rows beside them."""
         self._mark({**self._attributes, "description": json_like(description)})
 
-    def note_dropped(self, steps: int, rows: int) -> None:
-        """Say at the next :meth:`flush` how much of this session was left out so far."""
+    def note_dropped(self, **counts: int) -> None:
+        """Say at the next :meth:`flush` how many steps, rows or snapshots of this session were left out
+        so far."""
         *before, session = self._attributes["sessions"]
-        session = {**session, "dropped_steps": steps, "dropped_rows": rows}
+        session = {**session, **{f"dropped_{what}": count for what, count in counts.items()}}
         self._attributes["sessions"] = [*before, session]
         self._marked = False
 

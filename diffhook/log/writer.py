@@ -81,6 +81,7 @@ class LogWriter:
         self._alerts_waiting = False
         self._thumbnails: ThumbnailWriter | None = None
         self._dropped: dict[str, tuple[int, int]] = {}
+        self.dropped_snapshots = 0
         self.session = self._table("train").begin_session(start_step)
         if f"rank-{rank:04d}" in files.names(self.store, "probe"):
             self._table("probe")  # its rows of an earlier session are superseded from now on
@@ -93,8 +94,9 @@ class LogWriter:
 
     @property
     def failing(self) -> bool:
-        """The store refused the last attempt; the user was told, and it is tried again."""
-        return self._backlog.failing
+        """The store refused the last attempt, or a wait for it was given up, and nothing was written
+        since; the user was told, and it is tried again."""
+        return self._backlog.failing or self._backlog.stalled
 
     @property
     def dropped_steps(self) -> int:
@@ -123,7 +125,7 @@ class LogWriter:
             self._submit(lambda: self._commit_tables() if self._backlog.idle else None)
             return True
         steps, count = self._dropped.get(table, (0, 0))
-        if not self._dropped and not self.failing:
+        if not self._dropped and not self._backlog.failing:
             logger.warning(
                 "diffhook leaves out steps: %s cannot take rows as fast as they come",
                 files.describe(self.store),
@@ -132,10 +134,27 @@ class LogWriter:
         return False
 
     def snapshot(self, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None = None) -> bool:
-        """Write a snapshot, after the rows handed over before it. False: left out, as in :meth:`put`."""
+        """Write a snapshot, after the rows handed over before it, which it waits for where memory holds
+        not both: as long as the disk works.
+
+        Returns:
+            False: the disk fails or hangs, and the snapshot is left out; the log says how many were.
+
+        Raises:
+            LogError: writing failed for good.
+        """
         self._submit(self._flush_tables)
         size = len(parameters) + len(preconditioner or b"")
-        return self._submit(lambda: write_snapshot(self.store, snapshot, parameters, preconditioner), size)
+        taken = self._backlog.offer_patiently(
+            lambda: write_snapshot(self.store, snapshot, parameters, preconditioner), size
+        )
+        if not taken:
+            self.dropped_snapshots += 1
+            logger.warning(
+                "diffhook leaves out the snapshot of step %d: %s cannot take it, %s",
+                snapshot.step, files.describe(self.store), self._backlog.trouble,
+            )  # fmt: skip
+        return taken
 
     def alert(self, alert: Mapping[str, Any]) -> None:
         """Add one alert to this rank's alerts."""
@@ -201,7 +220,10 @@ class LogWriter:
     def _flush_tables(self) -> None:
         for name, table in self._tables.items():
             if name in self._dropped:
-                table.note_dropped(*self._dropped[name])
+                steps, rows = self._dropped[name]
+                table.note_dropped(steps=steps, rows=rows)
+            if name == "train" and self.dropped_snapshots:
+                table.note_dropped(snapshots=self.dropped_snapshots)
             table.flush()
         if self._thumbnails is not None:
             self._thumbnails.flush()

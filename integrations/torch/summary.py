@@ -79,6 +79,7 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         "dropped_steps": recorder.writer.dropped_steps,
         "dropped_rows": recorder.writer.dropped_rows,
         "snapshots": recorder.snapshots_written,
+        "dropped_snapshots": recorder.writer.dropped_snapshots,
         "alerts": dict(alerts),
         "coverage": str(recorder.engine.coverage),
     }
@@ -96,4 +97,6 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
             f"\n  {recorder.writer.dropped_rows:,} rows of {recorder.writer.dropped_steps:,} training steps "
             "were left out: the disk could not take them in time"
         )
+    if recorder.writer.dropped_snapshots:
+        text += f"\n  {recorder.writer.dropped_snapshots:,} snapshots were left out: the disk failed or hung"
     return numbers, text

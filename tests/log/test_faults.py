@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import random
+import re
 import shutil
 import threading
 import time
@@ -16,6 +17,8 @@ import pytest
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
+from diffhook.capture import Recorder
+from diffhook.cli.info import describe
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, durable, open_log
 from diffhook.log.store import put
@@ -211,6 +214,66 @@ def test_a_disk_that_hangs_does_not_keep_close_from_returning() -> None:
     with pytest.raises(LogError, match=r"nothing more was written for 0\.1 s"):
         writer.close(timeout=0.1)
     released.set()
+
+
+def test_a_snapshot_waits_for_a_slow_flush_before_it() -> None:
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG, memory=500, patience=0.05)
+    writer.put("train", make_rows(4))
+    store.fault = slow(0.05)
+    assert writer.snapshot(Snapshot(1, 0.1, 0.1), bytes(600))
+    store.fault = sound
+    writer.close()
+    log = open_log(store)
+    assert [s.step for s in log.snapshots] == [1]
+    assert log.dropped_snapshots() == 0
+
+
+@pytest.mark.parametrize("reason", ["it hangs", "it fails: .*ENOSPC"])
+def test_a_snapshot_that_is_left_out_is_told_and_counted(
+    reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.log.backlog.HANGS", 0.3)
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG, memory=500, patience=0.05)
+    writer.put("train", make_rows(4))
+    released = threading.Event()
+    store.fault = hangs(released) if "hangs" in reason else fails(errno.ENOSPC)
+    assert not writer.snapshot(Snapshot(7, 0.1, 0.1), bytes(600))
+    store.fault = sound
+    released.set()
+    writer.close()
+    log = open_log(store)
+    assert log.snapshots == []
+    assert log.dropped_snapshots() == describe(log)["snapshots left out"] == 1
+    assert log.train["sample"].tolist() == list(range(4))
+    (told,) = [r for r in caplog.records if "leaves out the snapshot" in r.message]
+    assert re.search(f"of step 7: .* cannot take it, {reason}", told.message)
+    assert told.levelno == logging.WARNING
+
+
+def test_a_disk_that_hangs_holds_up_one_checkpoint_and_the_next_ones_only_a_moment(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.capture.recorder._LONGEST_WAIT", 0.2)
+    monkeypatch.setattr("diffhook.capture.recorder._ONE_MORE_TRY", 0.1)
+    store, waits = FaultyStore(MemoryStore()), []
+    recorder = object.__new__(Recorder)  # of which this needs no more
+    recorder.writer = writer = LogWriter(store, CONFIG)
+    flush = writer.flush
+    monkeypatch.setattr(writer, "flush", lambda timeout: (waits.append(timeout), flush(timeout)))
+    released = threading.Event()
+    store.fault = hangs(released)
+    writer.put("train", make_rows(4))
+    for _ in range(3):
+        recorder.settle()
+    assert waits == [0.2, 0.1, 0.1]
+    assert [r.levelno for r in caplog.records if "before this checkpoint" in r.message] == [logging.WARNING]
+    store.fault = sound
+    released.set()
+    flush()
+    assert not writer.failing, "and the next checkpoint waits for it again"
+    writer.close()
 
 
 def test_close_waits_for_a_slow_disk_as_long_as_it_works() -> None:
