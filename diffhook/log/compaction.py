@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -20,7 +19,7 @@ from diffhook.log import store as files
 from diffhook.log import thumbnails
 from diffhook.log.alerts import write_alerts
 from diffhook.log.reader import RunLog, open_log
-from diffhook.log.samples import names_json, names_key
+from diffhook.log.samples import NameWriter
 from diffhook.log.schema import Rows, differences, projection_dtype
 from diffhook.log.snapshots import Snapshot, in_session, write_snapshot
 from diffhook.log.store import Location
@@ -231,8 +230,9 @@ def _copy_rest(store: Store, logs: Sequence[RunLog]) -> None:
     if alerts:
         write_alerts(store, 0, list(alerts.values()))
     names = {sample: name for log in logs for sample, name in log.names().items()}
-    if names:
-        files.put(store, names_key(0), json.dumps(names_json(names), indent=1).encode())
+    names_writer = NameWriter(store, 0)
+    names_writer.keep(names)
+    names_writer.flush()
     images = thumbnails.ThumbnailWriter(store, 0)
     for log in logs:
         for sample_id, png in log.thumbnails.items():

@@ -2,20 +2,29 @@
 
 Ids below 2^51 are the run's own: an index in the dataset, or a number found in the batch. A sample
 named by a string has a hash of it, the same in every process and every run; the names are kept in
-``names/rank-0000.json``. Where a batch holds further rows of a sample (the class images of prior
+``names/rank-0000-000.json``. Where a batch holds further rows of a sample (the class images of prior
 preservation), row r of a sample has the sample's id + r · 2^51: a sample of its own in every score.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import logging
+import re
+from itertools import islice
 
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
-from diffhook.log.seal import parse
+from diffhook.log.seal import parse, seal, unseal
+
+logger = logging.getLogger("diffhook")
+
+ROOT = "names"
+_PART = re.compile(r"names/rank-(\d{4,6})-(\d{3,6})\.json")  # others are of before, without a checksum
+_PART_NAMES = 10_000
 
 ROLE = 1 << 51
 """What the id of a sample's second row in a batch is higher by."""
@@ -34,6 +43,75 @@ def split_id(sample: int) -> tuple[int, int]:
     return own, role
 
 
+class NameWriter:
+    """Keeps the names of samples in a rank's files, of 10,000 each, so that many are cheap."""
+
+    def __init__(self, store: Store, rank: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._names: dict[int, str] = {}
+        self._seen = 0  # of the names
+        self._part: dict[int, str] = {}  # what the last file holds, and what is new
+        self._number = 0  # of the last file
+        self._written = True
+
+    def keep(self, names: dict[int, str]) -> None:
+        """Keep these.
+
+        Args:
+            names: id → name; may grow from now on, in another thread. Gets what the log has already;
+                what is damaged there is told.
+        """
+        known: dict[int, str] = {}
+        keys = name_files(self._store)
+        for key in keys:
+            try:
+                known |= read_name_file(self._store, key)
+            except LogError as error:
+                logger.warning("names of samples are lost until the run meets them again: %s", error)
+        parts = filter(None, map(_PART.fullmatch, keys))
+        self._number = max((int(part[2]) + 1 for part in parts if int(part[1]) == self._rank), default=0)
+        self._part = {sample: name for sample, name in names.items() if sample not in known}
+        self._written = not self._part
+        names |= known
+        self._names, self._seen = names, len(names)
+
+    def flush(self) -> None:
+        """Write what is new; the last file is written again as it grows."""
+        if len(self._names) > self._seen:
+            new = list(dict(self._names).items())[self._seen :]  # a copy: it may grow meanwhile
+            self._seen += len(new)
+            self._part.update(new)
+            self._written = False
+        while not self._written:
+            names = {str(sample): name for sample, name in islice(self._part.items(), _PART_NAMES)}
+            content = json.dumps(seal(names)).encode()
+            files.put(self._store, f"{ROOT}/rank-{self._rank:04d}-{self._number:03d}.json", content)
+            self._written = len(self._part) <= _PART_NAMES
+            if len(self._part) >= _PART_NAMES:
+                self._part = dict(islice(self._part.items(), _PART_NAMES, None))
+                self._number += 1
+
+
+def name_files(store: Store) -> list[str]:
+    """Keys of all files of names."""
+    return [f"{ROOT}/{name}" for name in files.names(store, ROOT)]
+
+
+def read_name_file(store: Store, key: str) -> dict[int, str]:
+    """Id → name, of one file.
+
+    Raises:
+        LogError: it is damaged.
+    """
+    place = f"{files.describe(store)}: {key}"
+    found = parse(files.get(store, key) or b"", place)
+    names = unseal(found, place, required=_PART.fullmatch(key) is not None)
+    if not all(sample.isdecimal() and isinstance(name, str) for sample, name in names.items()):
+        raise LogError(f"{place} is damaged: expected an object of sample id → name")
+    return {int(sample): name for sample, name in names.items()}
+
+
 def read_names(store: Store) -> dict[int, str]:
     """Id → name, of all ranks; empty where samples are numbered.
 
@@ -41,20 +119,6 @@ def read_names(store: Store) -> dict[int, str]:
         LogError: a file of names is damaged.
     """
     found: dict[int, str] = {}
-    for entry in files.names(store, "names"):
-        place = f"{files.describe(store)}: names/{entry}"
-        names = parse(files.get(store, f"names/{entry}") or b"{}", place)
-        if not isinstance(names, dict) or not all(
-            sample.isdecimal() and isinstance(name, str) for sample, name in names.items()
-        ):
-            raise LogError(f"{place} is damaged: expected an object of sample id → name")
-        found |= {int(sample): name for sample, name in names.items()}
+    for key in name_files(store):
+        found |= read_name_file(store, key)
     return found
-
-
-def names_key(rank: int) -> str:
-    return f"names/rank-{rank:04d}.json"
-
-
-def names_json(names: Mapping[int, str]) -> dict[str, str]:
-    return {str(sample): name for sample, name in names.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,23 @@ class TableWriter:
     Rows since the last shard boundary stay in memory, so that a shard begun is rewritten whole; so do
     shards that were not committed yet, up to four. Every method may be called again after it failed.
 
+    Args:
+        before_commit: called before rows count that did not.
+
     Raises:
         LogError: the group is damaged, or of an older schema.
     """
 
-    def __init__(self, store: Store, path: str, dim: int, dtype: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        path: str,
+        dim: int,
+        dtype: str,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store, self._path = store, path
+        self._before_commit = before_commit
         files.clean(store, path)
         group = RankGroup(store, path)
         self.shard_rows = group.shard_rows if group.columns else rows_per_shard(dim, dtype)
@@ -122,6 +133,7 @@ class TableWriter:
         """Make the shards count that were written."""
         if not self._uncommitted and self._marked:
             return
+        self._before_commit()
         self._write_again()
         self._mark({**self._attributes, "committed": self._written})
         self._uncommitted.clear()

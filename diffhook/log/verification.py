@@ -16,6 +16,7 @@ from diffhook.log.alerts import alert_files, read_rank
 from diffhook.log.columns import read_layout
 from diffhook.log.rank import RankGroup
 from diffhook.log.reader import query_names, rank_groups, read_attributes
+from diffhook.log.samples import name_files, read_name_file
 from diffhook.log.schema import BY_NAME
 from diffhook.log.snapshots import ROOT as SNAPSHOTS
 from diffhook.log.snapshots import read_snapshot, snapshot_folders
@@ -67,6 +68,8 @@ def verify(store: Store, advance: Step = lambda: None) -> list[Finding]:
     found += _check_snapshots(store, advance)
     for _, key in alert_files(store):
         found += _attempt(key, partial(read_rank, store, key))
+    for key in name_files(store):
+        found += _attempt(key, partial(read_name_file, store, key))
     found += _check_thumbnails(store)
     return found
 

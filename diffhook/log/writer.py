@@ -18,6 +18,7 @@ from diffhook.log.lock import ROOT as LOCKS
 from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.rank import group_json
 from diffhook.log.reader import read_attributes
+from diffhook.log.samples import NameWriter
 from diffhook.log.schema import (
     COLUMNS,
     SCALARS,
@@ -80,6 +81,7 @@ class LogWriter:
         self._alerts_key = alerts.key(rank)
         self._alerts_waiting = False
         self._thumbnails: ThumbnailWriter | None = None
+        self._names = NameWriter(self.store, rank)
         self._dropped: dict[str, tuple[int, int]] = {}
         self.dropped_snapshots = 0
         self.session = self._table("train").begin_session(start_step)
@@ -171,6 +173,14 @@ class LogWriter:
         check_png(png)
         self._submit(lambda: self._add_thumbnail(int(sample_id), png), len(png))
 
+    def keep_names(self, names: dict[int, str]) -> None:
+        """Keep the names of samples, on the disk before rows of theirs count.
+
+        Args:
+            names: id → name; gets what the log has already, and may grow until :meth:`close`.
+        """
+        self._names.keep(names)
+
     def record(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file about the run, such as its measured overhead, beside the tables."""
         content = json.dumps(value, indent=1).encode()
@@ -227,12 +237,13 @@ class LogWriter:
             table.flush()
         if self._thumbnails is not None:
             self._thumbnails.flush()
+        self._names.flush()
         self._write_alerts()
 
     def _table(self, name: str) -> TableWriter:
         if name not in self._tables:
             path = f"{name}/rank-{self.rank:04d}"
-            table = TableWriter(self.store, path, self._dim, self._dtype)
+            table = TableWriter(self.store, path, self._dim, self._dtype, self._names.flush)
             if name != "train":
                 table.begin_session(self._start_step)
             self._tables[name] = table

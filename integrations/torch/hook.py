@@ -22,7 +22,6 @@ from diffhook.integrations.torch.describe import describe_run
 from diffhook.integrations.torch.guest import Guest, Weak
 from diffhook.integrations.torch.identity import Identity
 from diffhook.integrations.torch.models import Models, refuse_compiled, refuse_sharded
-from diffhook.integrations.torch.names import NameTable
 from diffhook.integrations.torch.probing import training_probe
 from diffhook.integrations.torch.ranks import Ranks
 from diffhook.integrations.torch.session import Session
@@ -78,7 +77,6 @@ class TorchHook(Guest):
             thumbnails=self.settings.thumbnails,
         )
         self.identity = Identity(self.settings.sample_ids)
-        self.names = NameTable(self.identity.names)
         self.alerts = Alerts.of(self.settings.alerts)
         self._models = Models(self._on_forward, self._on_output)
         self._optimizer: torch.optim.Optimizer | None = None
@@ -183,7 +181,6 @@ class TorchHook(Guest):
         """See all rows to disk, unless not all ``step`` steps have been taken."""
         recorder = self.session.recorder
         if recorder is not None and self.step_count >= step:
-            self.names.write(recorder.writer)
             recorder.settle()
         return self.step_count >= step
 
@@ -216,14 +213,11 @@ class TorchHook(Guest):
                 self.session.output(model, output)
 
     def _on_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        recorder = self.session.recorder
         with self.guarded():
             if overflowed(optimizer):
                 self.session.skipped()
                 return
             self.session.stepped(optimizer)
-            if recorder is not None:
-                self.names.write_if_grown(recorder.writer)
 
     def _on_zero_grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
@@ -265,7 +259,7 @@ class TorchHook(Guest):
         session.recorder, self.started = recorder, True
         self._ranks = Ranks(session.rank, session.processes, self._settle)
         session.began = time.perf_counter()
-        self.names.read(recorder.writer)
+        recorder.writer.keep_names(self.identity.names)
         if session.rank == 0:
             ids = session.sample_ids
             batch = (0 if ids is None else len(ids)) * session.processes
@@ -326,7 +320,4 @@ class TorchHook(Guest):
         ranks, self._ranks = self._ranks, None
         if recorder is not None and ranks is not None:
             with ranks.leaving():
-                try:
-                    self.names.write(recorder.writer)
-                finally:
-                    recorder.close()
+                recorder.close()

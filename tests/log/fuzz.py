@@ -41,6 +41,8 @@ def original() -> Files:
                 log = LogWriter(store, CONFIG, rank=rank, start_step=8 * session)
                 log.put("train", make_rows(40, 1000 * rank + 100 * session))
                 log.put("probe", make_rows(10, step=9))
+                if rank == 0:
+                    log.keep_names({sample: f"{sample}.png" for sample in range(3 + session)})
                 log.alert({"step": 3, "kind": "test", "message": "…"})
                 if rank == 0:
                     log.snapshot(Snapshot(9, 0.1, 0.9, log.session), b"weights of session %d" % session)
@@ -78,6 +80,7 @@ def contents(files: Files) -> dict[str, Any]:
         found[f"snapshot {snapshot.step}"] = (snapshot.lr, snapshot.lr_sum, snapshot.parameters())
     found["alerts"] = [(a["step"], a["message"]) for a in log.alerts()]
     found["thumbnails"] = dict(log.thumbnails)
+    found["names"] = list(log.names().items())
     describe(log)
     log.to_xarray()
     return found
@@ -206,7 +209,7 @@ def _read(mutated: Files, expected: dict[str, Any] | None) -> tuple[str, str]:
 
 def _differences(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
     for name, value in found.items():
-        if name in ("alerts", "thumbnails"):
+        if name in ("alerts", "thumbnails", "names"):
             if any(v not in expected[name] for v in value):
                 yield f"{name} that never were"
         elif (name in expected or not _empty(value)) and value != expected.get(name):

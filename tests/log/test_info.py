@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from diffhook.cli import main
-from diffhook.integrations.torch.names import NameTable
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.samples import name_id
 from diffhook.log.table_writer import TableWriter
@@ -61,7 +60,7 @@ def test_names_captions_and_paths_are_told_before_a_log_is_shared(
     assert "It names no sample. No query holds a caption or a path." in told()
     writer = LogWriter(tmp_path, CONFIG)
     writer.put("train", make_rows(2))
-    NameTable({name_id("private/face.png"): "private/face.png"}).write(writer)
+    writer.keep_names({name_id("private/face.png"): "private/face.png"})
     writer.close()
     dim = CONFIG["identity"]["projection"]["dim"]
     for query, samples in (("mine", {"captions": ["a face"]}), ("none", {})):
