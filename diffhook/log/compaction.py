@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
 from diffhook.log.alerts import write_alerts
+from diffhook.log.lock import ROOT as LOCKS
+from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.reader import RunLog, open_log
 from diffhook.log.samples import NameWriter
 from diffhook.log.schema import Rows, differences, projection_dtype
@@ -122,7 +125,7 @@ def copy_logs(
         task = bar.add_task("copying", total=sum(blocks.values()) + len(snapshots))
         for name, parts in tables.items():
             if aggregation is not None and name in SUMMED:
-                _sum_table(store, logs[0], name, config, change, aggregation)
+                _sum_table(store, logs[0], name, parts, config, change, aggregation)
                 bar.advance(task, blocks[name])
             else:
                 _copy_table(store, name, parts, config, change, lambda: bar.advance(task))
@@ -175,6 +178,7 @@ def _copy_table(
             rows: Rows = {column: table.read(block, column) for column in table.columns}
             writer.append(change(rows) if change is not None and len(rows["sample"]) else rows)
             advance()
+    _note_dropped(writer, parts)
     writer.flush()
     description = next((t.description for t in parts if t.description), None)
     if description:
@@ -187,6 +191,7 @@ def _sum_table(
     store: Store,
     log: RunLog,
     name: str,
+    parts: Sequence[Table],
     config: dict[str, Any],
     change: Change | None,
     aggregation: Aggregation,
@@ -194,6 +199,7 @@ def _sum_table(
     writer = _new_table(store, name, config)
     if len(log.train if name == "train" else log.probe):
         aggregation(log, name, lambda rows: writer.append(change(rows) if change is not None else rows))
+    _note_dropped(writer, parts)
     writer.flush()
 
 
@@ -205,6 +211,12 @@ def _new_table(store: Store, name: str, config: dict[str, Any]) -> TableWriter:
     writer = TableWriter(store, f"{name}/rank-0000", dim, dtype)
     writer.begin_session(0)
     return writer
+
+
+def _note_dropped(writer: TableWriter, parts: Sequence[Table]) -> None:
+    counts = {what: sum(table.dropped(what) for table in parts) for what in ("steps", "rows", "snapshots")}
+    if any(counts.values()):
+        writer.note_dropped(**counts)
 
 
 def _check_summable(log: RunLog) -> None:
@@ -273,14 +285,15 @@ def _tables(logs: Sequence[RunLog]) -> dict[str, list[Table]]:
 
 
 def _parts(tables: Sequence[Table]) -> list[Table]:
-    """The tables that hold rows, without copies of each other.
+    """The tables that hold rows, or have left some out, without copies of each other.
 
     Raises:
         ConfigurationError: two hold different rows of the same rank and steps.
     """
     parts: list[Table] = []
     for table in tables:
-        if len(table) and not any(_same(table, other) for other in parts):
+        holds = len(table) or table.dropped("steps") or table.dropped("snapshots")
+        if holds and not any(_same(table, other) for other in parts):
             for other in parts:
                 _refuse_overlap(other, table)
             parts.append(table)
@@ -318,10 +331,26 @@ def _new_store(target: Location) -> Iterator[Store]:
     path = Path(target)
     if path.exists():
         raise LogError(f"{path} exists: choose another place for the copy")
+    _clear_killed(path)
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    store = files.open_store(beside, read_only=False)
+    lock_rank(store, 0, store)
     try:
-        yield files.open_store(beside, read_only=False)
+        yield store
+        shutil.rmtree(beside / LOCKS, ignore_errors=True)
         beside.rename(path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+    finally:
+        release_rank(store, 0, store)
+
+
+def _clear_killed(path: Path) -> None:
+    """Remove what copies to ``path`` left that were killed; not one that is at work."""
+    for beside in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.unfinished"):
+        with suppress(LogError):
+            store = files.open_store(beside, read_only=False)
+            lock_rank(store, 0, store)
+            shutil.rmtree(beside, ignore_errors=True)
+            release_rank(store, 0, store)

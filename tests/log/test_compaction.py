@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,42 @@ def test_a_copy_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "taken").mkdir()
     with pytest.raises(LogError, match="taken exists: choose another place"):
         compact(tmp_path / "log", tmp_path / "taken")
+
+
+def test_what_was_left_out_is_still_told_by_the_copy(tmp_path: Path) -> None:
+    for name, rank in (("a", 0), ("b", 1)):
+        write(tmp_path / name, ranks=(rank,))
+        store = open_log(tmp_path / name).writable_store()
+        table = TableWriter(store, f"train/rank-{rank:04d}", DIM, "float16")
+        table.note_dropped(steps=3 + rank, rows=12, snapshots=rank)
+        table.flush()
+    assert open_log(tmp_path / "a").dropped() == (3, 12)
+    compact(tmp_path / "a", tmp_path / "small")
+    assert open_log(tmp_path / "small").dropped() == (3, 12)
+    merge([tmp_path / "a", tmp_path / "b", tmp_path / "a"], tmp_path / "both")
+    both = open_log(tmp_path / "both")
+    assert (both.dropped(), both.dropped_snapshots()) == ((7, 24), 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks")
+def test_what_a_killed_copy_left_is_removed_by_the_next_but_not_one_at_work(tmp_path: Path) -> None:
+    write(tmp_path / "log")
+    killed, other = tmp_path / "new.0123abcd.unfinished", tmp_path / "new.mine.unfinished"
+    for left in (killed, other):
+        (left / "train").mkdir(parents=True)
+    at_work = tmp_path / "new.ffffffff.unfinished"
+    at_work.mkdir()
+    code = (
+        "import sys; from diffhook.log.lock import lock_rank; from diffhook.log.store import open_store;"
+        "store = open_store(sys.argv[1], read_only=False); lock_rank(store, 0, store);"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(at_work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    compact(tmp_path / "log", tmp_path / "new")
+    assert {p.name for p in tmp_path.iterdir()} == {"log", "new", other.name, at_work.name}
+    assert not (tmp_path / "new/locks").exists()
+    process.communicate()
