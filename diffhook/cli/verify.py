@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     left = verify(store) if done else findings
     notes = repaired(store) if not left else []
     if args.json:
-        print_json({"problems": [str(f) for f in findings], "repairs": done, "left": [str(f) for f in left]})
+        told = {"problems": [str(f) for f in findings], "repairs": done, "left": [str(f) for f in left]}
+        print_json({**told, "notes": notes})
     else:
         print("\n".join([*map(str, findings), *done, *notes] if findings or notes else []), end="")
         if findings or notes:

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import Store
@@ -55,16 +56,27 @@ def read_rank(store: Store, key: str) -> list[Line]:
     Raises:
         LogError: a line is damaged.
     """
-    found = []
-    for number, text in enumerate((files.get(store, key) or b"").splitlines(), 1):
-        place = f"{key}, line {number}"
-        line = unseal(parse(text, place), place, required=False)
-        if type(line.get("step")) is not int or type(line.get("session", 0)) is not int:
-            raise LogError(f"{place} is damaged: it has no step")
-        if line.get("session", 0) < 0:
-            raise LogError(f"{place} is damaged: session {line['session']}")
-        found.append(line)
-    return found
+    texts = (files.get(store, key) or b"").splitlines()
+    return [_line(text, f"{key}, line {number}") for number, text in enumerate(texts, 1)]
+
+
+def readable_lines(store: Store, key: str) -> bytes:
+    """A rank's file without its damaged lines."""
+    kept = []
+    for text in (files.get(store, key) or b"").splitlines():
+        with suppress(LogError):
+            _line(text, key)
+            kept.append(text + b"\n")
+    return b"".join(kept)
+
+
+def _line(text: bytes, place: str) -> Line:
+    line = unseal(parse(text, place), place, required=False)
+    if type(line.get("step")) is not int or type(line.get("session", 0)) is not int:
+        raise LogError(f"{place} is damaged: it has no step")
+    if line.get("session", 0) < 0:
+        raise LogError(f"{place} is damaged: session {line['session']}")
+    return line
 
 
 def read_alerts(store: Store, session_starts: Callable[[int], list[int]]) -> list[Line]:

@@ -10,19 +10,19 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.alerts import alert_files, readable_lines
 from diffhook.log.encoding import put_chunk
 from diffhook.log.rank import RankGroup, put_attributes
 from diffhook.log.schema import BY_NAME
-from diffhook.log.verification import Finding
-
-ROOT = "quarantine"
+from diffhook.log.verification import QUARANTINE, Finding
 
 
 def repair(store: Store, findings: list[Finding]) -> list[str]:
     """Quarantine what :func:`verify` found. All other rows stay as they are, and readable.
 
     Rows of a damaged chunk no longer count; the chunk's file moves aside, and one that holds its
-    readable rows takes its place. Damaged metadata takes its rank's whole group aside.
+    readable rows takes its place. So do the readable lines of a damaged file of alerts. Damaged metadata
+    takes its rank's whole group aside.
 
     Returns:
         What was done, a line each.
@@ -30,11 +30,17 @@ def repair(store: Store, findings: list[Finding]) -> list[str]:
     done = []
     rows: dict[str, list[Finding]] = defaultdict(list)
     whole = {f.group for f in findings if f.group and f.stop == f.start}
+    alert_keys = {key for _, key in alert_files(store)}
     for finding in findings:
         if finding.group in whole:
             continue
         if finding.group:
             rows[finding.group].append(finding)
+        elif finding.key in alert_keys:
+            kept = readable_lines(store, finding.key)
+            done.append(_quarantine(store, finding.key))
+            if kept:
+                files.put(store, finding.key, kept)
         elif not _is_group(finding.key):
             done.append(_quarantine(store, finding.key))
     for group, lost in rows.items():
@@ -101,10 +107,10 @@ def _quarantine(store: Store, key: str) -> str:
     """Move a file, or everything below a folder, aside."""
     keys = [key] if files.exists(store, key) else list(files.keys(store, key))
     number = 0
-    while list(files.keys(store, f"{ROOT}/{number:03d}/{key}")) or files.exists(
-        store, f"{ROOT}/{number:03d}/{key}"
+    while list(files.keys(store, f"{QUARANTINE}/{number:03d}/{key}")) or files.exists(
+        store, f"{QUARANTINE}/{number:03d}/{key}"
     ):
         number += 1
     for one in keys:
-        files.move(store, one, f"{ROOT}/{number:03d}/{one}")
-    return f"{key} moved to {ROOT}/{number:03d}/{key}" if keys else f"{key} is gone"
+        files.move(store, one, f"{QUARANTINE}/{number:03d}/{one}")
+    return f"{key} moved to {QUARANTINE}/{number:03d}/{key}" if keys else f"{key} is gone"

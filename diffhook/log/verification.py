@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,8 @@ from diffhook.log.samples import name_files, read_name_file
 from diffhook.log.schema import BY_NAME
 from diffhook.log.snapshots import ROOT as SNAPSHOTS
 from diffhook.log.snapshots import read_snapshot, snapshot_folders
+
+QUARANTINE = "quarantine"  # where a repair moves things to
 
 Step = Callable[[], None]
 
@@ -96,7 +99,25 @@ def repaired(store: Store) -> list[str]:
             rows = sum(stop - start for start, stop in group.lost)
             if rows:
                 lines.append(f"{group.path}: {rows} rows were taken out by an earlier repair")
+    told = {line.partition(":")[0] for line in lines}
+    for number in files.names(store, QUARANTINE):
+        moved: dict[str, list[str]] = defaultdict(list)
+        for key in files.keys(store, f"{QUARANTINE}/{number}"):
+            key = key.removeprefix(f"{QUARANTINE}/{number}/")
+            moved[_part(key)].append(key)
+        for part, keys in moved.items():
+            if part not in told or any(key.endswith("/zarr.json") for key in keys):
+                lines.append(f"{part} was taken out by an earlier repair: {QUARANTINE}/{number}/{part}")
     return lines
+
+
+def _part(key: str) -> str:
+    """What a file is a part of: a rank's group, a snapshot, or itself."""
+    folders = key.split("/")
+    depth = next(
+        (i for i, name in enumerate(folders[:-1]) if name.startswith(("rank-", "step-"))), len(folders)
+    )
+    return "/".join(folders[: depth + 1])
 
 
 def _gaps(store: Store, path: str) -> Iterator[Finding]:

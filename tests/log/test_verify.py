@@ -91,9 +91,11 @@ def test_verify_says_which_rows_are_lost_and_repair_keeps_all_others(
     if "gone" not in kind:
         aside = log / "quarantine/000" / key
         assert aside.read_bytes() == damaged[log / key], "moved, not deleted"
+    capsys.readouterr()
     assert main(["verify", str(log)]) == 0
-    if (start, stop) != ALL:
-        assert f"{stop - start} rows were taken out by an earlier repair" in capsys.readouterr().out
+    taken_out = f": {stop - start} rows were" if (start, stop) != ALL else " was"
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "an earlier repair" in line]
+    assert note.startswith(f"train/rank-0000{taken_out} taken out by an earlier repair")
 
 
 def test_a_repaired_log_can_be_continued(log: Path) -> None:
@@ -107,7 +109,9 @@ def test_a_repaired_log_can_be_continued(log: Path) -> None:
     assert samples == [*range(2048), *range(5000, 6000), *range(10_000, 10_040)]
 
 
-def test_a_damaged_snapshot_and_alert_are_named_and_moved(log: Path) -> None:
+def test_a_damaged_snapshot_and_alert_are_named_and_moved(
+    log: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flip(log / "snapshots/step-00000005/parameters.safetensors", 1)
     flip(log / "alerts/rank-0000.jsonl", 10)
     alerts, snapshot = sorted(open_log(log).verify())
@@ -117,6 +121,13 @@ def test_a_damaged_snapshot_and_alert_are_named_and_moved(log: Path) -> None:
     assert [s.step for s in open_log(log).snapshots] == [9]
     assert (log / "quarantine/000/snapshots/step-00000005/parameters.safetensors").exists()
     assert (log / "quarantine/000/alerts/rank-0000.jsonl").exists()
+    assert [a["step"] for a in open_log(log).alerts()] == [2], "the other line is kept"
+    capsys.readouterr()
+    assert main(["verify", str(log), "--json"]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert [note.partition(" was taken out")[0] for note in notes] == [
+        "alerts/rank-0000.jsonl", "snapshots/step-00000005",
+    ]  # fmt: skip
 
 
 def test_rows_that_are_there_twice_are_told_and_left_alone(log: Path) -> None:
