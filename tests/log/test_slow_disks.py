@@ -1,0 +1,151 @@
+"""Disks that are slow, hang or refuse: training is held up for a bounded time, and nothing is lost unsaid."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import threading
+import time
+
+import numpy as np
+import pytest
+from zarr.storage import MemoryStore
+
+from diffhook.capture import Recorder
+from diffhook.cli.info import describe
+from diffhook.errors import LogError
+from diffhook.log import LogWriter, Snapshot, open_log
+from tests.log.faults import FaultyStore, fails, hangs, slow, sound
+from tests.log.test_log import CONFIG, make_rows
+
+ROW_BYTES = sum(column.nbytes for column in make_rows(1).values())
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: 16)
+
+
+def test_a_slow_disk_holds_training_up_once_and_then_costs_whole_steps(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = FaultyStore(MemoryStore())
+    patience, waiting = 0.2, 10 * 4 * ROW_BYTES
+    writer = LogWriter(store, CONFIG, memory=waiting, patience=patience)
+    released = threading.Event()
+    store.fault = hangs(released)
+    began, taken = time.perf_counter(), []
+    for step in range(200):
+        taken.append(writer.put("train", make_rows(4, 4 * step, step=step)))
+    stalled = time.perf_counter() - began
+    assert stalled < patience + 5, "waits once, not at every step"
+    assert sum(taken) <= 10 + 16 // 4, "no more waits than memory allows, besides the shard begun"
+    released.set()
+    writer.flush()
+    assert writer.put("train", make_rows(4, 4 * 200, step=200)), "taken again, once there is room"
+    writer.close()
+    log = open_log(store)
+    steps, counts = np.unique(log.train["step"], return_counts=True)
+    assert steps.tolist() == [*np.flatnonzero(taken), 200]
+    assert set(counts) == {4}, "steps are whole"
+    assert log.dropped() == (200 - sum(taken), 4 * (200 - sum(taken)))
+    assert (writer.dropped_steps, writer.dropped_rows) == log.dropped()
+    assert log.verify() == []
+    assert [r.levelno for r in caplog.records if "leaves out steps" in r.message] == [logging.WARNING]
+
+
+def test_a_disk_that_hangs_does_not_keep_close_from_returning() -> None:
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG)
+    released = threading.Event()
+    store.fault = hangs(released)
+    writer.put("train", make_rows(16))
+    with pytest.raises(LogError, match=r"nothing more was written for 0\.1 s"):
+        writer.close(timeout=0.1)
+    released.set()
+
+
+def test_a_snapshot_waits_for_a_slow_flush_before_it() -> None:
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG, memory=500, patience=0.05)
+    writer.put("train", make_rows(4))
+    store.fault = slow(0.05)
+    assert writer.snapshot(Snapshot(1, 0.1, 0.1), bytes(600))
+    store.fault = sound
+    writer.close()
+    log = open_log(store)
+    assert [s.step for s in log.snapshots] == [1]
+    assert log.dropped_snapshots() == 0
+
+
+@pytest.mark.parametrize("reason", ["it hangs", "it fails: .*ENOSPC"])
+def test_a_snapshot_that_is_left_out_is_told_and_counted(
+    reason: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.log.backlog.HANGS", 0.3)
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG, memory=500, patience=0.05)
+    writer.put("train", make_rows(4))
+    released = threading.Event()
+    store.fault = hangs(released) if "hangs" in reason else fails(errno.ENOSPC)
+    assert not writer.snapshot(Snapshot(7, 0.1, 0.1), bytes(600))
+    store.fault = sound
+    released.set()
+    writer.close()
+    log = open_log(store)
+    assert log.snapshots == []
+    assert log.dropped_snapshots() == describe(log)["snapshots left out"] == 1
+    assert log.train["sample"].tolist() == list(range(4))
+    (told,) = [r for r in caplog.records if "leaves out the snapshot" in r.message]
+    assert re.search(f"of step 7: .* cannot take it, {reason}", told.message)
+    assert told.levelno == logging.WARNING
+
+
+def test_a_disk_that_hangs_holds_up_one_checkpoint_and_the_next_ones_only_a_moment(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.capture.recorder._LONGEST_WAIT", 0.2)
+    monkeypatch.setattr("diffhook.capture.recorder._ONE_MORE_TRY", 0.1)
+    store, waits = FaultyStore(MemoryStore()), []
+    recorder = object.__new__(Recorder)  # of which this needs no more
+    recorder.writer = writer = LogWriter(store, CONFIG)
+    flush = writer.flush
+    monkeypatch.setattr(writer, "flush", lambda timeout: (waits.append(timeout), flush(timeout)))
+    released = threading.Event()
+    store.fault = hangs(released)
+    writer.put("train", make_rows(4))
+    for _ in range(3):
+        recorder.settle()
+    assert waits == [0.2, 0.1, 0.1]
+    assert [r.levelno for r in caplog.records if "before this checkpoint" in r.message] == [logging.WARNING]
+    store.fault = sound
+    released.set()
+    flush()
+    assert not writer.failing, "and the next checkpoint waits for it again"
+    writer.close()
+
+
+def test_close_waits_for_a_slow_disk_as_long_as_it_works() -> None:
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG)
+    store.fault = slow(0.05)
+    for step in range(2):
+        writer.put("train", make_rows(16, 16 * step, step=step))
+        writer.snapshot(Snapshot(step, 0.1, 0.1), b"weights")
+    writer.close(timeout=1.5)  # of 3 s and more
+    log = open_log(store)
+    assert log.train["sample"].tolist() == list(range(32))
+    assert [s.step for s in log.snapshots] == [0, 1]
+
+
+def test_close_gives_a_large_snapshot_time_for_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffhook.log.backlog._SLOWEST", 1000)
+    store = FaultyStore(MemoryStore())
+    writer = LogWriter(store, CONFIG)
+    writer.flush()
+    store.fault = lambda key, value: slow(1.5)(key, value) if "parameters" in key else value
+    writer.snapshot(Snapshot(1, 0.1, 0.1), bytes(9000))
+    writer.close(timeout=0.5)
+    (snapshot,) = open_log(store).snapshots
+    assert snapshot.parameters() == bytes(9000)
