@@ -27,7 +27,8 @@ class ThumbnailWriter:
     def __init__(self, store: Store, rank: int) -> None:
         self._store = store
         self._prefix = f"rank-{rank:04d}-"
-        self._number = sum(name.startswith(self._prefix) for name in files.names(store, ROOT))
+        own = [name.removeprefix(self._prefix) for name in packs(store) if name.startswith(self._prefix)]
+        self._number = max((int(number.removesuffix(".zip")) + 1 for number in own), default=0)
         self._pack: dict[int, bytes] = {}
         self._size = 0
         self._written = True

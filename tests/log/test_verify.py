@@ -130,6 +130,17 @@ def test_a_damaged_snapshot_and_alert_are_named_and_moved(
     ]  # fmt: skip
 
 
+def test_thumbnails_after_a_repair_do_not_take_the_place_of_others(log: Path) -> None:
+    for sample in range(3):
+        writer = LogWriter(log, CONFIG, start_step=10_000)
+        writer.thumbnail(sample, b"\x89PNG\r\n\x1a\n" + bytes(9))
+        writer.close()
+        if sample == 1:
+            cut(log / "thumbnails/rank-0000-000.zip")
+            assert main(["verify", str(log), "--repair"]) == 0
+    assert list(open_log(log).thumbnails) == [1, 2]
+
+
 def test_rows_that_are_there_twice_are_told_and_left_alone(log: Path) -> None:
     store = open_log(log).writable_store()
     table = TableWriter(store, "train/rank-0001", 8, "float16")
