@@ -18,7 +18,7 @@ Job = Callable[[], None]
 _LONGEST_PAUSE = 30.0  # seconds between attempts at a disk that fails
 HANGS = 60.0  # seconds without a write after which a disk is not waited for
 _LAST_TRIES = 10.0  # seconds that a disk that fails is still tried, at the end
-_SLOWEST = 1 << 20  # bytes/s: a job that needs longer than this and the time given is one that hangs
+_SLOWEST = 10 << 20  # bytes/s: a job that needs longer than this and the time given is one that hangs
 
 
 class Backlog:
@@ -106,7 +106,7 @@ class Backlog:
 
         Args:
             timeout: seconds without a file written after which it is given up; of a disk that fails,
-                10 at most. A large file has a second more for each MiB.
+                10 at most. A large file has a second more for each 10 MiB.
 
         Raises:
             LogError: not all jobs could be done.
