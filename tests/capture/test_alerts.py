@@ -29,10 +29,12 @@ from diffhook.capture import (
 )
 from diffhook.capture.alerts import DETECTORS, Watch
 from diffhook.capture.alerts.limit import Limit
+from diffhook.capture.alerts.past import past_steps
 from diffhook.capture.alerts.tail import Tail
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, Rows
+from diffhook.log.rank import RankGroup
 from tests.analysis.synthetic import config
 from tests.runs import TinyDenoiser, identified, train
 
@@ -278,6 +280,32 @@ def test_a_run_stopped_in_the_middle_raises_the_alerts_of_one_that_was_not(tmp_p
     parts = _watched(tmp_path / "parts", run, 150, 300)
     assert {a["step"] >= 150 for a in whole} == {False, True}
     assert parts == whole, "what the first sitting learned is not known to the second"
+
+
+def test_a_resumed_run_reads_only_the_rows_that_it_looks_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: 16)
+    for start in (0, 30):  # the second sitting takes ten steps again
+        writer = LogWriter(tmp_path, config(), start_step=start)
+        for step in range(start, start + 40):
+            rows = make_rows(np.ones(5), np.full(5, 3.0), np.arange(5) + 5 * step, step)
+            ones = {name: np.ones(5) for name in ("weight", "noise_seed")}
+            writer.put("train", {**rows, **ones, "projection": np.zeros((5, 24))})
+        writer.close()
+    read: list[tuple[str, int]] = []
+    original = RankGroup.read
+
+    def reading(group: RankGroup, column: str, start: int, stop: int, *rest: Any) -> Any:
+        read.append((column, stop - start))
+        return original(group, column, start, stop, *rest)
+
+    monkeypatch.setattr(RankGroup, "read", reading)
+    steps = list(past_steps(diffhook.open_log(tmp_path), 0, most=23))
+    assert sum(rows for column, rows in read if column == "sample") <= 23 + 2 * 16
+    found = np.concatenate([step["sample"] for step in steps])
+    np.testing.assert_array_equal(found, diffhook.open_log(tmp_path).train["sample"][-23:])
+    assert [len(step["sample"]) for step in steps] == [3, 5, 5, 5, 5]
 
 
 # ── what samples look like ────────────────────────────────────────────────────────────────────
