@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from diffhook.capture.alerts import DETECTORS, Watch
 from diffhook.capture.alerts.limit import Limit
 from diffhook.capture.alerts.past import past_steps
 from diffhook.capture.alerts.tail import Tail
+from diffhook.capture.alerts.visits import Visits
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, Rows
@@ -178,6 +180,33 @@ def test_visits_that_have_named_a_sample_do_not_name_it_again() -> None:
     assert named[after] == [], "one visit alone is not a repetition"
     twice = make_rows([9.0] * 3, [20] * 3, [17] * 3, 305)
     assert [a.samples for a in detector.look(twice)] == [[17]], "a step names a sample once"
+
+
+def test_last_visits_equal_those_of_a_loop() -> None:
+    rng = np.random.default_rng(7)
+    visits, twin = Visits(last=3, most=50), dict[int, list[float]]()
+    for sample, number in zip(rng.integers(0, 60, 2000).tolist(), rng.random(2000).tolist(), strict=True):
+        if sample not in twin and len(twin) == 50:
+            twin.pop(next(iter(twin)))
+        twin[sample] = [*twin.get(sample, []), number][-3:]
+        assert sorted(visits.add(sample, number)) == pytest.approx(sorted(twin[sample]))
+        if number < 0.1:
+            visits.forget(sample)
+            twin[sample] = []
+    assert all(sorted(visits.of(s)) == pytest.approx(sorted(twin.get(s, []))) for s in range(60))
+
+
+def test_what_a_repeated_offender_is_known_by_takes_no_object_per_sample() -> None:
+    detector = RepeatedOffender()
+    rng = np.random.default_rng(0)
+    alarms(detector, clean_run(50, rng))
+    tracemalloc.start()
+    try:
+        alarms(detector, [make_rows(np.ones(20_000), rng.random(20_000) * 1000, np.arange(20_000))])
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept / 20_000 < 300, "bytes of a sample"
 
 
 def test_one_sample_that_holds_most_of_a_batch_is_named() -> None:
