@@ -88,6 +88,25 @@ def test_a_lost_model_is_told_once_with_the_sample_that_went_before() -> None:
     assert "since step 8 trained on sample 1; go back to a snapshot before step 9" in found[1].message
 
 
+def test_broken_samples_alone_in_their_steps_are_named_each_if_sound_steps_lie_between() -> None:
+    def step(number: int, norm: float, lr: float = 1e-3) -> Rows:
+        return make_rows([norm], [1.0], [number], number, lr)
+
+    sound = [step(s, 1.0) for s in (8, 10, 12)]
+    found = alarms(
+        NonFinite(), [step(7, np.nan, 0.0), sound[0], step(9, np.nan, 0.0), sound[1], step(11, np.nan, 0.0)]
+    )
+    assert [a.samples for a in found] == [[7], [9], [11]]
+    lost = alarms(
+        NonFinite(), [step(7, np.nan), sound[0], step(9, np.nan), *map(step, (10, 11), [np.nan] * 2)]
+    )
+    assert [a.samples for a in lost] == [[7], [9], []]
+    assert "probably since step 9 trained on sample 9" in lost[-1].message
+    whole = make_rows([np.nan] * 3, [1, 2, 3], step=20)
+    (_, late) = alarms(NonFinite(), [make_rows([1, np.nan], [1, 2], step=8), *sound, whole])
+    assert "the model is lost; go back" in late.message, "a step of long ago is not to blame"
+
+
 def test_overflows_of_a_loss_scale_are_no_alert_until_there_is_no_end_to_them() -> None:
     skipped = [make_rows([np.inf] * 4, [1] * 4, step=s, lr=0.0) for s in range(12)]
     assert alarms(NonFinite(), skipped[:9]) == []
