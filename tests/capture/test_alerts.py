@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ from diffhook.capture import (
 )
 from diffhook.capture.alerts import DETECTORS, Watch
 from diffhook.capture.alerts.limit import Limit
+from diffhook.capture.alerts.past import past_steps
 from diffhook.capture.alerts.tail import Tail
+from diffhook.capture.alerts.visits import Visits
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, Rows
+from diffhook.log.rank import RankGroup
 from tests.analysis.synthetic import config
 from tests.runs import TinyDenoiser, identified, train
 
@@ -82,6 +86,25 @@ def test_a_lost_model_is_told_once_with_the_sample_that_went_before() -> None:
     found = alarms(NonFinite(), [make_rows([1, np.nan, 2], [1, 2, 3], step=8), *lost])
     assert [a.samples for a in found] == [[1], []], "the others of a lost model's batches are not to blame"
     assert "since step 8 trained on sample 1; go back to a snapshot before step 9" in found[1].message
+
+
+def test_broken_samples_alone_in_their_steps_are_named_each_if_sound_steps_lie_between() -> None:
+    def step(number: int, norm: float, lr: float = 1e-3) -> Rows:
+        return make_rows([norm], [1.0], [number], number, lr)
+
+    sound = [step(s, 1.0) for s in (8, 10, 12)]
+    found = alarms(
+        NonFinite(), [step(7, np.nan, 0.0), sound[0], step(9, np.nan, 0.0), sound[1], step(11, np.nan, 0.0)]
+    )
+    assert [a.samples for a in found] == [[7], [9], [11]]
+    lost = alarms(
+        NonFinite(), [step(7, np.nan), sound[0], step(9, np.nan), *map(step, (10, 11), [np.nan] * 2)]
+    )
+    assert [a.samples for a in lost] == [[7], [9], []]
+    assert "probably since step 9 trained on sample 9" in lost[-1].message
+    whole = make_rows([np.nan] * 3, [1, 2, 3], step=20)
+    (_, late) = alarms(NonFinite(), [make_rows([1, np.nan], [1, 2], step=8), *sound, whole])
+    assert "the model is lost; go back" in late.message, "a step of long ago is not to blame"
 
 
 def test_overflows_of_a_loss_scale_are_no_alert_until_there_is_no_end_to_them() -> None:
@@ -176,6 +199,33 @@ def test_visits_that_have_named_a_sample_do_not_name_it_again() -> None:
     assert named[after] == [], "one visit alone is not a repetition"
     twice = make_rows([9.0] * 3, [20] * 3, [17] * 3, 305)
     assert [a.samples for a in detector.look(twice)] == [[17]], "a step names a sample once"
+
+
+def test_last_visits_equal_those_of_a_loop() -> None:
+    rng = np.random.default_rng(7)
+    visits, twin = Visits(last=3, most=50), dict[int, list[float]]()
+    for sample, number in zip(rng.integers(0, 60, 2000).tolist(), rng.random(2000).tolist(), strict=True):
+        if sample not in twin and len(twin) == 50:
+            twin.pop(next(iter(twin)))
+        twin[sample] = [*twin.get(sample, []), number][-3:]
+        assert sorted(visits.add(sample, number)) == pytest.approx(sorted(twin[sample]))
+        if number < 0.1:
+            visits.forget(sample)
+            twin[sample] = []
+    assert all(sorted(visits.of(s)) == pytest.approx(sorted(twin.get(s, []))) for s in range(60))
+
+
+def test_what_a_repeated_offender_is_known_by_takes_no_object_per_sample() -> None:
+    detector = RepeatedOffender()
+    rng = np.random.default_rng(0)
+    alarms(detector, clean_run(50, rng))
+    tracemalloc.start()
+    try:
+        alarms(detector, [make_rows(np.ones(20_000), rng.random(20_000) * 1000, np.arange(20_000))])
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept / 20_000 < 300, "bytes of a sample"
 
 
 def test_one_sample_that_holds_most_of_a_batch_is_named() -> None:
@@ -278,6 +328,32 @@ def test_a_run_stopped_in_the_middle_raises_the_alerts_of_one_that_was_not(tmp_p
     parts = _watched(tmp_path / "parts", run, 150, 300)
     assert {a["step"] >= 150 for a in whole} == {False, True}
     assert parts == whole, "what the first sitting learned is not known to the second"
+
+
+def test_a_resumed_run_reads_only_the_rows_that_it_looks_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: 16)
+    for start in (0, 30):  # the second sitting takes ten steps again
+        writer = LogWriter(tmp_path, config(), start_step=start)
+        for step in range(start, start + 40):
+            rows = make_rows(np.ones(5), np.full(5, 3.0), np.arange(5) + 5 * step, step)
+            ones = {name: np.ones(5) for name in ("weight", "noise_seed")}
+            writer.put("train", {**rows, **ones, "projection": np.zeros((5, 24))})
+        writer.close()
+    read: list[tuple[str, int]] = []
+    original = RankGroup.read
+
+    def reading(group: RankGroup, column: str, start: int, stop: int, *rest: Any) -> Any:
+        read.append((column, stop - start))
+        return original(group, column, start, stop, *rest)
+
+    monkeypatch.setattr(RankGroup, "read", reading)
+    steps = list(past_steps(diffhook.open_log(tmp_path), 0, most=23))
+    assert sum(rows for column, rows in read if column == "sample") <= 23 + 2 * 16
+    found = np.concatenate([step["sample"] for step in steps])
+    np.testing.assert_array_equal(found, diffhook.open_log(tmp_path).train["sample"][-23:])
+    assert [len(step["sample"]) for step in steps] == [3, 5, 5, 5, 5]
 
 
 # ── what samples look like ────────────────────────────────────────────────────────────────────

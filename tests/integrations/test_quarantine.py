@@ -189,6 +189,41 @@ def test_no_more_than_the_given_share_is_left_out_on_account_of_alerts(tmp_path:
     assert "has reached 25.0% of the dataset" in full["message"]
 
 
+def test_the_share_is_that_of_all_processes_and_runs_together() -> None:
+    log: list[dict[str, Any]] = []
+
+    def process(rank: int, size: int = 12) -> Quarantine:
+        quarantine = Quarantine(["accused"], share=0.25)
+
+        def tell(alert: Alert) -> None:
+            log.append({**alert.to_json(), "rank": rank, "time": float(len(log) + 1)})
+
+        quarantine.bind(tell, log.copy, rank)
+        quarantine.begin_pass(size)
+        return quarantine
+
+    def accuse(quarantine: Quarantine, *samples: int) -> None:
+        for sample in samples:
+            quarantine.hear(Alert("accused", "warning", [sample], 0, 0.0, 1.0, 0.0, "it was"))
+
+    first, second = process(0), process(1)
+    first.add([11])  # by hand: does not count
+    accuse(first, 0, 1)
+    second.begin_pass(12)
+    accuse(second, 2, 3)
+    assert second.samples == {0, 1, 2, 11}, "two of another process, one of its own"
+    first.begin_pass(12)
+    accuse(first, 4)
+    assert first.samples == second.samples
+    resumed = process(0)
+    accuse(resumed, 5)
+    assert resumed.samples == {0, 1, 2, 11}, "earlier runs have used the share up"
+    resumed.remove(1)
+    accuse(resumed, 6, 7)
+    assert resumed.samples == {0, 2, 6, 11}, "what was let in again makes room"
+    assert [record["kind"] for record in log if record["kind"] == "full"] == ["full"] * 4
+
+
 def test_a_whole_batch_in_quarantine_still_trains(tmp_path: Path) -> None:
     train(tmp_path / "log", alerts=accusing(*range(12)))
     assert [len(epoch) for epoch in visits(tmp_path / "log")] == [12, 12, 12]

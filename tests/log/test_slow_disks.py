@@ -55,6 +55,19 @@ def test_a_slow_disk_holds_training_up_once_and_then_costs_whole_steps(
     assert [r.levelno for r in caplog.records if "leaves out steps" in r.message] == [logging.WARNING]
 
 
+def test_alerts_are_taken_though_the_disk_cannot_take_rows() -> None:
+    store, released = FaultyStore(MemoryStore()), threading.Event()
+    writer = LogWriter(store, CONFIG, memory=4 * ROW_BYTES, patience=0.1)
+    store.fault = hangs(released)
+    taken = [writer.put("train", make_rows(4, 4 * step, step=step)) for step in range(50)]
+    assert not all(taken)
+    for step in range(50):
+        writer.alert({"kind": "drift", "samples": [], "step": step})
+    released.set()
+    writer.close()
+    assert [alert["step"] for alert in open_log(store).alerts()] == list(range(50))
+
+
 def test_a_disk_that_hangs_does_not_keep_close_from_returning() -> None:
     store = FaultyStore(MemoryStore())
     writer = LogWriter(store, CONFIG)

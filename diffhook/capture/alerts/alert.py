@@ -23,6 +23,7 @@ class Alert:
         threshold: the number it was compared with.
         message: one sentence for a person.
         layer: of the parameters whose gradients are not finite, the first in backward order.
+        cause: of a record of the quarantine, the kind of the alert that led to it; None: by hand.
         rank: the process that found it.
         time: when, in seconds since 1970.
     """
@@ -36,6 +37,7 @@ class Alert:
     threshold: float
     message: str
     layer: str | None = None
+    cause: str | None = None
     rank: int = 0
     time: float = 0.0
 

@@ -28,7 +28,8 @@ class InputOutlier(Detector):
     before: each as deviations from the median, in spreads of that side of it, and together as Mahalanobis's
     distance under the correlation of deviations clipped at 3, which broken samples cannot bend. How far is
     too far is learned from the run. Unlike gradient and loss these figures do not depend on timestep or
-    noise, so that one visit tells. Rows of batches whose clean samples are not known are passed over.
+    noise, so that one visit tells. Rows of batches whose clean samples are not known are passed over. The
+    log holds no figures: in a resumed run the detector warms up again.
     """
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:

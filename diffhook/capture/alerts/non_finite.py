@@ -21,12 +21,13 @@ class NonFinite(Detector):
 
     A whole batch of non-finite gradients is no sample's fault: one alert tells that the model is
     lost, and which sample went before. Whole batches in skipped steps are a loss scale's overflows and
-    alarm only when there is no end to them.
+    alarm only when there is no end to them. A step of one row counts as a whole batch where the step
+    before was not finite either, and as a broken sample otherwise.
     """
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
         super().__init__(rate)
-        self._suspect: tuple[int, list[int]] | None = None  # the last step that had some, and those
+        self._suspect: tuple[int, list[int]] | None = None  # last step that had some; no sound one since
         self._lost = 0  # steps in a row of which nothing was finite
 
     def look(self, rows: Rows) -> Iterator[Alert]:
@@ -39,7 +40,9 @@ class NonFinite(Detector):
             if self._lost == (_OVERFLOWS if skipped else 1):
                 self._lost = max(self._lost, _OVERFLOWS)
                 yield self._model_lost(rows)
-        elif len(found):
+        elif not len(found):
+            self._suspect = None
+        else:
             samples = rows["sample"][found].tolist()
             step = int(rows["step"][found[0]])
             self._suspect = step, samples

@@ -10,7 +10,7 @@ from diffhook.log import RunLog, Table
 from diffhook.log.reader import rank_groups
 from diffhook.log.schema import SCALARS, Rows
 
-_MOST = 32_768  # rows that a resumed run looks at again: more than any detector remembers
+_MOST = 32_768  # rows that a resumed run looks at again: thresholds are learned anew from fewer
 
 
 def past_steps(log: RunLog, rank: int, most: int = _MOST) -> Iterator[Rows]:
@@ -21,9 +21,14 @@ def past_steps(log: RunLog, rank: int, most: int = _MOST) -> Iterator[Rows]:
     """
     groups = [group for number, group in rank_groups(log.store, "train") if number == rank]
     table = Table("train", groups)
-    if not len(table):
+    parts: list[Rows] = []
+    for block in reversed(list(table.blocks())):  # a log may have far more rows than a process should hold
+        parts.insert(0, {name: table.read(block, name) for name in SCALARS})
+        if sum(len(part["sample"]) for part in parts) >= most:
+            break
+    if not parts:
         return
-    columns = {name: table[name][-most:] for name in SCALARS}
+    columns = {name: np.concatenate([part[name] for part in parts])[-most:] for name in SCALARS}
     lr = np.nan_to_num(columns["lr"], nan=-1.0)  # a skipped step has the number of the one after it
     begins = np.flatnonzero((np.diff(columns["step"]) != 0) | (np.diff(lr) != 0)) + 1
     for rows in np.split(np.arange(len(lr)), begins):

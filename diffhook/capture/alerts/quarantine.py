@@ -13,6 +13,7 @@ from diffhook.errors import ConfigurationError
 logger = logging.getLogger("diffhook")
 
 _ADD, _REMOVE = "quarantine", "release"
+_OUT = "left out from the next epoch on"
 
 
 class Quarantine:
@@ -24,7 +25,9 @@ class Quarantine:
 
     Args:
         kinds: the alerts whose samples are put into it; none: only by hand.
-        share: the largest part of the dataset that is left out on account of alerts.
+        share: the largest part of the dataset that is left out on account of alerts, those of all processes
+            and earlier runs counted. Processes learn of each other when they begin a pass: what several
+            find within the same one may exceed it.
     """
 
     def __init__(
@@ -39,9 +42,9 @@ class Quarantine:
         self.kinds = frozenset(kinds)
         self.share = share
         self._samples: set[int] = set()
-        self._automatic: set[int] = set()
+        self._automatic: set[int] = set()  # of these, those that alerts put there
         self._dataset_size: int | None = None
-        self._full = False
+        self._full = False  # and told so
         self._rank = 0
         self._tell: Callable[[Alert], None] | None = None
         self._read: Callable[[], list[dict[str, Any]]] | None = None
@@ -57,7 +60,7 @@ class Quarantine:
 
     def add(self, samples: int | Iterable[int], reason: str = "by hand") -> None:
         """Leave samples out, from the next pass on."""
-        self._change(_ADD, samples, "left out from the next epoch on", reason)
+        self._change(_ADD, samples, _OUT, reason)
 
     def remove(self, samples: int | Iterable[int], reason: str = "by hand") -> None:
         """Let samples in again, from the next pass on."""
@@ -75,8 +78,7 @@ class Quarantine:
                 "full", [], f"the quarantine has reached {self.share:.1%} of the dataset: alerts add no more"
             )
             return
-        self._automatic.update(new)
-        self.add(new, alert.kind)
+        self._change(_ADD, new, _OUT, alert.kind, cause=alert.kind)
 
     # ── called by the capture and by the sampler ──────────────────────────────────────────────
 
@@ -88,7 +90,7 @@ class Quarantine:
         waiting, self._waiting = self._waiting, []
         self._listen()
         for alert in waiting:
-            self._apply(alert.kind, alert.samples)
+            self._apply(alert.kind, alert.samples, alert.cause)
             tell(alert)
 
     def begin_pass(self, dataset_size: int) -> frozenset[int]:
@@ -110,27 +112,34 @@ class Quarantine:
             rank, when = record.get("rank", 0), record.get("time", 0.0)
             if (rank != self._rank or not self._resumed) and when > self._heard.get(rank, 0.0):
                 self._heard[rank] = when
-                self._apply(record["kind"], record["samples"])
+                self._apply(record["kind"], record["samples"], record.get("cause"))
         self._resumed = True
 
-    def _apply(self, kind: str, samples: Iterable[int]) -> None:
+    def _apply(self, kind: str, samples: Sequence[int], cause: str | None) -> None:
         if kind == _ADD:
             self._samples.update(samples)
+            if cause is not None:
+                self._automatic.update(samples)
         elif kind == _REMOVE:
             self._samples.difference_update(samples)
+            self._full = self._full and self._automatic.isdisjoint(samples)  # else there is room again
+            self._automatic.difference_update(samples)
 
-    def _change(self, kind: str, samples: int | Iterable[int], what: str, reason: str) -> None:
+    def _change(
+        self, kind: str, samples: int | Iterable[int], what: str, reason: str, cause: str | None = None
+    ) -> None:
         named = [int(samples)] if isinstance(samples, int) else [int(s) for s in samples]
         if any(s < 0 for s in named):
             raise ConfigurationError(f"sample id {min(named)} is negative; expected 0 or more")
         changed = [s for s in named if (s in self._samples) != (kind == _ADD)]
         if changed:
-            self._apply(kind, changed)
+            self._apply(kind, changed, cause)
             who = f"sample {changed[0]} is" if len(changed) == 1 else f"{len(changed)} samples are"
-            self._record(kind, changed, f"{who} {what} ({reason})")
+            self._record(kind, changed, f"{who} {what} ({reason})", cause)
 
-    def _record(self, kind: str, samples: list[int], message: str) -> None:
-        alert = Alert(kind, "warning", samples, self.step, math.nan, len(self._samples), math.nan, message)
+    def _record(self, kind: str, samples: list[int], message: str, cause: str | None = None) -> None:
+        held = len(self._samples)
+        alert = Alert(kind, "warning", samples, self.step, math.nan, held, math.nan, message, cause=cause)
         if self._tell is None:
             self._waiting.append(alert)
         else:

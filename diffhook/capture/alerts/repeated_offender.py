@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,9 +10,11 @@ from scipy.special import gammaincc
 from diffhook.capture.alerts.alert import Alert, about_row
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
 from diffhook.capture.alerts.tail import Tail
+from diffhook.capture.alerts.visits import Visits
 from diffhook.log import Rows
 
 _VISITS = 8  # the last ones of a sample that count
+_SAMPLES = 1 << 20  # remembered by each process
 
 
 @register("repeated-offender")
@@ -26,6 +27,9 @@ class RepeatedOffender(Detector):
     from the run's other samples. A sample that was named begins anew: the same visits do not name it
     again, and false alarms do not come in rows.
 
+    Each process remembers the 2²⁰ samples that it met last for the first time: of a larger dataset, visits
+    that lie further apart do not add up.
+
     Args:
         rate: alarms per visit, from a sample's second on, on a clean run.
     """
@@ -34,7 +38,7 @@ class RepeatedOffender(Detector):
         super().__init__(rate)
         self._single = Tail(rate)
         self._joint = Tail(rate)
-        self._visits: dict[int, deque[float]] = {}
+        self._visits = Visits(_VISITS, _SAMPLES)
 
     def look(self, rows: Rows) -> Iterator[Alert]:
         deviations, _ = self.deviations["grad_norm"](rows)
@@ -42,19 +46,18 @@ class RepeatedOffender(Detector):
         self._single.alarms(deviations)
         sums, counts = np.full((2, len(surprises)), np.nan)
         for index in np.flatnonzero(~np.isnan(surprises)):
-            visits = self._visits.setdefault(int(rows["sample"][index]), deque(maxlen=_VISITS))
-            visits.append(float(surprises[index]))
+            visits = self._visits.add(int(rows["sample"][index]), float(surprises[index]))
             if len(visits) > 1:
                 sums[index], counts[index] = sum(visits), len(visits)
         joint = -np.log(np.maximum(gammaincc(counts, sums), 1e-300))
         level = self._joint.level
         for index in np.flatnonzero(self._joint.alarms(joint)):
             sample = int(rows["sample"][index])
-            visits = self._visits[sample]
+            visits = self._visits.of(sample)
             if not visits:  # another row of the step has just named it
                 continue
             typical, count = np.exp(-np.mean(visits)), len(visits)
-            visits.clear()
+            self._visits.forget(sample)
             yield about_row(
                 self.kind,
                 rows,

@@ -19,7 +19,7 @@ class Alerts:
     Attributes:
         detectors: None for one of each registered kind, at the given rate.
         sinks: callables that take an :class:`Alert`; None for Python's logging and, in a training run,
-            the accelerator's trackers. The log has every alert, whatever the sinks.
+            the accelerator's trackers. The log takes every alert, whatever the sinks.
         rate: false alarms that each statistical detector may raise per row (or step) of a run in which
             nothing is wrong.
         quarantine: True, or a :class:`Quarantine`, to leave samples out of the following epochs.
