@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +191,81 @@ def test_the_command_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFi
     command = ["evaluate", str(tmp_path / "log"), "--queries", "new", "--train", "nowhere.py:f"]
     assert main(command) == 2
     assert "expected FILE.py:NAME of a function" in capsys.readouterr().err
+
+
+def train_or_fail(subset: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Sample 0 first: fails once another training runs, which ends after that."""
+    folder = Path(os.environ["BEGUN"])
+    (folder / f"begun-{subset[0]}").touch()
+    if subset[0] == 0:
+        _wait_for(folder / "begun-1")
+        (folder / "failed").touch()
+        raise ArithmeticError("no such luck")
+    _wait_for(folder / "failed")
+    time.sleep(0.5)
+    return train(subset)
+
+
+def _wait_for(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+def test_when_a_training_fails_what_runs_is_recorded_and_nothing_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEGUN", str(tmp_path))
+    record = tmp_path / "retrained.jsonl"
+    subsets = [[first, 7] for first in range(5)]
+    with pytest.raises(ArithmeticError, match="no such luck"):
+        retrain(train_or_fail, measure, subsets, record=record, processes=2, progress=False)
+    assert [json.loads(line)["subset"] for line in record.read_text().splitlines()] == [[1, 7]]
+    assert {path.name for path in tmp_path.glob("begun-*")} == {"begun-0", "begun-1"}
+
+
+def test_an_interrupt_waits_for_what_runs_and_records_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from concurrent.futures import wait
+
+    from diffhook.analysis.evaluation import retraining
+
+    calls = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(retraining, "wait", interrupted)
+    record = tmp_path / "retrained.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        retrain(train, measure, half_subsets(20, 5), record=record, processes=2, progress=False)
+    assert len(record.read_text().splitlines()) == 2
+
+
+def test_a_line_that_was_torn_off_is_trained_again(tmp_path: Path) -> None:
+    record = tmp_path / "retrained.jsonl"
+    subsets = half_subsets(20, 4)
+    whole = retrain(train, measure, subsets, record=record, progress=False)
+    lines = record.read_bytes().splitlines(keepends=True)
+    for torn in (lines[3][:1], lines[3][:-2], lines[3][:-1]):
+        record.write_bytes(b"".join(lines[:3]) + torn)
+        assert len(read_retrained(record).subsets) == 3
+        again = retrain(train, measure, subsets, record=record, progress=False)
+        assert (again.losses == whole.losses).all()
+        assert record.read_bytes() == b"".join(lines)
+    record.write_bytes(lines[0][:9])
+    assert len(retrain(train, measure, subsets[:1], record=record, progress=False).losses) == 1
+    assert record.read_bytes() == lines[0]
+
+
+def test_a_damaged_line_within_the_record_is_an_error(tmp_path: Path) -> None:
+    record = tmp_path / "retrained.jsonl"
+    retrain(train, measure, half_subsets(20, 3), record=record, progress=False)
+    first, second, third = record.read_bytes().splitlines(keepends=True)
+    record.write_bytes(first + second[:9] + b"\n" + third)
+    with pytest.raises(ConfigurationError, match="line 2: not a training that was recorded"):
+        retrain(train, measure, half_subsets(20, 3), record=record, progress=False)

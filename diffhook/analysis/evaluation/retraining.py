@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ from diffhook.errors import ConfigurationError
 
 Train = Callable[[npt.NDArray[np.int64]], Any]  # samples in the order to train on → a model
 Measure = Callable[[Any], npt.ArrayLike]  # model → (Q,) losses of the queries
+Job = tuple[npt.NDArray[np.int64], int]  # subset, seed
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,14 @@ def retrain(
     waiting = [job for job in jobs if _key(*job) not in done]
     with progress_bar(progress) as bar:
         task = bar.add_task("training on subsets", total=len(jobs), completed=len(jobs) - len(waiting))
-        for (subset, seed), losses in _run(train, measure, waiting, processes):
-            done[_key(subset, seed)] = losses
+
+        def finished(job: Job, losses: list[float]) -> None:
+            done[_key(*job)] = losses
             if record:
-                _append(record, subset, seed, losses)
+                _append(record, *job, losses)
             bar.advance(task)
+
+        _run(train, measure, waiting, processes, finished)
     lengths = {len(losses) for losses in done.values()}
     if len(lengths) > 1:
         raise ConfigurationError(
@@ -113,17 +119,35 @@ def read_retrained(record: str | Path) -> Retrained:
 
 
 def _run(
-    train: Train, measure: Measure, jobs: list[tuple[npt.NDArray[np.int64], int]], processes: int
-) -> Iterator[tuple[tuple[npt.NDArray[np.int64], int], list[float]]]:
+    train: Train,
+    measure: Measure,
+    jobs: list[Job],
+    processes: int,
+    finished: Callable[[Job, list[float]], None],
+) -> None:
+    """After a failure nothing begins, what runs is still recorded, and then the first error is raised."""
     if processes <= 1:
         for job in jobs:
-            yield job, _train_one(train, measure, *job)
+            finished(job, _train_one(train, measure, *job))
         return
+    failure: BaseException | None = None
+    waiting = iter(jobs)
+    running: dict[Future[list[float]], Job] = {}
     # Spawned: a forked process would inherit torch's threads.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_train_one, train, measure, *job): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        while True:
+            try:
+                # No more than run: what the pool has queued, it cannot be told to leave.
+                for job in islice(waiting, 0 if failure else processes - len(running)):
+                    running[pool.submit(_train_one, train, measure, *job)] = job
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished(running.pop(future), future.result())
+            except BaseException as error:  # Ctrl-C too: hours of training end in this loop
+                failure = failure or error
+    if failure:
+        raise failure
 
 
 def _train_one(train: Train, measure: Measure, subset: npt.NDArray[np.int64], seed: int) -> list[float]:
@@ -141,7 +165,9 @@ def _key(subset: npt.NDArray[np.int64], seed: int) -> tuple[bytes, int]:
 
 def _recorded(record: str | Path) -> Iterator[tuple[npt.NDArray[np.int64], int, list[float]]]:
     path = Path(record)
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), 1):
+    # After the last newline: nothing, or what was being written when the process was killed.
+    *lines, _ = path.read_text().split("\n") if path.exists() else ("",)
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             yield np.array(entry["subset"], np.int64), int(entry["seed"]), [float(v) for v in entry["losses"]]
@@ -150,5 +176,16 @@ def _recorded(record: str | Path) -> Iterator[tuple[npt.NDArray[np.int64], int, 
 
 
 def _append(record: str | Path, subset: npt.NDArray[np.int64], seed: int, losses: list[float]) -> None:
-    with open(record, "a") as file:
-        file.write(json.dumps({"seed": seed, "losses": losses, "subset": subset.tolist()}) + "\n")
+    line = json.dumps({"seed": seed, "losses": losses, "subset": subset.tolist()}) + "\n"
+    with open(record, "a+b") as file:
+        _cut_torn_line(file)
+        file.write(line.encode())
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
