@@ -35,7 +35,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
     add("--outliers", metavar="FILE", help="ids of known outliers: gives AUROC and average precision")
     add("--train", metavar="FILE.py:NAME", help="function (ids in order) -> model, for LDS and removal")
     add("--measure", metavar="FILE.py:NAME", help="function model -> (Q,) losses of the queries")
-    add("--record", metavar="FILE", help="JSON lines of trainings; finished ones are not run again")
+    add(
+        "--record",
+        metavar="FILE",
+        help="JSON lines of trainings; finished ones are not run again. It belongs to one --train and "
+        "--measure: after a change of either, name another file",
+    )
     add("--subsets", type=int, default=64, metavar="M", help="half-subsets for LDS (64)")
     add("--seeds", type=int, default=1, metavar="N", help="trainings of each; 2 or more give the ceiling (1)")
     add(

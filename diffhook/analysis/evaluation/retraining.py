@@ -67,15 +67,18 @@ def retrain(
     """Train a model on each subset, once per seed, and measure the queries.
 
     Python's, numpy's and torch's random states are seeded before each training. With a record, a
-    line of JSON per training, finished ones are not run again.
+    line of JSON per training, finished ones are not run again. When a training fails, those that run
+    beside it are still recorded, and the error is raised after that.
 
     Args:
         train: a subset's ids, in order → model.
         measure: model → (Q,) losses. With processes > 1, both must be importable by name.
+        record: the file. It belongs to one ``train`` and one ``measure``: it knows subsets and seeds, not
+            what was done with them. After a change of either, name another file.
         processes: trainings at the same time.
 
     Raises:
-        ConfigurationError: the record is of other queries.
+        ConfigurationError: the record is of other queries, or damaged.
     """
     ordered = [np.asarray(subset, np.int64) for subset in subsets]
     jobs = [(subset, int(seed)) for seed in seeds for subset in ordered]
