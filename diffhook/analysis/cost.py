@@ -41,9 +41,10 @@ def cost_of(table: Table, plan: Plan, samples: int, kept: int, execution: Execut
         kept: bytes of the result and of what goes along with every task.
     """
     rows, blocks = len(table), list(table.blocks())
-    masks = sum(group.committed for group in table.groups if not group.all_count)
+    masks = sum(group.committed for group in table.groups if group.is_old)
+    steps = 0 if all(group.all_count for group in table.groups) else 9  # of a row, and whether it counts
     block_rows = max((block.stop - block.start for block in blocks), default=0)
-    block = block_rows * (table.dim * 4 * _COPIES + plan.width * 16)
+    block = block_rows * (table.dim * 4 * _COPIES + plan.width * 16 + steps)
     sums = plan.memory if plan.parts == 1 else plan.memory * execution.workers
     return Cost(
         rows=rows,

@@ -139,30 +139,68 @@ class RankGroup:
     @property
     def count(self) -> int:
         """Rows that count."""
-        return self.committed if self.all_count else int(self.valid.sum())
+        return int(self.shard_counts.sum())
+
+    @cached_property
+    def shard_counts(self) -> npt.NDArray[np.int64]:
+        """(shards,): rows that count in each."""
+        if self.all_count:
+            return np.array([stop - start for start, stop in self._shards], np.int64)
+        return np.array([self._valid_in(*shard).sum() for shard in self._shards], np.int64)
 
     def valid_in(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """(stop − start,): :attr:`valid` of rows [start, stop)."""
-        return np.ones(stop - start, np.bool_) if self.all_count else self.valid[start:stop]
+        """(stop − start,): which rows of [start, stop) are neither lost nor superseded by a later session.
+
+        Reads their steps where a session begins, and nothing where all rows of a shard count, or none.
+        """
+        if self.all_count or start == stop:
+            return np.ones(stop - start, np.bool_)
+        first, last = start // self.shard_rows, -(-stop // self.shard_rows)
+        rows = min(last * self.shard_rows, self.committed) - first * self.shard_rows
+        counted = self.shard_counts[first:last].sum()
+        if counted in (0, rows):
+            return np.full(stop - start, counted > 0)
+        return self._valid_in(start, stop)
 
     @property
     def all_count(self) -> bool:
-        """Whether every row counts, which needs no mask that grows with the log."""
-        return "committed" in self.attributes and not self.lost and len(self.sessions) < 2
+        """Whether every row counts."""
+        return not self.is_old and not self.lost and len(self.sessions) < 2
+
+    @property
+    def is_old(self) -> bool:
+        """Whether it is of schema 1, which does not say how many rows count: :attr:`valid` is held then."""
+        return "committed" not in self.attributes
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
-        """(committed,): which rows are neither lost nor superseded by a later session."""
-        valid = np.ones(self.committed, np.bool_)
-        for start, stop in self.lost:
-            valid[start:stop] = False
-        old = "committed" not in self.attributes
-        if old and self.committed:
-            valid &= self.read("sample", 0, self.committed) >= 0
-        if len(self.sessions) > 1 and self.committed:
-            step = self.read("step", 0, self.committed, valid)
-            for later in self.sessions[1:]:
-                valid[: later["first_row"]] &= step[: later["first_row"]] < later["start_step"]
+        """(committed,): :meth:`valid_in` of all rows."""
+        if self.is_old:
+            known = self.read("sample", 0, self.committed) >= 0 if self.committed else np.ones(0, np.bool_)
+            return self._unsuperseded(0, self.committed, known)
+        return np.concatenate([np.ones(0, np.bool_), *(self.valid_in(*shard) for shard in self._shards)])
+
+    @property
+    def _shards(self) -> Iterator[tuple[int, int]]:
+        if self.committed:
+            for start in range(0, self.committed, self.shard_rows):
+                yield start, min(start + self.shard_rows, self.committed)
+
+    def _valid_in(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        if self.is_old:
+            return self.valid[start:stop]
+        return self._unsuperseded(start, stop, np.ones(stop - start, np.bool_))
+
+    def _unsuperseded(self, start: int, stop: int, valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """``valid`` without rows [start, stop) that are lost or superseded."""
+        for low, high in self.lost:
+            valid[max(low - start, 0) : max(high - start, 0)] = False
+        later = [(s["first_row"] - start, s["start_step"]) for s in self.sessions[1:]]
+        if any(rows > 0 for rows, _ in later) and valid.any():
+            step = self.read("step", start, stop, valid)
+            for rows, start_step in later:
+                if rows > 0:
+                    valid[:rows] &= step[:rows] < start_step
         return valid
 
     def read(self, column: str, start: int, stop: int, among: Array | None = None) -> Array:

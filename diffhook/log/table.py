@@ -82,10 +82,10 @@ class Table:
         """The table's shards, in order."""
         offset = 0
         for rank, group in enumerate(self.groups):
-            for start in range(0, group.committed, group.shard_rows):
-                stop = min(start + group.shard_rows, group.committed)
-                yield Block(rank, start, stop, offset)
-                offset += int(group.valid_in(start, stop).sum())
+            for shard, count in enumerate(group.shard_counts.tolist()):
+                start = shard * group.shard_rows
+                yield Block(rank, start, min(start + group.shard_rows, group.committed), offset)
+                offset += count
 
     def read(self, block: Block, column: str) -> Array:
         """The block's valid rows of one column.
