@@ -3,8 +3,8 @@
 Every block of rows gives a partial: a row of numbers for each position that it touches. Where the sums
 of all positions fit into a share of the memory, those of neighbouring blocks are added up, and then
 merged in a tree, which is no higher for a longer log. Where they do not, partials go to files, and the
-positions are gathered part by part. Either way a block is read once, and the order of every sum is fixed,
-so that the result does not depend on the scheduler.
+positions are gathered part by part. Either way a block is read once, and the order of every sum is fixed:
+by the log, not by the scheduler or its threads.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ BlockSums = Callable[[Table, Block], Partial]
 
 _ARITY = 4
 _TASKS = 4**4  # at most so many tasks go over the blocks, each with one partial for all of its blocks
-_TREE_SHARE = (
-    20  # partials of the full size alive in a merge tree: 3 on each of 4 levels, and what malloc keeps
-)
+# Partials of the full size alive while sums are held whole: 3 wait on each of 4 levels of the tree, every
+# thread has its own and what becomes of it, and malloc keeps the fragments of some.
+_WAITING, _PER_THREAD, _FRAGMENTS = 3 * 4, 2, 4
 
 
 class Reduction(Protocol):
@@ -60,18 +60,18 @@ class Plan:
 
     @classmethod
     def make(cls, count: int, width: int, execution: Execution) -> Plan:
-        total = count * width * 8
-        if total * _TREE_SHARE <= execution.memory:
-            return cls(count, width, 1)
+        whole = cls(count, width, 1)
+        if whole.memory(execution) <= execution.memory:
+            return whole
         share = max(execution.memory // (4 * execution.workers), 1)
-        return cls(count, width, min(-(-total // share), count))
+        return cls(count, width, min(-(-count * width * 8 // share), count))
 
-    @property
-    def memory(self) -> int:
-        """Bytes of sums alive at once in one thread (or, held whole, in the process)."""
+    def memory(self, execution: Execution) -> int:
+        """Bytes of sums alive at once in one process."""
         if self.parts == 1:
-            return self.count * self.width * 8 * _TREE_SHARE
-        return -(-self.count // self.parts) * self.width * 8
+            partials = _WAITING + _PER_THREAD * execution.workers + _FRAGMENTS
+            return self.count * self.width * 8 * partials
+        return -(-self.count // self.parts) * self.width * 8 * execution.workers
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
