@@ -16,7 +16,7 @@ from diffhook.log import open_log
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--queries", help="name of the query set")
-    command.add_argument("--method", default="retrac", help='default "retrac"; "help" lists them')
+    command.add_argument("--method", default="retrac", help='default "retrac"; "help" lists them, without LOG')
     command.add_argument(
         "--source", default="train", help='which rows: "train", "probe", or a query set of training samples'
     )
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> None:
     if args.method == "help":
         _help(args.json)
         return
+    if args.log is None:
+        raise ConfigurationError("LOG is missing; only `diffhook influence --method help` needs none")
     log = open_log(args.log)
     if args.queries is None:
         known = ", ".join(log.queries) or "none yet: see `diffhook query --help`"

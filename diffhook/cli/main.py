@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if module is not run:  # what follows its script's name is the script's
-            command.add_argument("log", metavar="LOG", help="the run's log: a folder or URL")
+            nargs = "?" if module is influence else None  # the list of its methods is of no log
+            command.add_argument("log", metavar="LOG", nargs=nargs, help="the run's log: a folder or URL")
             command.add_argument("--json", action="store_true", help="print JSON for machines")
         module.arguments(command)
         command.set_defaults(run=module.run)

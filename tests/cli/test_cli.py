@@ -108,6 +108,22 @@ def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> Non
         assert "example: diffhook" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", [[], ["no/such/log"]], ids=["without a log", "with one"])
+def test_the_methods_are_listed_with_formula_and_source(
+    place: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffhook.analysis import METHODS
+
+    assert run("influence", *place, "--method", "help") == 0
+    shown = capsys.readouterr().out
+    assert run("influence", *place, "--method", "help", "--json") == 0
+    listed = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}
+    assert set(listed) == set(METHODS)
+    for name, method in METHODS.items():
+        assert all(text in shown for text in (name, method.formula, method.source))
+        assert (listed[name]["formula"], listed[name]["source"]) == (method.formula, method.source)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -116,6 +132,8 @@ def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> Non
         (["outliers", "{root}/images.npy"], "{root}/images.npy is a file; a log is a folder"),
         (["influence", "{root}/log", "--queries", "nobody"], "has no queries 'nobody'"),
         (["influence", "{root}/log"], "--queries is missing"),
+        (["influence", "--queries", "x"], "LOG is missing"),
+        (["influence", "--queries", "x", "--top", "3", "{root}/nowhere"], "no log at {root}/nowhere"),
         (["influence", "{root}/log", "--queries", "x", "--method", "treck"], "no method 'treck'"),
         (["query", "{root}/log", "--images", "{root}/none", "--name", "q"], "no images at {root}/none"),
         (["query", "{root}/log", "--images", "{root}/log", "--name", "q"], "holds no image files"),
