@@ -99,22 +99,31 @@ class ScorePass:
         found: npt.NDArray[np.float32] = self._run(self._replicated(), _Errors(len(self.without)))
         return found
 
-    def tops_without(self, k: int) -> Strongest | None:
-        """(Q, R, k): the top without each of the replicates."""
+    def certainty(
+        self, at: npt.NDArray[np.intp], opponents: bool
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
+        """(Q, k) errors of the scores at positions ``at``, and (Q, R, k) ids of the top without each
+        replicate. Both from one pass."""
         if self.without is None:
             return None
-        rows = self._replicated()
-        found: Strongest = self._run(rows, _TopK(rows.sample_ids, k, 1))
-        shape = (len(self.without), self.queries, -1)
-        ids, scores = found.sample_ids.reshape(shape), found.scores.reshape(shape)
-        return Strongest(ids.swapaxes(0, 1), scores.swapaxes(0, 1))
+        rows, replicates = self._replicated(), len(self.without)
+        top = _TopK(rows.sample_ids, at.shape[1], -1 if opponents else 1)
+        errors, tops = self._run(rows, _Both(_ErrorsAt(_Errors(replicates), at), top))
+        ids = tops.sample_ids.reshape(replicates, self.queries, -1)
+        return errors, ids.swapaxes(0, 1)
 
     def cost(self) -> Cost:
-        count = len(self.rows.sample_ids)
-        plan = Plan.make(count, self.queries, self.execution)
-        kept = self.rows.directions.nbytes + count * self.queries * 4
-        if self.rows.factors is not None:
-            kept += self.rows.factors.nbytes
+        return self._cost(self.rows)
+
+    def certainty_cost(self) -> Cost | None:
+        return None if self.without is None else self._cost(self._replicated())
+
+    def _cost(self, rows: RowScores) -> Cost:
+        count, width = len(rows.sample_ids), rows.directions.shape[1]
+        plan = Plan.make(count, width, self.execution)
+        kept = rows.directions.nbytes + count * width * 4
+        if rows.factors is not None:
+            kept += rows.factors.nbytes
         return cost_of(self.table, plan, count, kept, self.execution)
 
     def _replicated(self) -> RowScores:
@@ -148,6 +157,36 @@ class _Errors:
 
     def combine(self, results: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         return np.concatenate(results, axis=1)
+
+
+@dataclass(frozen=True)
+class _ErrorsAt:
+    """The errors at some positions of each query."""
+
+    errors: _Errors
+    at: npt.NDArray[np.intp]  # (Q, k)
+
+    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        here = (self.at >= start) & (self.at < start + len(values))
+        mine = np.where(here, self.at - start, 0)
+        found: npt.NDArray[np.float32] = np.take_along_axis(self.errors.reduce(start, values), mine, 1)
+        return np.where(here, found, np.float32(0))
+
+    def combine(self, results: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        return np.sum(results, axis=0)
+
+
+@dataclass(frozen=True)
+class _Both:
+    first: Reduction
+    second: Reduction
+
+    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+        return self.first.reduce(start, values), self.second.reduce(start, values)
+
+    def combine(self, results: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+        first, second = zip(*results, strict=True)
+        return self.first.combine(list(first)), self.second.combine(list(second))
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,13 @@ class Top(NamedTuple):
 
     sample_ids: npt.NDArray[np.int64]  # (Q, k)
     scores: npt.NDArray[np.float32]  # (Q, k)
+
+
+class Certainty(NamedTuple):
+    """How sure a top is of itself, where the queries' noise was drawn several times."""
+
+    errors: npt.NDArray[np.float32]  # (Q, k), of the top's scores: see Scores.errors
+    stability: npt.NDArray[np.float64]  # (Q,): see Scores.stability
 
 
 @dataclass(frozen=True)
@@ -61,21 +69,43 @@ class Scores(Displayed):
 
         None where the noise was drawn once. 1: every top is the same.
         """
-        without = self._pass.tops_without(_positive(k))
-        if without is None:
+        _positive(k)
+        found = self.certainty(self.top(k)) if self.has_errors else None
+        return None if found is None else found.stability
+
+    def certainty(self, top: Top, *, opponents: bool = False) -> Certainty | None:
+        """The errors and the stability of what :meth:`top` gave, in one pass that does not hold all errors.
+
+        None where the noise was drawn once.
+
+        Args:
+            opponents: whether it is the lowest scores.
+        """
+        ids = top.sample_ids
+        found = self._pass.certainty(np.searchsorted(self.sample_ids, ids), opponents)
+        if found is None:
             return None
-        whole = self.top(k).sample_ids
-        return np.array(
-            [
-                np.mean([len(np.intersect1d(mine, other)) for other in others]) / len(mine)
-                for mine, others in zip(whole, without.sample_ids, strict=True)
-            ]
-        )
+        errors, without = found
+        shares = [
+            np.mean([len(np.intersect1d(mine, other)) for other in others]) / len(mine)
+            for mine, others in zip(ids, without, strict=True)
+        ]
+        return Certainty(errors, np.array(shares))
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether the queries' noise was drawn several times."""
+        return self._pass.without is not None
 
     @property
     def cost(self) -> Cost:
         """What computing :attr:`values` or :meth:`top` takes, known beforehand."""
         return self._pass.cost()
+
+    @property
+    def certainty_cost(self) -> Cost | None:
+        """What :attr:`errors` or :meth:`certainty` takes after that; None where there are none."""
+        return self._pass.certainty_cost()
 
     def top(self, k: int, *, opponents: bool = False) -> Top:
         """The k strongest proponents of each query, strongest first (or opponents). Of equals, the
@@ -91,14 +121,23 @@ class Scores(Displayed):
         return Top(*self._pass.top(k, opponents))
 
     def to_csv(self, path: str | Path, k: int | None = None) -> None:
-        """Write rows of query, rank, sample, score: the top k, or all."""
+        """Write rows of query, rank, sample, score, and error where there are any: the top k, or all."""
         top = self.top(k or len(self.sample_ids))
+        columns: list[npt.NDArray[Any]] = [*top, *self._errors_of(top, whole=not k)]
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["query", "rank", "sample", "score"])
-            for query, samples, scores in zip(self.query_ids, *top, strict=True):
-                for rank, (sample, score) in enumerate(zip(samples, scores, strict=True), 1):
-                    writer.writerow([query, rank, sample, repr(float(score))])
+            writer.writerow(["query", "rank", "sample", "score", "error"][: 2 + len(columns)])
+            for query, *of_query in zip(self.query_ids, *columns, strict=True):
+                for rank, (sample, *numbers) in enumerate(zip(*of_query, strict=True), 1):
+                    writer.writerow([query, rank, sample, *(repr(float(number)) for number in numbers)])
+
+    def _errors_of(self, top: Top, whole: bool) -> Iterator[npt.NDArray[np.float32]]:
+        """(Q, k); nothing where there are none."""
+        if whole or "errors" in self.__dict__:
+            if self.errors is not None:
+                yield np.take_along_axis(self.errors, np.searchsorted(self.sample_ids, top.sample_ids), 1)
+        elif (found := self.certainty(top)) is not None:
+            yield found.errors
 
     def to_parquet(self, path: str | Path) -> None:
         """Write all scores, a column per query. Needs the extra "parquet"."""

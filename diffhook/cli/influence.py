@@ -6,8 +6,12 @@ example: diffhook influence runs/butterflies --queries generated --method retrac
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+import numpy.typing as npt
 
 from diffhook.analysis import METHODS, Scores, influence
+from diffhook.analysis.scores import Certainty, Top
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, tell
 from diffhook.errors import ConfigurationError
@@ -16,14 +20,15 @@ from diffhook.log import open_log
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--queries", help="name of the query set")
-    command.add_argument("--method", default="retrac", help='default "retrac"; "help" lists them, without LOG')
+    command.add_argument(
+        "--method", default="retrac", help='default "retrac"; "help" lists them, without LOG'
+    )
     command.add_argument(
         "--source", default="train", help='which rows: "train", "probe", or a query set of training samples'
     )
     command.add_argument("--top", type=int, default=10, metavar="K", help="per query (default 10)")
     command.add_argument("--opponents", action="store_true", help="the lowest scores instead")
-    command.add_argument("--stability", action="store_true", help="how much of each top survives other noise")
-    command.add_argument("--csv", metavar="FILE", help="write query, rank, sample, score for all samples")
+    command.add_argument("--csv", metavar="FILE", help="write query, rank, sample, score (and error) for all")
     command.add_argument("--parquet", metavar="FILE", help="write all scores, a column per query")
     add_execution(command)
 
@@ -40,36 +45,54 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"--queries is missing; the log has {known}")
     scores = influence(log, args.queries, args.method, args.source, **execution(args))
     tell(f"{args.method}: {scores.cost}")
+    if scores.has_errors:
+        tell(f"errors: {scores.certainty_cost}")
     if args.csv:
         scores.to_csv(args.csv)
     if args.parquet:
         scores.to_parquet(args.parquet)
     top = scores.top(args.top, opponents=args.opponents)
-    stability = _stability(scores, args.top) if args.stability else None
+    certainty = scores.certainty(top, opponents=args.opponents)
     if args.json:
-        found = [
-            {
-                "query": int(q),
-                "samples": ids.tolist(),
-                "scores": values.tolist(),
-                **({} if stability is None else {"stability": stability[row]}),
-            }
-            for row, (q, ids, values) in enumerate(zip(scores.query_ids, *top, strict=True))
-        ]
+        found = _found(scores, top, certainty)
         print_json({"method": args.method, "source": args.source, "queries": found})
-        return
-    listed = [
-        (q, rank, sample, float(score))
-        for q, ids, values in zip(scores.query_ids, *top, strict=True)
-        for rank, (sample, score) in enumerate(zip(ids, values, strict=True), 1)
+    else:
+        title = f"influence on {args.queries} ({args.method}, {args.source} rows)"
+        _print(title, scores, top, certainty)
+
+
+def _found(scores: Scores, top: Top, certainty: Certainty | None) -> list[dict[str, Any]]:
+    found = [
+        {"query": int(query), "samples": ids.tolist(), "scores": values.tolist()}
+        for query, ids, values in zip(scores.query_ids, *top, strict=True)
     ]
-    title = f"influence on {args.queries} ({args.method}, {args.source} rows)"
-    reading = "Positive: training on the sample lowered the query's loss; negative: it raised it."
-    print_table(title, ["query", "rank", "sample", "score"], listed, reading)
-    if stability is not None:
-        shares = zip(scores.query_ids, stability, strict=True)
-        reading = "Share of the top that stays when one of the queries' noise replicates is left out."
-        print_table("stability", ["query", "share"], list(shares), reading)
+    if certainty is not None:
+        for entry, errors, share in zip(found, *certainty, strict=True):
+            entry |= {"errors": errors.tolist(), "stability": float(share)}
+    return found
+
+
+def _print(title: str, scores: Scores, top: Top, certainty: Certainty | None) -> None:
+    columns: list[npt.NDArray[Any]] = [*top] if certainty is None else [*top, certainty.errors]
+    listed = [
+        (query, rank, sample, *map(float, numbers))
+        for query, *of_query in zip(scores.query_ids, *columns, strict=True)
+        for rank, (sample, *numbers) in enumerate(zip(*of_query, strict=True), 1)
+    ]
+    reading = "Positive: training on the sample lowered the query's loss; negative: it raised it. " + (
+        "No errors: the queries' noise was drawn once (diffhook query --replicates 4)."
+        if certainty is None
+        else "Error: one standard error over the queries' noise."
+    )
+    print_table(title, ["query", "rank", "sample", "score", "error"][: 2 + len(columns)], listed, reading)
+    if certainty is not None:
+        shares = [
+            (query, float(share)) for query, share in zip(scores.query_ids, certainty.stability, strict=True)
+        ]
+        reading = (
+            "Share of the listed samples that stay when one of the queries' noise replicates is left out."
+        )
+        print_table("stability", ["query", "share"], shares, reading)
 
 
 def _help(as_json: bool) -> None:
@@ -80,12 +103,3 @@ def _help(as_json: bool) -> None:
         return
     rows = [(m.name, m.formula, m.measurement, m.source) for m in methods]
     print_table("methods", ["name", "formula", "gradients of", "source"], rows)
-
-
-def _stability(scores: Scores, k: int) -> list[float]:
-    found = scores.stability(k)
-    if found is None:
-        raise ConfigurationError(
-            "--stability needs queries with several noise replicates: diffhook query --replicates 4"
-        )
-    return [float(share) for share in found]

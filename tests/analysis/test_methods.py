@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -159,10 +160,45 @@ def test_stability_is_the_share_of_the_top_that_stays(made: Synthetic) -> None:
     assert (stability < 1).any(), "no resampling changed any top: the test cannot see a wrong stability"
 
 
+@pytest.mark.parametrize("opponents", [False, True])
+@pytest.mark.parametrize("memory", [1 << 30, 512], ids=["whole", "in parts"])
+def test_the_certainty_of_a_top_is_that_of_all_scores(made: Synthetic, memory: int, opponents: bool) -> None:
+    found = diffhook.influence(made.log, "new", "retrac", "probe", memory=memory)
+    top = found.top(3, opponents=opponents)
+    certainty = found.certainty(top, opponents=opponents)
+    assert certainty is not None
+    assert not {"values", "errors"} & set(vars(found)), "the top must not compute the whole matrix"
+    columns = np.searchsorted(SAMPLES, top.sample_ids)
+    assert found.errors is not None
+    np.testing.assert_array_equal(certainty.errors, np.take_along_axis(found.errors, columns, 1))
+    sign, expected = -1 if opponents else 1, np.zeros(4)
+    for gone in range(3):
+        other = direct(made.probe, made.queries["new"], "retrac", [r for r in range(3) if r != gone])
+        for q in range(4):
+            expected[q] += len(set(columns[q]) & set(np.argsort(-sign * other[q])[:3])) / 9
+    np.testing.assert_allclose(certainty.stability, expected)
+
+
+def test_a_csv_has_the_error_of_every_score_where_there_are_any(made: Synthetic, tmp_path: Path) -> None:
+    found = diffhook.influence(made.log, "new", "retrac", "probe")
+    for k in (2, None):
+        found.to_csv(tmp_path / "scores.csv", k)
+        with open(tmp_path / "scores.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 4 * (k or len(SAMPLES))
+        assert found.errors is not None
+        for row in rows:
+            at = int(row["query"]), int(np.searchsorted(SAMPLES, int(row["sample"])))
+            assert float(row["score"]) == found.values[at]
+            assert float(row["error"]) == found.errors[at]
+
+
 def test_one_replicate_has_no_errors(tmp_path: Path) -> None:
     found = diffhook.influence(synthetic(tmp_path / "log", replicates=1).log, "new")
     assert found.errors is None
-    assert found.stability(2) is None
+    assert found.stability(2) is found.certainty(found.top(2)) is found.certainty_cost is None
+    found.to_csv(tmp_path / "scores.csv", 1)
+    assert (tmp_path / "scores.csv").read_text().startswith("query,rank,sample,score\n")
 
 
 @pytest.mark.parametrize("source", ["train", "probe"])
