@@ -9,6 +9,8 @@ import argparse
 from collections import Counter
 from typing import Any
 
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.grouped import distinct_samples
 from diffhook.cli.printing import print_json, print_table
 from diffhook.log import RunLog, Table, open_log
 from diffhook.log import store as files
@@ -57,7 +59,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "projection dimension": projection["dim"],
         "rows summed for": identity.get("aggregate", "nothing: they are as captured"),
         "train rows": len(log.train),
-        "samples": len(set(log.train["sample"].tolist())) if len(log.train) else 0,
+        "samples": len(distinct_samples(log.train, Execution())),
         "probe rows": len(log.probe),
         "queries": {name: len(table) for name, table in log.queries.items()},
         "snapshots": [snapshot.step for snapshot in log.snapshots],

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from diffhook import words
+from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table, open_log
@@ -32,6 +33,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
     command.add_argument("--top", type=int, default=500, metavar="K", help="samples in the gallery (500)")
     command.add_argument("--title", default="", help="heading; default: the log's place")
+    add_execution(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         source=args.source,
         top=args.top,
         title=args.title,
+        **execution(args),
     )
     if args.json:
         print_json({"page": args.out, "bytes": size})

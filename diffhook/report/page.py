@@ -14,6 +14,7 @@ import numpy.typing as npt
 import diffhook
 from diffhook.analysis import Ranking, Scores, bias, influence, influence_by_timestep, outliers
 from diffhook.analysis.bias import Generality, generality
+from diffhook.analysis.execution import MEMORY
 from diffhook.analysis.tables import loss_queries
 from diffhook.console import progress_bar
 from diffhook.errors import LogError
@@ -45,6 +46,9 @@ def write_page(
     top: int = 500,
     k: int = 8,
     title: str = "",
+    client: Any = None,
+    scheduler: Any = None,
+    memory: int = MEMORY,
     progress: bool = True,
 ) -> int:
     """Write the page. It needs no network, and asks for none.
@@ -61,7 +65,7 @@ def write_page(
         top: samples in the gallery.
         k: proponents and opponents of each query.
         title: heading; by default the log's place.
-        progress: show a progress bar, on a terminal.
+        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
 
     Returns:
         The file's size in bytes.
@@ -70,22 +74,23 @@ def write_page(
         LogError, ConfigurationError: as the scores and the images raise them; none of the images can
             be read; matplotlib is missing.
     """
-    ranking = outliers(log, source, progress=progress) if ranking is None else ranking
+    run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
+    ranking = outliers(log, source, **run) if ranking is None else ranking
     asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
     thumbnails = Thumbnails(
         find_images(log.thumbnails or None if images is None else images, ranking.sample_ids)
     )
-    scores = {name: _scores(log, name, source, progress) for name in asked}
+    scores = {name: _scores(log, name, source, run) for name in asked}
     with progress_bar(progress) as bar:
         for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):
             thumbnails(sample)
     parts = [
         run_part(log),
         outliers_part(ranking, thumbnails, top),
-        *_queries(log, asked, scores, thumbnails, source, k, progress),
-        _norms(log, source, progress),
+        *_queries(log, asked, scores, thumbnails, source, k, run),
+        _norms(log, source, run),
         generality_part(_generality(scores), scores, thumbnails),
-        alerts_part(log.alerts(), int(log.train["step"].max(initial=0)), thumbnails),
+        alerts_part(log.alerts(), _last_step(log), thumbnails),
     ]
     thumbnails.check()
     page = render(
@@ -99,8 +104,8 @@ def write_page(
     return len(content)
 
 
-def _scores(log: RunLog, name: str, source: str, progress: bool) -> list[Scores]:
-    found = [influence(log, name, method, source, progress=progress) for method in METHODS]
+def _scores(log: RunLog, name: str, source: str, run: Mapping[str, Any]) -> list[Scores]:
+    found = [influence(log, name, method, source, **run) for method in METHODS]
     for each in found:
         _ = each.values  # one pass over the rows; all that follows reads it
     return found
@@ -113,12 +118,12 @@ def _queries(
     thumbnails: Thumbnails,
     source: str,
     k: int,
-    progress: bool,
+    run: Mapping[str, Any],
 ) -> list[Part | None]:
     found = []
     for index, (name, group) in enumerate(scores.items()):
         pictures = Thumbnails(find_images(asked[name], group[0].query_ids), 128)
-        when = [_timesteps(log, name, each, shown(each, k), source, progress) for each in group]
+        when = [_timesteps(log, name, each, shown(each, k), source, run) for each in group]
         part = queries_part(name, group, thumbnails, pictures, k=k, queries=_QUERIES, timesteps=when)
         pictures.check()
         found.append(part and replace(part, anchor=f"queries-{index}"))
@@ -126,11 +131,9 @@ def _queries(
 
 
 def _timesteps(
-    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], source: str, progress: bool
+    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], source: str, run: Mapping[str, Any]
 ) -> Timesteps:
-    found = influence_by_timestep(
-        log, name, ids, method=scores.method, source=source, bins=20, progress=progress
-    )
+    found = influence_by_timestep(log, name, ids, method=scores.method, source=source, bins=20, **run)
     return Timesteps(found.values, found.edges)
 
 
@@ -144,8 +147,13 @@ def _generality(scores: Mapping[str, list[Scores]]) -> list[Generality]:
     ]
 
 
-def _norms(log: RunLog, source: str, progress: bool) -> Part | None:
+def _last_step(log: RunLog) -> int:
+    steps = (log.train.read(block, "step") for block in log.train.blocks())
+    return max((int(step.max(initial=0)) for step in steps), default=0)
+
+
+def _norms(log: RunLog, source: str, run: Mapping[str, Any]) -> Part | None:
     try:
-        return norms_part(bias(log, source, queries=(), progress=progress))
+        return norms_part(bias(log, source, queries=(), **run))
     except LogError:  # too few rows to say anything
         return None
