@@ -23,6 +23,8 @@ from diffhook.cli.printing import print_json, print_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 
+_INDICES = 10_000_000  # ids up to here are taken for a dataset's indices, unless the log has names
+
 
 def arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
@@ -33,7 +35,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
     add("--sources", metavar="FILE", help="source or label of every sample, by id: .npy, or a line each")
     add("--query-sources", metavar="FILE", help="the queries' own, likewise: gives tracing precision")
     add("--outliers", metavar="FILE", help="ids of known outliers: gives AUROC and average precision")
-    add("--train", metavar="FILE.py:NAME", help="function (ids in order) -> model, for LDS and removal")
+    add(
+        "--train",
+        metavar="FILE.py:NAME",
+        help="function (ids in order) -> model, for LDS and removal; the "
+        "log's names() say what the ids of named samples are",
+    )
     add("--measure", metavar="FILE.py:NAME", help="function model -> (Q,) losses of the queries")
     add(
         "--record",
@@ -61,8 +68,9 @@ def run(args: argparse.Namespace) -> None:
         run_options = execution(args)
         scored = {m: influence(log, args.queries, m, args.source, **run_options) for m in args.methods}
         rows += _tracing(scored, args) if args.sources or args.query_sources else []
-        rows += _lds(scored, args) if args.train or args.record else []
-        rows += _removal(scored, args) if args.remove else []
+        ids = _trained_on(log, scored)
+        rows += _lds(scored, ids, args) if args.train or args.record else []
+        rows += _removal(scored, ids, args) if args.remove else []
     if not rows:
         raise ConfigurationError(
             "nothing to judge by: expected --outliers; or --queries with --sources and --query-sources, "
@@ -112,28 +120,46 @@ def _tracing(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[s
     return rows
 
 
-def _lds(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[str, Any]]:
-    samples = max(int(scores.sample_ids[-1]) for scores in scored.values()) + 1
+def _trained_on(log: RunLog, scored: dict[str, Scores]) -> npt.NDArray[np.int64]:
+    """Ids to train on, ascending: the dataset's indices up to the highest, or those that have rows where
+    ids are no indices but hashes of names, or keys."""
+    known = np.unique(np.concatenate([scores.sample_ids for scores in scored.values()]))
+    indices = not log.names() and known[-1] < _INDICES
+    return np.arange(known[-1] + 1) if indices else known
+
+
+def _lds(
+    scored: dict[str, Scores], ids: npt.NDArray[np.int64], args: argparse.Namespace
+) -> list[dict[str, Any]]:
     if args.train:
         retrained = judge.retrain(
             _function(args.train, "--train"),
             _function(args.measure, "--measure"),
-            judge.half_subsets(samples, args.subsets),
+            judge.half_subsets(ids, args.subsets),
             seeds=range(args.seeds),
             record=args.record,
             processes=args.processes,
         )
     else:
         retrained = judge.read_retrained(args.record)
+    unknown = np.setdiff1d(np.concatenate(retrained.subsets), ids)
+    if len(unknown):
+        raise ConfigurationError(
+            f"a subset of {args.record} names sample {unknown[0]}, which the log does not know: expected "
+            "trainings on its samples"
+        )
+    subsets = [np.searchsorted(ids, subset) for subset in retrained.subsets]
     rows = []
     for method, scores in scored.items():
-        found = judge.lds(_by_id(scores, samples), retrained.subsets, -retrained.losses)
+        found = judge.lds(_at(ids, scores), subsets, -retrained.losses)
         ceiling = f"another seed {found.ceiling}" if found.ceiling else ""
-        rows.append(_row(method, f"LDS over {len(retrained.subsets)} subsets", found.mean, ceiling))
+        rows.append(_row(method, f"LDS over {len(subsets)} subsets", found.mean, ceiling))
     return rows
 
 
-def _removal(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[str, Any]]:
+def _removal(
+    scored: dict[str, Scores], ids: npt.NDArray[np.int64], args: argparse.Namespace
+) -> list[dict[str, Any]]:
     train, measure = _function(args.train, "--train"), _function(args.measure, "--measure")
     rows = []
     for method, scores in scored.items():
@@ -141,7 +167,7 @@ def _removal(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[s
             train,
             measure,
             scores.top(args.top).sample_ids,
-            int(scores.sample_ids[-1]) + 1,
+            ids,
             seeds=range(args.seeds),
             record=args.record and f"{args.record}.removal",
             processes=args.processes,
@@ -151,10 +177,10 @@ def _removal(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[s
     return rows
 
 
-def _by_id(scores: Scores, samples: int) -> npt.NDArray[np.float32]:
-    """(Q, samples): samples without rows have no influence."""
-    values = np.zeros((len(scores.query_ids), samples), np.float32)
-    values[:, scores.sample_ids] = scores.values
+def _at(ids: npt.NDArray[np.int64], scores: Scores) -> npt.NDArray[np.float32]:
+    """(Q, ids): samples without rows have no influence."""
+    values = np.zeros((len(scores.query_ids), len(ids)), np.float32)
+    values[:, np.searchsorted(ids, scores.sample_ids)] = scores.values
     return values
 
 

@@ -28,7 +28,9 @@ from diffhook.analysis.evaluation import (
 )
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError
-from tests.analysis.synthetic import SAMPLES, synthetic
+from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.samples import name_id
+from tests.analysis.synthetic import SAMPLES, STEPS, config, stored, synthetic, write_queries
 
 SCORES = [[0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.3, 0.4]]
 MEASURED = [[0.3, 0.3], [0.4, 0.4], [0.5, 0.3]]
@@ -182,6 +184,49 @@ def test_the_command_judges_by_sources_outliers_and_training(
     assert set(ids.flat) <= set(SAMPLES.tolist())
     assert top["top-3 cardinality"] == pytest.approx(len(np.unique(ids)) / 12)
     assert top["loss rise without the top 3"] == pytest.approx(-ids.sum(1).mean())
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["names", "keys"])
+def test_the_command_trains_on_the_ids_of_samples_that_are_no_indices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    ids = np.sort([name_id(f"{index}.png") for index in range(len(SAMPLES))])
+    made = synthetic(tmp_path / "plain", replicates=1)
+    writer = LogWriter(tmp_path / "log", config())
+    rows = stored(made.train)
+    writer.put("train", {**rows, "sample": ids[np.searchsorted(SAMPLES, rows["sample"])]})
+    for step in STEPS:
+        writer.snapshot(Snapshot(step, 0.1, 0.4, writer.session), b"")
+    if named:
+        writer.keep_names({name_id(f"{index}.png"): f"{index}.png" for index in range(len(SAMPLES))})
+    writer.close()
+    write_queries(tmp_path / "log", "new", made.queries["new"])
+    script = tmp_path / "named_training.py"
+    script.write_text(
+        "import numpy as np\n"
+        f"IDS = np.array({ids.tolist()})\n"
+        "def train(ids):\n    assert np.isin(ids, IDS).all()\n    return ids\n"
+        "def losses(ids):\n    return [np.searchsorted(IDS, ids).sum()] * 4\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "named_training", raising=False)
+    command = ["evaluate", str(tmp_path / "log"), "--queries", "new", "--methods", "tracin", "--top", "2"]
+    command += ["--subsets", "6", "--record", str(tmp_path / "runs.jsonl"), "--json"]
+    training = ["--train", f"{script}:train", "--measure", f"{script}:losses", "--remove"]
+    assert main([*command, *training]) == 0
+    found = json.loads(capsys.readouterr().out)
+    scores = diffhook.influence(open_log(tmp_path / "log"), "new", "tracin")
+    (read, loss_rise) = found
+    subsets = half_subsets(len(ids), 6)
+    losses = np.array([[subset.sum()] * 4 for subset in subsets])
+    assert read["value"] == pytest.approx(lds(scores.values, subsets, -losses).mean.mean)
+    top = np.searchsorted(ids, scores.top(2).sample_ids)
+    assert loss_rise["value"] == pytest.approx(-top.sum(1).mean())
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)[0]["value"] == read["value"]
+    (tmp_path / "runs.jsonl").write_text('{"seed": 0, "losses": [1, 1, 1, 1], "subset": [1, 2]}\n')
+    assert main(command) == 2
+    assert "names sample 1, which the log does not know" in capsys.readouterr().err
 
 
 def test_the_command_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

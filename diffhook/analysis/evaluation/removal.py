@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.evaluation.estimate import Estimate, estimate
-from diffhook.analysis.evaluation.retraining import Measure, Train, retrain
+from diffhook.analysis.evaluation.retraining import Measure, Train, ids_of, retrain
 from diffhook.errors import ConfigurationError
 
 
@@ -37,7 +37,7 @@ def removal(
     train: Train,
     measure: Measure,
     top: npt.ArrayLike,
-    samples: int,
+    samples: int | npt.NDArray[np.int64],
     *,
     seeds: Sequence[int] = (0,),
     control_seed: int = 0,
@@ -50,7 +50,7 @@ def removal(
     Args:
         train, measure: as for :func:`retrain`.
         top: (Q, k) ids to remove for each query, such as ``influence(...).top(k).sample_ids``.
-        samples: N; ids are 0 … N − 1.
+        samples: N, for ids 0 … N − 1; or the (N,) ids.
         seeds: trainings of each, averaged.
         options: ``record``, ``processes`` and ``progress`` of :func:`retrain`.
 
@@ -58,12 +58,13 @@ def removal(
         ConfigurationError: ids outside the dataset.
     """
     chosen = np.asarray(top, np.int64)
-    if chosen.ndim != 2 or not chosen.size or chosen.min() < 0 or chosen.max() >= samples:
-        raise ConfigurationError(f"top has shape {chosen.shape}; expected (Q, k) ids of {samples} samples")
+    ids = ids_of(samples)
+    if chosen.ndim != 2 or not chosen.size or not np.isin(chosen, ids).all():
+        raise ConfigurationError(f"top has shape {chosen.shape}; expected (Q, k) ids of {len(ids)} samples")
     queries, k = chosen.shape
     rng = np.random.default_rng(control_seed)
-    order = rng.permutation(samples)
-    controls = [rng.choice(samples, k, replace=False) for _ in range(queries)]
+    order = rng.permutation(ids)
+    controls = [rng.choice(ids, k, replace=False) for _ in range(queries)]
     without = [order[~np.isin(order, gone)] for gone in [*chosen, *controls]]
     losses = retrain(train, measure, [order, *without], seeds=seeds, **options).losses.mean(0)
     if losses.shape[1] != queries:

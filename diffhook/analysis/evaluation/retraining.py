@@ -40,18 +40,26 @@ class Retrained:
 
 
 def half_subsets(
-    samples: int, count: int = 64, *, share: float = 0.5, seed: int = 0
+    samples: int | npt.NDArray[np.int64], count: int = 64, *, share: float = 0.5, seed: int = 0
 ) -> list[npt.NDArray[np.int64]]:
-    """Random subsets of 0 … samples − 1, in random order: the order to train on.
+    """Random subsets of 0 … samples − 1, or of the ids, in random order: the order to train on.
 
     Raises:
         ConfigurationError: a share that leaves nothing in or out.
     """
-    size = round(samples * share)
-    if not 0 < size < samples:
-        raise ConfigurationError(f"a share of {share} of {samples} samples is {size}; expected some, not all")
+    ids = ids_of(samples)
+    size = round(len(ids) * share)
+    if not 0 < size < len(ids):
+        raise ConfigurationError(
+            f"a share of {share} of {len(ids)} samples is {size}; expected some, not all"
+        )
     rng = np.random.default_rng(seed)
-    return [rng.permutation(samples)[:size] for _ in range(count)]
+    return [rng.permutation(ids)[:size] for _ in range(count)]
+
+
+def ids_of(samples: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0 … samples − 1, or the ids themselves."""
+    return np.arange(samples) if isinstance(samples, int | np.integer) else np.asarray(samples, np.int64)
 
 
 def retrain(
