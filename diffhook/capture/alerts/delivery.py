@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from diffhook.capture.alerts.alert import Alert
 
@@ -16,6 +18,7 @@ Sink = Callable[[Alert], None]
 """Takes one alert somewhere. Called in a thread of its own; may be slow, hang or raise."""
 
 _QUEUED = 256  # alerts that wait for a slow sink; those beyond are dropped and counted
+_LOWEST = 19  # priority of the sinks: the training comes first
 
 
 class Delivery:
@@ -100,6 +103,8 @@ class _Outlet:
     # ── the sink's thread ─────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
+        with suppress(AttributeError, OSError):  # on Linux a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
         while (alert := self._queue.get()) is not None and not self.dead:
             self._called = time.monotonic()
             try:
