@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from diffhook.errors import ConfigurationError
 
 _CALIBRATION = 5  # captured steps, taking turns with others, before a stride is chosen; the first surveys
-_REVIEW = 32  # captured steps between looks at whether the stride still fits
+_REVIEW = 32  # captured steps between looks at whether the stride still fits; fewer at first
 _REMEMBERED = 32  # durations
 
 
@@ -40,6 +40,7 @@ class Plan:
     _captured: deque[float] = field(default_factory=_durations)
     _plain: deque[float] = field(default_factory=_durations)
     captured_steps: int = 0
+    _next_look: int = _CALIBRATION
     _anchor: int | None = None
 
     def __post_init__(self) -> None:
@@ -72,10 +73,9 @@ class Plan:
             self._captured.append(seconds)
         usual = statistics.median(self._plain) if len(self._plain) >= _CALIBRATION - 1 else None
         self.capture_seconds += captured if usual is None else seconds - usual
-        if self.overhead is None or usual is None or self.captured_steps < _CALIBRATION:
+        if self.overhead is None or usual is None or self.captured_steps < self._next_look:
             return False
-        if (self.captured_steps - _CALIBRATION) % _REVIEW:
-            return False
+        self._next_look = self.captured_steps + min(self.captured_steps, _REVIEW)
         return self._choose(usual, self.overhead)
 
     def _choose(self, usual: float, overhead: float) -> bool:

@@ -31,6 +31,7 @@ from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.samples import name_id
 from tests.analysis.synthetic import SAMPLES, STEPS, config, stored, synthetic, write_queries
+from tests.waiting import wait_until
 
 SCORES = [[0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.3, 0.4]]
 MEASURED = [[0.3, 0.3], [0.4, 0.4], [0.5, 0.3]]
@@ -243,18 +244,12 @@ def train_or_fail(subset: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     folder = Path(os.environ["BEGUN"])
     (folder / f"begun-{subset[0]}").touch()
     if subset[0] == 0:
-        _wait_for(folder / "begun-1")
+        wait_until((folder / "begun-1").exists)
         (folder / "failed").touch()
         raise ArithmeticError("no such luck")
-    _wait_for(folder / "failed")
-    time.sleep(0.5)
+    wait_until((folder / "failed").exists)
+    time.sleep(2)
     return train(subset)
-
-
-def _wait_for(path: Path) -> None:
-    until = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < until:
-        time.sleep(0.01)
 
 
 def test_when_a_training_fails_what_runs_is_recorded_and_nothing_begins(

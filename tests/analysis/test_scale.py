@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import threading
-import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from diffhook.analysis.grouped import Plan, add_rows, distinct_samples, grouped
 from diffhook.analysis.samples import Whole
 from diffhook.log import LogWriter, Snapshot
 from tests.analysis.synthetic import SAMPLES, Synthetic, config, synthetic
+from tests.waiting import wait_until
 
 TIGHT = 512  # bytes: every sum goes through files
 
@@ -221,10 +221,7 @@ def test_a_bar_is_drawn_for_threads_and_for_a_cluster(
     for where in (None, client):
         diffhook.influence(large, "q", client=where, progress=True).top(3)
         assert bars[-1].tasks[0].description == "scoring rows"
-        until = time.monotonic() + 20
-        while not bars[-1].finished and time.monotonic() < until:
-            time.sleep(0.05)
-        assert bars[-1].finished
+        wait_until(lambda: bars[-1].finished)
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 1 << 18], ids=["tree", "files"])

@@ -39,6 +39,16 @@ def test_the_stride_follows_when_the_cost_changes() -> None:
     assert strides[-1] == 20
 
 
+def test_what_a_busy_machine_hid_at_first_is_seen_soon() -> None:
+    plan = Plan(overhead=0.05)
+    for step in range(9):  # captured steps seem to cost nothing
+        plan.captures(step)
+        plan.finished_step(0.01 if step % 2 == 0 else None, 1.5)
+    assert plan.stride == 2
+    _, strides = _run(plan, 60, 0.5, start=9)
+    assert strides[-1] == 10
+
+
 def test_a_fixed_stride_stays() -> None:
     plan = Plan(every=3)
     captured, strides = _run(plan, 30, 0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.errors import CaptureError, ConfigurationError, LogError
+from diffhook.gradients import PerSampleGradients
 from diffhook.integrations.accelerate import DiffHook
 from tests.models import unet
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified, train
@@ -76,12 +78,30 @@ def test_every_second_step_is_captured_and_weighs_double(tmp_path: Path) -> None
         np.testing.assert_allclose(rows[key]["weight"], 2 * weight, rtol=1e-6)
 
 
-def test_an_overhead_budget_chooses_a_stride(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(tmp_path / "log", epochs=12, overhead=0.01)
-    assert "capturing one step in" in capsys.readouterr().out
+def test_an_overhead_budget_chooses_a_stride(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a step takes 1 s, and a captured one half a second more."""
+    now = [0.0]
+    finish = PerSampleGradients.finish
+
+    def make_model() -> TinyDenoiser:
+        model = TinyDenoiser()
+        model.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 1.0))
+        return model
+
+    def costly_finish(engine: PerSampleGradients) -> None:
+        now[0] += 0.5
+        finish(engine)
+
+    monkeypatch.setattr(
+        "diffhook.integrations.torch.session.time", SimpleNamespace(perf_counter=lambda: now[0])
+    )
+    monkeypatch.setattr(PerSampleGradients, "finish", costly_finish)
+    train(tmp_path / "log", make_model=make_model, epochs=12, overhead=0.05)
+    assert "capturing one step in 10 to stay within 5% overhead" in capsys.readouterr().out
     steps = np.unique(diffhook.open_log(tmp_path / "log").train["step"])
-    assert steps[:5].tolist() == [0, 2, 4, 6, 8], "calibration captures every second step"
-    assert len(steps) < 18
+    assert steps.tolist() == [0, 2, 4, 6, 8, 9, 19, 29], "every second one, until it is known what they cost"
 
 
 def test_the_plan_comes_first_and_the_measured_overhead_last(

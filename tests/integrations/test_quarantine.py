@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import Rows, open_log
 from diffhook.log.samples import name_id
 from tests.runs import TinyDenoiser, denoising_losses, identified, train
+from tests.waiting import wait_until
 
 
 class Names(Detector):
@@ -282,12 +281,14 @@ def _two_ranks(log: str) -> None:
 
 def _wait_for_a_record(log: str) -> None:
     """Until the accusing rank's writer has got to the disk, however busy the machine is."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        with suppress(LogError):  # the other rank is just making its part of the log
-            if any(alert["kind"] == "quarantine" for alert in open_log(log).alerts()):
-                return
-        time.sleep(0.05)
+
+    def recorded() -> bool:
+        try:
+            return any(alert["kind"] == "quarantine" for alert in open_log(log).alerts())
+        except LogError:  # the other rank is just making its part of the log
+            return False
+
+    wait_until(recorded)
 
 
 if __name__ == "__main__":

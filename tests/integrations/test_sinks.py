@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 import threading
-import time
 import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -24,6 +23,7 @@ from diffhook.errors import ConfigurationError
 from diffhook.integrations.notify import Apprise, Trackers, Webhook
 from diffhook.log import Rows, open_log
 from tests.runs import train
+from tests.waiting import wait_until
 
 
 def make_alert(step: int = 12, level: str = "warning") -> Alert:
@@ -76,7 +76,7 @@ def test_a_bad_sink_changes_nothing_of_the_training_nor_of_the_other_sinks(
     plain = train(None)
     heard: list[Alert] = []
     with caplog.at_level(logging.WARNING, "diffhook"):
-        watched = train(tmp_path / "log", alerts=Alerts([EveryStep()], [sink, heard.append], timeout=0.3))
+        watched = train(tmp_path / "log", alerts=Alerts([EveryStep()], [sink, heard.append], timeout=2))
     release.set()
     for before, after in zip(plain.model.parameters(), watched.model.parameters(), strict=True):
         assert torch.equal(before, after)
@@ -86,7 +86,7 @@ def test_a_bad_sink_changes_nothing_of_the_training_nor_of_the_other_sinks(
     if sink is fail:
         assert sum("the sink fail failed: ConnectionError: nobody there" in m for m in told) == 1
     else:
-        assert sum("the sink hang has not answered within 0.3 s" in m for m in told) == 1
+        assert sum("the sink hang has not answered within 2 s" in m for m in told) == 1
     assert any("9 alerts did not reach the sink" in m or "8 alerts did not reach the sink" in m for m in told)
 
 
@@ -100,11 +100,7 @@ def test_sending_never_waits_and_what_waits_is_bounded() -> None:
     assert outlet.lost >= 2000 - 257
     delivery.close()
     release.set()
-    for _ in range(1500):
-        if not threads():
-            break
-        time.sleep(0.02)
-    assert not threads(), "the thread of a sink that was given up ends once the sink returns"
+    wait_until(lambda: not threads())  # of a sink that was given up, once it returns
 
 
 def test_a_sink_that_recovers_is_used_again() -> None:

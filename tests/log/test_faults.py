@@ -21,6 +21,7 @@ from diffhook.log.table_writer import TableWriter
 from tests.log.faults import FaultyStore, fails, short, sound
 from tests.log.test_log import CONFIG, DIM, make_rows
 from tests.runs import TinyDenoiser, train
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,7 @@ def test_a_disk_that_refuses_writes_costs_nothing_once_it_takes_them_again(
     store.fault = fails(code)
     for step in range(20, 60, 4):
         assert writer.put("train", make_rows(4, step))
+    wait_until(lambda: writer.failing)
     with pytest.raises(LogError, match=f"failed: .*{errno.errorcode[code]}.*; rows written before are safe"):
         writer.flush(timeout=0.3)
     assert open_log(store).train["sample"].tolist() == list(range(20))
@@ -58,6 +60,7 @@ def test_a_disk_that_stays_full_ends_in_an_error_at_close_and_keeps_what_was_wri
     writer.flush()
     store.fault = fails(errno.ENOSPC)
     writer.put("train", make_rows(16, 16))
+    wait_until(lambda: writer.failing)
     with pytest.raises(LogError, match=r"ENOSPC.*; rows written before are safe"):
         writer.close(timeout=0.3)
     writer.close()
@@ -86,7 +89,7 @@ def test_a_strict_writer_raises_at_the_first_write_that_fails(ending: str) -> No
     assert writer.put("train", make_rows(16, 16))
 
     def train() -> None:
-        for step in range(5000):
+        for step in range(50_000):
             writer.put("train", make_rows(1, 32 + step))
             time.sleep(0.001)
 
@@ -102,24 +105,25 @@ def test_a_strict_run_ends_at_the_next_step_and_any_other_goes_on(strict: bool) 
 
     def count(model: Any, *_: object) -> None:
         steps.append(model.training)
-        time.sleep(0.002)
+        if len(steps) == 10:
+            wait_until(lambda: store.fault is sound)
 
     def make_model() -> TinyDenoiser:
         model = TinyDenoiser()
         model.register_forward_pre_hook(count)
         return model
 
-    def run() -> None:
-        train(store, make_model=make_model, epochs=100, strict=strict, projection_dim=DIM)
+    def run(epochs: int) -> None:
+        train(store, make_model=make_model, epochs=epochs, strict=strict, projection_dim=DIM)
 
     if strict:
         with pytest.raises(LogError, match="EIO"):
-            run()
-        assert 4 <= len(steps) < 300
+            run(epochs=10_000)
+        assert 4 <= len(steps) < 30_000
     else:
-        run()
-        assert len(steps) == 300
-        assert len(open_log(store).train) == 1200
+        run(epochs=30)
+        assert len(steps) == 90
+        assert len(open_log(store).train) == 360
 
 
 def _lossy_once(monkeypatch: pytest.MonkeyPatch, where: str) -> list[bool]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from diffhook.log.samples import NameWriter, name_id, read_names
 from tests.log.faults import FaultyStore
 from tests.log.test_log import CONFIG, make_rows
 from tests.runs import TinyDenoiser, denoising_losses, identified
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +61,7 @@ def test_names_of_the_rows_that_a_killed_run_has_committed_can_be_told(tmp_path:
                 model, (clean, torch.randn_like(clean), torch.full((4,), step))
             ).mean().backward()
         optimizer.step()
-    until = time.monotonic() + 60
-    while len(open_log(tmp_path / "log").train) < 32 and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(lambda: len(open_log(tmp_path / "log").train) >= 32)
     log = open_log(tmp_path / "log")  # as a kill would leave it
     samples = set(log.train["sample"].tolist())
     assert len(samples) == 32
