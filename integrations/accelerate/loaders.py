@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import data_loader
+from accelerate.utils import is_torchdata_stateful_dataloader_available
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -97,9 +98,18 @@ def _plain(value: Any) -> Any:
 
 def can_tag(loader: Any) -> bool:
     """Whether the loader makes batches of single items (and not what the loop gets ready-made)."""
-    return type(loader) is DataLoader and (
+    return type(loader) in _known_kinds() and (
         isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is not None
     )
+
+
+def _known_kinds() -> tuple[type, ...]:
+    """Loaders of which a copy can be tagged; not of whatever kind a user has made of them."""
+    if not is_torchdata_stateful_dataloader_available():
+        return (DataLoader,)
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return DataLoader, StatefulDataLoader
 
 
 def tag(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -14,6 +14,7 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import diffhook
 from diffhook.errors import ConfigurationError
@@ -182,6 +183,31 @@ def test_batches_skipped_by_accelerate_are_not_mistaken(tmp_path: Path) -> None:
     loop.run(skip_first_batches(loop.loader, 1)).run()
     assert len(loop.seen) == 8 + 12
     assert loop.end(tmp_path / "log") == loop.seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_an_epoch_that_a_stateful_loader_goes_on_with_keeps_its_samples(
+    tmp_path: Path, kind: Any, workers: int
+) -> None:
+    def sitting() -> Loop:
+        settings = DataLoaderConfiguration(use_stateful_dataloader=True)
+        accelerator = Accelerator(cpu=True, dataloader_config=settings)
+        shuffle = kind is StatefulDataLoader  # whose sampler keeps its state; torch's own does not
+        loader = kind(TensorDataset(identified()), 4, shuffle=shuffle, num_workers=workers)
+        return Loop(tmp_path / "log", loader, accelerator)
+
+    before = sitting()
+    for batch in before.loader:
+        before.run([batch])
+        break
+    before.accelerator.save_state(str(tmp_path / "state"))
+    assert before.end(tmp_path / "log") == before.seen
+    after = sitting()
+    after.accelerator.load_state(str(tmp_path / "state"))
+    found = after.run().end(tmp_path / "log")
+    assert found == before.seen + after.seen
+    assert sorted(found) == list(range(12)), "the epoch was gone on with, not begun anew"
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
