@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -32,8 +34,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
     if args.follow:
-        with contextlib.suppress(KeyboardInterrupt):
-            _follow(log, args.top, args.json)
+        with _ctrl_c() as pressed:
+            _follow(log, args.top, args.json, pressed)
         return
     alerts = log.alerts()
     shown = alerts[-args.top :] if args.top > 0 else []
@@ -44,9 +46,26 @@ def run(args: argparse.Namespace) -> None:
     print_table(f"{len(alerts)} alerts, the last {len(rows)}", ["step", "level", "kind", "message"], rows)
 
 
-def _follow(log: RunLog, top: int, as_json: bool) -> None:
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed, which breaks off no read of the log; a second time, it does."""
+    pressed: list[bool] = []
+    usual = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+
+    def once(*_: object) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, once)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _follow(log: RunLog, top: int, as_json: bool, stopped: Callable[[], bool]) -> None:
     console = Console(soft_wrap=True)
-    looks = follow_alerts(log)
+    looks = follow_alerts(log, stopped=stopped)
     for number, alerts in enumerate(looks):
         for alert in alerts if number else alerts[max(len(alerts) - max(top, 0), 0) :]:
             if as_json:

@@ -1,4 +1,4 @@
-"""Parses the command line and turns errors into exit statuses: 0 fine, 1 failure, 2 bad use or input."""
+"""Parses the command line. Exit statuses: 0 fine, 1 failure, 2 bad use or input, 130 Ctrl-C."""
 
 from __future__ import annotations
 
@@ -62,6 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output has seen enough
         return 0
+    except KeyboardInterrupt:
+        if parsed.run is run.run:  # the script's own affair
+            raise
+        print("diffhook: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:  # a path of the user's that cannot be written or read
         print(f"diffhook: {error}", file=sys.stderr)
         return 2

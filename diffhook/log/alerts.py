@@ -95,12 +95,15 @@ def read_alerts(store: Store, session_starts: Callable[[int], list[int]]) -> lis
     return sorted(found, key=lambda line: line["step"])
 
 
-def follow_alerts(log: RunLog, interval: float = 1.0) -> Iterator[list[Line]]:
+def follow_alerts(
+    log: RunLog, interval: float = 1.0, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[list[Line]]:
     """New alerts of all ranks, in the order in which they were raised, as they come.
 
     Args:
         log: of a run that still trains, or has ended.
         interval: seconds between looks.
+        stopped: asked between looks; ends it.
 
     Yields:
         What is new at each look, perhaps nothing. Ends when the last session of every rank has.
@@ -115,7 +118,10 @@ def follow_alerts(log: RunLog, interval: float = 1.0) -> Iterator[list[Line]]:
         begun = len(log.session_starts()) - 1
         if len(ends) >= max(log.ranks, 1) and max(end["session"] for end in ends) >= begun:
             return
-        time.sleep(interval)
+        for _ in range(10):
+            if stopped():
+                return
+            time.sleep(interval / 10)
 
 
 def alert_files(store: Store) -> list[tuple[int, str]]:

@@ -76,14 +76,8 @@ def test_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
     say(writer, 1, 1.0)
     writer.flush()
     command = [sys.executable, "-m", "diffhook", "alerts", str(tmp_path / "log"), "--follow"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background may have Ctrl-C ignored, which is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         try:
             assert process.stdout is not None
             assert "sample 1 [pulls] hard" in process.stdout.readline()

@@ -163,3 +163,14 @@ def test_a_query_of_the_wrong_shape_is_status_2(
     np.save(tmp_path / "bad.npy", np.zeros((3, 2, 2, 2, 2)))
     assert run("query", workspace / "log", "--images", tmp_path / "bad.npy", "--name", "bad") == 2
     assert "an image of shape (2, 2, 2, 2); expected (H, W)" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_one_line_and_status_130(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffhook.cli.info.open_log", pressed)
+    assert main(["info", str(workspace / "log")]) == 130
+    assert capsys.readouterr() == ("", "diffhook: interrupted\n")
