@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from diffhook.capture.probe import Probe
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.samples import ROLE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
 
@@ -66,7 +68,7 @@ class Recorder:
         self.engine = engine
         self.writer = LogWriter(location, config, rank=rank, start_step=start_step, strict=strict)
         self.rank = rank
-        self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank)
+        self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank, strict)
         self.objective = objective
         self.probe = probe
         self._preconditioner = preconditioner
@@ -74,6 +76,7 @@ class Recorder:
         self.rows_written = 0
         self.snapshots_written = 0
         self.probe_seconds = 0.0
+        self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
         self._staged: list[dict[str, Any]] = []
         self._layer: str | None = None  # where the step's backward first met what is not finite
         self.lr_sum = lr_sum
@@ -126,6 +129,7 @@ class Recorder:
             lr=np.full(count, np.nan),
             loss=np.full(count, np.nan) if losses is None else losses.float().cpu().numpy(),
             weight=np.full(count, weight),
+            role=sample_ids.cpu().numpy() // ROLE,
         )
         unknown = np.full((count, len(FIGURES)), np.nan)
         looks = unknown if appearance is None else appearance.cpu().numpy()
@@ -164,12 +168,14 @@ class Recorder:
         Takes a minute at most. Once that was in vain, or where writing fails, checkpoints wait a second
         each until something is written again.
         """
-        told = self.writer.failing
+        told, began = self.writer.failing, time.perf_counter()
         try:
             self.writer.flush(_ONE_MORE_TRY if told else _LONGEST_WAIT)
         except LogError as error:
             level = logging.INFO if told or error.told else logging.WARNING
             logger.log(level, "rows before this checkpoint are not on the disk yet: %s", error)
+        finally:
+            self.snapshot_seconds += time.perf_counter() - began
 
     def snapshot(self, step: int) -> None:
         """Keep the trainable parameters as they are after ``step`` steps, and probe. Rank 0 only;
@@ -177,16 +183,22 @@ class Recorder:
         if self.rank != 0 or self._last_snapshot == step:
             return
         self._last_snapshot = step
-        parameters = {
-            name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.parameters.items()
-        }
-        snapshot = Snapshot(step, self._lr, self.lr_sum, self.writer.session)
-        if not self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step)):
+        began = time.perf_counter()
+        taken = self._keep_parameters(step)
+        self.snapshot_seconds += time.perf_counter() - began
+        if not taken:
             return  # the next one stands for these steps too
         self.snapshots_written += 1
         if self.objective is not None and self.probe is not None:
             self._run_probe(self.objective, self.probe, step)
         self.lr_sum = 0.0
+
+    def _keep_parameters(self, step: int) -> bool:
+        parameters = {
+            name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.parameters.items()
+        }
+        snapshot = Snapshot(step, self._lr, self.lr_sum, self.writer.session)
+        return self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step))
 
     def _divisors(self, step: int) -> bytes | None:
         if self._preconditioner is None:
@@ -215,8 +227,9 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and let go of model and log. Idempotent."""
-        self.engine.abandon()
-        self.engine.detach()
-        self.skipped()
-        self.watch.close()
-        self.writer.close()
+        with ExitStack() as leaving:  # whatever fails, all of it is let go; the last one first
+            leaving.callback(self.writer.close)
+            leaving.callback(self.watch.close)
+            leaving.callback(self.skipped)
+            leaving.callback(self.engine.detach)
+            leaving.callback(self.engine.abandon)

@@ -32,11 +32,22 @@ class Backlog:
         memory: bytes that may wait; a single larger job is taken when nothing else waits.
         patience: seconds.
         strict: what failed is not tried again: it has failed for good.
+        ended: called by the thread when it is over, which after a wait in vain is later than
+            :meth:`close`.
     """
 
-    def __init__(self, where: str, *, memory: int, patience: float, strict: bool = False) -> None:
+    def __init__(
+        self,
+        where: str,
+        *,
+        memory: int,
+        patience: float,
+        strict: bool = False,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
         self._where = where
         self._strict = strict
+        self._ended = ended
         self._memory = memory
         self._patience = patience
         self._jobs: deque[tuple[Job, int]] = deque()
@@ -124,7 +135,7 @@ class Backlog:
             with self._changed:
                 self._given_up = True
                 self._changed.notify_all()
-            self._thread.join(1.0)  # a disk that hangs does not keep us
+            self._thread.join(1.0 if self._jobs else None)  # a disk that hangs does not keep us
 
     @property
     def failing(self) -> bool:
@@ -191,10 +202,16 @@ class Backlog:
 
     def _work(self) -> None:
         files.tell_writes(self._note_write)
+        try:
+            self._do_all()
+        finally:
+            self._ended()
+
+    def _do_all(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._given_up)
-                if not self._jobs:
+                if not self._jobs or self._given_up:  # others may write there now
                     return
                 job, size = self._jobs[0]
             self._do(job)

@@ -85,7 +85,6 @@ class DurableStore(LocalStore):
 
     def write(self, key: str, parts: Sequence[bytes | memoryview]) -> None:
         """Set a key to the parts, one after the other, which are not copied."""
-        self._ensure_open_sync()
         self._check_writable()
         path = self.root / key
         self._make(path.parent)
@@ -172,7 +171,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)  # Windows wants to write
     try:
         os.fsync(handle)
     finally:

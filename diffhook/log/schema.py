@@ -89,5 +89,11 @@ def _short(value: Any) -> str:
 
 
 def json_like(value: Any) -> Any:
-    """The value as JSON gives it back: tuples are lists, keys are strings, the rest is type names."""
-    return json.loads(json.dumps(value, default=lambda other: type(other).__qualname__))
+    """The value as JSON gives it back: tuples and arrays are lists, keys are strings, the rest is type
+    names."""
+    return json.loads(json.dumps(value, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    as_list = getattr(value, "tolist", None)  # arrays, tensors and their numbers
+    return type(value).__qualname__ if as_list is None else as_list()

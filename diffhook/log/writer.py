@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,7 +89,13 @@ class LogWriter:
         self.session = self._table("train").begin_session(start_step)
         if f"rank-{rank:04d}" in files.names(self.store, "probe"):
             self._table("probe")  # its rows of an earlier session are superseded from now on
-        self._backlog = Backlog(files.describe(self.store), memory=memory, patience=patience, strict=strict)
+        self._backlog = Backlog(
+            files.describe(self.store),
+            memory=memory,
+            patience=patience,
+            strict=strict,
+            ended=partial(_release, weakref.ref(self)),
+        )
 
     @property
     def bytes_per_row(self) -> int:
@@ -164,14 +172,17 @@ class LogWriter:
         self._submit(lambda: self._add_alert(line))
         self._submit(lambda: self._write_alerts() if self._backlog.idle else None)
 
-    def thumbnail(self, sample_id: int, png: bytes) -> None:
+    def thumbnail(self, sample_id: int, png: bytes) -> bool:
         """Keep a small image of a sample. Nobody calls this unless asked to.
+
+        Returns:
+            False: the disk is too far behind, and it is left out.
 
         Raises:
             LogError: no PNG, or one of more than 1 MiB.
         """
         check_png(png)
-        self._submit(lambda: self._add_thumbnail(int(sample_id), png), len(png))
+        return self._submit(lambda: self._add_thumbnail(int(sample_id), png), len(png))
 
     def keep_names(self, names: dict[int, str]) -> None:
         """Keep the names of samples, on the disk before rows of theirs count.
@@ -184,7 +195,7 @@ class LogWriter:
     def record(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file about the run, such as its measured overhead, beside the tables."""
         content = json.dumps(value, indent=1).encode()
-        self._submit(lambda: files.put(self.store, key, content), len(content))
+        self._submit(lambda: files.put(self.store, key, content))  # always taken: they are few and small
 
     def flush(self, timeout: float = 60.0) -> None:
         """Wait until everything handed over is on disk, ``timeout`` seconds at most.
@@ -213,10 +224,7 @@ class LogWriter:
             self._submit(lambda: self._add_alert(end))
             self._submit(self._flush_tables)
         finally:
-            try:
-                self._backlog.close(timeout)
-            finally:
-                release_rank(self.store, self.rank, self)
+            self._backlog.close(timeout)
 
     # ── the writer's thread ───────────────────────────────────────────────────────────────────
 
@@ -308,6 +316,13 @@ class LogWriter:
             files.clean(self.store, "snapshots")
         for part in ("alerts", "thumbnails"):
             files.clean(self.store, part, only=f"rank-{self.rank:04d}")
+
+
+def _release(writer: weakref.ref[LogWriter]) -> None:
+    """Let others write there: the thread, which does not keep the writer alive, is over."""
+    owner = writer()
+    if owner is not None:
+        release_rank(owner.store, owner.rank, owner)
 
 
 def write_root(store: Store, config: Mapping[str, Any]) -> None:

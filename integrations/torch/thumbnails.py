@@ -37,9 +37,9 @@ class ThumbnailTaker:
         for position, sample in enumerate(sample_ids.tolist()):
             if sample in self._taken or sample >= ROLE:  # prior preservation's other half
                 continue
-            self._taken.add(sample)
             try:
-                writer.thumbnail(sample, png(images[position].float().cpu(), self._size))
+                if writer.thumbnail(sample, png(images[position].float().cpu(), self._size)):
+                    self._taken.add(sample)  # else at its next visit
             except ConfigurationError as error:
                 logger.warning("the log keeps no thumbnails, because the batches hold %s", error)
                 self._size = 0

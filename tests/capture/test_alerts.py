@@ -362,7 +362,7 @@ def test_every_registered_detector_is_asked_unless_the_user_chooses() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": 0.0}, "rate is 0.0; expected false alarms per row"),
+        ({"rate": 0.0}, "rate is 0.0; expected a share of false alarms below 0.1"),
         ({"most": 0}, "most is 0"),
         ({"timeout": 0}, "timeout 0; expected"),
         ({"detectors": ["norm-outlier"]}, "'norm-outlier' is no detector; expected objects such as"),

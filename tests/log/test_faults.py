@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
+from diffhook.capture import Recorder
 from diffhook.errors import LogError
+from diffhook.gradients import PerSampleGradients
 from diffhook.log import LogWriter, Snapshot, durable, open_log
+from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.store import put
 from diffhook.log.table_writer import TableWriter
 from tests.log.faults import FaultyStore, fails, short, sound
@@ -289,3 +293,20 @@ def test_after_a_power_cut_what_is_committed_is_whole(
     if samples:
         assert np.array_equal(log.train["loss"][:5], make_rows(5)["loss"])
     assert all(s.parameters() == b"weights %d" % s.step for s in log.snapshots)
+
+
+def test_a_run_whose_log_has_failed_lets_go_of_all_of_it(tmp_path: Path) -> None:
+    engine = PerSampleGradients(nn.Linear(DIM, 1), projection_dim=DIM)
+    recorder = Recorder(engine, tmp_path / "log", CONFIG)
+    recorder.writer.put("train", make_rows(16))
+    recorder.writer.flush()
+    shutil.rmtree(tmp_path / "log" / "train")
+    recorder.writer.put("train", make_rows(16, 16))
+    with pytest.raises(LogError, match="vanished"):
+        recorder.writer.flush()
+    recorder._staged.append({**make_rows(4), "appearance": np.full((4, 3), np.nan)})
+    with pytest.raises(LogError, match="vanished"):
+        recorder.close()
+    assert not recorder.writer._backlog._thread.is_alive()
+    lock_rank(recorder.writer.store, 0, engine)  # is free
+    release_rank(recorder.writer.store, 0, engine)

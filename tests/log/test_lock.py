@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, open_log
 from tests.log.test_log import CONFIG, make_rows
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
 
@@ -88,3 +90,26 @@ def test_a_second_writer_in_one_process_is_refused_until_the_first_is_gone(tmp_p
     del second  # was never closed
     gc.collect()
     LogWriter(tmp_path, CONFIG).close()
+
+
+def test_a_writer_that_was_given_up_ends_with_the_file_at_hand_and_locks_until_then(tmp_path: Path) -> None:
+    """A disk that hangs, and comes back when the run is over."""
+    writer = LogWriter(tmp_path, CONFIG)
+    writer.flush()
+    began, released = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        began.set()
+        released.wait(60)
+
+    writer._submit(hang)
+    wait_until(began.is_set)
+    writer.record("later.json", {})
+    with pytest.raises(LogError, match=r"nothing more was written for 0\.1 s"):
+        writer.close(timeout=0.1)
+    with pytest.raises(LogError, match="this process is writing rank 0"):
+        LogWriter(tmp_path, CONFIG)
+    released.set()
+    wait_until(lambda: not writer._backlog._thread.is_alive())
+    LogWriter(tmp_path, CONFIG).close()
+    assert not (tmp_path / "later.json").exists()

@@ -131,6 +131,7 @@ def test_a_disk_that_hangs_holds_up_one_checkpoint_and_the_next_ones_only_a_mome
     store, waits = FaultyStore(MemoryStore()), []
     recorder = object.__new__(Recorder)  # of which this needs no more
     recorder.writer = writer = LogWriter(store, CONFIG)
+    recorder.snapshot_seconds = 0.0
     flush = writer.flush
     monkeypatch.setattr(writer, "flush", lambda timeout: (waits.append(timeout), flush(timeout)))
     released = threading.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -103,8 +104,9 @@ class _Outlet:
     # ── the sink's thread ─────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
-        with suppress(AttributeError, OSError):  # on Linux a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
         while (alert := self._queue.get()) is not None and not self.dead:
             self._called = time.monotonic()
             try:

@@ -13,6 +13,20 @@ from diffhook.log import Rows
 
 DEFAULT_RATE = 1e-3
 
+
+def checked_rate(rate: float) -> float:
+    """The rate.
+
+    Raises:
+        ConfigurationError: not a small share.
+    """
+    if not 0 < rate < 0.1:
+        raise ConfigurationError(
+            f"rate is {rate}; expected a share of false alarms below 0.1, such as {DEFAULT_RATE}"
+        )
+    return rate
+
+
 DETECTORS: dict[str, type[Detector]] = {}
 """Detectors by their name, which is also the ``kind`` of their alerts."""
 
@@ -32,11 +46,7 @@ class Detector(ABC):
     kind: ClassVar[str] = "custom"
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
-        if not 0 < rate < 0.1:
-            raise ConfigurationError(
-                f"rate is {rate}; expected a share of false alarms, such as {DEFAULT_RATE}"
-            )
-        self.rate = rate
+        self.rate = checked_rate(rate)
         self.deviations = Deviations()
 
     @abstractmethod

@@ -48,7 +48,7 @@ class Quarantine:
         self._rank = 0
         self._tell: Callable[[Alert], None] | None = None
         self._read: Callable[[], list[dict[str, Any]]] | None = None
-        self._heard: dict[int, float] = {}  # rank → time of its last record that counts here
+        self._heard: set[tuple[Any, ...]] = set()  # records that count here
         self._waiting: list[Alert] = []  # changes made before there was a log
         self._resumed = False  # what the log says of earlier runs is known
         self.step = 0  # optimiser steps taken, as far as rows told
@@ -109,10 +109,13 @@ class Quarantine:
             logger.debug("the quarantine is read again at the next pass: %s", error)
             return
         for record in records:
-            rank, when = record.get("rank", 0), record.get("time", 0.0)
-            if (rank != self._rank or not self._resumed) and when > self._heard.get(rank, 0.0):
-                self._heard[rank] = when
-                self._apply(record["kind"], record["samples"], record.get("cause"))
+            rank, kind = record.get("rank", 0), record["kind"]
+            if kind not in (_ADD, _REMOVE) or (rank == self._rank and self._resumed):
+                continue
+            known = (rank, record.get("time", 0.0), kind, *record["samples"])
+            if known not in self._heard:
+                self._heard.add(known)
+                self._apply(kind, record["samples"], record.get("cause"))
         self._resumed = True
 
     def _apply(self, kind: str, samples: Sequence[int], cause: str | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from diffhook.capture.alerts.delivery import Sink
-from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, all_detectors
+from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, all_detectors, checked_rate
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.sinks import to_logging
 from diffhook.errors import ConfigurationError
@@ -35,10 +35,7 @@ class Alerts:
     timeout: float = 5.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < 0.1:
-            raise ConfigurationError(
-                f"rate is {self.rate}; expected false alarms per row, such as {DEFAULT_RATE}"
-            )
+        checked_rate(self.rate)
         if self.most < 1 or self.timeout <= 0:
             raise ConfigurationError(
                 f"most is {self.most} and timeout {self.timeout}; expected at least 1 alert and more than 0 s"

@@ -23,7 +23,8 @@ class Tail:
     enough values exceed are quantiles; beyond the last of them the tail's own slope is followed. Only
     the later half of the values counts, 8192 at most: the beginning of a training is like nothing
     after it. Of the values that alarmed the share ``rate`` counts, which alarms by chance; the
-    others are broken samples, which should not raise the level that names them.
+    others are broken samples, which should not raise the level that names them. Once most values do,
+    they are the usual ones: the tail is learned anew.
 
     Args:
         rate: the probability.
@@ -32,8 +33,11 @@ class Tail:
 
     def __init__(self, rate: float, warm_up: int = 200) -> None:
         self.rate = rate
-        self.level = math.inf
         self._warm_up = warm_up
+        self._begin()
+
+    def _begin(self) -> None:
+        self.level = math.inf
         self._values: Values = np.empty(0)  # infinite: it alarmed
         self._calm: Values = np.empty(0)  # the others, sorted
         self._missing = 0.0  # share of values that belongs above all calm ones
@@ -68,6 +72,8 @@ class Tail:
     def _learn(self) -> None:
         self._calm = np.sort(self._values[np.isfinite(self._values)])
         count = len(self._values)
+        if 2 * len(self._calm) < count:
+            return self._begin()
         self._missing = min(1 - len(self._calm) / count, self.rate)
         near = min(max(_BODY / count, 6 * self.rate), 0.4)
         far = min(max(_FAR / count, 3 * self.rate), near / 2)

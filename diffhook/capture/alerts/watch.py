@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ class Watch:
         write: takes an alert as JSON, to the log.
         read: gives the alerts of all processes so far, from the log.
         rank: this process.
+        strict: raise what a detector raises; otherwise it is told, and the detector left out from then on.
     """
 
     def __init__(
@@ -38,9 +39,11 @@ class Watch:
         write: Callable[[Mapping[str, Any]], None],
         read: Callable[[], list[dict[str, Any]]],
         rank: int,
+        strict: bool = False,
     ) -> None:
         settled = Alerts.of(alerts)
-        self.detectors = settled.detectors or ()
+        self.detectors = list(settled.detectors or ())
+        self._strict = strict
         shared = Deviations()
         for detector in self.detectors:
             detector.deviations = shared
@@ -62,18 +65,30 @@ class Watch:
         """
         if self._quarantine is not None:
             self._quarantine.step = int(rows["step"][0])
-        for detector in self.detectors:
-            for found in detector.look(rows):
-                alert = self._limit.admit(found)
-                if alert is None:
-                    continue
-                if layer is not None and alert.kind == "non-finite":
-                    alert = replace(
-                        alert, layer=layer, message=f"{alert.message} (first in backward order: {layer})"
-                    )
-                self._tell(alert)
-                if self._quarantine is not None:
-                    self._quarantine.hear(alert)
+        for found in self._found(rows):
+            alert = self._limit.admit(found)
+            if alert is None:
+                continue
+            if layer is not None and alert.kind == "non-finite":
+                alert = replace(
+                    alert, layer=layer, message=f"{alert.message} (first in backward order: {layer})"
+                )
+            self._tell(alert)
+            if self._quarantine is not None:
+                self._quarantine.hear(alert)
+
+    def _found(self, rows: Rows) -> Iterator[Alert]:
+        for detector in list(self.detectors):
+            try:
+                yield from list(detector.look(rows))
+            except Exception as error:
+                if self._strict:
+                    raise
+                self.detectors.remove(detector)
+                logger.error(
+                    "the detector %s failed and is left out from now on: %s: %s",
+                    detector.kind, type(error).__name__, error, exc_info=error,
+                )  # fmt: skip
 
     def resume(self, log: RunLog) -> None:
         """Learn what this process had learned: look at its last rows again, and tell nothing twice.
@@ -84,9 +99,8 @@ class Watch:
             LogError: the log is damaged.
         """
         for rows in past_steps(log, self.rank) if self.detectors else ():
-            for detector in self.detectors:
-                for _ in detector.look(rows):
-                    pass
+            for _ in self._found(rows):
+                pass
         for alert in log.alerts():
             if alert.get("rank", 0) == self.rank:
                 self._limit.remember(alert["kind"], alert["samples"], alert["step"])
