@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,6 +149,7 @@ def make_rows(engine: PerSampleGradients, **columns: Any) -> Rows:
         "sample": np.int64,
         "step": np.int64,
         "noise_seed": np.int64,
+        "role": np.int8,
     }
     rows = {name: np.asarray(v, dtypes.get(name, np.float32)) for name, v in columns.items()}
     norms = engine.norms
@@ -169,18 +170,20 @@ def take(batch: Any, index: Tensor) -> Any:
     """The given rows of every tensor in a nested batch."""
     if isinstance(batch, Tensor):
         return batch[index]
-    if isinstance(batch, dict):
-        return {key: take(value, index) for key, value in batch.items()}
+    if isinstance(batch, Mapping):
+        return _like(batch, {key: take(value, index) for key, value in batch.items()})
     if isinstance(batch, tuple | list):
         taken = [take(value, index) for value in batch]
-        if len(taken) and not isinstance(batch[0], Tensor | dict | tuple | list):
+        if len(taken) and not isinstance(batch[0], Tensor | Mapping | tuple | list):
             return [batch[i] for i in index.tolist()]
         return _like(batch, taken)
     return batch
 
 
-def _like(batch: Any, values: list[Any]) -> Any:
-    """A list, tuple or named tuple as ``batch`` is one."""
+def _like(batch: Any, values: Any) -> Any:
+    """A dict, other mapping, list, tuple or named tuple as ``batch`` is one."""
+    if isinstance(batch, dict):
+        return values
     return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
 
 
@@ -188,8 +191,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """Every tensor of a nested batch on ``device``."""
     if isinstance(batch, Tensor):
         return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, Mapping):
+        return _like(batch, {key: to_device(value, device) for key, value in batch.items()})
     if isinstance(batch, tuple | list):
         return _like(batch, [to_device(value, device) for value in batch])
     return batch

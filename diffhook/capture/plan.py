@@ -72,7 +72,11 @@ class Plan:
         if self.captured_steps > 1:
             self._captured.append(seconds)
         usual = statistics.median(self._plain) if len(self._plain) >= _CALIBRATION - 1 else None
-        self.capture_seconds += captured if usual is None else seconds - usual
+        if usual is not None and self._captured:
+            # By the usual step of either kind: before this one there may have been a validation. What
+            # our own code took is counted in any case.
+            captured = max(statistics.median(self._captured) - usual, captured)
+        self.capture_seconds += captured
         if self.overhead is None or usual is None or self.captured_steps < self._next_look:
             return False
         self._next_look = self.captured_steps + min(self.captured_steps, _REVIEW)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 from torch.utils.data import default_collate
 
@@ -47,7 +47,8 @@ class Probe:
         if self.samples is None:
             return list(range(size))
         if isinstance(self.samples, int):
-            return torch.linspace(0, size - 1, min(self.samples, size)).round().int().tolist()
+            spread = np.linspace(0, size - 1, min(self.samples, size))  # float64: exact for any size
+            return spread.round().astype(int).tolist()
         ids = [int(i) for i in self.samples]
         outside = [i for i in ids if not 0 <= i < size]
         if outside:

@@ -16,7 +16,7 @@ from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.freeze import Frozen
 from diffhook.gradients.gathering import Gathering
-from diffhook.gradients.layers import clean_name, find_layers, tied
+from diffhook.gradients.layers import find_layers, tied, trainable_parameters
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse, Sums
@@ -91,7 +91,7 @@ class PerSampleGradients:
         #: parameter name → factor of its shape on its gradients, such as Adam's 1/(√v̂ + ε), before
         #: norms and projections; parameters not named are left as they are
         self.preconditioner: Mapping[str, Tensor] = {}
-        self.parameters = {clean_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+        self.parameters = trainable_parameters(model)
         if not self.parameters:
             raise ConfigurationError("the model has no parameter with requires_grad=True")
         self.sketch = make_sketch(projection_dim, seed, self.parameters)

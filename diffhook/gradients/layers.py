@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from diffhook.gradients.rules import LayerRule, rule_for
 
-_WRAPPERS = re.compile(r"(^|\.)(module|_orig_mod|_checkpoint_wrapped_module)(?=\.)")
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that need gradients, each once, by name: without the prefixes of DDP, torch.compile and
+    checkpoint wrappers."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for name, parameter in _named(model, ""):
+        if parameter.requires_grad and id(parameter) not in seen:
+            seen.add(id(parameter))
+            found[name] = parameter
+    return found
 
 
-def clean_name(name: str) -> str:
-    """A parameter's name without the prefixes of DDP, torch.compile and checkpoint wrappers."""
-    return _WRAPPERS.sub("", name).lstrip(".")
+def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _named(child, prefix if _wraps(module, name) else f"{prefix}{name}.")
+
+
+def _wraps(module: nn.Module, child: str) -> bool:
+    if child == "module":  # which may be a layer's name as well
+        return isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel)
+    return child in ("_orig_mod", "_checkpoint_wrapped_module")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +142,16 @@ class FullGradient:
         return out
 
 
+def check_projection_dim(value: Any) -> None:
+    """What a user gives as D.
+
+    Raises:
+        ConfigurationError: negative, or neither an integer nor "full".
+    """
+    if value != "full" and (not isinstance(value, int) or value < 0):
+        raise ConfigurationError(f'projection_dim is {value!r}; expected an integer ≥ 0 or "full"')
+
+
 def make_sketch(
     projection_dim: int | Literal["full"], seed: int, parameters: dict[str, nn.Parameter]
 ) -> Sketch | FullGradient | None:
@@ -150,8 +160,7 @@ def make_sketch(
     Raises:
         ConfigurationError: negative, or neither an integer nor "full".
     """
+    check_projection_dim(projection_dim)
     if projection_dim == "full":
         return FullGradient({name: p.numel() for name, p in parameters.items()})
-    if not isinstance(projection_dim, int) or projection_dim < 0:
-        raise ConfigurationError(f'projection_dim is {projection_dim!r}; expected an integer ≥ 0 or "full"')
     return Sketch(projection_dim, seed) if projection_dim else None

@@ -146,7 +146,7 @@ class DiffHook(TorchHook):
     def _prepare(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = tuple(loaders.tag(a) if loaders.can_tag(a) else a for a in args)
         prepared = original(*given, **kwargs)
-        results = prepared if isinstance(prepared, tuple) else (prepared,)
+        results = prepared if len(args) > 1 else (prepared,)
         for argument, tagged, result in zip(args, given, results, strict=True):
             if tagged is not argument:
                 if self._loader is None:

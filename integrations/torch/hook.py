@@ -139,8 +139,11 @@ class TorchHook(Guest):
         Raises:
             ConfigurationError: something else given as ids.
         """
-        ids = self.identity.named(sample_ids, "sample_ids")
+        if self.closed:
+            yield
+            return
         with self.guarded():
+            ids = self.identity.named(sample_ids, "sample_ids")
             named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
             self.session.batch(ids, named, batch)
             self._scales = scale_of(self._scaler), loss_scale  # before the loop updates the scaler

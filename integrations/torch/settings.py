@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
 from diffhook.errors import ConfigurationError
+from diffhook.gradients import check_projection_dim
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,7 @@ class Settings:
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        if self.projection_dim != "full" and self.projection_dim < 0:
-            raise ConfigurationError(
-                f'projection_dim is {self.projection_dim}; expected an integer ≥ 0 or "full"'
-            )
+        check_projection_dim(self.projection_dim)
         if self.snapshot_every is not None and self.snapshot_every < 1:
             raise ConfigurationError(f"snapshot_every is {self.snapshot_every}; expected at least 1")
         if not 0 <= self.thumbnails <= 512:

@@ -64,7 +64,8 @@ def _expected(plan: Plan, recorder: Recorder) -> float:
 
 def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, Any], str]:
     """Measured numbers, as JSON and as text."""
-    training = seconds - plan.capture_seconds - recorder.probe_seconds
+    aside = recorder.probe_seconds + recorder.snapshot_seconds
+    training = seconds - plan.capture_seconds - aside
     overhead = plan.capture_seconds / training if training > 0 else 0.0
     alerts = Counter(recorder.alerts)
     size = recorder.rows_written * recorder.writer.bytes_per_row
@@ -72,6 +73,7 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         "seconds": round(seconds, 3),
         "capture_seconds": round(plan.capture_seconds, 3),
         "probe_seconds": round(recorder.probe_seconds, 3),
+        "snapshot_seconds": round(recorder.snapshot_seconds, 3),
         "capture_overhead": round(overhead, 4),
         "stride": plan.stride,
         "rows": recorder.rows_written,
@@ -89,8 +91,8 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         f"alerts: {found}\n"
         f"  {words.size(size)} of rows, {words.size(size / max(plan.captured_steps, 1))} a captured step\n"
         f"  capture added {plan.capture_seconds:.1f} s to {training:.1f} s of training "
-        f"({overhead:.1%})"
-        + (f"; probes took {recorder.probe_seconds:.1f} s" if recorder.probe_seconds else "")
+        f"({overhead:.1%}); snapshots took {recorder.snapshot_seconds:.1f} s"
+        + (f", probes {recorder.probe_seconds:.1f} s" if recorder.probe_seconds else "")
     )
     if recorder.writer.dropped_rows:
         text += (

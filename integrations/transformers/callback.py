@@ -41,6 +41,12 @@ class DiffHookCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.hook.save(_folder(args, state))
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.hook.forget_batches()
+
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        self.hook.forget_batches()
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.hook.close()
 
@@ -56,15 +62,16 @@ class _TrainerHook(DiffHook):
             self.replace(trainer, "training_step", self._training_step)
 
     def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
-        if batch is None:
-            self._waiting.clear()
-            return False
         with self.guarded():
             ids = self.identity.of(batch, index)
             if ids is not None:
                 self._waiting[id(batch)] = ids
                 self.note(ids, index)
         return False
+
+    def forget_batches(self) -> None:
+        """Those of an evaluation were not trained on."""
+        self._waiting.clear()
 
     def _training_step(
         self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
@@ -74,7 +81,8 @@ class _TrainerHook(DiffHook):
         return original(model, inputs, *args, **kwargs)
 
     def loss_divided_by(self) -> float:
-        return float(self._trainer.current_gradient_accumulation_steps)
+        usual = self._trainer.args.gradient_accumulation_steps  # of an older Trainer, at an epoch's end too
+        return float(getattr(self._trainer, "current_gradient_accumulation_steps", usual))
 
 
 def _folder(args: Any, state: Any) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -17,6 +19,7 @@ from diffhook.capture import MinSNR
 from diffhook.capture.noise import noise_bank
 from diffhook.capture.parametrization import PARAMETRIZATIONS, Parametrization
 from diffhook.errors import ConfigurationError
+from diffhook.log.schema import json_like
 
 DDPM = DDPMScheduler()
 SHIFTED = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -249,8 +252,6 @@ def test_conditions_reach_the_model(batch: Any, conditions: dict[str, Any]) -> N
     ],
 )
 def test_the_description_brings_the_objective_back(scheduler: Any, options: dict[str, Any]) -> None:
-    import json
-
     objective = diffhook.DiffusionObjective(scheduler, **options)
     described = json.loads(json.dumps(objective.describe()))
     again = diffhook.DiffusionObjective.from_description(described)
@@ -300,3 +301,12 @@ class Dumb(nn.Module):
 def test_bad_use_says_what_was_expected(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+def test_a_schedule_given_as_an_array_survives_the_log() -> None:
+    betas = np.linspace(1e-4, 0.02, 100)
+    objective = diffhook.DiffusionObjective(DDPMScheduler(100, trained_betas=betas))
+    described = json.loads(json.dumps(json_like(objective.describe())))
+    again = diffhook.DiffusionObjective.from_description(described)
+    assert again.describe() == described
+    torch.testing.assert_close(again.scheduler.alphas_cumprod, objective.scheduler.alphas_cumprod)

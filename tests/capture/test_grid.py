@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import diffhook
 from diffhook.capture import measure
+from diffhook.capture.grid import take, to_device
 from diffhook.capture.noise import noise_bank
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
@@ -85,3 +87,27 @@ def test_an_empty_grid_is_an_error(options: dict[str, Any]) -> None:
 def test_a_timestep_outside_the_schedule_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match=r"\[5, 1000\] are not all within \[0, 1000\)"):
         diffhook.Grid([5, 1000]).steps(1000)
+
+
+def test_a_mapping_is_taken_apart_like_a_dict() -> None:
+    """Tokenisers give batches that are no dicts."""
+    batch = {"images": IMAGES, "extra": {"numbers": torch.arange(3)}}
+    wrapped = UserDict(images=IMAGES, extra=UserDict(numbers=torch.arange(3)))
+    index = torch.tensor([2, 2, 0])
+    assert isinstance(take(wrapped, index), UserDict)
+    assert torch.equal(take(wrapped, index)["images"], IMAGES[index])
+    assert torch.equal(take(wrapped, index)["extra"]["numbers"], index)
+    assert to_device(wrapped, torch.device("meta"))["extra"]["numbers"].is_meta
+    engine = PerSampleGradients(TinyDenoiser(), projection_dim=0, weight_gradients=False)
+    rows = [
+        list(measure(engine, OBJECTIVE, given, [5, 6, 7], diffhook.Grid(2), step=4, lr=0.5, weight=1.0))
+        for given in (batch, wrapped)
+    ]
+    np.testing.assert_array_equal(rows[0][0]["grad_norm"], rows[1][0]["grad_norm"])
+
+
+def test_probes_spread_over_a_dataset_of_any_size() -> None:
+    for size in (1, 7, 512, 100_000_000, 2**40):
+        ids = diffhook.Probe(512).ids(size)
+        assert len(set(ids)) == min(size, 512)
+        assert (ids[0], ids[-1]) == (0, size - 1)

@@ -60,3 +60,22 @@ def test_bad_plans_are_refused() -> None:
         Plan(every=0)
     with pytest.raises(ConfigurationError, match="overhead is 5; expected a share"):
         Plan(overhead=5)
+
+
+def test_what_happens_between_steps_is_not_counted_as_capture() -> None:
+    plan, cost = Plan(every=10), 0.5
+    for step in range(1000):
+        pause = 60.0 if step % 50 == 0 else 0.0  # a validation before a step that is captured
+        if plan.captures(step):
+            plan.finished_step(0.01, 1 + cost + pause)
+        else:
+            plan.finished_step(None, 1.0)
+    assert plan.capture_seconds == pytest.approx(100 * cost, rel=0.05)
+
+
+def test_what_our_own_code_took_is_counted_in_any_case() -> None:
+    plan = Plan(every=2)
+    for step in range(100):
+        own = None if not plan.captures(step) else 30.0 if step == 50 else 0.1
+        plan.finished_step(own, 1.0 if own is None else 1.1)
+    assert plan.capture_seconds == pytest.approx(49 * 0.1 + 30, rel=0.01)

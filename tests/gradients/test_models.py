@@ -196,3 +196,31 @@ def test_inputs_are_let_go_of_as_the_backward_passes_their_layers() -> None:
             engine.model(inputs).square().mean((1, 2)).mean().backward()
     assert len(packed) > len(layers), "nothing was kept, so nothing was tested"
     assert alive[-1] <= 2
+
+
+class _Nested(nn.Module):
+    """A layer that happens to have the name of a wrapper's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(3, 3, bias=False)
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x) + x @ self.weight
+
+
+def test_a_layer_called_module_is_no_wrapper() -> None:
+    model, batch = _Nested(), (torch.randn(4, 3),)
+
+    def losses(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        return model(*batch).square().mean(1)
+
+    engine = PerSampleGradients(model, projection_dim=0)
+    assert list(engine.parameters) == ["weight", "module.weight"]
+    with engine:
+        losses(model, batch).mean().backward()
+    expected = sample_gradients(model, losses, batch).norm(dim=1)
+    torch.testing.assert_close(engine.norms, expected.float(), rtol=1e-5, atol=0)
+    wrapped = PerSampleGradients(nn.DataParallel(model), projection_dim=0)
+    assert list(wrapped.parameters) == ["weight", "module.weight"]

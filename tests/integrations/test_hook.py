@@ -113,6 +113,7 @@ def test_the_plan_comes_first_and_the_measured_overhead_last(
     assert "12 rows" in out
     assert "36 rows, 3 snapshots; alerts: none" in out
     assert "capture added" in out
+    assert "snapshots took" in out
 
 
 def test_the_step_form_names_samples_itself(tmp_path: Path) -> None:
@@ -195,6 +196,7 @@ def test_a_missing_timestep_says_what_to_do(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"projection_dim": -1}, "projection_dim is -1; expected"),
+        ({"projection_dim": "Full"}, "projection_dim is 'Full'; expected"),
         ({"every": 0}, "every is 0; expected"),
         ({"overhead": 1.5}, "overhead is 1.5; expected a share"),
         ({"snapshot_every": 0}, "snapshot_every is 0; expected"),

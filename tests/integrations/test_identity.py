@@ -244,6 +244,7 @@ def test_prior_preservation_keeps_the_role_of_either_half(tmp_path: Path, weight
     assert len(table) == 8
     for row, sample in enumerate(table["sample"].tolist()):
         key = split_id(sample)
+        assert table["role"][row] == key[1]
         norm = float(expected[key].norm())
         np.testing.assert_allclose(table["grad_norm"][row], norm, rtol=1e-5)
         assert table["timestep"][row] == 50 * key[0]

@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import diffhook
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
+from diffhook.integrations.torch import TorchHook
+from diffhook.integrations.torch.thumbnails import ThumbnailTaker
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified, train
 
 OBJECTIVE = diffhook.DiffusionObjective(SCHEDULER)
@@ -273,3 +275,51 @@ def test_queries_and_alerts_of_a_superseded_run_do_not_count(tmp_path: Path) -> 
     again = diffhook.open_log(tmp_path / "log")
     assert list(again.queries) == []
     assert again.alerts() == []
+
+
+def test_prepare_takes_and_gives_what_it_does_without_us(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, tmp_path / "log")
+    assert accelerator.prepare((1, 2)) == (1, 2)
+    assert accelerator.prepare("nothing", 3) == ("nothing", 3)
+    accelerator.end_training()
+
+
+def test_a_hook_that_is_off_or_has_stopped_looks_at_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = TinyDenoiser()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    off = TorchHook(tmp_path / "off", model, optimizer, enabled=False)
+    with off.step(sample_ids=[-1, 2]):
+        pass
+    assert not (tmp_path / "off").exists()
+    hook = TorchHook(tmp_path / "log", model, optimizer)
+    ran = []
+    for ids in ([0, 1], [-1, 2], [-1, 2]):
+        with hook.step(sample_ids=ids):
+            batch = (torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([1, 2]))
+            denoising_losses(model, batch).mean().backward()
+        optimizer.step()
+        ran.append(ids)
+    hook.close()
+    assert len(ran) == 3, "training goes on"
+    assert len([r for r in caplog.records if "has stopped capturing" in r.message]) == 1
+    assert diffhook.open_log(tmp_path / "log").train["sample"].tolist() == [0, 1]
+
+
+def test_a_thumbnail_that_the_disk_could_not_take_is_taken_at_the_next_visit() -> None:
+    taken: list[int] = []
+
+    class Writer:
+        full = True
+
+        def thumbnail(self, sample: int, png: bytes) -> bool:
+            taken.extend([] if self.full else [sample])
+            return not self.full
+
+    taker, writer = ThumbnailTaker(8), Writer()
+    for full in (True, False, False):
+        writer.full = full
+        taker.take(writer, torch.tensor([3, 4]), torch.rand(2, 1, 8, 8))  # type: ignore[arg-type]
+    assert taken == [3, 4]

@@ -96,6 +96,10 @@ def test_a_trainer_logs_what_a_plain_loop_does(tmp_path: Path) -> None:
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             return _losses(model, inputs).mean()
 
+        def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            with torch.no_grad():
+                return _losses(model, inputs).mean(), None, None
+
         def _get_train_sampler(self, *args: Any) -> Any:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
@@ -106,6 +110,8 @@ def test_a_trainer_logs_what_a_plain_loop_does(tmp_path: Path) -> None:
         num_train_epochs=1,
         remove_unused_columns=False,
         save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
         report_to=[],
         use_cpu=True,
         lr_scheduler_type="constant",
@@ -113,17 +119,24 @@ def test_a_trainer_logs_what_a_plain_loop_does(tmp_path: Path) -> None:
         disable_tqdm=True,
     )
 
+    hooks: list[Any] = []
+
     def trainer(log: Path) -> Any:
         model = _model()
         optimizers = (torch.optim.SGD(model.parameters(), 0.05), None)
-        made = Denoising(model, arguments, train_dataset=_items(), optimizers=optimizers)  # type: ignore[arg-type]
-        made.add_callback(DiffHookCallback(made, log, strict=True, projection_dim=32))
+        made = Denoising(
+            model, arguments, train_dataset=_items(), eval_dataset=_items(), optimizers=optimizers
+        )  # type: ignore[arg-type]
+        callback = DiffHookCallback(made, log, strict=True, projection_dim=32)
+        made.add_callback(callback)
+        hooks.append(callback.hook)
         return made
 
     expected = _plain(tmp_path / "plain")
     trainer(tmp_path / "log").train()
     _assert_same(_rows(tmp_path / "log"), expected)
     assert [s.step for s in diffhook.open_log(tmp_path / "log").snapshots] == [1, 2]
+    assert not hooks[0]._waiting, "batches of an evaluation are not kept"
     trainer(tmp_path / "log").train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-1"))
     _assert_same(_rows(tmp_path / "log"), expected)
 

@@ -223,6 +223,16 @@ def test_the_share_is_that_of_all_processes_and_runs_together() -> None:
     assert [record["kind"] for record in log if record["kind"] == "full"] == ["full"] * 4
 
 
+def test_records_of_one_moment_all_count() -> None:
+    """A clock may be coarse."""
+    record = {"kind": "quarantine", "rank": 1, "time": 5.0, "cause": None}
+    quarantine = Quarantine()
+    quarantine.bind(lambda alert: None, lambda: [{**record, "samples": [s]} for s in (1, 2)], rank=0)
+    assert quarantine.begin_pass(100) == {1, 2}
+    quarantine.remove(1)
+    assert quarantine.begin_pass(100) == {2}, "and each of them once"
+
+
 def test_a_whole_batch_in_quarantine_still_trains(tmp_path: Path) -> None:
     train(tmp_path / "log", alerts=accusing(*range(12)))
     assert [len(epoch) for epoch in visits(tmp_path / "log")] == [12, 12, 12]
