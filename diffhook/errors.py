@@ -21,3 +21,7 @@ class LogError(DiffHookError):
 
 class CaptureError(DiffHookError, RuntimeError):
     """Per-sample gradients could not be formed for a pass; no row of it is kept."""
+
+
+class SurveyAgainError(CaptureError):
+    """The model uses a layer in another way than it did: the next pass looks anew, and can be kept."""

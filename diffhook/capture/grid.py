@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture.objective import Objective
-from diffhook.errors import ConfigurationError
+from diffhook.errors import ConfigurationError, SurveyAgainError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
 
@@ -122,14 +122,15 @@ def measure(
         index = torch.tensor([i for i, _, _ in part]).repeat_interleave(grid.draws)
         times = torch.tensor([t for _, t, _ in part])
         banks = torch.tensor([bank for _, _, bank in part])
-        with engine:
-            losses = objective(
-                engine.model,
-                take(batch, index.to(device)),
-                times.repeat_interleave(grid.draws).to(device),
-                (banks[:, None] + draws).flatten(),
-            )
-            losses.mean().backward()
+        arguments = (
+            take(batch, index.to(device)),
+            times.repeat_interleave(grid.draws).to(device),
+            (banks[:, None] + draws).flatten(),
+        )
+        try:
+            losses = _pass(engine, objective, arguments)
+        except SurveyAgainError:
+            losses = _pass(engine, objective, arguments)
         count = len(part)
         yield make_rows(
             engine,
@@ -141,6 +142,13 @@ def measure(
             loss=losses.detach().float().view(count, grid.draws).mean(1).cpu().numpy(),
             weight=np.full(count, weight / grid.rows),
         )
+
+
+def _pass(engine: PerSampleGradients, objective: Objective, arguments: tuple[Any, Tensor, Tensor]) -> Tensor:
+    with engine:
+        losses = objective(engine.model, *arguments)
+        losses.mean().backward()
+    return losses
 
 
 def make_rows(engine: PerSampleGradients, **columns: Any) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, Self
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffhook.errors import CaptureError, ConfigurationError
+from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.freeze import Frozen
-from diffhook.gradients.gathering import Gathering
+from diffhook.gradients.gathering import Gathering, check_preconditioner
 from diffhook.gradients.layers import find_layers, tied, trainable_parameters
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse, Sums
+from diffhook.gradients.sample_axis import Layout, SampleAxis, leading_axis
 from diffhook.gradients.sketch import FullGradient, make_sketch
 from diffhook.gradients.survey import Survey
 from diffhook.gradients.tape import OnBackward, Tape
@@ -109,13 +110,22 @@ class PerSampleGradients:
         ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
         self._fallback = set(self.parameters) - ruled
         self._missing: dict[str, str] = {}
-        self._surveyed = False
+        self._declined: set[str] = set()  # layers that were called without samples in front
+        self._layout = Layout()
+        self._axis: SampleAxis | None = None
+        self._failure: Exception | None = None
+        self._passes = 0  # finished
         self._root_handles: list[RemovableHandle] = []
         self._uses: ParameterUses | None = None
         self._survey: Survey | None = None
         self._stack = ExitStack()
         self._watching = self._warned = False
         self._reset()
+
+    @property
+    def _surveyed(self) -> bool:
+        """Whether it is known which parameters the fallback has to watch."""
+        return self._passes > 0
 
     @property
     def full(self) -> bool:
@@ -164,7 +174,7 @@ class PerSampleGradients:
         Raises:
             ConfigurationError: the preconditioner does not fit the parameters.
         """
-        self._check_preconditioner()
+        check_preconditioner(self.preconditioner, self.parameters)
         self._reset()
         self._tape.armed = True
         if not self.weight_gradients:
@@ -184,23 +194,29 @@ class PerSampleGradients:
 
         Raises:
             CaptureError: the backward did not come by, or an error inside a hook was kept back.
+            SurveyAgainError: what the first pass found out no longer holds.
         """
+        if self._axis is not None and self._axis.deceived is not None:
+            self._failure = self._axis.deceived
         self.abandon()
+        if isinstance(self._failure, SurveyAgainError):
+            self._passes = 0
+            raise self._failure
         if self._failure is not None:
             raise CaptureError(f"per-sample gradients failed: {self._failure}") from self._failure
         pass_ = self._pass
         if self._survey is not None:
             ruled = {p for name in pass_.taken for p in self._layers[name].parameters.values()}
             for name, reason in self._survey.contradictions(ruled, pass_.pending, pass_.precision):
-                self._on_obstacle(name, reason)
+                self._missing.setdefault(name, reason)
             self._survey = None
         pass_.complete(without=self._missing)
         if pass_.totals is None:
             raise CaptureError(
-                "no gradient reached a layer of the model: was backward() called inside the "
-                "engine's context, on a loss of this model?"
+                "no gradient of a trained parameter was seen: was backward() called inside the engine's context, "
+                "on a loss of this model, and not all of it through functions of torch.autograd.Function?"
             )
-        self._surveyed = True
+        self._passes += 1
         self._fallback -= self._missing.keys()
         if self._reuse is not None:
             self._reuse.chosen = pass_.formed
@@ -215,6 +231,8 @@ class PerSampleGradients:
         if self._uses is not None:
             self._uses.release()
             self._uses = None
+        if self._axis is not None:
+            self._axis.release()
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -252,10 +270,9 @@ class PerSampleGradients:
         """Which parameters norms and projections cover; final after the first pass."""
         fallback = self._fallback - self._missing.keys()
         ruled = self.parameters.keys() - fallback - self._missing.keys()
-        order = list(self.parameters)
         return Coverage(
-            tuple(n for n in order if n in ruled),
-            tuple(n for n in order if n in fallback),
+            tuple(n for n in self.parameters if n in ruled),
+            tuple(n for n in self.parameters if n in fallback),
             dict(self._missing),
         )
 
@@ -290,29 +307,24 @@ class PerSampleGradients:
             lambda name: name in self._tied or name in self._fallback,
             self.preconditioner,
         )
-        self._failure: Exception | None = None
+        self._axis = None
+        self._failure = None
         self._tape.calls.clear()
         self._tape.seconds = 0.0
-
-    def _check_preconditioner(self) -> None:
-        for name, factor in self.preconditioner.items():
-            if name not in self.parameters:
-                raise ConfigurationError(f"the preconditioner names {name!r}, which is not trained")
-            if factor.shape != self.parameters[name].shape:
-                raise ConfigurationError(
-                    f"the preconditioner of {name} has shape {tuple(factor.shape)}; "
-                    f"expected {tuple(self.parameters[name].shape)}"
-                )
 
     def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         """The model's forward begins. A hook; called by hand from a pre-hook that came first."""
         if not self._tape.armed or not torch.is_grad_enabled() or self._watching:
             return
         if self._pass.batch is None:
-            self._pass.batch = _leading_axis((*args, *(kwargs or {}).values()))
+            self._pass.batch = leading_axis((*args, *(kwargs or {}).values()))
+            if self._pass.batch is not None:
+                self._axis = SampleAxis(
+                    self._pass.batch, self._layout, self._tape, learning=not self._surveyed
+                )
         # The first pass watches every parameter, to find the uses that no layer explains.
         watched = self._fallback if self._surveyed else set(self.parameters)
-        if self._pass.batch is None or not watched:
+        if self._axis is None or self._pass.batch is None or not watched:
             return
         if self._uses is None:
             found = {n: p for n, p in self.parameters.items() if n in watched}
@@ -323,14 +335,17 @@ class PerSampleGradients:
                 [*constants, *self.model.buffers()],
                 self._pass.batch,
                 self._tape,
+                self._axis,
                 self._pass.add_use,
-                self._on_obstacle,
+                self._missing.setdefault,
             )
         self._uses.__enter__()
         self._watching = True
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> None:
         self._close_uses()
+        if self._axis is not None and torch.is_grad_enabled():
+            self._axis.watch(output)
 
     def _close_uses(self) -> None:
         if self._uses is not None and self._watching:
@@ -341,15 +356,26 @@ class PerSampleGradients:
     def _on_forward(self, layer: str, inputs: Tensor, output: Tensor) -> OnBackward | None:
         owned = self._layers[layer]
         sums = None if self._reuse is None else self._reuse.sums(layer)
-        unbatched = self._pass.batch is not None and output.shape[0] != self._pass.batch
-        if unbatched or (self._uses is not None and self._uses.is_constant(inputs)):
-            # Left to the fallback, which the survey has put on its parameters.
+        if self._is_declined(layer, inputs, output):
             if sums is None or self._reuse is None:
                 return None
             return partial(self._reuse.fill, layer, sums)
         if self._uses is not None:
             self._uses.claim(output, owned.parameters.values())
         return partial(self._on_backward, layer, sums)
+
+    def _is_declined(self, layer: str, inputs: Tensor, output: Tensor) -> bool:
+        """Whether a call is left to the fallback, which the survey has put on the layer's parameters."""
+        if layer not in self._declined:
+            unbatched = self._axis is not None and not self._axis.samples_first(output)
+            if unbatched or (self._uses is not None and self._uses.is_constant(inputs)):
+                self._declined.add(layer)
+                if self._surveyed and not self._fallback.issuperset(self._layers[layer].parameters.values()):
+                    self._failure = SurveyAgainError(
+                        f"{layer} was called on rows that are not samples, which it was not before: this "
+                        "pass is left out, and the next one looks anew"
+                    )
+        return layer in self._declined
 
     def _on_backward(self, layer: str, sums: Sums | None, inputs: Tensor | None, grad_output: Tensor) -> None:
         if inputs is None:
@@ -365,23 +391,11 @@ class PerSampleGradients:
         if sums is not None and self._reuse is not None:
             self._reuse.fill(layer, sums, inputs, grad_output)
 
-    def _on_obstacle(self, name: str, reason: str) -> None:
-        self._missing.setdefault(name, reason)
-
     def _report_missing(self) -> None:
-        seen = set(self._missing)
-        if seen and not self._warned:
+        if self._missing and not self._warned:
             self._warned = True
             warnings.warn(
-                f"per-sample gradients leave out {len(seen)} of {len(self.parameters)} "
+                f"per-sample gradients leave out {len(self._missing)} of {len(self.parameters)} "
                 f"parameters: {self.coverage}",
                 stacklevel=3,
             )
-
-
-def _leading_axis(values: Collection[Any]) -> int | None:
-    """Length of the first axis of the first tensor that has one."""
-    for value in values:
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return value.shape[0]
-    return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from diffhook.errors import CaptureError
+from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.layers import Owned
 from diffhook.gradients.rules import Mixers, Outer, Product, Reduced
 from diffhook.gradients.sketch import FullGradient, Sketch
@@ -191,3 +191,19 @@ def _summed(product: Product) -> Tensor:
     """The gradient of the whole batch."""
     assert not isinstance(product, Reduced)
     return product.left.t() @ product.right if isinstance(product, Outer) else product.sum(0)
+
+
+def check_preconditioner(factors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Whether each factor is one parameter's.
+
+    Raises:
+        ConfigurationError: it does not fit the parameters.
+    """
+    for name, factor in factors.items():
+        if name not in parameters:
+            raise ConfigurationError(f"the preconditioner names {name!r}, which is not trained")
+        if factor.shape != parameters[name].shape:
+            raise ConfigurationError(
+                f"the preconditioner of {name} has shape {tuple(factor.shape)}; "
+                f"expected {tuple(parameters[name].shape)}"
+            )

@@ -5,13 +5,14 @@ parameter enters the computation as an argument of torch functions. A TorchFunct
 functions. Where parameter meets batch, sample b's share of the parameter's gradient is the
 vector-Jacobian product of that one operation with the output's gradient masked to sample b. Where
 the result has no sample axis in front (a slice of a table, a cast, a layer called on frames or
-tokens folded into the batch), it is followed until one comes out that has.
+tokens folded into the batch), it is followed until one comes out that has; the share then goes the
+way back, one operation at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,10 +22,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from diffhook.gradients.sample_axis import SampleAxis
 from diffhook.gradients.tape import Tape, in_backward
 
 OnGradient = Callable[[str, Tensor, torch.dtype], None]
-OnObstacle = Callable[[str, str], None]
+OnObstacle = Callable[[str, str], object]
 
 _TENSOR_PROPERTIES = {"T", "mT", "H", "mH", "real", "imag"}
 
@@ -33,14 +35,19 @@ _TENSOR_PROPERTIES = {"T", "mT", "H", "mH", "real", "imag"}
 class _Source:
     """A parameter, or a tensor computed from one that has no sample axis in front.
 
-    ``leaves`` names the parameters behind the tensor, each with the aliases through which they
-    entered; a parameter itself has its own name and no alias yet. A ``pure`` source has met nothing
-    that could depend on the samples.
+    ``names`` are those of the parameters behind the tensor. What computed it had ``parents``, each
+    with the alias that stood in for it, in ``dtype`` at the lowest, and ended in ``edge``; a parameter
+    has none. A ``pure`` source has met nothing that could depend on the samples. ``order``: parents
+    come before.
     """
 
     tensor: Tensor
-    leaves: Mapping[str, tuple[Tensor, ...]]
+    names: frozenset[str]
+    dtype: torch.dtype
     pure: bool = True
+    parents: list[tuple[_Source, Tensor]] = field(default_factory=list)
+    edge: GradientEdge | None = None
+    order: int = 0
 
 
 @dataclass
@@ -64,6 +71,7 @@ class ParameterUses(TorchFunctionMode):
         constants: the model's buffers and other parameters: known not to depend on the samples.
         batch: number of samples B.
         tape: paused while this class runs backward passes of its own.
+        axis: sees every operation, and says which results have samples in front.
         on_gradient: called for every use with name, (B, *parameter.shape) gradients and the dtype
             that the operation computed in.
         on_obstacle: called with (name, reason) for a use that cannot be split by sample.
@@ -75,18 +83,21 @@ class ParameterUses(TorchFunctionMode):
         constants: Iterable[Tensor],
         batch: int,
         tape: Tape,
+        axis: SampleAxis,
         on_gradient: OnGradient,
         on_obstacle: OnObstacle,
     ) -> None:
         super().__init__()
+        self._axis = axis
         self._parameters = parameters
         self._batch = batch
         self._on_gradient = on_gradient
         self._on_obstacle = on_obstacle
-        self._sources = {id(p): _Source(p, {n: ()}) for n, p in parameters.items()}
+        self._sources = {id(p): _Source(p, frozenset([n]), p.dtype) for n, p in parameters.items()}
         # Tensors that depend on no sample, such as position indices. Held, so that no id is reused.
         self._constants = {id(t): t for t in constants}
         self._uses: list[_Use] = []
+        self._followed = 0
         self._tape = tape
 
     def claim(self, output: Tensor, names: Iterable[str]) -> None:
@@ -94,7 +105,7 @@ class ParameterUses(TorchFunctionMode):
         claimed = set(names)
         for use in reversed(self._uses[-3:]):
             if use.output is output:
-                use.sources = [s for s in use.sources if not s[0].leaves.keys() <= claimed]
+                use.sources = [s for s in use.sources if not s[0].names <= claimed]
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether the tensor is known not to depend on the samples, whatever its shape."""
@@ -107,7 +118,7 @@ class ParameterUses(TorchFunctionMode):
         for use in self._uses:
             use.output = None
             for source, _ in use.sources:
-                names |= source.leaves.keys()
+                names |= source.names
         return names
 
     def release(self) -> None:
@@ -129,6 +140,7 @@ class ParameterUses(TorchFunctionMode):
         met = {id(t): self._sources[id(t)] for t in leaves if id(t) in self._sources}
         if not met:
             output = func(*args, **kwargs)
+            self._axis.see(_name(func), output)
             if all(id(t) in self._constants for t in leaves):
                 self._constants.update({id(t): t for t in tree_leaves(output) if isinstance(t, Tensor)})
             return output
@@ -140,6 +152,7 @@ class ParameterUses(TorchFunctionMode):
             (args, kwargs),
         )
         output = func(*args, **kwargs)
+        self._axis.see(_name(func), output)
         others = [t for t in leaves if id(t) not in met]
         pairs = [(source, aliases[key]) for key, source in met.items()]
         for result in tree_leaves(output):
@@ -152,21 +165,20 @@ class ParameterUses(TorchFunctionMode):
         # is believed only where samples have come in.
         samples = [t for t in others if not self.is_constant(t)]
         pure = not samples and all(source.pure for source, _ in pairs)
-        met = any(self._carries_batch(t) for t in samples)
-        unfolded = not pure and not any(self._carries_batch(source.tensor) for source, _ in pairs)
-        if self._carries_batch(result) and (met or unfolded):
+        met = any(self._axis.samples_first(t) for t in samples)
+        unfolded = not pure and not any(self._axis.samples_first(source.tensor) for source, _ in pairs)
+        if self._axis.samples_first(result) and (met or unfolded):
             use = _Use(result, get_gradient_edge(result), list(pairs))
             result.register_hook(partial(self._backward, use))
             self._uses.append(use)
             return
-        leaves: dict[str, tuple[Tensor, ...]] = {}
-        for source, alias in pairs:
-            for name, aliases in source.leaves.items():
-                leaves[name] = leaves.get(name, ()) + (aliases or (alias,))
-        self._sources[id(result)] = _Source(result, leaves, pure)
-
-    def _carries_batch(self, tensor: Tensor) -> bool:
-        return tensor.dim() > 0 and tensor.shape[0] == self._batch
+        self._followed += 1
+        names = frozenset[str]().union(*(source.names for source, _ in pairs))
+        dtypes = [result.dtype, *(source.dtype for source, _ in pairs)]
+        edge = get_gradient_edge(result)
+        self._sources[id(result)] = _Source(
+            result, names, min(dtypes, key=_bytes), pure, list(pairs), edge, self._followed
+        )
 
     def _backward(self, use: _Use, grad_output: Tensor) -> None:
         if self._tape.paused or use.edge is None:
@@ -183,41 +195,57 @@ class ParameterUses(TorchFunctionMode):
     def _report(self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor) -> None:
         try:
             for name, gradient in self._split(source, alias, edge, grad_output):
-                self._on_gradient(name, gradient, grad_output.dtype)
+                self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
         except Exception as error:  # the backward belongs to someone else
-            for name in source.leaves:
+            for name in source.names:
                 self._on_obstacle(name, f"the exact fallback failed: {error}")
 
     def _split(
         self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor
     ) -> Iterable[tuple[str, Tensor]]:
         """(name, (B, *shape)) for every parameter behind ``source``."""
-        leaves = [(n, leaf) for n, aliases in source.leaves.items() for leaf in aliases]
-        parts: dict[str, list[Tensor]] = {name: [] for name in source.leaves}
+        parts: dict[str, list[Tensor]] = {name: [] for name in source.names}
         for sample in range(self._batch):
             masked = torch.zeros_like(grad_output)
             masked[sample] = grad_output[sample]
             (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
-            if not leaves:
-                parts[next(iter(source.leaves))].append(share)
-                continue
-            shares = torch.autograd.grad(
-                source.tensor,
-                [leaf for _, leaf in leaves],
-                share,
-                retain_graph=True,
-                materialize_grads=True,
-            )
-            for name in parts:
-                own = [g for (n, _), g in zip(leaves, shares, strict=True) if n == name]
-                parts[name].append(torch.stack(own).sum(0))
+            for name, gradient in _back_to_parameters(source, share):
+                parts[name].append(gradient)
         for name, rows in parts.items():
             yield name, torch.stack(rows)
 
 
+def _back_to_parameters(source: _Source, share: Tensor) -> Iterable[tuple[str, Tensor]]:
+    """The chain rule from a source to the parameters behind it.
+
+    Through sources only, and each once, whatever paths lead there: what samples have entered in
+    between was a use of its own.
+    """
+    waiting = {id(source): (source, share)}
+    while waiting:
+        last = max(waiting, key=lambda key: waiting[key][0].order)
+        source, share = waiting.pop(last)
+        if source.edge is None:
+            yield next(iter(source.names)), share
+            continue
+        aliases = [alias for _, alias in source.parents]
+        shares = torch.autograd.grad(source.edge, aliases, share, retain_graph=True, materialize_grads=True)
+        for (parent, _), part in zip(source.parents, shares, strict=True):
+            so_far = waiting.get(id(parent))
+            waiting[id(parent)] = parent, part if so_far is None else so_far[1] + part
+
+
+def _bytes(dtype: torch.dtype) -> int:
+    return dtype.itemsize
+
+
+def _name(func: Any) -> str:
+    return str(getattr(func, "__name__", ""))
+
+
 def _is_getter(func: Any) -> bool:
     """Whether ``func`` reads an attribute (shape, dtype, grad …) rather than computing."""
-    name = getattr(func, "__name__", "")
+    name = _name(func)
     if name == "__get__":
         return getattr(func.__self__, "__name__", "") not in _TENSOR_PROPERTIES
     return name == "__set__"

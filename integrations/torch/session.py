@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffhook.capture import Plan, Recorder
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.capture.diffusion import predicted_tensor
-from diffhook.errors import CaptureError, ConfigurationError
+from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
 from diffhook.integrations.torch.identity import with_roles
 from diffhook.integrations.torch.scalars import Scalars
 from diffhook.integrations.torch.signals import SampleLosses, find_timesteps
@@ -147,6 +147,9 @@ class Session:
         engine.loss_scale = scale * accumulation
         try:
             engine.finish()
+        except SurveyAgainError as again:
+            self.warn_once(str(again))
+            return
         finally:
             self.abandon()
         if timesteps is None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import warnings
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffhook.errors import SurveyAgainError
 from diffhook.gradients import PerSampleGradients
 from tests.twins import relative_error, sample_gradients
 
@@ -132,6 +135,57 @@ class Folded(nn.Module):
         return self.swapped(x.transpose(0, 1)).transpose(0, 1)
 
 
+class FoldedResiduals(nn.Module):
+    """A deep stack on frames folded into the batch: many paths lead to each parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(40))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x.flatten(0, 1)
+        for block in self.blocks:
+            hidden = hidden + 0.3 * block(hidden).tanh()
+        return hidden.view(x.shape)
+
+
+class Excursion(nn.Module):
+    """Tokens in front, then samples, then tokens again, and a residual around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.swapped = nn.Linear(WIDTH, WIDTH)
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.swapped(x.transpose(0, 1))
+        inner = self.inner(hidden.transpose(0, 1)).tanh()
+        return (inner.transpose(0, 1) + hidden).transpose(0, 1)
+
+
+class TokensFirst(nn.Module):
+    """As torch's transformers have them unless told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.inner = nn.TransformerEncoderLayer(WIDTH, 2, 2 * WIDTH, dropout=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.first(x).transpose(0, 1)).transpose(0, 1)
+
+
+class SamplesFirst(nn.Module):
+    """Which puts tokens in front inside, all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.TransformerDecoderLayer(WIDTH, 2, 2 * WIDTH, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x.tanh())
+
+
 class Coincidence(nn.Module):
     """Tables with as many rows as the batch, used without samples: the shape must not deceive."""
 
@@ -169,7 +223,7 @@ class Keywords(nn.Module):
 
 CASES = [
     Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention,
-    WeightNormed, Transposed, InPlace, Folded,
+    WeightNormed, Transposed, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
 ]  # fmt: skip
 
 
@@ -259,3 +313,63 @@ def test_no_tensor_outlives_the_pass(kind: type[nn.Module]) -> None:
             _losses(model, (torch.randn(BATCH, TOKENS, WIDTH),)).mean().backward()
         counts.append(alive())
     assert counts[1] == counts[-1], f"tensors alive after each pass: {counts}"
+
+
+def _passes(model: nn.Module, batches: list[Tensor]) -> int:
+    """Passes that were left out; the others are exact, and training is as it would be."""
+    twin = copy.deepcopy(model)
+    engine = PerSampleGradients(model, projection_dim="full")
+    left_out = 0
+    for batch in batches:
+        expected = sample_gradients(model, _losses, (batch,))
+        for each in (model, twin):
+            each.zero_grad()
+        _losses(twin, (batch,)).mean().backward()
+        with suppress(SurveyAgainError):
+            left_out += 1
+            with engine:
+                _losses(model, (batch,)).mean().backward()
+            left_out -= 1
+            assert engine.coverage.complete
+            assert relative_error(engine.projections, expected) < 1e-5
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
+    return left_out
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"), [((3, 5, 4, 3, 4), 0), ((4, 4, 4, 3, 5, 4), 1)], ids=["late", "at once"]
+)
+@pytest.mark.parametrize("kind", [TokensFirst, Folded, Excursion, SamplesFirst])
+def test_a_batch_that_is_as_long_as_there_are_tokens_deceives_nobody(
+    kind: type[nn.Module], sizes: tuple[int, ...], expected: int
+) -> None:
+    """An epoch's last batch may be of any length."""
+    torch.manual_seed(0)
+    batches = [torch.randn(size, TOKENS, WIDTH) for size in sizes]
+    assert _passes(kind(), batches) == expected
+
+
+def test_as_many_channels_as_samples_raise_no_doubt() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 8, 3))
+    passed: list[int] = []
+    model[2].register_full_backward_hook(lambda *_: passed.append(1))
+    with PerSampleGradients(model):
+        _losses(model, (torch.randn(8, 3, 6, 6),)).mean().backward()
+    assert passed == [1], "the user's own hooks run once"
+
+
+def test_a_layer_that_is_called_on_other_rows_later_is_looked_at_anew() -> None:
+    """Images first, then videos: frames fold into the batch."""
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x.flatten(0, 1)).tanh().view(x.shape)
+
+    torch.manual_seed(0)
+    assert _passes(Frames(), [torch.randn(BATCH, frames, WIDTH) for frames in (1, 1, 4, 4, 1, 4)]) == 1

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import diffhook
@@ -323,3 +324,24 @@ def test_a_thumbnail_that_the_disk_could_not_take_is_taken_at_the_next_visit() -
         writer.full = full
         taker.take(writer, torch.tensor([3, 4]), torch.rand(2, 1, 8, 8))  # type: ignore[arg-type]
     assert taken == [3, 4]
+
+
+def test_a_step_in_which_tokens_seemed_to_be_samples_is_left_out_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class TokensFirst(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.nn.Linear(8, 8)
+
+        def forward(self, sample: Tensor, timestep: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+            rows = self.inner(sample[:, 0, :4].transpose(0, 1)).transpose(0, 1)  # 4 tokens, 4 samples
+            return (sample + F.pad(rows, (0, 0, 0, 4))[:, None],)
+
+    run = train(tmp_path / "log", make_model=TokensFirst, twin=True, epochs=2)
+    expected = {(e.step, e.sample): float(e.gradient.norm()) for e in run.events if e.step > 0}
+    table = diffhook.open_log(tmp_path / "log").train
+    keys = zip(table["step"].tolist(), table["sample"].tolist(), strict=True)
+    found = dict(zip(keys, table["grad_norm"].tolist(), strict=True))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert len([r for r in caplog.records if "this pass is left out" in r.message]) == 1
