@@ -214,7 +214,7 @@ class PerSampleGradients:
         if pass_.totals is None:
             raise CaptureError(
                 "no gradient of a trained parameter was seen: was backward() called inside the engine's context, "
-                "on a loss of this model, and not all of it through functions of torch.autograd.Function?"
+                "on a loss of this model? What happens within a custom torch.autograd.Function cannot be seen"
             )
         self._passes += 1
         self._fallback -= self._missing.keys()

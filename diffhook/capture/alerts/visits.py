@@ -10,7 +10,7 @@ class Visits:
 
     Args:
         last: numbers that are kept of a sample, the newest.
-        most: samples that are remembered; beyond it, those met first are forgotten.
+        most: samples that are remembered; beyond it, those first seen longest ago are forgotten.
     """
 
     def __init__(self, last: int, most: int) -> None:
