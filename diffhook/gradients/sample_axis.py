@@ -51,12 +51,13 @@ class SampleAxis:
         layout: of earlier passes; learns.
         tape: paused while the gradient of one sample runs back.
         learning: whether this pass is the first, or looks anew.
+
+    Attributes:
+        deceived: why the pass cannot be used: a tensor had something else in front.
     """
 
     def __init__(self, batch: int, layout: Layout, tape: Tape, *, learning: bool) -> None:
-        self.deceived: SurveyAgainError | None = (
-            None  #: a tensor has no samples in front, though it seemed so
-        )
+        self.deceived: SurveyAgainError | None = None
         self._batch = batch
         self._layout = layout
         self._tape = tape
