@@ -213,8 +213,8 @@ class PerSampleGradients:
         pass_.complete(without=self._missing)
         if pass_.totals is None:
             raise CaptureError(
-                "no gradient of a trained parameter was seen: was backward() called inside the engine's context,"
-                " on a loss of this model? What a custom torch.autograd.Function does cannot be seen"
+                "no gradient of a trained parameter was seen: was backward() called inside the engine's "
+                "context, on a loss of this model? A custom torch.autograd.Function cannot be looked into"
             )
         self._passes += 1
         self._fallback -= self._missing.keys()
