@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffhook.analysis.rebuilt import build_model, build_objective, load_snapshot
+from diffhook.analysis.rebuilt import borrowed, build_model, build_objective, load_snapshot
 from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.grid import undisturbed
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.capture.sampling import sample
 from diffhook.errors import ConfigurationError, LogError
@@ -69,12 +68,12 @@ def generate(
     snapshot = _find_snapshot(log, step)
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model
-    load_snapshot(PerSampleGradients(model, projection_dim=0), snapshot)
     seeds = list(range(seed, seed + count))
     conditions = {} if pipeline is None else pipeline.conditions(count, captions)
     shape = _shape(model)
     parts = []
-    with undisturbed(model):
+    with borrowed(model):
+        load_snapshot(PerSampleGradients(model, projection_dim=0), snapshot)
         for start in range(0, count, batch_size):
             some = seeds[start : start + batch_size]
             if captions is not None and pipeline is not None:

@@ -11,9 +11,15 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from diffhook.analysis.digest import digest
-from diffhook.analysis.rebuilt import build_model, build_objective, load_preconditioner, load_snapshot
+from diffhook.analysis.rebuilt import (
+    borrowed,
+    build_model,
+    build_objective,
+    load_preconditioner,
+    load_snapshot,
+)
 from diffhook.capture.adapter import describe_adapters
-from diffhook.capture.grid import Grid, measure, take, to_device, undisturbed
+from diffhook.capture.grid import Grid, measure, take, to_device
 from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.console import progress_bar
@@ -57,7 +63,8 @@ def query(
             pipeline's scheduler.
         ids: which of the samples to ask about, by position; they become the query ids, which are
             otherwise 0 … Q − 1. With a training dataset: its sample ids.
-        model: the model, with the right parameters trainable; by default :func:`build_model`'s.
+        model: the model, with the right parameters trainable; by default :func:`build_model`'s. It is
+            as before afterwards.
         pipeline: whose denoiser was trained, where the log does not hold all of its parameters.
         grid: timesteps and noise draws; by default 10 × 4.
         preconditioned: divide gradients by Adam's √v̂ + ε, for the methods "adam-tracin" and
@@ -101,7 +108,7 @@ def query(
                 "overwrite, or rename"
             )
     writer: TableWriter | None = None
-    with undisturbed(model), progress_bar(progress) as bar:
+    with borrowed(model), progress_bar(progress) as bar:
         task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids))
         for rows in _measured(
             engine, objective, batch, query_ids, grid, snapshots, batch_size, preconditioned

@@ -196,6 +196,36 @@ def test_generated_samples_come_from_the_snapshot_and_their_seeds(tmp_path: Path
     assert table.description["samples"] == made.details
 
 
+class Unlucky:
+    """An objective that fails in the midst of its work."""
+
+    num_timesteps = 1000
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        raise ArithmeticError("no such luck")
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "unlucky"}
+
+
+def test_a_live_model_keeps_its_weights_mode_and_gradients(tmp_path: Path) -> None:
+    data = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    objective = diffhook.DiffusionObjective(DDIMScheduler())
+    train(tmp_path / "log", make_model=lambda: unet().model, data=data, epochs=1, projection_dim=64)
+    log = diffhook.open_log(tmp_path / "log")
+    model = unet().model.train()
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    asked: dict[str, Any] = {"model": model, "objective": objective}
+    diffhook.query(log, data[:1], "q", grid=diffhook.Grid(1), **asked)
+    diffhook.generate(log, 1, steps=1, **asked)
+    with pytest.raises(ArithmeticError, match="no such luck"):
+        diffhook.query(log, data[:1], "other", Unlucky(), model=model)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, own[name]), name
+
+
 @torch.no_grad()
 def direct_ddim(model: torch.nn.Module, seeds: list[int]) -> Tensor:
     """The deterministic sampler written out (arXiv 2010.02502, η = 0), with diffusers' clipping."""
