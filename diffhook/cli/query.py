@@ -18,7 +18,11 @@ from diffhook.log import RunLog, open_log
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", required=True, help="name of the query set")
     asked = command.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--images", metavar="PATH", help="a folder or .npy array")
+    asked.add_argument(
+        "--images",
+        metavar="PATH",
+        help="a folder, or .npy: uint8, or floats, all in [0, 1], or in [−1, 1] if any is negative",
+    )
     asked.add_argument("--generate", type=int, metavar="N", help="N images that the model makes")
     command.add_argument("--ids", metavar="I,J,…", help="only these of the images, by position")
     text = command.add_mutually_exclusive_group()

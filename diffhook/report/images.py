@@ -28,7 +28,7 @@ def find_images(source: Any, ids: npt.NDArray[np.integer[Any]]) -> Images | None
             to image, for some of them or all; or anything with ``len()`` and ``[id]``: an array, a
             list, a dataset of torch or Hugging Face. An item of a dataset may be an image, a tuple
             whose first part is one, or a dict with one under "image", "img", "images", "pixel_values"
-            or "pixels".
+            or "pixels". Floats of an array or tensor are of one range, see :func:`load_images`.
         ids: the ids that will be asked for.
 
     Raises:
@@ -41,6 +41,10 @@ def find_images(source: Any, ids: npt.NDArray[np.integer[Any]]) -> Images | None
         source = load_images(source)
     if isinstance(source, Mapping):
         return source.get
+    if hasattr(source, "detach"):  # a tensor, of a torch that a log is read without
+        source = source.detach().cpu().numpy()
+    if isinstance(source, np.ndarray):
+        source = _Array(source)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         if len(ids) and len(source) <= int(ids.max()):
             raise ConfigurationError(
@@ -92,7 +96,8 @@ def load_images(path: str | Path) -> Sequence[Any]:
     Args:
         path: a folder, whose image files are taken by name (or, where it holds folders only, those of
             its folders, by path); a dataset of Hugging Face as ``save_to_disk`` left it; or an .npy
-            array.
+            array, of uint8, or of floats that are all in [0, 1] or, if any of all is negative, all in
+            [−1, 1].
 
     Raises:
         ConfigurationError: none of these, or nothing in it; datasets is missing.
@@ -109,8 +114,7 @@ def load_images(path: str | Path) -> Sequence[Any]:
             raise ConfigurationError(f"{path} holds no image files ({', '.join(sorted(_SUFFIXES))})")
         return _Folder(files)
     if path.suffix == ".npy" and path.exists():
-        array: Any = np.load(path, allow_pickle=False)
-        return list(array)
+        return _Array(np.load(path, allow_pickle=False))
     raise ConfigurationError(
         f"no images at {path}: expected a folder of image files, a saved dataset, or an .npy array"
     )
@@ -152,6 +156,21 @@ def _undecoded(image: Mapping[str, Any]) -> bytes:
     """What Hugging Face's Image(decode=False) gives: the file's bytes, or where it is."""
     content: bytes = image["bytes"] or Path(image["path"]).read_bytes()
     return content
+
+
+class _Array(Sequence[Any]):
+    """Images of one array. Which range its floats have, one image alone cannot tell."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self.array = array
+        self.signed = array.dtype.kind == "f" and bool((array < 0).any())
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: Any) -> Any:
+        image = self.array[index]
+        return (image + 1) / 2 if self.signed else image
 
 
 class _Folder(Sequence[Any]):

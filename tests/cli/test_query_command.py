@@ -20,7 +20,7 @@ from diffhook.analysis.rebuilt import build_model
 from diffhook.capture.noise import noise_bank
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.cli import main
-from diffhook.cli.samples import to_pixels
+from diffhook.cli.samples import Pictures, to_pixels
 from diffhook.errors import ConfigurationError
 from tests.models import unet
 from tests.pipelines import LORA, SIZE, images, save_stable_diffusion, train_lora
@@ -199,6 +199,13 @@ def test_images_are_cut_to_the_middle_square() -> None:
     wide[:, 4:12] = 255
     assert (to_pixels(wide, 3, 8) == 1).all()
     assert to_pixels(np.zeros((5, 9), np.uint8), 1, 4).shape == (1, 4, 4)
+
+
+def test_an_array_of_inputs_comes_back_as_they_were(tmp_path: Path) -> None:
+    values = np.stack([np.full((1, 8, 8), value, np.float32) for value in (-1, -0.01, 0, 0.5, 1)])
+    np.save(tmp_path / "inputs.npy", values)
+    pictures = Pictures(tmp_path / "inputs.npy", 1, 8)
+    np.testing.assert_allclose(torch.stack(list(pictures)), values, atol=1 / 255 + 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,25 @@ def test_a_folder_of_folders_is_read_by_path(tmp_path: Path) -> None:
     assert [int(np.asarray(images[i])[0, 0, 0]) for i in range(len(images))] == [0, 40, 80]
 
 
+def test_the_floats_of_an_array_have_one_range(tmp_path: Path) -> None:
+    values = np.stack([np.full((4, 4), value, np.float32) for value in (-1, -0.01, 0.5, 1)])
+    np.save(tmp_path / "signed.npy", values)
+    np.save(tmp_path / "unit.npy", values[2:])
+    np.save(tmp_path / "whole.npy", np.full((1, 4, 4), 128, np.uint8))
+
+    def shades(images: Any) -> list[int]:
+        return [int(np.asarray(to_image(image))[0, 0]) for image in images]
+
+    signed, unit = [0, 126, 191, 255], [128, 255]
+    assert shades(load_images(tmp_path / "signed.npy")) == signed
+    assert shades(load_images(tmp_path / "unit.npy")) == unit
+    assert shades(load_images(tmp_path / "whole.npy")) == [128]
+    for source in (values, torch.from_numpy(values)):
+        images = find_images(source, np.arange(4))
+        assert images is not None
+        assert shades(map(images, range(4))) == signed
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
