@@ -77,7 +77,7 @@ def outliers(
     scores[infinite > 0] = np.inf
     title = f"outliers: {', '.join(name for name in found if SIGNALS[name].counts)} ({source} rows)"
     values = {name: np.asarray(told.scores, np.float64) for name, told in found.items()}
-    return Ranking.sort(view.sample_ids, scores, flags, title, values)
+    return Ranking.sort(view.sample_ids, scores, flags, title, values, log.names())
 
 
 def _signals(view: View, names: Sequence[str] | None) -> list[Signal]:

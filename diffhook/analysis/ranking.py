@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.errors import ConfigurationError
+from diffhook.log.samples import name_id
 from diffhook.notebook import Displayed
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Ranking(Displayed):
         flags: per sample, what is to be said of it in words; often nothing.
         title: what the scores are.
         parts: name → (N,) float64, what the scores were made of; NaN where a part knows nothing.
+        names: id → name, of samples that have one.
     """
 
     sample_ids: npt.NDArray[np.int64]
@@ -36,6 +38,7 @@ class Ranking(Displayed):
     flags: tuple[tuple[str, ...], ...]
     title: str
     parts: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    names: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def sort(
@@ -45,22 +48,25 @@ class Ranking(Displayed):
         flags: list[list[str]],
         title: str,
         parts: Mapping[str, npt.NDArray[np.float64]] | None = None,
+        names: Mapping[int, str] | None = None,
     ) -> Ranking:
         """From samples in any order."""
         order = np.argsort(-scores, kind="stable")
         words = tuple(tuple(flags[i]) for i in order)
         sorted_parts = {name: values[order] for name, values in (parts or {}).items()}
-        return cls(sample_ids[order], scores[order], words, title, sorted_parts)
+        return cls(sample_ids[order], scores[order], words, title, sorted_parts, names or {})
 
     def __len__(self) -> int:
         return len(self.sample_ids)
 
     def records(self, k: int | None = None) -> list[dict[str, Any]]:
-        """The first k (or all) as dicts of rank, sample, score, flags, and a key for each part."""
+        """The first k (or all) as dicts of rank, sample, name (where samples have names), score, flags, and
+        a key for each part."""
         return [
             {
                 "rank": rank,
                 "sample": int(sample),
+                **({"name": self.names.get(int(sample), "")} if self.names else {}),
                 "score": float(score),
                 "flags": "; ".join(flags),
                 **{name: float(values[rank - 1]) for name, values in self.parts.items()},
@@ -73,8 +79,9 @@ class Ranking(Displayed):
     # ── files ─────────────────────────────────────────────────────────────────────────────────
 
     def to_csv(self, path: str | Path, k: int | None = None) -> None:
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, ["rank", "sample", "score", "flags", *self.parts])
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            named = ["name"] if self.names else []
+            writer = csv.DictWriter(file, ["rank", "sample", *named, "score", "flags", *self.parts])
             writer.writeheader()
             writer.writerows(self.records(k))
 
@@ -86,8 +93,10 @@ class Ranking(Displayed):
         """Needs the extra "parquet"."""
         from diffhook.analysis.parquet import write_parquet
 
+        names = {"name": [self.names.get(int(i), "") for i in self.sample_ids[:k]]} if self.names else {}
         columns = {
             "sample": self.sample_ids[:k],
+            **names,
             "score": self.scores[:k],
             "flags": ["; ".join(flags) for flags in self.flags[:k]],
             **{name: values[:k] for name, values in self.parts.items()},
@@ -95,9 +104,13 @@ class Ranking(Displayed):
         write_parquet(path, columns)
 
     def exclude(self, path: str | Path, k: int | None = None, *, threshold: float | None = None) -> None:
-        """Write the ids of :meth:`excluded`, a line each."""
+        """Write :meth:`excluded`, a line each: the name of a sample that has one, the id of any other."""
         ids = self.excluded(k, threshold=threshold)
-        Path(path).write_text("".join(f"{sample}\n" for sample in ids))
+        Path(path).write_text("".join(f"{self.named(int(sample))}\n" for sample in ids), encoding="utf-8")
+
+    def named(self, sample: int) -> str:
+        """The sample's name, or its id where it has none."""
+        return self.names.get(sample, str(sample))
 
     # ── datasets ──────────────────────────────────────────────────────────────────────────────
 
@@ -113,15 +126,31 @@ class Ranking(Displayed):
             raise ConfigurationError(f"k is {k}; expected 0 or more")
         return self.sample_ids[:k] if threshold is None else self.sample_ids[self.scores > threshold]
 
-    def keep(self, dataset: Any, k: int | None = None, *, threshold: float | None = None) -> Subset[Any]:
+    def keep(
+        self,
+        dataset: Any,
+        k: int | None = None,
+        *,
+        threshold: float | None = None,
+        names: Sequence[str | int] | None = None,
+    ) -> Subset[Any]:
         """The dataset without the first k samples, or those that score more than the threshold.
 
         In the subset, indices count anew: a log of a run on it has its own ids. A
         :meth:`sampler` keeps them.
+
+        Args:
+            names: of the dataset's samples, in order, what the training's batches named them by: strings,
+                or integers. By default ids are taken for indices in the dataset, which they are unless
+                batches held ids of their own.
+
+        Raises:
+            ConfigurationError: not exactly one of k and threshold; samples that are not in the dataset,
+                or that have names while ``names`` is not given.
         """
         from torch.utils.data import Subset
 
-        return Subset(dataset, self._kept(len(dataset), k, threshold).tolist())
+        return Subset(dataset, self._kept(len(dataset), k, threshold, names).tolist())
 
     def sampler(
         self,
@@ -129,19 +158,44 @@ class Ranking(Displayed):
         k: int | None = None,
         *,
         threshold: float | None = None,
+        names: Sequence[str | int] | None = None,
         shuffle: bool = True,
         seed: int = 0,
     ) -> Sampler[int]:
-        """Indices of the whole dataset without those of :meth:`excluded`; reshuffled every epoch."""
+        """Indices of the whole dataset without those of :meth:`excluded`; reshuffled every epoch.
+
+        Arguments and errors are those of :meth:`keep`.
+        """
         from diffhook.analysis.sampler import KeptSampler
 
-        return KeptSampler(self._kept(len(dataset), k, threshold), shuffle=shuffle, seed=seed)
+        return KeptSampler(self._kept(len(dataset), k, threshold, names), shuffle=shuffle, seed=seed)
 
-    def _kept(self, size: int, k: int | None, threshold: float | None) -> npt.NDArray[np.int64]:
+    def _kept(
+        self, size: int, k: int | None, threshold: float | None, names: Sequence[str | int] | None
+    ) -> npt.NDArray[np.intp]:
         ids = self.excluded(k, threshold=threshold)
-        if len(ids) and ids.max() >= size:
-            raise ConfigurationError(
-                f"the ranking excludes sample {ids.max()}, but the dataset has {size} samples: is it "
-                "the one that was trained on?"
+        own = np.arange(size) if names is None else _ids(names)
+        if len(own) != size:
+            raise ConfigurationError(f"there are {len(own)} names for a dataset of {size} samples")
+        foreign = ids[~np.isin(ids, own)]
+        if len(foreign):
+            raise ConfigurationError(self._foreign(int(foreign[0]), size, names))
+        return np.flatnonzero(~np.isin(own, ids))
+
+    def _foreign(self, sample: int, size: int, names: Sequence[str | int] | None) -> str:
+        """What is to be said of a sample that the dataset does not have."""
+        begin = f"the ranking excludes sample {self.named(sample)}"
+        if names is not None:
+            given = f", such as {names[0]!r}" if len(names) else ""
+            return f"{begin}, which is not among the names of the dataset{given}"
+        if sample in self.names:
+            return (
+                f"{begin}, and a dataset does not tell which of its samples that is: pass names=, what the "
+                "training's batches named the dataset's samples by, in the dataset's order"
             )
-        return np.setdiff1d(np.arange(size), ids)
+        return f"{begin}, but the dataset has {size} samples: is it the one that was trained on?"
+
+
+def _ids(names: Sequence[str | int]) -> npt.NDArray[np.int64]:
+    """(N,) ids of samples by what a batch names them."""
+    return np.array([name_id(name) if isinstance(name, str) else int(name) for name in names], np.int64)

@@ -55,7 +55,8 @@ def self_influence(
     constant = chosen.name == "retrac" and source == "train" and not summed
     flags = [[SINGLE] if constant and count <= 1 else [] for count in visits]
     title = f"self-influence ({chosen.name}, {source} rows)"
-    return Ranking.sort(rows.sample_ids, found.scores.reshape(shape).sum(0), flags, title)
+    scores = found.scores.reshape(shape).sum(0)
+    return Ranking.sort(rows.sample_ids, scores, flags, title, names=log.names())
 
 
 class _Found(NamedTuple):

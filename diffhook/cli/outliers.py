@@ -27,10 +27,17 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--csv", metavar="FILE", help="write the whole ranking as CSV")
     command.add_argument("--parquet", metavar="FILE", help="write the whole ranking as Parquet")
     command.add_argument(
-        "--exclude", nargs=2, metavar=("K", "FILE"), help="write the ids of the first K, a line each"
+        "--exclude",
+        nargs=2,
+        metavar=("K", "FILE"),
+        help="write the first K, a line each: names of samples that have one, ids of the others",
     )
     command.add_argument("--html", metavar="FILE", help="write a contact sheet")
-    command.add_argument("--images", metavar="PATH", help="the dataset's images: a folder or .npy, by id")
+    command.add_argument(
+        "--images",
+        metavar="PATH",
+        help="the images by id: a folder, a saved dataset or .npy; by name in a folder where they have names",
+    )
     add_execution(command)
 
 
@@ -54,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"title": ranking.title, "samples": records})
         return
-    rows = [(r["rank"], r["sample"], r["score"], r["flags"]) for r in records]
+    rows = [(r["rank"], r.get("name") or r["sample"], r["score"], r["flags"]) for r in records]
     print_table(ranking.title, ["rank", "sample", "score", "reasons"], rows, _reading(args.by))
 
 

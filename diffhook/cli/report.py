@@ -18,7 +18,9 @@ from diffhook.log import RunLog, Table, open_log
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", default="report.html", metavar="FILE", help="default report.html")
     command.add_argument(
-        "--images", metavar="PATH", help="the images by id: a folder, a saved dataset or .npy"
+        "--images",
+        metavar="PATH",
+        help="the images by id: a folder, a saved dataset or .npy; by name in a folder where they have names",
     )
     command.add_argument(
         "--queries", action="append", metavar="NAME", help="a query set to show, may be repeated (all)"

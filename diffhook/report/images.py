@@ -12,15 +12,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffhook.errors import ConfigurationError
+from diffhook.report.folder import Folder
 
 Images = Callable[[int], Any]
 """sample id → an image that :func:`to_image` takes, or None where there is none."""
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _IMAGE_KEYS = ("image", "img", "images", "pixel_values", "pixels")
 
 
-def find_images(source: Any, ids: npt.NDArray[np.integer[Any]]) -> Images | None:
+def find_images(
+    source: Any, ids: npt.NDArray[np.integer[Any]], names: Mapping[int, str] | None = None
+) -> Images | None:
     """What shows the samples of these ids.
 
     Args:
@@ -29,16 +31,21 @@ def find_images(source: Any, ids: npt.NDArray[np.integer[Any]]) -> Images | None
             list, a dataset of torch or Hugging Face. An item of a dataset may be an image, a tuple
             whose first part is one, or a dict with one under "image", "img", "images", "pixel_values"
             or "pixels". Floats of an array or tensor are of one range, see :func:`load_images`.
-        ids: the ids that will be asked for.
+        ids: the ids that will be asked for: positions in the source, whatever the training's batches meant
+            by them.
+        names: id → name, as :meth:`RunLog.names` has them, where samples have names. In a folder their
+            files are found by them, see :meth:`~diffhook.report.folder.Folder.by_name`.
 
     Raises:
-        ConfigurationError: nothing of the kind; or fewer images than ids.
+        ConfigurationError: nothing of the kind; or fewer images than ids, or none of the names.
     """
     if source is None:
         return None
-    named = f"{source}" if isinstance(source, str | Path) else f"a {type(source).__name__}"
+    told = f"{source}" if isinstance(source, str | Path) else f"a {type(source).__name__}"
     if isinstance(source, str | Path):
         source = load_images(source)
+    if isinstance(source, Folder) and names:
+        return source.by_name(names)
     if isinstance(source, Mapping):
         return source.get
     if hasattr(source, "detach"):  # a tensor, of a torch that a log is read without
@@ -46,16 +53,29 @@ def find_images(source: Any, ids: npt.NDArray[np.integer[Any]]) -> Images | None
     if isinstance(source, np.ndarray):
         source = _Array(source)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        if len(ids) and len(source) <= int(ids.max()):
-            raise ConfigurationError(
-                f"{named} has {len(source)} images, but the log knows sample {ids.max()}: is it the same "
-                "dataset?"
-            )
+        _check_positions(ids, names or {}, len(source), told)
         return lambda index: _image_of(source[index])
     if callable(source):
         return source
     raise ConfigurationError(
-        f"{named} holds no images; expected a path, a function from id to image, or a dataset"
+        f"{told} holds no images; expected a path, a function from id to image, or a dataset"
+    )
+
+
+def _check_positions(
+    ids: npt.NDArray[np.integer[Any]], names: Mapping[int, str], count: int, told: str
+) -> None:
+    last = int(ids.max(initial=-1))
+    if last < count:
+        return
+    if last in names:
+        raise ConfigurationError(
+            f"{told} has {count} images without names, but the log's samples have names, such as "
+            f"{names[last]!r}: name a folder of their files, or pass a function or mapping from id to image "
+            "(log.names() says which id has which name)"
+        )
+    raise ConfigurationError(
+        f"{told} has {count} images, but the log knows sample {last}: is it the same dataset?"
     )
 
 
@@ -94,10 +114,9 @@ def load_images(path: str | Path) -> Sequence[Any]:
     """Images in the order of their ids.
 
     Args:
-        path: a folder, whose image files are taken by name (or, where it holds folders only, those of
-            its folders, by path); a dataset of Hugging Face as ``save_to_disk`` left it; or an .npy
-            array, of uint8, or of floats that are all in [0, 1] or, if any of all is negative, all in
-            [−1, 1].
+        path: a folder of image files, in the order of :class:`~diffhook.report.folder.Folder`; a dataset
+            of Hugging Face as ``save_to_disk`` left it; or an .npy array, of uint8, or of floats that are
+            all in [0, 1] or, if any of all is negative, all in [−1, 1].
 
     Raises:
         ConfigurationError: none of these, or nothing in it; datasets is missing.
@@ -109,10 +128,7 @@ def load_images(path: str | Path) -> Sequence[Any]:
     if (path / "dataset_info.json").exists():
         return _saved_dataset(path)
     if path.is_dir():
-        files = _image_files(path.iterdir()) or _image_files(path.rglob("*"))
-        if not files:
-            raise ConfigurationError(f"{path} holds no image files ({', '.join(sorted(_SUFFIXES))})")
-        return _Folder(files)
+        return Folder(path)
     if path.suffix == ".npy" and path.exists():
         return _Array(np.load(path, allow_pickle=False))
     raise ConfigurationError(
@@ -130,10 +146,6 @@ def _saved_dataset(path: Path) -> Sequence[Any]:
         ) from error
     dataset: Sequence[Any] = datasets.load_from_disk(str(path))
     return dataset
-
-
-def _image_files(paths: Any) -> list[Path]:
-    return sorted(p for p in paths if p.suffix.lower() in _SUFFIXES)
 
 
 def _image_of(item: Any) -> Any:
@@ -171,19 +183,3 @@ class _Array(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         image = self.array[index]
         return (image + 1) / 2 if self.signed else image
-
-
-class _Folder(Sequence[Any]):
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: Any) -> Any:
-        try:
-            with Image.open(self.files[index]) as image:
-                image.load()
-                return image
-        except OSError as error:
-            raise ConfigurationError(f"cannot read {self.files[index]}: {error}") from error

@@ -77,9 +77,8 @@ def write_page(
     run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
     ranking = outliers(log, source, **run) if ranking is None else ranking
     asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
-    thumbnails = Thumbnails(
-        find_images(log.thumbnails or None if images is None else images, ranking.sample_ids)
-    )
+    shown_images = log.thumbnails or None if images is None else images
+    thumbnails = Thumbnails(find_images(shown_images, ranking.sample_ids, log.names()))
     scores = {name: _scores(log, name, source, run) for name in asked}
     with progress_bar(progress) as bar:
         for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from diffhook.analysis import Ranking
 from diffhook.analysis.standardize import Standard, looked_at, robust_deviations
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, Snapshot
+from diffhook.log.samples import name_id
 from tests.analysis.synthetic import config
+from tests.report.logs import write_log
 
 DIM, COUNT, LOUD, LOSSY, TWIN, BROKEN = 32, 60, 7, 11, 13, 17
 
@@ -227,6 +230,46 @@ def test_datasets_and_samplers_leave_the_outliers_out(log: diffhook.RunLog) -> N
     assert epochs[0] != epochs[1], "every epoch has an order of its own"
     assert [int(i) for i in ranking.sampler(dataset, 4, shuffle=False)] == left
     assert len(ranking.sampler(dataset, 4)) == COUNT - 4
+
+
+def test_samples_with_names_are_left_out_by_them(log: diffhook.RunLog, tmp_path: Path) -> None:
+    plain = diffhook.outliers(log)
+    files = [f"cat/{index}.png" for index in range(COUNT)]
+    ids = np.array([name_id(name) for name in files])
+    ranking = replace(
+        plain, sample_ids=ids[plain.sample_ids], names={name_id(name): name for name in files[1:]}
+    )
+    first = [files[index] for index in plain.sample_ids[:4]]
+    ranking.exclude(tmp_path / "exclude.txt", 4)
+    assert (tmp_path / "exclude.txt").read_text().splitlines() == first
+    unnamed = ranking.sample_ids.tolist().index(ids[0]) + 1
+    ranking.exclude(tmp_path / "more.txt", unnamed)
+    assert (tmp_path / "more.txt").read_text().splitlines()[-1] == str(ids[0]), "an id where there is no name"
+
+    dataset = TensorDataset(torch.arange(COUNT))
+    left = sorted(set(range(COUNT)) - set(plain.sample_ids[:4].tolist()))
+    assert [int(sample) for (sample,) in ranking.keep(dataset, 4, names=files)] == left
+    assert [int(sample) for (sample,) in ranking.keep(dataset, 4, names=ids.tolist())] == left
+    assert list(ranking.sampler(dataset, 4, names=files, shuffle=False)) == left
+    with pytest.raises(ConfigurationError, match=rf"excludes sample {first[0]}, and .*: pass names="):
+        ranking.keep(dataset, 4)
+    with pytest.raises(ConfigurationError, match=r"not among the names of the dataset, such as 'x0'"):
+        ranking.sampler(dataset, 4, names=[f"x{index}" for index in range(COUNT)])
+    with pytest.raises(ConfigurationError, match="there are 59 names for a dataset of 60 samples"):
+        ranking.keep(dataset, 4, names=files[1:])
+
+    ranking.to_csv(tmp_path / "all.csv")
+    ranking.to_parquet(tmp_path / "all.parquet")
+    with open(tmp_path / "all.csv") as file:
+        assert [row["name"] for row in csv.DictReader(file)][:4] == first
+    assert pandas.read_parquet(tmp_path / "all.parquet")["name"].tolist()[:4] == first
+
+
+def test_rankings_know_the_names_that_the_log_has(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 16, 1, names=[f"{index}.png" for index in range(16)])
+    for ranking in (diffhook.outliers(log), diffhook.self_influence(log)):
+        assert ranking.names == log.names()
+        assert {ranking.named(sample) for sample in ranking.sample_ids} == set(log.names().values())
 
 
 def test_what_to_exclude_must_be_said_once(log: diffhook.RunLog) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 import diffhook
 from diffhook.cli import main
 from tests.models import unet
+from tests.report.logs import write_log
 from tests.runs import SCHEDULER, train
 
 DATA = torch.randn(12, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
@@ -86,6 +87,25 @@ def test_outliers_writes_csv_json_and_a_contact_sheet(
     html = page.read_text()
     assert html.count("data:image/webp;base64,") >= 12
     assert "://" not in html, "the page must not reach outside"
+
+
+def test_samples_with_names_are_listed_excluded_and_shown_by_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"{index}.png" for index in range(16)]
+    write_log(tmp_path / "log", 16, 1, names=names)
+    (tmp_path / "images").mkdir()
+    for name in names:
+        Image.new("L", (4, 4)).save(tmp_path / "images" / name)
+    page, out = tmp_path / "page.html", tmp_path / "exclude.txt"
+    files = ("--html", page, "--images", tmp_path / "images", "--exclude", 3, out)
+    assert run("outliers", tmp_path / "log", "--top", 3, *files) == 0
+    shown = capsys.readouterr().out
+    listed = out.read_text().splitlines()
+    assert len(listed) == 3
+    assert set(listed) < set(names)
+    assert all(name in shown for name in listed)
+    assert page.read_text().count("data:image/webp") >= 16
 
 
 def test_report_shows_queries_beside_their_proponents(workspace: Path, tmp_path: Path) -> None:

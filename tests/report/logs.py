@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log import store as files
+from diffhook.log.samples import name_id
 from diffhook.log.table_writer import TableWriter
 
 DIM = 16
@@ -35,8 +37,18 @@ SUMMARY = {
 }
 
 
-def write_log(path: Path, samples: int = 200, epochs: int = 3, *, alerts: bool = True) -> RunLog:
-    """Gradients that fall with the timestep; every 20th sample pulls 30 times as hard; one is NaN."""
+def write_log(
+    path: Path,
+    samples: int = 200,
+    epochs: int = 3,
+    *,
+    alerts: bool = True,
+    names: Sequence[str] | None = None,
+) -> RunLog:
+    """Gradients that fall with the timestep; every 20th sample pulls 30 times as hard; one is NaN.
+
+    With names, sample i has the name i and an id that is made of it.
+    """
     rng = np.random.default_rng(0)
     writer = LogWriter(path, CONFIG)
     steps = samples * epochs // BATCH
@@ -44,6 +56,9 @@ def write_log(path: Path, samples: int = 200, epochs: int = 3, *, alerts: bool =
     rows = _rows(rng, sample, np.repeat(np.arange(steps), BATCH), _directions(samples))
     rows["grad_norm"][sample % 20 == 3] *= 30
     rows["grad_norm"][sample == 7] = np.nan
+    if names is not None:
+        rows["sample"] = np.array([name_id(name) for name in names])[sample]
+        writer.keep_names({name_id(name): name for name in names})
     writer.put("train", rows)
     for step in (steps // 2, steps):
         writer.snapshot(Snapshot(step, 1e-3, 1e-3 * steps / 2), b"")

@@ -112,6 +112,18 @@ def test_all_found_are_selected_and_copied(visit: Visit) -> None:
     visit.tab.wait_for_function("navigator.clipboard.readText().then(text => text === '7\\n')")
 
 
+def test_samples_with_names_are_found_and_listed_by_them(browser: Any, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 16, 1, names=[f"Cat/{index} ü.png" for index in range(16)])
+    write_page(tmp_path / "page.html", log, queries={})
+    visit = Visit(browser, tmp_path / "page.html", permissions=["clipboard-read", "clipboard-write"])
+    visit.tab.get_by_label("Find").fill("cat/7")
+    visit.tab.get_by_label("Select sample Cat/7 ü.png").check()
+    visit.tab.get_by_role("button", name="Copy names").click()
+    visit.tab.wait_for_function("navigator.clipboard.readText().then(text => text === 'Cat/7 ü.png\\n')")
+    assert visit.said == []
+    visit.context.close()
+
+
 def test_it_switches_between_methods(visit: Visit) -> None:
     query = visit.tab.locator(".query").first
     tracin, retrac = query.locator(".answer").all()

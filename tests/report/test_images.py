@@ -116,6 +116,36 @@ def test_a_dataset_saved_by_hugging_face_is_read_from_its_folder(tmp_path: Path)
         find_images(tmp_path, IDS)
 
 
+def test_samples_with_names_find_their_files(tmp_path: Path) -> None:
+    """Ids are hashes, in no order of the files."""
+    places = ["cat/a.png", "cat/b.png", "dog/b.png", "dog/c.png", "top.png"]
+    for index, place in enumerate(places):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 4), 40 * index, np.uint8)).save(tmp_path / place)
+    names = {
+        10: "dog/b.png",  # from the folder
+        11: str(tmp_path / "cat/b.png"),  # as it stands
+        12: "elsewhere/c.png",  # by its end, which only one file has
+        13: "elsewhere/b.png",  # which two have
+        14: "x/a.png",  # two samples end so
+        15: "y/a.png",
+        16: "gone.png",
+        17: "top.png",
+    }
+    images = find_images(tmp_path, np.array([*names, 18]), names)
+    assert images is not None
+    shades = {
+        sample: image and int(np.asarray(image)[0, 0])
+        for sample in [*names, 18]
+        for image in [images(sample)]
+    }
+    assert shades == {10: 80, 11: 40, 12: 120, 13: None, 14: None, 15: None, 16: None, 17: 160, 18: None}
+    with pytest.raises(ConfigurationError, match=r"none of the 5 image files in .* the log knows 'z.png'"):
+        find_images(tmp_path, np.array([1]), {1: "z.png"})
+    with pytest.raises(ConfigurationError, match=r"samples have names, such as 'z.png': name a folder"):
+        find_images(PIXELS, np.array([9]), {9: "z.png"})
+
+
 def test_a_saved_dataset_without_the_package_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

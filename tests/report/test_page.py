@@ -153,6 +153,22 @@ def test_the_log_s_own_thumbnails_are_the_default(tmp_path: Path) -> None:
     assert "cannot be read" not in html, "the others have none, which is no fault"
 
 
+def test_samples_with_names_have_their_pictures_and_are_listed_by_name(tmp_path: Path) -> None:
+    names = [f"cat/<{index}>.png" for index in range(16)]
+    log = write_log(tmp_path / "log", 16, 1, names=names)
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    pixels = photographs(16, 8)
+    for name, each in zip(names, pixels, strict=True):
+        Image.fromarray(each).save(tmp_path / "images" / name)
+    write_page(tmp_path / "page.html", log, images=tmp_path / "images", queries={})
+    html = (tmp_path / "page.html").read_text()
+    for index, each in enumerate(pixels):
+        tile = re.search(rf'data-name="cat/&lt;{index}&gt;.png".*?</li>', html, re.DOTALL)
+        assert tile is not None
+        assert data_uri(each) in tile[0]
+        assert f">cat/&lt;{index}&gt;.png</span>" in tile[0]
+
+
 def test_when_no_image_can_be_read_the_first_error_is_raised(log: RunLog, tmp_path: Path) -> None:
     def broken(sample: int) -> Any:
         raise KeyError(f"no column for {sample}")

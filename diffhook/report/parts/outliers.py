@@ -33,6 +33,7 @@ class Tile:
     """
 
     sample: int
+    name: str  # or its id
     score: str
     picture: Thumbnail | None
     reasons: tuple[str, ...]
@@ -46,7 +47,15 @@ def outliers_part(ranking: Ranking, thumbnails: Thumbnails, top: int = 500, page
         return None
     names, keys = _orders(ranking, top)
     tiles = [
-        Tile(int(sample), words.number(float(score)), thumbnails(int(sample)), flags, kinds, key)
+        Tile(
+            int(sample),
+            ranking.named(int(sample)),
+            words.number(float(score)),
+            thumbnails(int(sample)),
+            flags,
+            kinds,
+            key,
+        )
         for sample, score, flags, kinds, key in zip(
             ranking.sample_ids[:top],
             ranking.scores[:top],
@@ -65,6 +74,7 @@ def outliers_part(ranking: Ranking, thumbnails: Thumbnails, top: int = 500, page
         tiles=tiles,
         orders=names,
         kinds=kinds.most_common(_KINDS),
+        named=bool(ranking.names),
         flagged=sum(bool(flags) for flags in ranking.flags),
         page=page,
     )

@@ -5,6 +5,7 @@ if (controls) {
   const samples = pager.items.map((tile) => ({
     tile,
     id: tile.dataset.sample,
+    name: tile.dataset.name,
     keys: tile.dataset.keys.split("|").map((key) => (key === "" ? Infinity : Number(key))),
     kinds: tile.dataset.kinds ? tile.dataset.kinds.split("|") : [],
     words: tile.querySelector(".reasons")?.textContent.toLowerCase() ?? "",
@@ -13,8 +14,8 @@ if (controls) {
   const selected = new Set();
   let found = samples;
 
-  const fits = ({ id, kinds, words }, { find, kind, chosen }) =>
-    (!find || id === find.replace(/^#/, "") || words.includes(find)) &&
+  const fits = ({ id, name, kinds, words }, { find, kind, chosen }) =>
+    (!find || id === find.replace(/^#/, "") || (name !== id && name.toLowerCase().includes(find)) || words.includes(find)) &&
     (!kind || (kind === "*" ? kinds.length > 0 : kinds.includes(kind))) &&
     (!chosen || selected.has(id));
 
@@ -44,7 +45,9 @@ if (controls) {
     if (on) selected.add(sample.id);
     else selected.delete(sample.id);
   };
-  const ids = () => [...selected].map(Number).sort((a, b) => a - b).join("\n") + "\n";
+  // A line each, as Ranking.exclude writes them: the name of a sample that has one, or its id.
+  const list = () =>
+    samples.filter(({ id }) => selected.has(id)).sort((a, b) => a.id - b.id).map(({ name }) => name + "\n").join("");
   const on = (name, act) => document.getElementById(name).addEventListener("click", act);
 
   for (const sample of samples) {
@@ -55,19 +58,20 @@ if (controls) {
   controls.addEventListener("submit", (event) => event.preventDefault());
   on("select-all", () => { for (const sample of found) choose(sample, true); count(); });
   on("select-none", () => { for (const sample of samples) choose(sample, false); count(); });
+  const copyLabel = document.getElementById("copy").textContent;
   on("copy", async () => {
     const button = document.getElementById("copy");
     try {
-      await navigator.clipboard.writeText(ids());
+      await navigator.clipboard.writeText(list());
       button.textContent = "Copied";
     } catch {
       button.textContent = "Not allowed here: download";
     }
-    setTimeout(() => { button.textContent = "Copy ids"; }, 2000);
+    setTimeout(() => { button.textContent = copyLabel; }, 2000);
   });
   on("download", () => {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([ids()], { type: "text/plain" }));
+    link.href = URL.createObjectURL(new Blob([list()], { type: "text/plain" }));
     link.download = "exclude.txt";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);

@@ -1,0 +1,79 @@
+"""A folder of image files: in order, and by the names that the log has for its samples."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from PIL import Image
+
+from diffhook.errors import ConfigurationError
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class Folder(Sequence[Any]):
+    """Its image files by name, or, where it holds folders only, those of its folders by path.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = _image_files(path.iterdir()) or _image_files(path.rglob("*"))
+        if not self.files:
+            raise ConfigurationError(f"{path} holds no image files ({', '.join(sorted(_SUFFIXES))})")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: Any) -> Any:
+        return _read(self.files[index])
+
+    def by_name(self, names: Mapping[int, str]) -> Callable[[int], Any]:
+        """Id → image of a sample that has a name and a file here or further down; None of any other.
+
+        A sample's file is the one whose path its name is, from the folder or as it stands; or else
+        the only one that is called as the name ends, if no other sample's name ends so.
+
+        Args:
+            names: sample id → name.
+
+        Raises:
+            ConfigurationError: there is no file of any of them.
+        """
+        files = _image_files(self.path.rglob("*"))
+        by_path = {os.path.abspath(file): file for file in files}
+        called = Counter(file.name for file in files)
+        by_end = {file.name: file for file in files if called[file.name] == 1}
+        ends = Counter(PurePath(name).name for name in names.values())
+        found = {}
+        for sample, name in names.items():
+            file = by_path.get(os.path.abspath(self.path / name)) or by_path.get(os.path.abspath(name))
+            if file is None and ends[PurePath(name).name] == 1:
+                file = by_end.get(PurePath(name).name)
+            if file is not None:
+                found[sample] = file
+        if not found:
+            raise ConfigurationError(
+                f"none of the {len(files)} image files in {self.path} has the name of a sample; the log "
+                f"knows {next(iter(names.values()))!r}: is it the same dataset?"
+            )
+        return lambda sample: _read(found[sample]) if sample in found else None
+
+
+def _image_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in _SUFFIXES)
+
+
+def _read(file: Path) -> Any:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {file}: {error}") from error
