@@ -98,15 +98,12 @@ def query(
         "digest": _digest(batch, query_ids, objective, model, grid, snapshots, preconditioned),
     }
     if name in log.queries:
-        found = log.queries[name].description.get("digest")
-        if found is not None and found == description["digest"]:
+        digests = log.queries[name].description.get("digest"), description["digest"]
+        if None not in digests and digests[0] == digests[1]:
             logger.info("queries %r are there already", name)
             return log.queries[name]
         if not overwrite:
-            raise LogError(
-                f"{log.location} has queries {name!r} already, from other samples, grid, objective or model: "
-                "overwrite, or rename"
-            )
+            raise LogError(f"{log.location} has queries {name!r} already, {_difference(digests)}")
     writer: TableWriter | None = None
     with borrowed(model), progress_bar(progress) as bar:
         task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids))
@@ -145,6 +142,16 @@ def _measured(
             raise ConfigurationError(
                 f"the model cannot take these queries ({shapes}): {str(error).splitlines()[0]}"
             ) from error
+
+
+def _difference(digests: tuple[str | None, str | None]) -> str:
+    """What is known of it, and what to do."""
+    if None in digests:
+        return (
+            "and whether to the same question cannot be told: an objective of your own, or with functions of "
+            "your own, cannot be compared. Use those that are there by their name, overwrite, or rename"
+        )
+    return "from other samples, grid, objective or model: overwrite, or rename"
 
 
 def _digest(

@@ -45,6 +45,11 @@ class Measured:
     def num_timesteps(self) -> int:
         return self.objective.num_timesteps
 
+    @property
+    def self_contained(self) -> bool:
+        """Whether :meth:`describe` says all there is, as :class:`diffhook.DiffusionObjective` has it."""
+        return type(self) is Measured and bool(getattr(self.objective, "self_contained", False))
+
     def schedule(self, positions: list[int]) -> list[Any]:
         """The timesteps at positions of the training's schedule."""
         schedule = getattr(self.objective, "schedule", None)

@@ -116,11 +116,29 @@ def test_an_objective_with_functions_of_the_users_own_is_never_taken_for_the_sam
     halved = diffhook.DiffusionObjective(SCHEDULER, weighting=lambda t: torch.full((len(t),), 0.5))
     first = columns(ask(log, objective=doubled))
     passes.clear()
-    with pytest.raises(LogError, match="has queries 'q' already, from other"):
+    with pytest.raises(LogError, match=r"'q' already, and whether .* cannot be told: an objective"):
         ask(log, objective=halved)
     second = columns(ask(log, objective=halved, overwrite=True))
     np.testing.assert_allclose(first["grad_norm"], 4 * second["grad_norm"], rtol=1e-4)
     assert passes
+    with pytest.raises(LogError, match="cannot be told"):
+        ask(log)
+
+
+@pytest.mark.parametrize("measurement", ["squared-output", "mean-output"])
+def test_another_scalar_is_not_computed_again_either(
+    log: diffhook.RunLog, passes: list[int], measurement: str
+) -> None:
+    first = columns(ask(log, objective=diffhook.Measured(OBJECTIVE, measurement)))
+    passes.clear()
+    again = columns(ask(log, objective=diffhook.Measured(OBJECTIVE, measurement)))
+    assert not passes
+    np.testing.assert_array_equal(first["grad_norm"], again["grad_norm"])
+    with pytest.raises(LogError, match="from other samples, grid, objective or model"):
+        ask(log)
+    own = diffhook.DiffusionObjective(SCHEDULER, weighting=lambda t: torch.full((len(t),), 2.0))
+    with pytest.raises(LogError, match="cannot be told"):
+        ask(log, objective=diffhook.Measured(own, measurement))
 
 
 def test_frozen_weights_are_part_of_the_question() -> None:
