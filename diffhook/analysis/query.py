@@ -56,7 +56,7 @@ def query(
 
     Args:
         log: the run; its folder must be writable.
-        samples: a (Q, …) tensor of clean samples, a collated batch (dict or tuple of tensors), or a
+        samples: a (Q, …) tensor of clean samples, a collated batch (mapping or tuple of tensors), or a
             dataset, in the form that the objective takes.
         name: letters, digits, '.', '_', '-'.
         objective: the training loss; by default the one that the log records, or else that of the
@@ -225,7 +225,7 @@ def _writer(log: RunLog, name: str) -> TableWriter:
 
 def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:
     """A collated batch and the ids of its samples."""
-    batched = isinstance(samples, torch.Tensor | dict | tuple)
+    batched = isinstance(samples, torch.Tensor | Mapping | tuple)
     count = _count(samples) if batched else len(samples)
     chosen = list(range(count)) if ids is None else [int(i) for i in ids]
     outside = [i for i in chosen if not 0 <= i < count]
@@ -241,18 +241,21 @@ def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:
 
 
 def _count(batch: Any) -> int:
-    """Samples in a collated batch."""
-    while not isinstance(batch, torch.Tensor):
-        parts: Sequence[Any] = list(batch.values()) if isinstance(batch, dict) else batch
-        if not len(parts):
-            return 0
-        batch = parts[0]
-    return len(batch) if batch.dim() else 0
+    """Samples in a collated batch, as its first part tells."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.dim() else 0
+    parts = list(batch.values()) if isinstance(batch, Mapping) else batch
+    nested = [part for part in parts if isinstance(part, torch.Tensor | Mapping | tuple | list)]
+    if nested:
+        return _count(nested[0])
+    return 0 if isinstance(batch, Mapping) else len(parts)  # texts, say
 
 
 def _shapes(batch: Any) -> Any:
     if isinstance(batch, torch.Tensor):
         return f"shape {tuple(batch.shape)}"
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {key: _shapes(value) for key, value in batch.items()}
-    return [_shapes(value) for value in batch]
+    if isinstance(batch, tuple | list):
+        return [_shapes(value) for value in batch]
+    return type(batch).__name__

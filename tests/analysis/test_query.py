@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.utils.data import TensorDataset
+from transformers import BatchEncoding
 
 import diffhook
 from diffhook.analysis.digest import digest
@@ -178,6 +180,20 @@ def test_training_samples_are_asked_about_by_id(log: diffhook.RunLog, dataset: b
         mine = np.concatenate([whole[name][whole["sample"] == i] for i in (2, 7)])
         order = np.argsort(found["sample"], kind="stable")
         np.testing.assert_allclose(found[name][order], mine, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict, BatchEncoding])
+def test_any_mapping_is_a_collated_batch(log: diffhook.RunLog, kind: Any) -> None:
+    """Tokenisers give mappings that are no dicts; texts may come first."""
+    plain = columns(ask(log, ids=[2, 0]))
+    batch = kind({"captions": ["a", "b", "c"], "images": IMAGES})
+    found = columns(ask(log, batch, ids=[2, 0], overwrite=True))
+    for name, values in plain.items():
+        np.testing.assert_array_equal(values, found[name], err_msg=name)
+    assert set(columns(ask(log, batch, overwrite=True))["sample"]) == {0, 1, 2}
+    wide = kind({"captions": ["a"], "images": torch.zeros(1, 2, 8, 8)})
+    with pytest.raises(ConfigurationError, match=r"captions.*str.*images.*shape \(1, 2, 8, 8\)"):
+        ask(log, wide, overwrite=True)
 
 
 def test_what_cannot_be_asked_is_named(log: diffhook.RunLog) -> None:
