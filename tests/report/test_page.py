@@ -21,9 +21,10 @@ from diffhook.report import write_page
 from diffhook.report.parts.norms import sentences
 from diffhook.report.parts.outliers import kind_of, outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
+from diffhook.report.parts.run import run_part
 from diffhook.report.thumbnails import Thumbnails, data_uri
 from tests.report.conftest import SAMPLES
-from tests.report.logs import CONFIG, QUERIES, photographs, write_log, write_queries
+from tests.report.logs import CONFIG, QUERIES, SUMMARY, photographs, write_log, write_queries
 
 NONE = Thumbnails(None)
 
@@ -43,6 +44,26 @@ def test_it_says_what_the_run_was(page_file: Path) -> None:
     assert "8.7%: 8.0 s added to 1 min 32 s of training" in html
     assert "one step in 2, 600 rows, norms and D = 16 projections" in html
     assert "<pre>diffhook: capturing every step\n  8 rows &lt;each&gt;</pre>" in html
+
+
+def test_of_a_run_that_has_not_ended_it_says_what_is_not_known(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log", 16, 1)
+    (tmp_path / "log" / "summary.json").unlink()
+    html = run_part(log).html
+    assert "every step" not in html.replace("diffhook: capturing every step", "")
+    assert "stride not known, 16 rows" in html
+    assert "not known: the run still goes on, or was killed" in html
+
+
+def test_after_a_resume_the_overhead_is_said_to_be_one_sessions(tmp_path: Path) -> None:
+    whole = write_log(tmp_path / "log", 16, 1)
+    assert "session" not in run_part(whole).html
+    writer = LogWriter(tmp_path / "log", CONFIG, start_step=2)
+    writer.record("summary.json", {**SUMMARY, "probe_seconds": 2.0, "snapshot_seconds": 61.0})
+    writer.close()
+    took = "29.0 s of training; snapshots took 1 min 1 s; probes took 2.0 s"
+    html = run_part(diffhook.open_log(tmp_path / "log")).html
+    assert f"{took}; in the last session that ended, of 2" in html
 
 
 def test_words_from_the_log_are_escaped(page_file: Path) -> None:

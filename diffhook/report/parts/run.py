@@ -13,6 +13,8 @@ from diffhook.log import RunLog
 from diffhook.log import store as files
 from diffhook.report.rendering import Part, part
 
+_UNKNOWN = "not known: the run still goes on, or was killed"
+
 
 def run_part(log: RunLog) -> Part:
     """Model, rows, capture and what it cost; the whole configuration behind a fold."""
@@ -21,7 +23,7 @@ def run_part(log: RunLog) -> Part:
         "Model": _model(log),
         "Training seen": _training(log),
         "Captured": _captured(log, summary),
-        "Overhead": _overhead(summary),
+        "Overhead": _overhead(log, summary),
         "Snapshots": _snapshots(log),
         "Queries": ", ".join(log.queries),
     }
@@ -45,7 +47,7 @@ def read_plan(log: RunLog) -> list[str]:
 
 
 def read_summary(log: RunLog) -> dict[str, Any]:
-    """What the hook measured, {} for a run that has not ended."""
+    """What the hook measured of the last session that came to its end; {} where none has."""
     content = files.get(log.store, "summary.json")
     found: dict[str, Any] = json.loads(content) if content else {}
     return found
@@ -71,24 +73,26 @@ def _training(log: RunLog) -> str:
 
 def _captured(log: RunLog, summary: dict[str, Any]) -> str:
     projection = log.config["identity"]["projection"]
-    stride = summary.get("stride", 1)
-    steps = "every step" if stride == 1 else f"one step in {stride}"
+    stride = summary.get("stride")
+    steps = {None: "stride not known", 1: "every step"}.get(stride, f"one step in {stride}")
     kind = {"none": "norms only", "full": "whole gradients"}.get(
         projection["kind"], f"norms and D = {projection['dim']} projections"
     )
     return f"{steps}, {words.plural(len(log.train), 'row')}, {kind}"
 
 
-def _overhead(summary: dict[str, Any]) -> str:
+def _overhead(log: RunLog, summary: dict[str, Any]) -> str:
     if "capture_overhead" not in summary:
-        return ""
-    probes = summary.get("probe_seconds", 0.0)
-    training = summary["seconds"] - summary["capture_seconds"] - probes
+        return _UNKNOWN
+    beside = {name: summary.get(f"{name[:-1]}_seconds", 0.0) for name in ("snapshots", "probes")}
+    training = summary["seconds"] - summary["capture_seconds"] - sum(beside.values())
     text = (
         f"{summary['capture_overhead']:.1%}: {words.duration(summary['capture_seconds'])} added to "
         f"{words.duration(training)} of training"
     )
-    return text + (f"; probes took {words.duration(probes)}" if probes else "")
+    text += "".join(f"; {name} took {words.duration(took)}" for name, took in beside.items() if took)
+    sessions = len(log.session_starts())
+    return text + (f"; in the last session that ended, of {sessions}" if sessions > 1 else "")
 
 
 def _snapshots(log: RunLog) -> str:
