@@ -131,12 +131,14 @@ def _trained_on(log: RunLog, scored: dict[str, Scores]) -> npt.NDArray[np.int64]
 def _lds(
     scored: dict[str, Scores], ids: npt.NDArray[np.int64], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
+    queries = len(next(iter(scored.values())).query_ids)
     if args.train:
         retrained = judge.retrain(
             _function(args.train, "--train"),
             _function(args.measure, "--measure"),
             judge.half_subsets(ids, args.subsets),
             seeds=range(args.seeds),
+            queries=queries,
             record=args.record,
             processes=args.processes,
         )

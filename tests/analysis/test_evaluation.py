@@ -302,6 +302,36 @@ def test_a_line_that_was_torn_off_is_trained_again(tmp_path: Path) -> None:
     assert record.read_bytes() == lines[0]
 
 
+def test_a_record_of_other_queries_is_found_before_it_grows(tmp_path: Path) -> None:
+    record = tmp_path / "retrained.jsonl"
+    subsets = half_subsets(20, 5)
+    retrain(train, measure, subsets[:2], record=record, progress=False)
+    before = record.read_bytes()
+    trained = []
+
+    def noted(subset: Any) -> Any:
+        trained.append(subset)
+        return train(subset)
+
+    def fewer(model: Any) -> Any:
+        return measure(model)[:2]
+
+    with pytest.raises(ConfigurationError, match="line 1: 3 losses; expected 2: it is of another evaluation"):
+        retrain(noted, fewer, subsets, queries=2, record=record, progress=False)
+    with pytest.raises(ConfigurationError, match="line 1: 3 losses; expected 2"):
+        removal(noted, fewer, [[0], [1]], 20, record=record, progress=False)
+    assert trained == []
+    with pytest.raises(ConfigurationError, match=r"gave 2 losses; expected 3, as in .*: name another file"):
+        retrain(noted, fewer, subsets, record=record, progress=False)
+    assert len(trained) == 1
+    assert record.read_bytes() == before
+    with pytest.raises(ConfigurationError, match=r"^measure gave 2 losses; expected 3$"):
+        removal(noted, fewer, [[0], [1], [2]], 20, progress=False)
+    record.write_bytes(before + b'{"seed": 1, "losses": [1.0], "subset": [1]}\n')
+    with pytest.raises(ConfigurationError, match="line 3: 1 losses; expected 3"):
+        read_retrained(record)
+
+
 def test_a_damaged_line_within_the_record_is_an_error(tmp_path: Path) -> None:
     record = tmp_path / "retrained.jsonl"
     retrain(train, measure, half_subsets(20, 3), record=record, progress=False)

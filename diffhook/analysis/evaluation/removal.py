@@ -55,7 +55,8 @@ def removal(
         options: ``record``, ``processes`` and ``progress`` of :func:`retrain`.
 
     Raises:
-        ConfigurationError: ids outside the dataset.
+        ConfigurationError: ids outside the dataset; measure gives another number of losses than Q; as
+            :func:`retrain`.
     """
     chosen = np.asarray(top, np.int64)
     ids = ids_of(samples)
@@ -66,11 +67,8 @@ def removal(
     order = rng.permutation(ids)
     controls = [rng.choice(ids, k, replace=False) for _ in range(queries)]
     without = [order[~np.isin(order, gone)] for gone in [*chosen, *controls]]
-    losses = retrain(train, measure, [order, *without], seeds=seeds, **options).losses.mean(0)
-    if losses.shape[1] != queries:
-        raise ConfigurationError(
-            f"measure gave {losses.shape[1]} losses; expected one for each of {queries} queries"
-        )
+    found = retrain(train, measure, [order, *without], seeds=seeds, queries=queries, **options)
+    losses = found.losses.mean(0)
     whole = losses[0]
     removed, random = np.diagonal(losses[1 : queries + 1]), np.diagonal(losses[queries + 1 :])
     return Removal(whole, removed, random, estimate(removed - whole), estimate(random - whole))

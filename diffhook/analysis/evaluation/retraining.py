@@ -68,6 +68,7 @@ def retrain(
     subsets: Sequence[npt.ArrayLike],
     *,
     seeds: Sequence[int] = (0,),
+    queries: int | None = None,
     record: str | Path | None = None,
     processes: int = 1,
     progress: bool = True,
@@ -81,33 +82,34 @@ def retrain(
     Args:
         train: a subset's ids, in order → model.
         measure: model → (Q,) losses. With processes > 1, both must be importable by name.
+        queries: Q, where known: a record of other queries is then found before anything is trained.
         record: the file. It belongs to one ``train`` and one ``measure``: it knows subsets and seeds, not
             what was done with them. After a change of either, name another file.
         processes: trainings at the same time.
 
     Raises:
-        ConfigurationError: the record is of other queries, or damaged.
+        ConfigurationError: the record is of other queries (which otherwise the first training shows), or
+            damaged; measure gives another number of losses. Nothing is recorded then.
     """
     ordered = [np.asarray(subset, np.int64) for subset in subsets]
     jobs = [(subset, int(seed)) for seed in seeds for subset in ordered]
-    known = _recorded(record) if record else ()
+    known = _recorded(record, queries) if record else ()
     done = {_key(subset, seed): losses for subset, seed, losses in known}
     waiting = [job for job in jobs if _key(*job) not in done]
     with progress_bar(progress) as bar:
         task = bar.add_task("training on subsets", total=len(jobs), completed=len(jobs) - len(waiting))
 
         def finished(job: Job, losses: list[float]) -> None:
+            expected = queries or len(next(iter(done.values()), losses))
+            if len(losses) != expected:
+                before = f", as in {record}: name another file" if record and queries is None else ""
+                raise ConfigurationError(f"measure gave {len(losses)} losses; expected {expected}{before}")
             done[_key(*job)] = losses
             if record:
                 _append(record, *job, losses)
             bar.advance(task)
 
         _run(train, measure, waiting, processes, finished)
-    lengths = {len(losses) for losses in done.values()}
-    if len(lengths) > 1:
-        raise ConfigurationError(
-            f"trainings measured {sorted(lengths)} queries: {record} is of another evaluation"
-        )
     table = np.array([done[_key(*job)] for job in jobs])
     return Retrained(ordered, list(seeds), table.reshape(len(seeds), len(ordered), -1))
 
@@ -116,7 +118,7 @@ def read_retrained(record: str | Path) -> Retrained:
     """What :func:`retrain` recorded, subsets that all seeds have.
 
     Raises:
-        ConfigurationError: there is nothing in the record.
+        ConfigurationError: there is nothing in the record, or it is of several evaluations.
     """
     found: dict[int, dict[tuple[int, ...], list[float]]] = {}
     for subset, seed, losses in _recorded(record):
@@ -174,16 +176,27 @@ def _key(subset: npt.NDArray[np.int64], seed: int) -> tuple[bytes, int]:
     return np.ascontiguousarray(subset, np.int64).tobytes(), seed
 
 
-def _recorded(record: str | Path) -> Iterator[tuple[npt.NDArray[np.int64], int, list[float]]]:
+def _recorded(
+    record: str | Path, queries: int | None = None
+) -> Iterator[tuple[npt.NDArray[np.int64], int, list[float]]]:
     path = Path(record)
     # After the last newline: nothing, or what was being written when the process was killed.
     *lines, _ = path.read_text().split("\n") if path.exists() else ("",)
     for number, line in enumerate(lines, 1):
+        place = f"{record}, line {number}"
         try:
             entry = json.loads(line)
-            yield np.array(entry["subset"], np.int64), int(entry["seed"]), [float(v) for v in entry["losses"]]
+            subset, seed = np.array(entry["subset"], np.int64), int(entry["seed"])
+            losses = [float(value) for value in entry["losses"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(f"{record}, line {number}: not a training that was recorded") from error
+            raise ConfigurationError(f"{place}: not a training that was recorded") from error
+        queries = queries or len(losses)
+        if len(losses) != queries:
+            raise ConfigurationError(
+                f"{place}: {len(losses)} losses; expected {queries}: it is of another evaluation, name "
+                "another file"
+            )
+        yield subset, seed, losses
 
 
 def _append(record: str | Path, subset: npt.NDArray[np.int64], seed: int, losses: list[float]) -> None:
