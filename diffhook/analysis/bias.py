@@ -42,7 +42,7 @@ class Generality:
     queries: str
     method: str
     k: int
-    cardinality: float  # |union of the top-k| / (queries × k)
+    cardinality: float  # see cardinality()
     general_samples: int  # in the top-k of more than general_share of the queries
     general_share: float
 
@@ -126,12 +126,17 @@ def generality(scores: Scores, name: str, k: int, general_share: float) -> Gener
     """Cardinality and generally influential samples of a set of queries."""
     top = scores.top(k).sample_ids
     queries, size = top.shape
-    ids, counts = np.unique(top, return_counts=True)
+    counts = np.unique(top, return_counts=True)[1]
     return Generality(
         queries=name,
         method=scores.method,
         k=size,
-        cardinality=len(ids) / (queries * size),
+        cardinality=cardinality(top),
         general_samples=int((counts > general_share * queries).sum()),
         general_share=general_share,
     )
+
+
+def cardinality(top: npt.NDArray[np.int64]) -> float:
+    """|union of the tops| / (queries × k) of (queries, k) ids: 1 where all differ, as in a random ranking."""
+    return len(np.unique(top)) / top.size

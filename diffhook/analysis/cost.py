@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Plan
 from diffhook.log import Block, Table
+from diffhook.words import size
 
 _COPIES = 3  # of a block in float32: projections as read, converted, and their products
 
@@ -29,8 +29,9 @@ class Cost:
     spilled: int
 
     def __str__(self) -> str:
-        spilled = f", {_bytes(self.spilled)} at most through temporary files" if self.spilled else ""
-        return f"reads {self.rows:,} rows ({_bytes(self.read)}), holds at most {_bytes(self.memory)}{spilled}"
+        spilled = f", {size(self.spilled)} at most through temporary files" if self.spilled else ""
+        read, held = size(self.read), size(self.memory)
+        return f"reads {self.rows:,} rows ({read}), holds at most {held}{spilled}"
 
 
 def cost_of(table: Table, plan: Plan, samples: int, kept: int, execution: Execution) -> Cost:
@@ -55,8 +56,3 @@ def cost_of(table: Table, plan: Plan, samples: int, kept: int, execution: Execut
 
 def _itemsize(table: Table, blocks: list[Block]) -> int:
     return table.read(replace(blocks[0], stop=blocks[0].start), "projection").itemsize if blocks else 0
-
-
-def _bytes(count: float) -> str:
-    power = min(max(int(math.log10(max(count, 1)) // 3), 0), 4)
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

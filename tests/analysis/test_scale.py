@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 import diffhook
+from diffhook import words
+from diffhook.analysis.cost import Cost
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Plan, add_rows, distinct_samples, grouped
 from diffhook.analysis.samples import Whole
@@ -247,3 +249,11 @@ def test_a_killed_worker_does_not_change_the_result(
     assert killed.is_set()
     assert (found.sample_ids == expected.sample_ids).all()
     assert (found.scores == expected.scores).all()
+
+
+def test_what_a_pass_takes_is_told_in_the_units_of_everything_else() -> None:
+    told = str(Cost(rows=1_200, read=1_234_567, memory=999_000_000, spilled=5_000))
+    assert told == (
+        f"reads 1,200 rows ({words.size(1_234_567)}), holds at most {words.size(999_000_000)}, "
+        f"{words.size(5_000)} at most through temporary files"
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.analysis.bias import cardinality
 from diffhook.analysis.evaluation.estimate import Estimate, estimate
 from diffhook.errors import ConfigurationError
 
@@ -19,7 +20,7 @@ class Tracing:
         shares: (Q,) share of each query's top k from its own source.
         precision: mean over queries.
         chance: what a random top would have.
-        cardinality: |union of the tops| / (Q · k): 1: all different, as in a random ranking.
+        cardinality: see :func:`~diffhook.analysis.bias.cardinality`.
     """
 
     shares: npt.NDArray[np.float64]
@@ -46,4 +47,4 @@ def tracing(top: npt.ArrayLike, sample_sources: npt.ArrayLike, query_sources: np
         raise ConfigurationError(f"there are sources of {len(own)} samples, but the top names {chosen.max()}")
     shares = (own[chosen] == asked[:, None]).mean(1)
     chance = float(np.mean([(own == source).mean() for source in asked]))
-    return Tracing(shares, estimate(shares), chance, len(np.unique(chosen)) / chosen.size)
+    return Tracing(shares, estimate(shares), chance, cardinality(chosen))
