@@ -27,7 +27,8 @@ class DiffusionObjective:
     kin, σ·T for flow matching.
 
     Args:
-        scheduler: a diffusers scheduler with ``add_noise`` (DDPM, DDIM …), or a flow-matching one.
+        scheduler: a diffusers scheduler whose ``add_noise`` is √ᾱ x + √(1 − ᾱ) ε (DDPM, DDIM …), or a
+            flow-matching one.
         inputs: batch → (clean samples (B, …), keyword arguments of the model such as
             ``{"class_labels": …}``), called on the model's device. By default see
             :func:`diffhook.capture.inputs.default_inputs`.
@@ -152,11 +153,14 @@ def make_scheduler(name: str, config: dict[str, Any]) -> Any:
     """One of diffusers' schedulers by class name.
 
     Raises:
-        ConfigurationError: diffusers has no such scheduler.
+        ConfigurationError: diffusers has no such scheduler, or cannot make it.
     """
     import diffusers
 
     kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not isinstance(kind, type) or not hasattr(kind, "from_config"):
         raise ConfigurationError(f"diffusers has no scheduler {name!r}")
-    return kind.from_config(config)
+    try:
+        return kind.from_config(config)
+    except (TypeError, ImportError) as error:
+        raise ConfigurationError(f"diffusers cannot make a {name}: {error}") from error

@@ -5,6 +5,7 @@ One class a kind, registered by the name that diffusers has for it.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -21,7 +22,7 @@ class Parametrization(ABC):
         scheduler: a diffusers scheduler.
 
     Raises:
-        ConfigurationError: the scheduler lacks what this kind needs.
+        ConfigurationError: the scheduler lacks what this kind needs, or mixes otherwise than this kind.
     """
 
     name: str
@@ -34,6 +35,17 @@ class Parametrization(ABC):
                 f"pass another scheduler, or prediction_type= one of {', '.join(PARAMETRIZATIONS)}"
             )
         self.scheduler = scheduler
+        self._check_mixing()
+
+    def _check_mixing(self) -> None:
+        """Samplers' add_noise is often another one: of unscaled noise, or of timesteps in reverse."""
+        if not _keeps_variance(self.scheduler):
+            kind = type(self.scheduler).__name__
+            raise ConfigurationError(
+                f"{kind}.add_noise does not give √ᾱ x + √(1 − ᾱ) ε, which {self.name} prediction is trained "
+                f"on: expected DDPMScheduler or DDIMScheduler, such as DDPMScheduler.from_config(scheduler."
+                "config), or a flow-matching scheduler"
+            )
 
     def noisy(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """(B, …) the model's input."""
@@ -114,6 +126,9 @@ class Flow(Parametrization):
         # The resolution shift is in them. From a fresh scheduler: sampling overwrites its timesteps.
         self._timesteps = type(scheduler).from_config(scheduler.config).timesteps.tolist()[::-1]
 
+    def _check_mixing(self) -> None:
+        """Nothing to see: :meth:`noisy` mixes by itself."""
+
     def noisy(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         sigmas = self.sigmas(timesteps).to(clean.dtype).view(-1, *(1 for _ in clean.shape[1:]))
         return (1 - sigmas) * clean + sigmas * noise
@@ -134,6 +149,24 @@ class Flow(Parametrization):
     def sigmas(self, timesteps: Tensor) -> Tensor:
         exact = timesteps if timesteps.is_floating_point() else timesteps.to(torch.float32)
         return exact / self.scheduler.config.num_train_timesteps
+
+
+def _keeps_variance(scheduler: Any) -> bool:
+    """Whether add_noise is √ᾱ x + √(1 − ᾱ) ε, seen at the schedule's ends and in its middle."""
+    scheduler = copy.deepcopy(scheduler)  # add_noise moves its tensors to where the samples are
+    try:
+        steps = int(scheduler.config.num_train_timesteps)
+        timesteps = torch.tensor([0, steps // 2, steps - 1])
+        one, nothing = torch.ones(3, 1, 1, 1), torch.zeros(3, 1, 1, 1)
+        kept = torch.as_tensor(scheduler.alphas_cumprod)[timesteps].float()
+        clean, noise = (
+            torch.as_tensor(scheduler.add_noise(*mixed, timesteps)).flatten().square()
+            for mixed in ((one, nothing), (nothing, one))
+        )
+    except (AttributeError, TypeError, ValueError, LookupError, RuntimeError):
+        return False
+    found, expected = torch.stack([clean, noise]), torch.stack([kept, 1 - kept])
+    return torch.allclose(found, expected, rtol=0, atol=1e-3)
 
 
 PARAMETRIZATIONS: dict[str, type[Parametrization]] = {

@@ -34,7 +34,11 @@ def arguments(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("the model and its loss, where the log does not hold them")
     model.add_argument("--pipeline", metavar="DIR", help="saved pipeline whose model was trained")
     model.add_argument("--lora", metavar="DIR", help="folder with the adapter's adapter_config.json")
-    model.add_argument("--scheduler", metavar="CLASS", help="a diffusers scheduler, such as DDPMScheduler")
+    model.add_argument(
+        "--scheduler",
+        metavar="CLASS",
+        help="a diffusers scheduler, such as DDPMScheduler, with the betas of the pipeline or the log",
+    )
     model.add_argument("--prediction-type", metavar="TYPE", help="epsilon, v_prediction, sample …")
     model.add_argument("--snr-gamma", type=float, metavar="γ", help="the loss had min-SNR weights")
     model.add_argument("--device", help="where to compute; default: a GPU if there is one")
@@ -138,13 +142,20 @@ def _objective(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
     if named == (None, None, None):
         return build_objective(log, pipeline)
     if args.scheduler is not None:
-        scheduler = make_scheduler(args.scheduler, {})
+        scheduler = make_scheduler(args.scheduler, _schedule(log, pipeline))
     elif pipeline is not None:
         scheduler = pipeline.training_scheduler()
     else:
         raise ConfigurationError("--prediction-type and --snr-gamma need --scheduler or --pipeline")
     weighting = None if args.snr_gamma is None else MinSNR(args.snr_gamma)
     return DiffusionObjective(scheduler, prediction_type=args.prediction_type, weighting=weighting)
+
+
+def _schedule(log: RunLog, pipeline: Any) -> dict[str, Any]:
+    """The configuration that a scheduler of another class starts from: its betas."""
+    if pipeline is not None:
+        return dict(pipeline.training_scheduler().config)
+    return (log.config["identity"]["objective"] or {}).get("scheduler_config", {})
 
 
 def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:

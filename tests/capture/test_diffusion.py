@@ -10,12 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 from torch import Tensor, nn
 
 import diffhook
 from diffhook.capture import MinSNR
+from diffhook.capture.diffusion import make_scheduler
 from diffhook.capture.noise import noise_bank
 from diffhook.capture.parametrization import PARAMETRIZATIONS, Parametrization
 from diffhook.errors import ConfigurationError
@@ -292,6 +302,7 @@ class Dumb(nn.Module):
             lambda: diffhook.DiffusionObjective(DDPM)(Dumb(), {"x": CLEAN}, torch.zeros(4).long(), SEEDS),
             r"keys \['x'\], none of latents, images",
         ),
+        (lambda: make_scheduler("AmusedScheduler", {}), "diffusers cannot make a AmusedScheduler: "),
         (
             lambda: diffhook.DiffusionObjective(DDPM)(Dumb(), "images", torch.zeros(4).long(), SEEDS),
             "batch of type str",
@@ -310,3 +321,27 @@ def test_a_schedule_given_as_an_array_survives_the_log() -> None:
     again = diffhook.DiffusionObjective.from_description(described)
     assert again.describe() == described
     torch.testing.assert_close(again.scheduler.alphas_cumprod, objective.scheduler.alphas_cumprod)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [EulerDiscreteScheduler, HeunDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler],
+)
+@pytest.mark.parametrize("prediction_type", [None, "sample"])
+def test_a_scheduler_that_mixes_otherwise_than_the_training_is_refused(
+    kind: Any, prediction_type: str | None
+) -> None:
+    clean, noise = torch.ones(1, 1), -torch.ones(1, 1)
+    mixed = float(kind().add_noise(clean, noise, torch.tensor([900])))
+    kept = float(DDPM.alphas_cumprod[900])
+    assert abs(mixed - (kept**0.5 - (1 - kept) ** 0.5)) > 0.1, "a trap: σ not scaled, or timesteps reversed"
+    expected = rf"{kind.__name__}\.add_noise does not give .*: expected DDPMScheduler or DDIMScheduler"
+    with pytest.raises(ConfigurationError, match=expected):
+        diffhook.DiffusionObjective(kind(), prediction_type=prediction_type)
+
+
+def test_asking_how_a_scheduler_mixes_leaves_it_alone() -> None:
+    scheduler = PNDMScheduler()
+    before = scheduler.alphas_cumprod
+    diffhook.DiffusionObjective(scheduler)
+    assert scheduler.alphas_cumprod is before

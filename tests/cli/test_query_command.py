@@ -20,6 +20,8 @@ from diffhook.analysis.rebuilt import build_model
 from diffhook.capture.noise import noise_bank
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.cli import main
+from diffhook.cli.main import parser
+from diffhook.cli.query import _objective
 from diffhook.cli.samples import Pictures, to_pixels
 from diffhook.errors import ConfigurationError
 from tests.models import unet
@@ -126,6 +128,28 @@ def test_a_lora_run_is_queried_with_images_and_captions(
         np.testing.assert_allclose(table["grad_norm"][i], float(gradient.norm()), rtol=1e-4)
         error = np.linalg.norm(table["projection"][i] - (gradient / gradient.norm()).numpy())
         assert error < 1e-4, "the gradient is not that of the caption, image, snapshot and noise of its row"
+
+
+def test_a_scheduler_named_beside_a_pipeline_or_a_log_has_their_betas(
+    lora: Path, pixels: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = ("--timesteps", 1, "--draws", 1, "--name", "ddpm", "--overwrite")
+    asked = ("query", lora / "log", "--images", lora / "asked", "--captions", lora / "asked.txt",
+             "--pipeline", lora / "pipeline", *grid)  # fmt: skip
+    assert run(*asked, "--scheduler", "DDIMScheduler") == 0
+    found = diffhook.open_log(lora / "log").queries["ddpm"].description["objective"]
+    assert found["scheduler"] == "DDIMScheduler"
+    config = found["scheduler_config"]
+    betas = (config["beta_start"], config["beta_end"], config["beta_schedule"])
+    assert betas == (0.00085, 0.012, "scaled_linear")
+    assert run(*asked, "--scheduler", "EulerDiscreteScheduler") == 2
+    assert "EulerDiscreteScheduler.add_noise does not give" in capsys.readouterr().err
+
+    own = ("query", pixels / "log", "--images", pixels / "images", "--scheduler", "DDIMScheduler", *grid)
+    recorded = diffhook.open_log(pixels / "log")
+    recorded.config["identity"]["objective"]["scheduler_config"]["beta_end"] = 0.03
+    args = parser().parse_args([str(a) for a in own])
+    assert _objective(recorded, args, None).scheduler.config.beta_end == 0.03
 
 
 def test_a_lora_run_with_probes_records_the_loss_that_its_queries_use(lora: Path, tmp_path: Path) -> None:
