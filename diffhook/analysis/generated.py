@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.analysis.rebuilt import borrowed, build_model, build_objective, load_snapshot
+from diffhook.analysis.refusal import refused
 from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.pipeline import SavedPipeline
+from diffhook.capture.pipeline import SavedPipeline, sides
 from diffhook.capture.sampling import sample
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
@@ -40,6 +41,7 @@ def generate(
     seed: int = 0,
     steps: int = 50,
     captions: Sequence[str] | None = None,
+    class_labels: Sequence[int] | None = None,
     objective: DiffusionObjective | None = None,
     model: nn.Module | None = None,
     pipeline: SavedPipeline | None = None,
@@ -55,13 +57,14 @@ def generate(
         steps: denoising steps.
         captions: N texts, for a pipeline that takes them; it then samples with its own scheduler
             and default guidance.
+        class_labels: N classes, for a model that is told them.
         objective, model, pipeline: as :func:`diffhook.query` takes them.
         step: the snapshot's; by default the last.
         batch_size: samples at once.
 
     Raises:
         LogError: no such snapshot.
-        ConfigurationError: captions or model do not fit.
+        ConfigurationError: captions, class labels or model do not fit.
     """
     if count < 1 or steps < 1:
         raise ConfigurationError(f"{count} samples in {steps} denoising steps; expected at least 1 in 1")
@@ -70,23 +73,27 @@ def generate(
     model = build_model(log, pipeline) if model is None else model
     seeds = list(range(seed, seed + count))
     conditions = {} if pipeline is None else pipeline.conditions(count, captions)
+    told = _told(model, class_labels, count, captions)
     shape = _shape(model)
     parts = []
-    with borrowed(model):
+    with borrowed(model), refused("the model cannot make samples"):
         load_snapshot(PerSampleGradients(model, projection_dim=0), snapshot)
         for start in range(0, count, batch_size):
             some = seeds[start : start + batch_size]
+            own = {name: values[start : start + batch_size] for name, values in told.items()}
             if captions is not None and pipeline is not None:
                 parts.append(pipeline.generate(captions[start : start + batch_size], some, steps))
             else:
-                parts.append(sample(model, objective, shape, some, steps))
+                parts.append(sample(model, objective, shape, some, steps, own))
     samples = torch.cat(parts)
     images = samples if pipeline is None else pipeline.decode(samples)
     details: dict[str, Any] = {"seeds": seeds, "denoising_steps": steps}
     details["snapshot"] = [snapshot.step, snapshot.session]
     if captions is not None:
         details["captions"] = list(captions)
-    return Generated({"latents": samples, **conditions}, images.clamp(-1, 1).cpu(), details)
+    if class_labels is not None:
+        details["class_labels"] = list(class_labels)
+    return Generated({"latents": samples, **conditions, **told}, images.clamp(-1, 1).cpu(), details)
 
 
 def _find_snapshot(log: RunLog, step: int | None) -> Snapshot:
@@ -98,6 +105,19 @@ def _find_snapshot(log: RunLog, step: int | None) -> Snapshot:
     return found[-1]
 
 
+def _told(
+    model: nn.Module, class_labels: Sequence[int] | None, count: int, captions: Sequence[str] | None
+) -> dict[str, Tensor]:
+    """The model's arguments beside samples and timesteps."""
+    if class_labels is None:
+        return {}
+    if captions is not None:
+        raise ConfigurationError("a pipeline samples by captions, not by class_labels: give one of both")
+    if len(class_labels) != count:
+        raise ConfigurationError(f"there are {len(class_labels)} class labels for {count} samples")
+    return {"class_labels": torch.tensor(class_labels, device=next(model.parameters()).device)}
+
+
 def _shape(model: nn.Module) -> tuple[int, int, int]:
     """Of one sample, from a diffusers model's configuration."""
     config: Any = getattr(model, "config", {})
@@ -107,5 +127,4 @@ def _shape(model: nn.Module) -> tuple[int, int, int]:
             f"{type(model).__name__} does not say what it samples: expected in_channels and sample_size in "
             "its config"
         )
-    height, width = (size, size) if isinstance(size, int) else size
-    return channels, height, width
+    return channels, *sides(size)

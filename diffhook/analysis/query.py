@@ -18,6 +18,7 @@ from diffhook.analysis.rebuilt import (
     load_preconditioner,
     load_snapshot,
 )
+from diffhook.analysis.refusal import refused
 from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.grid import Grid, measure, take, to_device
 from diffhook.capture.objective import Objective
@@ -135,13 +136,8 @@ def _measured(
         if preconditioned:
             load_preconditioner(engine, snapshot)
         where: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
-        try:
+        with refused(f"the model cannot take these queries ({json_like(_shapes(batch))})"):
             yield from measure(engine, objective, batch, ids, grid, batch_size=batch_size, **where)
-        except (RuntimeError, TypeError, IndexError) as error:
-            shapes = json_like(_shapes(batch))
-            raise ConfigurationError(
-                f"the model cannot take these queries ({shapes}): {str(error).splitlines()[0]}"
-            ) from error
 
 
 def _difference(digests: tuple[str | None, str | None]) -> str:

@@ -70,10 +70,11 @@ class SavedPipeline:
         return CONDITIONS[self.kind] is not _nothing
 
     @property
-    def resolution(self) -> int:
-        """Side of the square images that the denoiser was made for, in pixels."""
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images that the denoiser was made for, in pixels."""
         factor = 1 if self.vae is None else int(self.pipe.vae_scale_factor)
-        return int(self.denoiser.config.sample_size) * factor  # type: ignore[union-attr, arg-type]
+        height, width = sides(self.denoiser.config.sample_size)  # type: ignore[union-attr]
+        return height * factor, width * factor
 
     @property
     def channels(self) -> int:
@@ -119,8 +120,7 @@ class SavedPipeline:
             raise ConfigurationError(f"{self.kind} takes no captions")
         if captions is not None and len(captions) != count:
             raise ConfigurationError(f"there are {len(captions)} captions for {count} images")
-        side = self.resolution
-        return CONDITIONS[self.kind](self.pipe, list(captions or ()), tuple(size or (side, side)))
+        return CONDITIONS[self.kind](self.pipe, list(captions or ()), tuple(size or self.size))
 
     def _latents(self, images: Tensor) -> Tensor:
         if self.vae is None:
@@ -145,15 +145,22 @@ class SavedPipeline:
 
     def generate(self, captions: Sequence[str], seeds: Sequence[int], steps: int) -> Tensor:
         """Latents (Q, …) that the pipeline samples with its own scheduler and guidance, a seed each."""
+        height, width = self.size
         found: Tensor = self.pipe(
             prompt=list(captions),
             num_inference_steps=steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            height=self.resolution,
-            width=self.resolution,
+            height=height,
+            width=width,
             output_type="latent",
         ).images
         return found
+
+
+def sides(size: Any) -> tuple[int, int]:
+    """Height and width of a diffusers model's sample_size: a number, or both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
 
 
 def _nothing(pipe: Any, captions: list[str], size: tuple[int, ...]) -> dict[str, Any]:

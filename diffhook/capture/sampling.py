@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ def sample(
     shape: Sequence[int],
     seeds: Sequence[int],
     steps: int,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """Unconditional samples by the objective's own scheduler. A seed gives the same sample in any company.
+    """Samples without guidance by the objective's own scheduler. A seed gives the same in any company.
 
     Args:
         model: the denoiser.
@@ -27,6 +28,7 @@ def sample(
         shape: of one sample.
         seeds: one a sample.
         steps: denoising steps.
+        conditions: the model's arguments besides, such as class labels, each with a value a sample.
 
     Returns:
         (len(seeds), \\*shape), on the model's device.
@@ -45,6 +47,8 @@ def sample(
     for timestep in scheduler.timesteps:
         told = timestep if objective.timestep_scale == 1 else timestep * objective.timestep_scale
         scaled = scheduler.scale_model_input(state, timestep) if scales else state
-        output = predicted_tensor(model(scaled, told.to(state.device).expand(len(seeds))))
+        output = predicted_tensor(
+            model(scaled, told.to(state.device).expand(len(seeds)), **(conditions or {}))
+        )
         state = scheduler.step(output, timestep, state, **options).prev_sample
     return state

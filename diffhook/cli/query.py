@@ -30,6 +30,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "--captions", metavar="FILE", help="a caption a line, or .jsonl with file_name and text"
     )
     text.add_argument("--caption", metavar="TEXT", help="one caption for all images")
+    command.add_argument(
+        "--class-labels", metavar="C,D,…", help="of a class-conditional model: one for each image, or for all"
+    )
 
     model = command.add_argument_group("the model and its loss, where the log does not hold them")
     model.add_argument("--pipeline", metavar="DIR", help="saved pipeline whose model was trained")
@@ -81,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         samples,
         args.name,
         objective,
-        ids=_ids(args.ids),
+        ids=_integers(args.ids, "--ids"),
         model=model,
         pipeline=pipeline,
         grid=Grid(args.timesteps, args.draws, replicates=args.replicates),
@@ -112,13 +115,13 @@ def _device(name: str | None) -> Any:
         raise ConfigurationError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
-def _ids(text: str | None) -> list[int] | None:
+def _integers(text: str | None, option: str) -> list[int] | None:
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigurationError(f"--ids is {text!r}; expected integers, such as 3,7,12") from error
+        raise ConfigurationError(f"{option} is {text!r}; expected integers, such as 3,7,12") from error
 
 
 def _pipeline(args: argparse.Namespace, device: Any) -> Any:
@@ -161,25 +164,28 @@ def _schedule(log: RunLog, pipeline: Any) -> dict[str, Any]:
 def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
     from diffhook.cli.samples import Pictures, model_format
 
-    channels, size = model_format(log) if pipeline is None else (pipeline.channels, pipeline.resolution)
-    return Pictures(args.images, channels, size, pipeline, args.captions, args.caption)
+    channels, size = model_format(log) if pipeline is None else (pipeline.channels, pipeline.size)
+    labels = _integers(args.class_labels, "--class-labels")
+    return Pictures(args.images, channels, size, pipeline, args.captions, args.caption, labels)
 
 
 def _generated(
     log: RunLog, args: argparse.Namespace, pipeline: Any, objective: Any, model: Any
 ) -> tuple[Any, dict[str, Any]]:
     from diffhook.analysis.generated import generate
-    from diffhook.cli.samples import read_captions, save_pictures
+    from diffhook.cli.samples import one_each, read_captions, save_pictures
 
     captions = [args.caption] * args.generate if args.caption is not None else None
     if args.captions is not None:
         captions = read_captions(args.captions, args.generate)
+    labels = _integers(args.class_labels, "--class-labels")
     made = generate(
         log,
         args.generate,
         seed=args.seed,
         steps=args.steps,
         captions=captions,
+        class_labels=None if labels is None else one_each(labels, args.generate),
         objective=objective,
         model=model,
         pipeline=pipeline,

@@ -27,20 +27,25 @@ class Pictures(Sequence[Any]):
 
     Args:
         path: a folder of images, or an .npy array.
-        channels, size: the model's; images are resized and cut to the square in their middle.
+        channels, size: the model's, (H, W); images are resized, and cut to that shape in their middle.
         pipeline: encodes images and captions.
         captions: a file of them (see :func:`read_captions`), or None.
         caption: one for all images, or None.
+        class_labels: one for each image, or one for all; or None.
+
+    Raises:
+        ConfigurationError: captions or class labels do not fit the images.
     """
 
     def __init__(
         self,
         path: str | Path,
         channels: int,
-        size: int,
+        size: tuple[int, int],
         pipeline: SavedPipeline | None = None,
         captions: str | None = None,
         caption: str | None = None,
+        class_labels: Sequence[int] | None = None,
     ) -> None:
         self.images = load_images(path)
         self.channels, self.size, self.pipeline = channels, size, pipeline
@@ -49,16 +54,23 @@ class Pictures(Sequence[Any]):
             self.captions = read_captions(captions, len(self), getattr(self.images, "files", None))
         elif caption is not None:
             self.captions = [caption] * len(self)
+        self.class_labels = None if class_labels is None else one_each(class_labels, len(self))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: Any) -> Any:
+        import torch
+
         pixels = to_pixels(self.images[index], self.channels, self.size)
-        if self.pipeline is None:
-            return pixels
-        captions = None if self.captions is None else [self.captions[index]]
-        return _first(self.pipeline.encode(pixels[None], captions))
+        sample: Any = pixels
+        if self.pipeline is not None:
+            captions = None if self.captions is None else [self.captions[index]]
+            sample = _first(self.pipeline.encode(pixels[None], captions))
+        if self.class_labels is None:
+            return sample
+        named = sample if isinstance(sample, dict) else {"images": sample}
+        return {**named, "class_labels": torch.tensor(self.class_labels[index])}
 
 
 def _first(batch: Any) -> Any:
@@ -66,31 +78,52 @@ def _first(batch: Any) -> Any:
     return {k: _first(v) for k, v in batch.items()} if isinstance(batch, dict) else batch[0]
 
 
-def to_pixels(image: Any, channels: int, size: int) -> Tensor:
-    """(C, size, size) float32 in [−1, 1]: the square in the image's middle, resized."""
+def one_each(labels: Sequence[int], count: int) -> list[int]:
+    """Class labels for as many images, of one for each or one for all.
+
+    Raises:
+        ConfigurationError: there are others.
+    """
+    if len(labels) not in (1, count):
+        raise ConfigurationError(
+            f"there are {len(labels)} class labels for {count} images: expected one for each, or one for all"
+        )
+    return list(labels) * (count if len(labels) == 1 else 1)
+
+
+def to_pixels(image: Any, channels: int, size: tuple[int, int]) -> Tensor:
+    """(C, H, W) float32 in [−1, 1]: what of that shape is in the image's middle, resized."""
     import torch
     from PIL import Image, ImageOps
 
     picture = to_image(image).convert("L" if channels == 1 else "RGB")
-    picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
-    array = np.asarray(picture, np.float32).reshape(size, size, channels) / 127.5 - 1
+    picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BILINEAR)
+    array = np.asarray(picture, np.float32).reshape(*size, channels) / 127.5 - 1
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def model_format(log: RunLog) -> tuple[int, int]:
-    """Channels and size of the images that the log's model takes.
+def model_format(log: RunLog) -> tuple[int, tuple[int, int]]:
+    """Channels, height and width of the images that the log's model takes.
 
     Raises:
         ConfigurationError: it does not take images.
     """
-    config = log.config["identity"]["model"].get("config", {})
+    from diffhook.capture.pipeline import sides
+
+    described = log.config["identity"]["model"]
+    config = described.get("config", {})
     channels, size = config.get("in_channels"), config.get("sample_size")
-    if channels not in (1, 3) or not isinstance(size, int):
+    if channels is None or size is None:
         raise ConfigurationError(
-            f"the model takes {channels} channels of size {size}, which images are not: name the pipeline "
-            "that encodes them with --pipeline, or call diffhook.query(...) with the model's inputs"
+            f"the log does not say which images its model takes ({described['class']}, without in_channels "
+            "and sample_size in a config): call diffhook.query(..., model=...) with the model's inputs"
         )
-    return channels, size
+    if channels not in (1, 3):
+        raise ConfigurationError(
+            f"the model takes {channels} channels, which images have not: name the pipeline that encodes "
+            "them with --pipeline, or call diffhook.query(...) with the model's inputs"
+        )
+    return channels, sides(size)
 
 
 def read_captions(path: str | Path, count: int, files: Sequence[Path] | None = None) -> list[str]:

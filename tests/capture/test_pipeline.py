@@ -49,7 +49,7 @@ def test_images_become_scaled_means_of_the_posterior(saved: Path) -> None:
     torch.testing.assert_close(latents, expected)
     decoded = pipeline.decode(latents)
     torch.testing.assert_close(decoded, vae.decode(latents / 0.7 + 0.1).sample.clamp(-1, 1))
-    assert (pipeline.resolution, pipeline.channels) == (SIZE, 3)
+    assert (pipeline.size, pipeline.channels) == ((SIZE, SIZE), 3)
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def test_a_pipeline_on_pixels_passes_images_through(tmp_path: Path) -> None:
     assert batch.keys() == {"latents"}
     assert torch.equal(batch["latents"], pictures)
     assert torch.equal(pipeline.decode(pictures), pictures)
-    assert (pipeline.resolution, pipeline.channels) == (16, 1)
+    assert (pipeline.size, pipeline.channels) == ((16, 16), 1)
     with pytest.raises(ConfigurationError, match="DDPMPipeline takes no captions"):
         pipeline.encode(pictures, ["a", "b"])
 

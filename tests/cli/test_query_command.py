@@ -218,11 +218,12 @@ def test_generated_and_training_images_of_a_pixel_model(pixels: Path, tmp_path: 
     assert queries["made"].description["objective"]["weighting"] == {"kind": "min_snr", "gamma": 5.0}
 
 
-def test_images_are_cut_to_the_middle_square() -> None:
+def test_images_are_cut_to_the_models_shape_in_their_middle() -> None:
     wide = np.zeros((8, 16, 3), np.uint8)
     wide[:, 4:12] = 255
-    assert (to_pixels(wide, 3, 8) == 1).all()
-    assert to_pixels(np.zeros((5, 9), np.uint8), 1, 4).shape == (1, 4, 4)
+    assert (to_pixels(wide, 3, (8, 8)) == 1).all()
+    assert (to_pixels(wide.transpose(1, 0, 2), 3, (4, 8)) == 1).all()
+    assert to_pixels(np.zeros((5, 9), np.uint8), 1, (4, 6)).shape == (1, 4, 6)
 
 
 def test_an_array_of_inputs_comes_back_as_they_were(tmp_path: Path) -> None:
