@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import name_id
+from diffhook.log.samples import ROLE, name_id, sample_words, split_id
 from diffhook.notebook import Displayed
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Ranking(Displayed):
             {
                 "rank": rank,
                 "sample": int(sample),
-                **({"name": self.names.get(int(sample), "")} if self.names else {}),
+                **({"name": self._name(int(sample))} if self.names else {}),
                 "score": float(score),
                 "flags": "; ".join(flags),
                 **{name: float(values[rank - 1]) for name, values in self.parts.items()},
@@ -93,7 +93,7 @@ class Ranking(Displayed):
         """Needs the extra "parquet"."""
         from diffhook.analysis.parquet import write_parquet
 
-        names = {"name": [self.names.get(int(i), "") for i in self.sample_ids[:k]]} if self.names else {}
+        names = {"name": [self._name(int(i)) for i in self.sample_ids[:k]]} if self.names else {}
         columns = {
             "sample": self.sample_ids[:k],
             **names,
@@ -109,13 +109,20 @@ class Ranking(Displayed):
         Path(path).write_text("".join(f"{self.named(int(sample))}\n" for sample in ids), encoding="utf-8")
 
     def named(self, sample: int) -> str:
-        """The sample's name, or its id where it has none."""
-        return self.names.get(sample, str(sample))
+        """The sample's name, or its id where it has none; and "(class)" after it for its class image."""
+        return sample_words(sample, self.names)
+
+    def _name(self, sample: int) -> str:
+        """Nothing where it has none."""
+        return self.named(sample) if split_id(sample)[0] in self.names else ""
 
     # ── datasets ──────────────────────────────────────────────────────────────────────────────
 
     def excluded(self, k: int | None = None, *, threshold: float | None = None) -> npt.NDArray[np.int64]:
         """Ids of the first k samples, or of those that score more than the threshold; strongest first.
+
+        A further row of a sample (the class image of prior preservation) stands for its sample, once: a
+        dataset has no other way to leave it out.
 
         Raises:
             ConfigurationError: not exactly one of both is given, or k is negative.
@@ -124,7 +131,9 @@ class Ranking(Displayed):
             raise ConfigurationError(f"k is {k} and threshold is {threshold}; expected exactly one of them")
         if k is not None and k < 0:
             raise ConfigurationError(f"k is {k}; expected 0 or more")
-        return self.sample_ids[:k] if threshold is None else self.sample_ids[self.scores > threshold]
+        found = self.sample_ids[:k] if threshold is None else self.sample_ids[self.scores > threshold]
+        own = found % ROLE
+        return own[np.sort(np.unique(own, return_index=True)[1])]
 
     def keep(
         self,

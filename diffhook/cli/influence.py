@@ -13,7 +13,7 @@ import numpy.typing as npt
 from diffhook.analysis import METHODS, Scores, influence
 from diffhook.analysis.scores import Certainty, Top
 from diffhook.cli.execution import add_execution, execution
-from diffhook.cli.printing import print_json, print_table, tell
+from diffhook.cli.printing import print_json, print_table, sample_cell, tell
 from diffhook.errors import ConfigurationError
 from diffhook.log import open_log
 
@@ -75,7 +75,7 @@ def _found(scores: Scores, top: Top, certainty: Certainty | None) -> list[dict[s
 def _print(title: str, scores: Scores, top: Top, certainty: Certainty | None) -> None:
     columns: list[npt.NDArray[Any]] = [*top] if certainty is None else [*top, certainty.errors]
     listed = [
-        (query, rank, sample, *map(float, numbers))
+        (query, rank, sample_cell(sample), *map(float, numbers))
         for query, *of_query in zip(scores.query_ids, *columns, strict=True)
         for rank, (sample, *numbers) in enumerate(zip(*of_query, strict=True), 1)
     ]

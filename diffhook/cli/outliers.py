@@ -10,7 +10,7 @@ import argparse
 from diffhook.analysis import Ranking, outliers, self_influence
 from diffhook.analysis.signals import SIGNALS
 from diffhook.cli.execution import add_execution, execution
-from diffhook.cli.printing import print_json, print_table
+from diffhook.cli.printing import print_json, print_table, sample_cell
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"title": ranking.title, "samples": records})
         return
-    rows = [(r["rank"], r.get("name") or r["sample"], r["score"], r["flags"]) for r in records]
+    rows = [(r["rank"], r.get("name") or sample_cell(r["sample"]), r["score"], r["flags"]) for r in records]
     print_table(ranking.title, ["rank", "sample", "score", "reasons"], rows, _reading(args.by))
 
 

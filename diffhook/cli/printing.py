@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffhook import words
+from diffhook.log.samples import ROLE, sample_words
 
 _PIPED = 10_000  # columns: what a program reads is not wrapped
 
@@ -57,6 +58,11 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
     if reading:
         console.print(Text(reading))
         console.print()
+
+
+def sample_cell(sample: int) -> int | str:
+    """A sample's id in a table: a number, unless it is a further row of a sample."""
+    return int(sample) if sample < ROLE else sample_words(sample)
 
 
 def _is_number(value: Any) -> bool:

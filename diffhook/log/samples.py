@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
 from itertools import islice
 
 from zarr.abc.store import Store
@@ -41,6 +42,12 @@ def split_id(sample: int) -> tuple[int, int]:
     """(id of the sample, which of its rows in a batch this is)."""
     role, own = divmod(sample, ROLE)
     return own, role
+
+
+def sample_words(sample: int, names: Mapping[int, str] | None = None) -> str:
+    """A sample as tables and messages write it: its name or id, "7 (class)" for the second row of 7."""
+    own, role = split_id(int(sample))
+    return (names or {}).get(own, f"{own}") + ("", " (class)", f" (row {role + 1})")[min(role, 2)]
 
 
 class NameWriter:

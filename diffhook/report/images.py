@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffhook.errors import ConfigurationError
+from diffhook.log.samples import ROLE
 from diffhook.report.folder import Folder
 
 Images = Callable[[int], Any]
@@ -36,6 +37,9 @@ def find_images(
         names: id → name, as :meth:`RunLog.names` has them, where samples have names. In a folder their
             files are found by them, see :meth:`~diffhook.report.folder.Folder.by_name`.
 
+    A sample's further rows in a batch, such as the class images of prior preservation, have no image, unless
+    a mapping holds one.
+
     Raises:
         ConfigurationError: nothing of the kind; or fewer images than ids, or none of the names.
     """
@@ -53,13 +57,18 @@ def find_images(
     if isinstance(source, np.ndarray):
         source = _Array(source)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        _check_positions(ids, names or {}, len(source), told)
-        return lambda index: _image_of(source[index])
+        _check_positions(ids[ids < ROLE], names or {}, len(source), told)
+        return _of_first_rows(lambda index: _image_of(source[index]))
     if callable(source):
-        return source
+        return _of_first_rows(source)
     raise ConfigurationError(
         f"{told} holds no images; expected a path, a function from id to image, or a dataset"
     )
+
+
+def _of_first_rows(images: Images) -> Images:
+    """No image of a sample's further rows in a batch: a dataset's item does not say which it would be."""
+    return lambda sample: None if sample >= ROLE else images(sample)
 
 
 def _check_positions(

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from diffhook import words
+from diffhook.log.samples import sample_words
 
 
 @dataclass(frozen=True)
@@ -42,5 +43,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": words.number, "count": "{:,}".format, "plural": words.plural}
+    environment.filters |= {
+        "number": words.number,
+        "count": "{:,}".format,
+        "plural": words.plural,
+        "sample": sample_words,
+    }
     return environment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffhook.analysis.duplicates import nearest_neighbours
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
+from diffhook.log.samples import sample_words
 
 CLOSE = 0.9  # cosine
 
@@ -23,5 +24,5 @@ class Duplicate(Signal):
         found = nearest_neighbours(view.table, view.execution)
         close = found.cosines > CLOSE
         words = "gradients like sample {}'s (cosine {:.2f}): near-duplicate?"
-        reasons = flagged(close, lambda i: words.format(found.neighbours[i], found.cosines[i]))
+        reasons = flagged(close, lambda i: words.format(sample_words(found.neighbours[i]), found.cosines[i]))
         return Found(found.cosines.astype(float), reasons)

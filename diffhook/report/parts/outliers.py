@@ -11,6 +11,7 @@ import numpy as np
 
 from diffhook import words
 from diffhook.analysis import Ranking
+from diffhook.log.samples import split_id
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
 
@@ -29,11 +30,15 @@ class Tile:
     """One sample of the gallery.
 
     Attributes:
+        sample: its id, which the further rows of a sample in a batch share.
+        listed: what an exclude list has of it: its name, or its id.
+        name: the same, and which row it is.
         keys: what it can be sorted by, in the order of the part's ``orders``; "" sorts last.
     """
 
     sample: int
-    name: str  # or its id
+    listed: str
+    name: str
     score: str
     picture: Thumbnail | None
     reasons: tuple[str, ...]
@@ -48,7 +53,8 @@ def outliers_part(ranking: Ranking, thumbnails: Thumbnails, top: int = 500, page
     names, keys = _orders(ranking, top)
     tiles = [
         Tile(
-            int(sample),
+            split_id(int(sample))[0],
+            ranking.named(split_id(int(sample))[0]),
             ranking.named(int(sample)),
             words.number(float(score)),
             thumbnails(int(sample)),
@@ -90,7 +96,7 @@ def _orders(ranking: Ranking, top: int) -> tuple[list[str], list[tuple[str, ...]
     parts = {name: np.asarray(values)[:top] for name, values in (ranking.parts or {}).items()}
     columns = [[str(rank) for rank in range(len(ranking.sample_ids[:top]))]]
     columns += [[_key(-float(value)) for value in values] for values in parts.values()]
-    columns += [[str(sample) for sample in ranking.sample_ids[:top]]]
+    columns += [[str(split_id(int(sample))[0]) for sample in ranking.sample_ids[:top]]]
     names = [_ORDERS.get(name, name) for name in parts]
     return ["score", *names, "sample id"], list(zip(*columns, strict=True))
 

@@ -14,10 +14,12 @@ if (controls) {
   const selected = new Set();
   let found = samples;
 
-  const fits = ({ id, name, kinds, words }, { find, kind, chosen }) =>
-    (!find || id === find.replace(/^#/, "") || (name !== id && name.toLowerCase().includes(find)) || words.includes(find)) &&
-    (!kind || (kind === "*" ? kinds.length > 0 : kinds.includes(kind))) &&
-    (!chosen || selected.has(id));
+  const tells = ({ id, name, words }, find) =>
+    id === find.replace(/^#/, "") || (name !== id && name.toLowerCase().includes(find)) || words.includes(find);
+  const fits = (sample, { find, kind, chosen }) =>
+    (!find || tells(sample, find)) &&
+    (!kind || (kind === "*" ? sample.kinds.length > 0 : sample.kinds.includes(kind))) &&
+    (!chosen || selected.has(sample));
 
   const refresh = () => {
     const order = Number(controls.order.value);
@@ -31,9 +33,14 @@ if (controls) {
     document.getElementById("gallery-empty").hidden = found.length > 0;
   };
 
+  // As Ranking.excluded: the rows of a sample that stand out by themselves are left out as one.
+  const names = () =>
+    [...new Map([...selected].map(({ id, name }) => [id, name]))].sort(([a], [b]) => a - b).map(([, name]) => name);
+  const list = () => names().map((name) => name + "\n").join("");
+
   const bar = document.getElementById("selection");
   const count = () => {
-    const many = selected.size;
+    const many = names().length;
     document.getElementById("selection-count").textContent =
       many ? `${many.toLocaleString("en")} ${many === 1 ? "sample" : "samples"} selected` : "Select what the next run should leave out";
     for (const name of ["select-none", "copy", "download"]) document.getElementById(name).disabled = !many;
@@ -42,12 +49,9 @@ if (controls) {
   const choose = (sample, on) => {
     sample.box.checked = on;
     sample.tile.classList.toggle("chosen", on);
-    if (on) selected.add(sample.id);
-    else selected.delete(sample.id);
+    if (on) selected.add(sample);
+    else selected.delete(sample);
   };
-  // A line each, as Ranking.exclude writes them: the name of a sample that has one, or its id.
-  const list = () =>
-    samples.filter(({ id }) => selected.has(id)).sort((a, b) => a.id - b.id).map(({ name }) => name + "\n").join("");
   const on = (name, act) => document.getElementById(name).addEventListener("click", act);
 
   for (const sample of samples) {

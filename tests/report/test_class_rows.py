@@ -1,0 +1,122 @@
+"""Prior preservation: a sample's class image is a row of its own, which a dataset does not know."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffhook
+from diffhook.analysis import Ranking
+from diffhook.cli import main
+from diffhook.log import LogWriter, RunLog, Snapshot, open_log
+from diffhook.log.samples import ROLE, sample_words
+from diffhook.report import find_images
+from diffhook.report.parts.outliers import outliers_part
+from diffhook.report.thumbnails import Thumbnails
+from tests.report.logs import CONFIG, DIM, write_queries
+
+SAMPLES = 8
+ODD = ROLE + 3  # the class image of sample 3
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> RunLog:
+    """Eight samples and their class images, one of which pulls hard."""
+    rng = np.random.default_rng(0)
+    sample = np.tile(np.concatenate([np.arange(SAMPLES), np.arange(SAMPLES) + ROLE]), 6)
+    count = len(sample)
+    projection = rng.standard_normal((count, DIM))
+    rows = {
+        "sample": sample,
+        "step": np.repeat(np.arange(6), 2 * SAMPLES),
+        "timestep": rng.integers(0, 1000, count).astype(np.float32),
+        "noise_seed": np.full(count, -1),
+        "lr": np.full(count, 1e-3, np.float32),
+        "loss": rng.random(count, np.float32),
+        "weight": np.full(count, 1 / (2 * SAMPLES), np.float32),
+        "grad_norm": np.where(sample == ODD, 50.0, rng.uniform(0.9, 1.1, count)).astype(np.float32),
+        "projection": (projection / np.linalg.norm(projection, axis=1, keepdims=True)).astype(np.float16),
+    }
+    writer = LogWriter(tmp_path / "log", CONFIG)
+    writer.put("train", rows)
+    writer.snapshot(Snapshot(6, 1e-3, 6e-3), b"")
+    writer.close()
+    write_queries(tmp_path / "log", "asked")
+    return open_log(tmp_path / "log")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(SAMPLES):
+        Image.new("L", (8, 8), 30 * index).save(folder / f"{index}.png")
+    return folder
+
+
+def test_the_page_shows_class_images_by_their_sample_and_without_a_picture(
+    log: RunLog, images: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    place = [str(tmp_path / "log"), "--images", str(images)]
+    assert main(["outliers", *place, "--html", str(page)]) == 0
+    html = page.read_text()
+    tiles = re.findall(r'<li class="tile" data-sample="(\d+)" data-name="(\d+)".*?</li>', html, re.DOTALL)
+    assert sorted(tiles) == sorted((str(i), str(i)) for i in range(SAMPLES) for _ in range(2))
+    odd = html[html.index("<b>#3 (class)</b>") - 400 : html.index("<b>#3 (class)</b>")]
+    assert 'aria-label="Select sample 3 (class)"' in odd
+    assert html.count("data:image/webp") == SAMPLES
+    assert "cannot be read" not in html
+    assert str(ROLE)[:8] not in html
+    assert main(["report", *place, "--out", str(page)]) == 0
+    html = page.read_text()
+    assert "(class)</b>" in html[html.index('id="queries') :]
+    assert str(ROLE)[:8] not in html
+
+
+def test_tables_name_the_row_and_files_for_machines_the_id(
+    log: RunLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["outliers", str(tmp_path / "log"), "--top", "1"]) == 0
+    assert "3 (class)" in capsys.readouterr().out
+    assert main(["influence", str(tmp_path / "log"), "--queries", "asked", "--top", "16"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 (class)" in shown
+    assert str(ROLE)[:8] not in shown
+    assert diffhook.outliers(log).records(1)[0]["sample"] == ODD
+
+
+def test_what_is_left_out_are_samples_once(log: RunLog, tmp_path: Path) -> None:
+    ranking = diffhook.outliers(log)
+    assert ranking.sample_ids[0] == ODD
+    ranking.exclude(tmp_path / "exclude.txt", 1)
+    assert (tmp_path / "exclude.txt").read_text() == "3\n"
+    assert ranking.excluded(16).tolist() == list(dict.fromkeys(i % ROLE for i in ranking.sample_ids.tolist()))
+    assert ranking.keep(range(SAMPLES), 1).indices == [0, 1, 2, 4, 5, 6, 7]
+    assert set(ranking.sampler(range(SAMPLES), 1)) == {0, 1, 2, 4, 5, 6, 7}
+    with pytest.raises(diffhook.errors.ConfigurationError, match="excludes sample 3, but the dataset has 2"):
+        ranking.keep(range(2), 1)
+
+
+def test_class_images_of_samples_with_names_have_their_name() -> None:
+    ids = np.array([7 + ROLE, 7, 9])
+    ranking = Ranking(ids, np.array([3.0, 2.0, 1.0]), ((),) * 3, "outliers: norm", names={7: "a.png"})
+    assert [r["name"] for r in ranking.records()] == ["a.png (class)", "a.png", ""]
+    part = outliers_part(ranking, Thumbnails(None))
+    assert part is not None
+    assert part.html.count('data-sample="7" data-name="a.png"') == 2
+    assert '<span class="name">a.png (class)</span>' in part.html
+    assert sample_words(9 + 2 * ROLE, {7: "a.png"}) == "9 (row 3)"
+
+
+@pytest.mark.parametrize("source", [list(range(8)), {3: "image"}, lambda sample: sample + 1])
+def test_no_image_is_taken_for_that_of_a_further_row(source: Any) -> None:
+    found = find_images(source, np.array([3, ODD]))
+    assert found is not None
+    assert found(3) is not None
+    assert found(ODD) is None
