@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+_DECIMALS = 9  # float32 has no more
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -25,6 +27,17 @@ def scientific(value: float, digits: int = 3) -> str:
     """1234567.0 → 1.23 × 10⁶."""
     mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
     return f"{mantissa} × {power(int(exponent))}".replace("-", "−")
+
+
+def apart(values: Iterable[float]) -> list[str]:
+    """Numbers with as many decimals as tell different ones apart: 0, 333, 999, or 0.02, 0.35, 0.38."""
+    given = [float(value) for value in values]
+    texts: list[str] = []
+    for decimals in range(_DECIMALS + 1):
+        texts = [f"{value:.{decimals}f}".replace("-", "−") for value in given]
+        if len(set(texts)) >= len(set(given)):
+            break
+    return texts
 
 
 def power(exponent: int) -> str:

@@ -42,13 +42,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_norms(report: BiasReport) -> None:
-    from diffhook.report.parts.norms import sentences
+    from diffhook.report.parts.norms import ranges, sentences
 
     longest = max(b.median for b in report.norms)
     rows = []
-    for b in report.norms:
+    for timesteps, b in zip(ranges(report), report.norms, strict=True):
         bar = "█" * round(_BAR * b.median / longest)
-        rows.append((f"{b.low:.0f} – {b.high:.0f}", b.rows, b.lower, b.median, b.upper, bar))
+        rows.append((" – ".join(timesteps), b.rows, b.lower, b.median, b.upper, bar))
     print_table(
         f"Gradient norm against timestep ({report.source} rows)",
         ["timesteps", "rows", "norm, 10%", "median", "90%", ""],

@@ -79,6 +79,21 @@ def test_numbers_are_written_for_people(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.2, 98.7, 998.9], ["0", "99", "999"]),
+        ([0.003, 0.36, 0.38, 0.998], ["0.00", "0.36", "0.38", "1.00"]),
+        ([0.5, 0.5], ["0", "0"]),
+        ([-0.25, 0.1, 0.25], ["−0.2", "0.1", "0.2"]),
+        ([0.1, np.nextafter(0.1, 1)], ["0.100000000", "0.100000000"]),
+        ([], []),
+    ],
+)
+def test_numbers_that_differ_look_different(values: list[float], texts: list[str]) -> None:
+    assert words.apart(values) == texts
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"), [(3.14, "3.1 s"), (75, "1 min 15 s"), (59.99, "60.0 s"), (7300, "2 h 1 min")]
 )
 def test_durations(seconds: float, text: str) -> None:

@@ -18,7 +18,7 @@ from diffhook.analysis.tables import loss_queries
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog
 from diffhook.report import write_page
-from diffhook.report.parts.norms import sentences
+from diffhook.report.parts.norms import norms_part, sentences
 from diffhook.report.parts.outliers import kind_of, outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
 from diffhook.report.parts.run import run_part
@@ -121,6 +121,27 @@ def test_bias_is_told_with_its_direction_and_size(log: RunLog) -> None:
     flat = replace(report, correlation=0.01, p_value=0.8)
     assert "p = 0.8" in sentences(flat)[0]
     assert "The correlation is weak here" in sentences(flat)[1]
+
+
+def test_timesteps_from_0_to_1_are_told_apart(log: RunLog) -> None:
+    report = diffhook.bias(log, queries=())
+    scaled = [replace(b, low=b.low / 1000, high=b.high / 1000) for b in report.norms]
+    flow = replace(report, norms=scaled)
+    first, last = scaled[0], scaled[-1]
+    expected = f"at timesteps {first.low:.2f} to {first.high:.2f} as at {last.low:.2f} to {last.high:.2f} ("
+    assert expected in sentences(flow)[0]
+    html = norms_part(flow).html
+    for b in scaled:
+        assert f">{b.low:.2f} – {b.high:.2f}<" in html
+    assert "All rows are in one range of timesteps" in sentences(replace(report, norms=scaled[:1]))[0]
+    scores = diffhook.influence(log, "held-out", "retrac")
+    carried = np.zeros((QUERIES, 4, 4), np.float32)
+    carried[:, :, 1] = 1.0
+    when = Timesteps(carried, np.array([0.003, 0.25, 0.5, 0.75, 0.998]))
+    drawn = queries_part("held-out", [scores], NONE, NONE, k=2, timesteps=[when])
+    assert drawn is not None
+    assert "most of it at timesteps 0.2 to 0.5" in drawn.html
+    assert "from 0.0 at the left to\n1.0 at the right" in drawn.html
 
 
 def test_query_sets_of_another_scalar_are_left_out(tmp_path: Path) -> None:

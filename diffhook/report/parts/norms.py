@@ -32,35 +32,51 @@ def norms_part(report: BiasReport, *, need_chart: bool = True) -> Part:
         "Timestep bias",
         chart=drawn,
         sentences=sentences(report),
-        bins=report.norms,
+        bins=list(zip(ranges(report), report.norms, strict=True)),
     )
+
+
+def ranges(report: BiasReport) -> list[tuple[str, str]]:
+    """The first and last timestep of each bin, in words."""
+    texts = iter(words.apart(edge for b in report.norms for edge in (b.low, b.high)))
+    return list(zip(texts, texts, strict=True))
 
 
 def sentences(report: BiasReport) -> tuple[str, str]:
     """What was measured, and what follows."""
+    return _measured(report), _follows(report)
+
+
+def _measured(report: BiasReport) -> str:
+    if len(report.norms) < 2:
+        return (
+            f"All rows are in one range of timesteps, {' to '.join(ranges(report)[0])}: how a gradient's "
+            "length depends on the timestep cannot be told from them."
+        )
     low, high = _extremes(report)
     ratio = f"{words.number(high[1] / low[1], 2)} times" if low[1] > 0 else "far"
-    measured = (
+    return (
         f"A gradient's length depends on the timestep that its sample drew: the median norm is {ratio} as "
         f"large at timesteps {high[0]} as at {low[0]} (rank correlation of timestep and norm "
         f"{report.correlation:+.2f}, {words.p_value(report.p_value)}).".replace("-", "−")
     )
+
+
+def _follows(report: BiasReport) -> str:
     if abs(report.correlation) < _WEAK:
-        follows = (
+        return (
             "The correlation is weak here, but TracIn multiplies by this length wherever it is large, while "
             "ReTrac divides it out and the outlier ranking compares norms within a timestep only."
         )
-    else:
-        follows = (
-            "TracIn multiplies by this length, so the draw of a timestep alone can make a sample look "
-            "influential for every query; ReTrac divides it out, and the outlier ranking compares norms "
-            "within a timestep only."
-        )
-    return measured, follows
+    return (
+        "TracIn multiplies by this length, so the draw of a timestep alone can make a sample look "
+        "influential for every query; ReTrac divides it out, and the outlier ranking compares norms "
+        "within a timestep only."
+    )
 
 
 def _extremes(report: BiasReport) -> tuple[tuple[str, float], tuple[str, float]]:
-    named = [(f"{b.low:.0f} to {b.high:.0f}", b.median) for b in report.norms]
+    named = [(" to ".join(r), b.median) for r, b in zip(ranges(report), report.norms, strict=True)]
     return min(named, key=lambda each: each[1]), max(named, key=lambda each: each[1])
 
 

@@ -87,7 +87,7 @@ def queries_part(
         Query(int(number), query_thumbnails(int(number)), [of[row] for of in answers])
         for row, number in enumerate(scores[0].query_ids[:queries])
     ]
-    edges = next((when.edges for when in over if when is not None), None)
+    edges = next((words.apart(when.edges) for when in over if when is not None), None)
     return part(
         "queries",
         f"What made these images: {name}" if name else "What made these images",
@@ -96,7 +96,7 @@ def queries_part(
         queries=asked,
         total=len(scores[0].query_ids),
         methods=[LABELS.get(each.method, each.method) for each in scores],
-        span=None if edges is None else (words.number(float(edges[0])), words.number(float(edges[-1]))),
+        span=None if edges is None else (edges[0], edges[-1]),
         errors=any(each.errors is not None for each in scores),
     )
 
@@ -156,5 +156,5 @@ def _strip(when: Timesteps | None, row: int, column: int) -> tuple[list[int], st
         return [0] * len(carried), "no timestep carried it"
     shades = np.sign(carried) * np.ceil(np.abs(carried) / largest * _LEVELS - 1e-9)
     peak = int(np.abs(carried).argmax())
-    low, high = (words.number(round(float(edge))) for edge in when.edges[peak : peak + 2])
+    low, high = words.apart(when.edges)[peak : peak + 2]
     return shades.astype(int).tolist(), f"most of it at timesteps {low} to {high}"
