@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _DECIMALS = 9  # float32 has no more
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -70,6 +70,15 @@ def size(count: float) -> str:
         count /= 1000
         units.pop(0)
     return f"{count:,.0f} bytes" if units[0] == "bytes" else f"{count:,.1f} {units[0]}"
+
+
+def at_steps(steps: Sequence[int]) -> str:
+    """[10] → "1, at step 10"; of more than six, the first three and the last."""
+    if not steps:
+        return "none"
+    texts = [f"{step:,}" for step in steps]
+    shown = texts if len(texts) <= 6 else [*texts[:3], "…", texts[-1]]
+    return f"{len(texts):,}, at {'steps' if len(texts) > 1 else 'step'} {', '.join(shown)}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -15,7 +15,7 @@ from diffhook.analysis.influence import influence
 from diffhook.analysis.scores import Scores
 from diffhook.analysis.standardize import assign, bin_edges, looked_at
 from diffhook.analysis.tables import loss_queries, query_table, source_table
-from diffhook.errors import LogError
+from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog
 from diffhook.notebook import Displayed
 
@@ -90,7 +90,10 @@ def bias(
 
     Raises:
         LogError: fewer than 3 finite rows.
+        ConfigurationError: no bins.
     """
+    if bins < 1:
+        raise ConfigurationError(f"bins is {bins}; expected at least 1")
     table = source_table(log, source, projected=False)
     norm, timestep = looked_at(table, ("grad_norm", "timestep")).values()
     usable = np.isfinite(norm) & np.isfinite(timestep)

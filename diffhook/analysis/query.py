@@ -81,8 +81,10 @@ def query(
     Raises:
         LogError: no snapshots, none with a preconditioner where one is asked for, or other queries of
             that name exist.
-        ConfigurationError: samples or model do not fit the run.
+        ConfigurationError: samples or model do not fit the run; or an empty batch_size.
     """
+    if batch_size < 1:
+        raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1")
     grid = grid or Grid(10, draws=4)
     files.check_name(name)
     snapshots = _snapshots(log, preconditioned)

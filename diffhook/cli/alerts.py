@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from diffhook.cli.printing import print_json, print_table
+from diffhook.cli.values import count
 from diffhook.log import RunLog, open_log
 from diffhook.log.alerts import follow_alerts
 
@@ -23,7 +24,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--top", type=int, default=50, metavar="K", help="the last K (default 50)")
+    command.add_argument("--top", type=count, default=50, metavar="K", help="the last K (default 50)")
     command.add_argument(
         "--follow",
         action="store_true",
@@ -67,7 +68,7 @@ def _follow(log: RunLog, top: int, as_json: bool, stopped: Callable[[], bool]) -
     console = Console(soft_wrap=True)
     looks = follow_alerts(log, stopped=stopped)
     for number, alerts in enumerate(looks):
-        for alert in alerts if number else alerts[max(len(alerts) - max(top, 0), 0) :]:
+        for alert in alerts if number else alerts[max(len(alerts) - top, 0) :]:
             if as_json:
                 print(json.dumps(alert), flush=True)
             else:

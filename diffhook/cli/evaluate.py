@@ -20,6 +20,7 @@ from diffhook.analysis import Scores, influence, outliers
 from diffhook.analysis import evaluation as judge
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table
+from diffhook.cli.values import read_lines
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 
@@ -93,7 +94,7 @@ def _row(scores: str, figure: str, estimate: Any, beside: str = "") -> dict[str,
 
 def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
     ranking = outliers(log, "probe" if args.source == "probe" else "train", **execution(args))
-    found = judge.detection(ranking, _column(args.outliers).astype(np.int64))
+    found = judge.detection(ranking, _ids(args.outliers))
     base = f"at random {found.base_rate:.3f}"
     return [
         {"scores": "outliers", "figure": "AUROC", "value": found.auroc, "beside": "at random 0.5"},
@@ -109,7 +110,7 @@ def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
 def _tracing(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[str, Any]]:
     if not (args.sources and args.query_sources):
         raise ConfigurationError("tracing needs both --sources and --query-sources")
-    own, asked = _column(args.sources), _column(args.query_sources)
+    own, asked = _labels(args.sources), _labels(args.query_sources)
     rows = []
     for method, scores in scored.items():
         found = judge.tracing(scores.top(args.top).sample_ids, own, asked)
@@ -186,10 +187,27 @@ def _at(ids: npt.NDArray[np.int64], scores: Scores) -> npt.NDArray[np.float32]:
     return values
 
 
-def _column(path: str) -> npt.NDArray[Any]:
-    """A .npy array, or a text file's lines."""
-    found = np.load(path) if path.endswith(".npy") else np.array(Path(path).read_text().split())
-    return np.asarray(found).reshape(-1)
+def _labels(path: str) -> npt.NDArray[np.str_]:
+    """Of a .npy array, or of a text file's lines."""
+    found = _array(path) if path.endswith(".npy") else [line.strip() for line in read_lines(path)]
+    return np.asarray(found, str)
+
+
+def _ids(path: str) -> npt.NDArray[np.int64]:
+    """Of a .npy array, or of a text file, with blanks or newlines between them."""
+    found = _array(path) if path.endswith(".npy") else " ".join(read_lines(path)).split()
+    try:
+        return np.array([int(each) for each in found], np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ConfigurationError(f"{path} holds no sample ids, an integer a line: {error}") from error
+
+
+def _array(path: str) -> npt.NDArray[Any]:
+    try:
+        found: npt.NDArray[Any] = np.load(path).reshape(-1)
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is no array of numbers or texts: {error}") from error
+    return found
 
 
 def _function(name: str | None, option: str) -> Callable[..., Any]:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
+from diffhook import words
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.cli.printing import print_json, print_table
 from diffhook.log import RunLog, Table, open_log
 from diffhook.log import store as files
 
+_NAMED = 3  # of the parameters left out
 _SHARING = (
     "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, random "
     "projections of gradients, the trained weights in its snapshots (and Adam's divisors, if they were to be "
@@ -32,7 +36,9 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json(facts)
         return
-    rows = [(name, _words(value)) for name, value in facts.items()]
+    told = {**facts, "snapshots": words.at_steps(facts["snapshots"])}
+    told["parameters left out"] = _left_out(facts["parameters left out"])
+    rows = [(name, _words(value)) for name, value in told.items() if value is not None]
     count = facts["thumbnails"]
     images = f"It holds small images of {count:,} samples." if count else "It holds no image."
     named, told = facts["named samples"], facts["queries that hold texts or paths"]
@@ -46,7 +52,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(log: RunLog) -> dict[str, Any]:
-    """What is in the log, and how large its parts are."""
+    """What is in the log, and how large its parts are.
+
+    "parameters left out" are in no norm or projection; known when a run has ended, name → why.
+    """
+    from diffhook.report.parts.run import read_summary
+
     identity = log.config["identity"]
     projection = identity["projection"]
     steps, rows = log.dropped()
@@ -55,6 +66,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "schema": log.schema,
         "model": (identity.get("model") or {}).get("class"),
         "trained parameters": len(identity.get("parameters") or ()),
+        "parameters left out": read_summary(log).get("parameters_left_out", {}),
         "projection": projection["kind"],
         "projection dimension": projection["dim"],
         "rows summed for": identity.get("aggregate", "nothing: they are as captured"),
@@ -89,9 +101,17 @@ def _tells(query: Table) -> bool:
     return any(samples.get(key) for key in ("captions", "images"))
 
 
+def _left_out(parameters: Mapping[str, str]) -> str | None:
+    """Their number and the first of them with the reasons; None where all are covered."""
+    if not parameters:
+        return None
+    more = " …" if len(parameters) > _NAMED else ""
+    return f"{len(parameters)}: {_words(dict(islice(parameters.items(), _NAMED)))}{more}"
+
+
 def _words(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} ({count:,})" for name, count in value.items()) or "none"
+        return ", ".join(f"{name} ({_words(inner)})" for name, inner in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -11,6 +11,7 @@ from diffhook.analysis import Ranking, outliers, self_influence
 from diffhook.analysis.signals import SIGNALS
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, sample_cell
+from diffhook.cli.values import count
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 
@@ -18,12 +19,12 @@ from diffhook.log import RunLog, open_log
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--by",
-        choices=("all", *SIGNALS, "self-tracin", "self-retrac"),
+        choices=("all", *(s.name for s in SIGNALS.values() if s.counts), "self-tracin", "self-retrac"),
         default="all",
         help="all signals together (default), one of them, or bare self-influence",
     )
     command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
-    command.add_argument("--top", type=int, default=20, metavar="K", help="how many to show (default 20)")
+    command.add_argument("--top", type=count, default=20, metavar="K", help="how many to show (default 20)")
     command.add_argument("--csv", metavar="FILE", help="write the whole ranking as CSV")
     command.add_argument("--parquet", metavar="FILE", help="write the whole ranking as Parquet")
     command.add_argument(
@@ -49,15 +50,15 @@ def run(args: argparse.Namespace) -> None:
     if args.parquet:
         ranking.to_parquet(args.parquet)
     if args.exclude:
-        count, path = args.exclude
-        if not count.isdigit():
-            raise ConfigurationError(f"--exclude begins with {count!r}; expected how many to exclude")
-        ranking.exclude(path, int(count))
+        many, path = args.exclude
+        if not many.isdecimal():
+            raise ConfigurationError(f"--exclude begins with {many!r}; expected how many to exclude")
+        ranking.exclude(path, int(many))
     if args.html:
         from diffhook.report import write_page
 
         write_page(args.html, log, ranking, args.images, queries={}, source=args.source)
-    records = ranking.records(max(args.top, 0))
+    records = ranking.records(args.top)
     if args.json:
         print_json({"title": ranking.title, "samples": records})
         return

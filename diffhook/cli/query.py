@@ -11,6 +11,7 @@ import argparse
 from typing import Any
 
 from diffhook.cli.printing import print_json
+from diffhook.cli.values import integers
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
         samples,
         args.name,
         objective,
-        ids=_integers(args.ids, "--ids"),
+        ids=integers(args.ids, "--ids"),
         model=model,
         pipeline=pipeline,
         grid=Grid(args.timesteps, args.draws, replicates=args.replicates),
@@ -110,18 +111,11 @@ def _device(name: str | None) -> Any:
     import torch
 
     try:
-        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without it
         raise ConfigurationError(f"--device {name}: {str(error).splitlines()[0]}") from error
-
-
-def _integers(text: str | None, option: str) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigurationError(f"{option} is {text!r}; expected integers, such as 3,7,12") from error
 
 
 def _pipeline(args: argparse.Namespace, device: Any) -> Any:
@@ -165,7 +159,7 @@ def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
     from diffhook.cli.samples import Pictures, model_format
 
     channels, size = model_format(log) if pipeline is None else (pipeline.channels, pipeline.size)
-    labels = _integers(args.class_labels, "--class-labels")
+    labels = integers(args.class_labels, "--class-labels")
     return Pictures(args.images, channels, size, pipeline, args.captions, args.caption, labels)
 
 
@@ -178,7 +172,7 @@ def _generated(
     captions = [args.caption] * args.generate if args.caption is not None else None
     if args.captions is not None:
         captions = read_captions(args.captions, args.generate)
-    labels = _integers(args.class_labels, "--class-labels")
+    labels = integers(args.class_labels, "--class-labels")
     made = generate(
         log,
         args.generate,

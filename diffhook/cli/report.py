@@ -11,6 +11,7 @@ from pathlib import Path
 from diffhook import words
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json
+from diffhook.cli.values import count
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table, open_log
 
@@ -33,7 +34,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         help="a query set's images; may be repeated, and NAME= left out where there is one set",
     )
     command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
-    command.add_argument("--top", type=int, default=500, metavar="K", help="samples in the gallery (500)")
+    command.add_argument("--top", type=count, default=500, metavar="K", help="samples in the gallery (500)")
     command.add_argument("--title", default="", help="heading; default: the log's place")
     add_execution(command)
 

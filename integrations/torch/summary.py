@@ -84,6 +84,7 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         "dropped_snapshots": recorder.writer.dropped_snapshots,
         "alerts": dict(alerts),
         "coverage": str(recorder.engine.coverage),
+        "parameters_left_out": dict(recorder.engine.coverage.missing),
     }
     found = ", ".join(f"{count} {kind}" for kind, count in alerts.items()) or "none"
     text = (

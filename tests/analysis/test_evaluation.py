@@ -230,6 +230,27 @@ def test_the_command_trains_on_the_ids_of_samples_that_are_no_indices(
     assert "names sample 1, which the log does not know" in capsys.readouterr().err
 
 
+def test_a_source_is_a_line_whatever_it_is_written_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = synthetic(tmp_path / "log", replicates=1)
+    own = [("red fox", "blue whale")[sample % 2] for sample in range(18)]
+    asked = ["red fox", "blue whale", "red fox", "blue whale"]
+    (tmp_path / "own.txt").write_text("\n".join(own) + "\n\n")
+    (tmp_path / "asked.txt").write_bytes("\r\n".join(asked).encode())
+    np.save(tmp_path / "numbers.npy", np.arange(18) % 2)
+    (tmp_path / "0101.txt").write_text("0\n1\n0\n1\n")
+    expected = tracing(
+        diffhook.influence(made.log, "new", "tracin").top(3).sample_ids, np.array(own), np.array(asked)
+    )
+    assert 0 < expected.precision.mean < 1
+    for sources in (("own.txt", "asked.txt"), ("numbers.npy", "0101.txt")):
+        files = [str(tmp_path / name) for name in sources]
+        command = ["evaluate", str(tmp_path / "log"), "--queries", "new", "--methods", "tracin", "--top", "3"]
+        assert main([*command, "--sources", files[0], "--query-sources", files[1], "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)[0]["value"] == expected.precision.mean
+
+
 def test_the_command_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     synthetic(tmp_path / "log", replicates=1)
     assert main(["evaluate", str(tmp_path / "log"), "--queries", "new"]) == 2

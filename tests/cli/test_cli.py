@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
+from torch.utils.data import DataLoader
 
 import diffhook
 from diffhook.cli import main
+from diffhook.integrations.accelerate import DiffHook
 from tests.models import unet
 from tests.report.logs import write_log
-from tests.runs import SCHEDULER, train
+from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, train
 
 DATA = torch.randn(12, 1, 16, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
 
@@ -163,6 +167,18 @@ def test_the_methods_are_listed_with_formula_and_source(
         (["report", "{root}/log", "--queries", "a", "--queries", "b", "--query-images", "i"], "any of a, b"),
         (["report", "{root}/log", "--queries", "nobody"], "has no queries 'nobody'"),
         (["nonsense", "{root}/log"], "invalid choice"),
+        (["report", "{root}/log", "--top", "-5"], "--top: -5; expected a whole number, 0 or more"),
+        (["outliers", "{root}/log", "--top", "few"], "--top: few; expected a whole number, 0 or more"),
+        (["alerts", "{root}/log", "--top", "-1"], "--top: -1; expected a whole number, 0 or more"),
+        (["outliers", "{root}/log", "--by", "duplicate"], "invalid choice: 'duplicate'"),
+        (["bias", "{root}/log", "--bins", "-3"], "bins is -3; expected at least 1"),
+        (["bias", "{root}/log", "--bins", "0"], "bins is 0; expected at least 1"),
+        (
+            ["query", "{root}/log", "--images", "{root}/images", "--name", "q", "--batch-size", "0"],
+            "batch_size is 0; expected at least 1",
+        ),
+        (["evaluate", "{root}/log", "--outliers", "{root}/words.txt"], "words.txt holds no sample ids"),
+        (["evaluate", "{root}/log", "--outliers", "{root}/objects.npy"], "no array of numbers or texts"),
         (["outliers"], "required: LOG"),
     ],
 )
@@ -170,11 +186,55 @@ def test_bad_input_is_one_line_and_status_2(
     workspace: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(workspace / "few.npy", np.zeros((3, 16, 16)))
+    np.save(workspace / "objects.npy", np.array([{}, 1], object))
+    (workspace / "words.txt").write_text("3\nabc\n")
     assert run(*(a.format(root=workspace) for a in arguments)) == 2
     shown = capsys.readouterr()
     last = shown.err.strip().splitlines()[-1]
     assert message.format(root=workspace) in last
     assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+def test_a_device_that_is_not_there_is_named(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Any
+) -> None:
+    def absent(*_: Any, device: Any) -> None:
+        raise error(f"no {device} here\nand more")
+
+    monkeypatch.setattr(torch, "empty", absent)
+    asked = ("--images", workspace / "images", "--name", "q", "--device", "cuda:0")
+    assert run("query", workspace / "log", *asked) == 2
+    assert capsys.readouterr().err == "diffhook: --device cuda:0: no cuda:0 here\n"
+
+
+@pytest.mark.filterwarnings("ignore:per-sample gradients leave out 1")
+def test_info_says_at_which_steps_and_what_was_left_out(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("info", workspace / "log") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^  snapshots +1, at step 9 *$", shown, re.MULTILINE)
+    assert "parameters left out" not in shown
+
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, tmp_path / "log", projection_dim=0)
+    model = TinyDenoiser()
+    model.register_parameter("penalised", torch.nn.Parameter(torch.ones(3)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(DATA, 4))
+    for clean in loader:
+        batch = (clean, torch.randn_like(clean), torch.randint(0, 1000, (len(clean),)))
+        accelerator.backward(denoising_losses(model, batch).mean() + model.penalised.square().sum())
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator.end_training()
+    capsys.readouterr()
+    assert run("info", tmp_path / "log") == 0
+    assert re.search(r"parameters left out +1: penalised \(its uses never met", capsys.readouterr().out)
+    assert run("info", tmp_path / "log", "--json") == 0
+    assert set(json.loads(capsys.readouterr().out)["parameters left out"]) == {"penalised"}
 
 
 def test_a_query_of_the_wrong_shape_is_status_2(

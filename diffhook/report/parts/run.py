@@ -24,7 +24,7 @@ def run_part(log: RunLog) -> Part:
         "Training seen": _training(log),
         "Captured": _captured(log, summary),
         "Overhead": _overhead(log, summary),
-        "Snapshots": _snapshots(log),
+        "Snapshots": words.at_steps([snapshot.step for snapshot in log.snapshots]),
         "Queries": ", ".join(log.queries),
     }
     if len(log.probe):
@@ -93,14 +93,6 @@ def _overhead(log: RunLog, summary: dict[str, Any]) -> str:
     text += "".join(f"; {name} took {words.duration(took)}" for name, took in beside.items() if took)
     sessions = len(log.session_starts())
     return text + (f"; in the last session that ended, of {sessions}" if sessions > 1 else "")
-
-
-def _snapshots(log: RunLog) -> str:
-    steps = [f"{snapshot.step:,}" for snapshot in log.snapshots]
-    if not steps:
-        return "none"
-    shown = steps if len(steps) <= 6 else [*steps[:3], "…", steps[-1]]
-    return f"{len(steps)}, at {'steps' if len(steps) > 1 else 'step'} {', '.join(shown)}"
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -1,0 +1,59 @@
+"""What a person gives on the command line: counts, lists of numbers, lines of a text file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diffhook.errors import ConfigurationError
+
+
+def count(text: str) -> int:
+    """A whole number of 0 or more, as the ``type`` of an option."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}; expected a whole number, 0 or more")
+    return number
+
+
+def integers(text: str | None, option: str) -> list[int] | None:
+    """Of "3,7,12"; None where the option is not given.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigurationError(f"{option} is {text!r}; expected integers, such as 3,7,12") from error
+
+
+def read_lines(path: str | Path, least: int = 0) -> list[str]:
+    """Lines of a UTF-8 text file, without a byte order mark and without blank lines at the end.
+
+    A newline ends a line, and nothing else that Unicode has for it: texts may hold that.
+
+    Args:
+        path: the file.
+        least: so many lines stay, blank or not.
+
+    Raises:
+        ConfigurationError: it is not UTF-8.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ConfigurationError(
+            f"{path} is not UTF-8: it has byte {byte:#04x} at position {error.start:,}; save it as UTF-8"
+        ) from error
+    if not lines[-1]:  # the newline that ends the last line
+        lines.pop()
+    while len(lines) > least and not lines[-1].strip():
+        lines.pop()
+    return lines
