@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Container, Sequence
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffhook.cli.values import read_lines
 from diffhook.errors import ConfigurationError
 from diffhook.report.images import load_images, to_image
 
@@ -131,7 +133,7 @@ def read_captions(path: str | Path, count: int, files: Sequence[Path] | None = N
 
     Args:
         path: a text file with a caption a line; or a .jsonl file of objects with "file_name" and
-            "text", as image folders on the hub have.
+            "text", as image folders on the hub have; "file_name" may begin with folders.
         count: how many there must be.
         files: the images', where they have names.
 
@@ -141,7 +143,7 @@ def read_captions(path: str | Path, count: int, files: Sequence[Path] | None = N
     path = Path(path)
     if not path.is_file():
         raise ConfigurationError(f"no captions at {path}: expected a text file, or .jsonl")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_lines(path, least=count)
     if path.suffix == ".jsonl":
         return _named_captions(path, lines, files)
     if len(lines) != count:
@@ -154,13 +156,27 @@ def _named_captions(path: Path, lines: Sequence[str], files: Sequence[Path] | No
         raise ConfigurationError(f"{path} names files, and the images have none: give a caption a line")
     try:
         entries = [json.loads(line) for line in lines if line.strip()]
-        texts = {entry["file_name"]: entry["text"] for entry in entries}
+        texts = {str(PurePosixPath(entry["file_name"])): entry["text"] for entry in entries}
+        if not all(isinstance(text, str) for text in texts.values()):
+            raise TypeError("a text is none")
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f'{path}: expected "file_name" and "text" on every line: {error}') from error
-    missing = [file.name for file in files if file.name not in texts]
+    names = [_name_among(texts, file) for file in files]
+    missing = [file.name for file, name in zip(files, names, strict=True) if name is None]
     if missing:
         raise ConfigurationError(f"{path} has no caption for {missing[0]} ({len(missing)} such)")
-    return [texts[file.name] for file in files]
+    shared = [name for name, times in Counter(names).items() if times > 1]
+    if shared:
+        raise ConfigurationError(
+            f"{path} names {shared[0]}, and several of the images are called so: begin it with the folder"
+        )
+    return [texts[name] for name in names if name is not None]
+
+
+def _name_among(names: Container[str], file: Path) -> str | None:
+    """What a file is called there: its name, after as many of its folders as are named."""
+    found = ("/".join(file.parts[start:]) for start in range(len(file.parts)))
+    return next((name for name in found if name in names), None)
 
 
 def save_pictures(folder: str | Path, images: Any) -> None:
