@@ -7,6 +7,7 @@ it, with noise seeds of their own, are averaged here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ import numpy.typing as npt
 from diffhook.analysis.methods import Method
 from diffhook.log import Table
 
+logger = logging.getLogger("diffhook")
+_LISTED = 6
 Floats = npt.NDArray[np.floating[Any]]
 
 
@@ -45,6 +48,28 @@ def query_directions(table: Table, method: Method) -> Directions:
     if len(replicates) > 1:
         without = np.stack([rows.directions(method, rows.seed != seed) for seed in replicates])
     return Directions(rows.ids, rows.steps, rows.directions(method, rows.seed == rows.seed), without)
+
+
+def tell_broken(table: Table, name: str) -> None:
+    """Warn of a query set's rows that are not finite: they count for nothing, as if without influence."""
+    broken = ~np.isfinite(table["grad_norm"])
+    if not broken.any():
+        return
+    sample = table["sample"]
+    lost = np.setdiff1d(sample, sample[~broken]).tolist()
+    logger.warning(
+        "%d of the %d gradients of queries %r are not finite (steps %s) and count for nothing: %s. Was the "
+        "model lost by then, or is it a NaN of the query's own?",
+        broken.sum(),
+        len(sample),
+        name,
+        _listed(np.unique(table["step"][broken]).tolist()),
+        f"all scores of {_listed(lost)} are 0" if lost else "every query has others",
+    )
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:_LISTED])) + (" …" if len(numbers) > _LISTED else "")
 
 
 @dataclass(frozen=True)

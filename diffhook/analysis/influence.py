@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from diffhook.analysis.directions import query_directions
+from diffhook.analysis.directions import query_directions, tell_broken
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import Method, find_method
@@ -53,6 +53,7 @@ def influence(
     """
     execution = Execution(client, scheduler, memory, progress)
     prepared = prepare(log, queries, find_method(method), source, execution)
+    tell_broken(query_table(log, queries), queries)
     return Scores(prepared.query_ids, prepared.pass_.rows.sample_ids, prepared.method.name, prepared.pass_)
 
 

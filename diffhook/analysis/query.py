@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from diffhook.analysis.digest import digest
+from diffhook.analysis.directions import tell_broken
 from diffhook.analysis.rebuilt import (
     borrowed,
     build_model,
@@ -119,7 +120,9 @@ def query(
     assert writer is not None
     writer.flush()
     writer.describe(description)
-    return log.queries[name]
+    table = log.queries[name]
+    tell_broken(table, name)
+    return table
 
 
 def _measured(

@@ -196,6 +196,21 @@ def test_any_mapping_is_a_collated_batch(log: diffhook.RunLog, kind: Any) -> Non
         ask(log, wide, overwrite=True)
 
 
+def test_a_model_that_was_lost_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = tmp_path / "log"
+
+    def lost() -> TinyDenoiser:
+        model = TinyDenoiser()
+        torch.nn.init.constant_(model.inward.bias, torch.nan)
+        return model
+
+    train(log, make_model=lost, epochs=1, projection_dim=64, alerts=())
+    caplog.clear()
+    ask(diffhook.open_log(log), objective=OBJECTIVE)
+    assert "12 of the 12 gradients of queries 'q' are not finite" in caplog.text
+    assert "all scores of 0, 1, 2 are 0" in caplog.text
+
+
 def test_what_cannot_be_asked_is_named(log: diffhook.RunLog) -> None:
     with pytest.raises(ConfigurationError, match=r"query ids \[12, 99\] are not among the 12 samples"):
         ask(log, identified(), ids=[3, 12, 99])

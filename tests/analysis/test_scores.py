@@ -15,6 +15,7 @@ from torch import Tensor
 import diffhook
 from diffhook.capture.diffusion import noise_bank
 from diffhook.errors import ConfigurationError, LogError
+from tests.analysis.synthetic import synthetic, write_queries
 from tests.models import unet
 from tests.runs import SCHEDULER, Run, TinyDenoiser, denoising_losses, identified, train
 from tests.twins import sample_gradients
@@ -228,6 +229,22 @@ def test_rows_that_are_not_finite_count_for_nothing(tmp_path: Path) -> None:
     ranking = diffhook.outliers(log)
     assert np.isinf(ranking.scores[0])
     assert "gradient not finite" in ranking.flags[0][0]
+
+
+def test_queries_that_are_not_finite_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = synthetic(tmp_path / "log", replicates=1)
+    diffhook.influence(made.log, "new")
+    assert not caplog.records
+    rows = made.queries["new"]
+    sample, step = rows.columns["sample"], rows.columns["step"]
+    rows.gradient[(sample == 2) | ((sample == 1) & (step == 8))] = np.nan
+    write_queries(tmp_path / "log", "broken", rows)
+    scores = diffhook.influence(diffhook.open_log(tmp_path / "log"), "broken")
+    assert not scores.values[2].any()
+    assert scores.values[[0, 1, 3]].all()
+    (record,) = caplog.records
+    assert "9 of the 24 gradients of queries 'broken' are not finite (steps 4, 8)" in record.message
+    assert "all scores of 2 are 0" in record.message
 
 
 def test_threads_and_the_synchronous_scheduler_agree_to_the_bit(full: Any) -> None:
