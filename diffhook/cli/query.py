@@ -22,7 +22,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     asked.add_argument(
         "--images",
         metavar="PATH",
-        help="a folder, or .npy: uint8, or floats, all in [0, 1], or in [−1, 1] if any is negative",
+        help="a folder, or .npy: integers in 0 … 255; floats in [0, 1], or in [−1, 1] if any is negative",
     )
     asked.add_argument("--generate", type=int, metavar="N", help="N images that the model makes")
     command.add_argument("--ids", metavar="I,J,…", help="only these of the images, by position")

@@ -18,6 +18,7 @@ from diffhook.report.folder import Folder
 Images = Callable[[int], Any]
 """sample id → an image that :func:`to_image` takes, or None where there is none."""
 
+_EDGE = 1.001  # of floats, with room for rounding
 _IMAGE_KEYS = ("image", "img", "images", "pixel_values", "pixels")
 
 
@@ -93,17 +94,19 @@ def to_image(value: Any) -> Image.Image:
 
     Args:
         value: a PIL image; the bytes of an image file; or an array or CPU tensor of shape (H, W),
-            (H, W, C) or (C, H, W), C = 1 or 3, of uint8, or of floats in [0, 1] or, if any is
-            negative, [−1, 1].
+            (H, W, C) or (C, H, W), C = 1 or 3, of integers in 0 … 255, or of floats in [0, 1] or, if any
+            is negative, [−1, 1], and cut to that.
 
     Raises:
-        ConfigurationError: another shape.
+        ConfigurationError: another shape, or other integers.
     """
     if isinstance(value, bytes):
         value = Image.open(io.BytesIO(value))
         value.load()
     if isinstance(value, Image.Image):
-        return value
+        if value.mode != "F" and not value.mode.startswith("I"):
+            return value
+        value = _scaled_down(value)
     array = np.asarray(value)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         array = array.transpose(1, 2, 0)
@@ -111,7 +114,12 @@ def to_image(value: Any) -> Image.Image:
         array = array[:, :, 0]
     if array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3):
         raise ConfigurationError(f"an image of shape {array.shape}; expected (H, W) or (H, W, 3)")
-    if array.dtype != np.uint8:
+    if array.dtype.kind in "iu":
+        low, high = array.min(initial=0), array.max(initial=0)
+        if low < 0 or high > 255:
+            raise ConfigurationError(f"an image of integers from {low} to {high}; expected 0 to 255")
+        array = array.astype(np.uint8)
+    else:
         values = np.nan_to_num(array.astype(np.float64))  # for the eye only
         if values.min(initial=0) < 0:
             values = (values + 1) / 2
@@ -119,13 +127,21 @@ def to_image(value: Any) -> Image.Image:
     return Image.fromarray(array)
 
 
+def _scaled_down(image: Image.Image) -> npt.NDArray[Any]:
+    """An image of 16 bits a pixel, which Pillow would cut off at 8, and one of 32, which may hold 16."""
+    array = np.asarray(image)
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and array.max(initial=0) > 255)
+    return array >> 8 if deep else array
+
+
 def load_images(path: str | Path) -> Sequence[Any]:
     """Images in the order of their ids.
 
     Args:
         path: a folder of image files, in the order of :class:`~diffhook.report.folder.Folder`; a dataset
-            of Hugging Face as ``save_to_disk`` left it; or an .npy array, of uint8, or of floats that are
-            all in [0, 1] or, if any of all is negative, all in [−1, 1].
+            of Hugging Face as ``save_to_disk`` left it; or an .npy array, of integers in 0 … 255, or of
+            floats that are all in [0, 1] or, if any of all is negative, all in [−1, 1]. An image that is not
+            raises a ConfigurationError when it is asked for.
 
     Raises:
         ConfigurationError: none of these, or nothing in it; datasets is missing.
@@ -191,4 +207,12 @@ class _Array(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         image = self.array[index]
+        if image.dtype.kind != "f":
+            return image
+        low, high = np.fmin.reduce(image, axis=None), np.fmax.reduce(image, axis=None)
+        if low < -_EDGE or high > _EDGE:
+            raise ConfigurationError(
+                f"image {index} of the array has floats from {low:.4g} to {high:.4g}; expected [0, 1], or "
+                "[−1, 1] where any is negative: scale them, or save integers from 0 to 255"
+            )
         return (image + 1) / 2 if self.signed else image

@@ -7,7 +7,6 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from diffhook.report.images import Images, to_image
@@ -91,8 +90,6 @@ def _shrunk(value: Any, size: int) -> Image.Image:
 
 
 def _displayable(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # which Pillow would clip, not scale
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("L", "RGB", "RGBA"):
         return image
     return image.convert("RGBA" if "transparency" in image.info or image.mode in ("LA", "PA") else "RGB")

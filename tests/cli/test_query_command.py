@@ -229,7 +229,7 @@ def test_images_are_cut_to_the_models_shape_in_their_middle() -> None:
 def test_an_array_of_inputs_comes_back_as_they_were(tmp_path: Path) -> None:
     values = np.stack([np.full((1, 8, 8), value, np.float32) for value in (-1, -0.01, 0, 0.5, 1)])
     np.save(tmp_path / "inputs.npy", values)
-    pictures = Pictures(tmp_path / "inputs.npy", 1, 8)
+    pictures = Pictures(tmp_path / "inputs.npy", 1, (8, 8))
     np.testing.assert_allclose(torch.stack(list(pictures)), values, atol=1 / 255 + 1e-6)
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 import diffhook
 from diffhook.cli import main
+from diffhook.cli.samples import Pictures
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
 from tests.runs import SCHEDULER, train
@@ -152,6 +153,24 @@ def test_images_need_not_be_square(tmp_path: Path) -> None:
         log, ((data + 1).mul(127.5).round() / 127.5 - 1,), "direct", grid=diffhook.Grid(1, draws=1)
     )
     np.testing.assert_allclose(log.queries["own"]["grad_norm"], direct["grad_norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype", "message"),
+    [(255, np.float32, "has floats from 0 to 255; expected"), (65535, np.int64, "integers from 0 to 65535")],
+)
+def test_images_of_another_range_are_refused_and_those_of_whole_numbers_taken(
+    told: Path, tmp_path: Path, factor: int, dtype: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ramp = np.linspace(0, 1, 64).reshape(1, 1, 8, 8)
+    np.save(tmp_path / "whole.npy", (ramp * 255).round().astype(np.int64))
+    np.save(tmp_path / "other.npy", (ramp * factor).astype(dtype))
+    options = ("--class-labels", 1, *SMALL, "--name", "ramp", "--overwrite")
+    assert run("query", told / "log", "--images", tmp_path / "whole.npy", *options) == 0
+    pixels = Pictures(tmp_path / "whole.npy", 1, (8, 8))[0]
+    np.testing.assert_allclose(pixels[0], ramp[0, 0] * 2 - 1, atol=1 / 255)
+    assert run("query", told / "log", "--images", tmp_path / "other.npy", *options) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_model_without_a_config_names_what_is_missing(

@@ -188,6 +188,48 @@ def test_thumbnails_keep_shape_and_brightness_in_every_mode(mode: str) -> None:
     assert np.asarray(made.convert("L")).min() > 250
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_16_bits_a_pixel_are_scaled_to_8(mode: str, tmp_path: Path) -> None:
+    deep = (np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep // 300).save(tmp_path / "dark.png")
+    image = Image.open(tmp_path / "deep.png")
+    image = Image.fromarray(deep.astype(np.int32), mode) if mode == "I" else image
+    assert image.mode == mode
+    assert np.array_equal(np.asarray(to_image(image)), deep // 256)
+    assert not np.asarray(to_image(Image.open(tmp_path / "dark.png"))).any()
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int8, np.uint16])
+def test_integers_from_0_to_255_are_taken_as_such(dtype: Any) -> None:
+    values = np.arange(64).reshape(8, 8)
+    assert np.array_equal(np.asarray(to_image(values.astype(dtype))), values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.arange(64) * 4.0, r"image 1 of the array has floats from 0 to 252; expected \[0, 1\], or"),
+        (np.linspace(-2.5, 1, 64), r"has floats from -2.5 to 1; expected"),
+        (np.arange(64) * 1000, "an image of integers from 0 to 63000; expected 0 to 255"),
+        (np.arange(64) - 1, "an image of integers from -1 to 62; expected 0 to 255"),
+    ],
+    ids=["floats to 255", "standardised", "16 bits", "negative"],
+)
+def test_arrays_of_other_ranges_are_refused(values: Any, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.stack([np.zeros((8, 8), values.dtype), values.reshape(8, 8)]))
+    images = load_images(tmp_path / "images.npy")
+    to_image(images[0])
+    with pytest.raises(ConfigurationError, match=message):
+        to_image(images[1])
+
+
+def test_rounding_and_numbers_that_are_none_do_not_count_as_another_range(tmp_path: Path) -> None:
+    values = np.array([[[0.0, np.nan], [1.0001, 1.0]]], np.float32)
+    np.save(tmp_path / "images.npy", values)
+    assert np.asarray(to_image(load_images(tmp_path / "images.npy")[0])).tolist() == [[0, 0], [255, 255]]
+
+
 def test_tiny_images_keep_every_pixel() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(_decoded(data_uri(pixels)).convert("RGB")), pixels)
