@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json(facts)
         return
-    told = {**facts, "snapshots": words.at_steps(facts["snapshots"])}
-    told["parameters left out"] = _left_out(facts["parameters left out"])
-    rows = [(name, _words(value)) for name, value in told.items() if value is not None]
+    shown = {**facts, "snapshots": words.at_steps(facts["snapshots"])}
+    shown["parameters left out"] = _left_out(facts["parameters left out"])
+    rows = [(name, _words(value)) for name, value in shown.items() if value is not None]
     count = facts["thumbnails"]
     images = f"It holds small images of {count:,} samples." if count else "It holds no image."
     named, told = facts["named samples"], facts["queries that hold texts or paths"]

@@ -12,6 +12,7 @@ from PIL import Image
 
 import diffhook
 from diffhook.analysis import Ranking
+from diffhook.capture import NonFinite
 from diffhook.cli import main
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log.samples import ROLE, sample_words
@@ -112,6 +113,16 @@ def test_class_images_of_samples_with_names_have_their_name() -> None:
     assert part.html.count('data-sample="7" data-name="a.png"') == 2
     assert '<span class="name">a.png (class)</span>' in part.html
     assert sample_words(9 + 2 * ROLE, {7: "a.png"}) == "9 (row 3)"
+
+
+def test_an_alert_says_which_row_it_is_about() -> None:
+    rows = {
+        "sample": np.array([1, ODD]), "step": np.zeros(2, int), "timestep": np.full(2, 500.0),
+        "grad_norm": np.array([1.0, np.nan]), "loss": np.ones(2),
+    }  # fmt: skip
+    (alert,) = NonFinite().look(rows)
+    assert alert.samples == [ODD]
+    assert alert.message.startswith("sample 3 (class) has a gradient that is not finite")
 
 
 @pytest.mark.parametrize("source", [list(range(8)), {3: "image"}, lambda sample: sample + 1])

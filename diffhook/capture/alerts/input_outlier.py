@@ -12,6 +12,7 @@ from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
 from diffhook.capture.alerts.tail import Tail
 from diffhook.capture.appearance import FIGURES
 from diffhook.log import Rows
+from diffhook.log.samples import sample_words
 
 Values = npt.NDArray[np.float64]
 
@@ -48,7 +49,7 @@ class InputOutlier(Detector):
         for index in np.flatnonzero(self._tail.alarms(distances)):
             figure = int(np.abs(deviations[index]).argmax())
             message = (
-                f"sample {int(rows['sample'][index])} looks unlike the others: "
+                f"sample {sample_words(rows['sample'][index])} looks unlike the others: "
                 f"{self._words(figure, figures[index, figure], shown[index, figure])} "
                 f"(distance {distances[index]:.1f}; one row in {1 / self.rate:,.0f} reaches {level:.1f})"
             )

@@ -10,6 +10,7 @@ import numpy as np
 from diffhook.capture.alerts.alert import Alert
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
 from diffhook.log import Rows
+from diffhook.log.samples import sample_words
 
 _SHOWN = 8  # samples a message names
 _OVERFLOWS = 10  # steps in a row that mixed precision may skip while it finds its loss scale
@@ -49,7 +50,7 @@ class NonFinite(Detector):
             yield self._samples_broken(rows, int(found[0]), samples)
 
     def _samples_broken(self, rows: Rows, first: int, samples: list[int]) -> Alert:
-        who = f"sample {samples[0]} has a gradient that is"
+        who = f"sample {sample_words(samples[0])} has a gradient that is"
         if len(samples) > 1:
             who = f"{len(samples)} samples ({_named(samples)}) have gradients that are"
         return self._alert(
@@ -81,4 +82,4 @@ class NonFinite(Detector):
 
 
 def _named(samples: list[int]) -> str:
-    return ", ".join(map(str, samples[:_SHOWN])) + (" …" if len(samples) > _SHOWN else "")
+    return ", ".join(map(sample_words, samples[:_SHOWN])) + (" …" if len(samples) > _SHOWN else "")

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffhook.capture.alerts.alert import Alert
 from diffhook.errors import ConfigurationError
+from diffhook.log.samples import sample_words
 
 logger = logging.getLogger("diffhook")
 
@@ -137,7 +138,11 @@ class Quarantine:
         changed = [s for s in named if (s in self._samples) != (kind == _ADD)]
         if changed:
             self._apply(kind, changed, cause)
-            who = f"sample {changed[0]} is" if len(changed) == 1 else f"{len(changed)} samples are"
+            who = (
+                f"sample {sample_words(changed[0])} is"
+                if len(changed) == 1
+                else f"{len(changed)} samples are"
+            )
             self._record(kind, changed, f"{who} {what} ({reason})", cause)
 
     def _record(self, kind: str, samples: list[int], message: str, cause: str | None = None) -> None:
