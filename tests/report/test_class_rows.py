@@ -16,7 +16,7 @@ from diffhook.capture import NonFinite
 from diffhook.cli import main
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log.samples import ROLE, sample_words
-from diffhook.report import find_images
+from diffhook.report import find_images, write_page
 from diffhook.report.parts.outliers import outliers_part
 from diffhook.report.thumbnails import Thumbnails
 from tests.report.logs import CONFIG, DIM, write_queries
@@ -131,3 +131,21 @@ def test_no_image_is_taken_for_that_of_a_further_row(source: Any) -> None:
     assert found is not None
     assert found(3) is not None
     assert found(ODD) is None
+
+
+@pytest.mark.browser
+def test_selected_rows_of_a_sample_are_one_line_of_the_exclude_list(
+    log: RunLog, tmp_path: Path, browser: Any
+) -> None:
+    write_page(tmp_path / "page.html", log, queries={})
+    tab = browser.new_page(accept_downloads=True)
+    tab.goto((tmp_path / "page.html").as_uri())
+    for name in ("Select sample 3 (class)", "Select sample 3", "Select sample 5 (class)"):
+        tab.get_by_label(name, exact=True).check()
+    assert tab.locator("#selection-count").text_content() == "2 samples selected"
+    tab.get_by_label("Select sample 3", exact=True).uncheck()
+    assert tab.locator("#selection-count").text_content() == "2 samples selected", "its class row still is"
+    with tab.expect_download() as waiting:
+        tab.get_by_role("button", name="Download exclude list").click()
+    assert Path(waiting.value.path()).read_text() == "3\n5\n"
+    tab.close()
