@@ -82,7 +82,7 @@ def query(
     Raises:
         LogError: no snapshots, none with a preconditioner where one is asked for, or other queries of
             that name exist.
-        ConfigurationError: samples or model do not fit the run; or an empty batch_size.
+        ConfigurationError: samples or model do not fit the run; or batch_size is under 1.
     """
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1")
