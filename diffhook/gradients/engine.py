@@ -278,8 +278,7 @@ class PerSampleGradients:
 
     @property
     def first_nonfinite(self) -> str | None:
-        """The parameter at which the last backward first met a gradient that is not finite; None: all
-        are finite."""
+        """The parameter at which the last backward first met a gradient that is not finite, or None."""
         return None if self._pass.totals is None else self._pass.totals.first_nonfinite()
 
     @property
