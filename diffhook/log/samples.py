@@ -2,8 +2,8 @@
 
 Ids below 2^51 are the run's own: an index in the dataset, or a number found in the batch. A sample
 named by a string has a hash of it, the same in every process and every run; the names are kept in
-``names/rank-0000-000.json``. Where a batch holds further rows of a sample (the class images of prior
-preservation), row r of a sample has the sample's id + r · 2^51: a sample of its own in every score.
+``names/rank-0000-000.json``. Where batches are collated of further items of a sample (the class images of
+prior preservation), item r has the sample's id + r · 2^51: a sample of its own in every score.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ class Data:
 
     def note(self, sample_ids: Tensor, index: Tensor) -> None:
         """Samples with ids of their own, and where they lie in the dataset."""
-        self._places.update(zip(sample_ids.tolist(), index.tolist(), strict=True))
+        if len(sample_ids) == len(index):  # else it is not known which rows are whose
+            self._places.update(zip((sample_ids % ROLE).tolist(), (index % ROLE).tolist(), strict=True))
 
     def places(self, sample_ids: frozenset[int], own_ids: bool) -> frozenset[int]:
         """The indices of samples; with ids of their own, of those that have come by."""

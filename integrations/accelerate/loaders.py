@@ -19,14 +19,15 @@ from accelerate.utils import is_torchdata_stateful_dataloader_available
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from diffhook.integrations.torch.identity import KEYS, as_ids
+from diffhook.integrations.accelerate.collation import blocks_of
+from diffhook.integrations.torch.identity import KEYS, as_ids, with_roles
 
 
 class Tagged(NamedTuple):
     """A batch with the ids of its samples; a tuple, so that accelerate moves and slices both."""
 
     batch: Any
-    sample_ids: Tensor | None
+    sample_ids: Tensor | None  # of the items; where the rows of each are known, of every row
 
 
 class _Fetched(NamedTuple):
@@ -77,11 +78,14 @@ class _TaggingCollate:
 
     def __call__(self, fetched: Any) -> Any:
         if isinstance(fetched, _Fetched):
-            batch = self.collate(fetched.items)
+            items = fetched.items
             ids = None if fetched.indices is None else torch.tensor(fetched.indices)
         else:  # items of a stream: their own keys, before collation drops them
-            batch, ids = self.collate(fetched), _ids_of_items(fetched)
-        return Tagged(batch, ids) if self.active and ids is not None else batch
+            items, ids = fetched, _ids_of_items(fetched)
+        batch = self.collate(items)
+        if not self.active or ids is None:
+            return batch
+        return Tagged(batch, with_roles(ids, blocks_of(items, batch)))
 
 
 def _ids_of_items(items: Any) -> Tensor | None:

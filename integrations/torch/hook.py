@@ -129,8 +129,9 @@ class TorchHook(Guest):
         """Name the samples of one micro-batch, around its forward and backward.
 
         Args:
-            sample_ids: (B,) integers in [0, 2^51), or B strings.
-            timesteps: (B,) numbers; None to read them from the model's arguments.
+            sample_ids: (B,) integers in [0, 2^51), or B strings: one for each row that the model is called
+                on. Rows of one sample, such as the frames of a video, have its id, each of them.
+            timesteps: (B,) numbers, or one for all rows; None to read them from the model's arguments.
             loss_scale: for a loop that calls ``loss.backward()`` itself: factor on the loss besides
                 the mean over the batch and a scaler's, such as 1/k when it accumulates k micro-batches.
             batch: what the loop trains on, for the alert on samples that look unlike the others; see

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import MAX_ROLES, ROLE, name_id
+from diffhook.log.samples import ROLE, name_id
 
 KEYS = (
     "sample_ids", "sample_id", "indices", "index", "idx", "ids", "id", "image_ids", "image_id",
@@ -39,14 +39,20 @@ class Identity:
         return self.found != _INDEX
 
     def of(self, batch: Any, index: Tensor | None = None) -> Tensor | None:
-        """(B,) int64 ids; None if the batch tells none.
+        """(B,) int64 ids, or of every row where ``index`` is; None if the batch tells none.
 
         Args:
-            index: indices in the dataset, where known.
+            index: indices in the dataset, where known; of every row where that is known.
 
         Raises:
             ConfigurationError: what ``source`` names holds no ids.
         """
+        ids = self._of(batch, index)
+        if ids is None or index is None or len(ids) != _items(index):
+            return ids
+        return with_roles(ids, len(index) // len(ids))
+
+    def _of(self, batch: Any, index: Tensor | None) -> Tensor | None:
         if callable(self._source):
             return self.named(self._source(batch), "sample_ids(batch)")
         if self._source is False:
@@ -76,7 +82,9 @@ class Identity:
         rows = next((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim() > 1), None)
         for key in KEYS:
             ids = self._ids(batch[key]) if key in batch else None
-            if ids is not None and len(ids) and (rows is None or rows % len(ids) == 0):
+            if ids is None or not len(ids) or (rows is not None and rows % len(ids)):
+                continue
+            if index is None or len(ids) in (_items(index), rows):
                 self.found = f"batch[{key!r}]"
                 return ids
         if index is not None:
@@ -107,16 +115,23 @@ def as_ids(values: Any) -> Tensor | None:
     return ids if bool(((ids >= 0) & (ids < ROLE)).all()) else None
 
 
-def with_roles(sample_ids: Tensor, rows: int) -> Tensor | None:
-    """(rows,) ids of a batch in which every sample has several rows, block after block.
+def with_roles(sample_ids: Tensor, blocks: int) -> Tensor:
+    """(blocks · B,) ids of a batch in which every sample has several rows, block after block.
 
     That is how prior preservation is collated: B instance images, then their B class images.
-    None if the numbers do not fit.
     """
-    roles, rest = divmod(rows, max(len(sample_ids), 1))
-    if rest or not 0 < roles <= MAX_ROLES:
-        return None
-    return torch.cat([sample_ids + role * ROLE for role in range(roles)])
+    return torch.cat([sample_ids + role * ROLE for role in range(blocks)])
+
+
+def _items(index: Tensor) -> int:
+    return int((index < ROLE).sum())
+
+
+def blocks(ids: Tensor) -> int:
+    """How many rows every sample of a batch has, given the (R,) ids of its rows; 1 if they differ."""
+    first = ids < ROLE
+    samples = int(first.sum()) if not bool(first.all()) else len(ids.unique())
+    return len(ids) // samples if samples and len(ids) % samples == 0 else 1
 
 
 def _describe(values: Any) -> str:

@@ -18,10 +18,11 @@ from diffhook.capture import Plan, Recorder
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.capture.diffusion import predicted_tensor
 from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
-from diffhook.integrations.torch.identity import with_roles
+from diffhook.integrations.torch.identity import blocks
 from diffhook.integrations.torch.scalars import Scalars
 from diffhook.integrations.torch.signals import SampleLosses, find_timesteps
 from diffhook.integrations.torch.thumbnails import ThumbnailTaker
+from diffhook.log.samples import ROLE
 
 logger = logging.getLogger("diffhook")
 
@@ -114,11 +115,30 @@ class Session:
             self.timesteps = found
         assert self.sample_ids is not None
         count = len(self.sample_ids)
-        if self.timesteps is not None and with_roles(self.sample_ids, len(self.timesteps)) is None:
-            raise CaptureError(
-                f"the batch has {count} sample ids but {len(self.timesteps)} timesteps: name both "
-                "with hook.step(sample_ids=..., timesteps=...)"
-            )
+        told = count if self.timesteps is None else len(self.timesteps)
+        if told in (1, count) or count == 1:
+            return
+        if told % count == 0:
+            self._leave_out(told, count)
+            return
+        raise CaptureError(
+            f"the batch has {count} sample ids but {told} timesteps: name both "
+            "with hook.step(sample_ids=..., timesteps=...)"
+        )
+
+    def _leave_out(self, rows: int, count: int) -> None:
+        """The batch has several rows of each sample: rows under wrong ids would be worse than none."""
+        self.abandon()
+        self.warn_once(
+            "the model was called on %d rows for %d sample ids, and it is not known which rows are whose: "
+            "such steps are not captured. Name every row with hook.step(sample_ids=...): "
+            "ids.repeat_interleave(%d) where a sample's rows follow one another, ids.repeat(%d) where whole "
+            "batches do",
+            rows,
+            count,
+            rows // count,
+            rows // count,
+        )
 
     def output(self, model: nn.Module, output: Any) -> None:
         """A model has answered."""
@@ -158,35 +178,44 @@ class Session:
                 "with hook.step(sample_ids=..., timesteps=...)"
             )
         rows = len(engine.norms)
-        samples = with_roles(ids, rows)
-        if samples is None or rows % len(timesteps):
+        if len(ids) not in (1, rows) and rows % len(ids) == 0:
+            self._leave_out(rows, len(ids))
+            return
+        if len(ids) not in (1, rows) or len(timesteps) not in (1, rows):
             raise CaptureError(
                 f"the model was called on {rows} rows for {len(ids)} sample ids and "
                 f"{len(timesteps)} timesteps"
             )
-        own, mean_of = None, rows
-        if losses is not None and batch_loss is not None:
-            own = losses.losses(rows / engine.loss_scale, batch_loss)
-        if own is None and rows > len(ids):
-            # Prior preservation adds the means of both halves; a mean over all rows was told by `own`.
-            mean_of = len(ids)
-            engine.loss_scale *= rows / mean_of
-            if losses is not None and batch_loss is not None:
-                own = losses.losses(rows / engine.loss_scale, batch_loss, parts=rows // mean_of)
+        ids, timesteps = ids.expand(rows), timesteps.expand(rows)
+        own, mean_of = self._own_losses(losses, batch_loss, ids)
         weight = accumulation / (mean_of * self.processes) * self.plan.stride
-        timesteps = timesteps.repeat(rows // len(timesteps))
         looks = None
         if images is not None and len(images) == rows:
             looks = appearance(images)
-            self.thumbnails.take(recorder.writer, samples, images)
-        recorder.captured(
-            samples, timesteps, step=self.step_count, weight=weight, losses=own, appearance=looks
-        )
+            self.thumbnails.take(recorder.writer, ids, images)
+        recorder.captured(ids, timesteps, step=self.step_count, weight=weight, losses=own, appearance=looks)
         self.scalars.add(engine.norms)
         self._batch_captured = True
-        self._step_samples += len(ids)
+        self._step_samples += rows // blocks(ids)
         self._step_captured = True
         self._step_seconds += time.perf_counter() - began + engine.hook_seconds
+
+    def _own_losses(
+        self, losses: SampleLosses | None, batch_loss: float | None, ids: Tensor
+    ) -> tuple[Tensor | None, int]:
+        """(R,) the rows' own losses if they are known, and over how many rows the loop takes a mean."""
+        assert self.recorder is not None
+        engine, rows, parts = self.recorder.engine, len(ids), blocks(ids)
+        own = None if losses is None else losses.losses(rows / engine.loss_scale, batch_loss)
+        if own is not None or parts == 1:
+            return own, rows
+        # Not a mean over all rows. Prior preservation adds the means of both halves, whatever their weights.
+        scale = engine.loss_scale * parts
+        own = None if losses is None else losses.losses(rows / scale, batch_loss, parts)
+        if own is None and not bool((ids >= ROLE).any()):
+            return None, rows
+        engine.loss_scale = scale
+        return own, rows // parts
 
     def _warn_of_second_backward(self) -> None:
         if self._batch_captured:
@@ -194,11 +223,11 @@ class Session:
                 "a batch was differentiated twice: rows hold the gradient of the first backward only"
             )
 
-    def warn_once(self, message: str) -> None:
-        """Say something that would be true of many steps."""
+    def warn_once(self, message: str, *found: object) -> None:
+        """Say something that would be true of many steps, with what is ``found`` at the first."""
         if message not in self._warned:
             self._warned.add(message)
-            logger.warning(message)
+            logger.warning(message, *found)
 
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 

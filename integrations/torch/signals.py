@@ -67,15 +67,15 @@ class SampleLosses:
     def _collect(self, gradient: Tensor) -> None:
         self._squares = gradient.detach().flatten(1).float().square().sum(1)
 
-    def losses(self, undo: float, batch_loss: float, parts: int = 1) -> Tensor | None:
+    def losses(self, undo: float, batch_loss: float | None, parts: int = 1) -> Tensor | None:
         """(B,) float32 losses; None if they do not make the batch's loss (another kind of loss).
 
         Args:
             undo: factor that makes a gradient that of the sample's own loss.
-            batch_loss: the loss that the loop computed, before accumulation and loss scale.
+            batch_loss: the loss that the loop computed, before accumulation and loss scale; None: not known.
             parts: the loss is the sum of the means over so many equal parts of the batch.
         """
-        if self._squares is None:
+        if self._squares is None or batch_loss is None:
             return None
         losses = self._squares * (undo**2 * self._elements / 4)
         error = abs(float(losses.mean()) * parts - batch_loss)

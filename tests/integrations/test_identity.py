@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
@@ -19,9 +18,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import diffhook
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.log.samples import ROLE, name_id, split_id
+from diffhook.log.samples import name_id
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
-from tests.twins import sample_gradients
 
 
 class Loop:
@@ -208,68 +206,6 @@ def test_an_epoch_that_a_stateful_loader_goes_on_with_keeps_its_samples(
     found = after.run().end(tmp_path / "log")
     assert found == before.seen + after.seen
     assert sorted(found) == list(range(12)), "the epoch was gone on with, not begun anew"
-
-
-@pytest.mark.parametrize("weight", [1.0, 0.5])
-def test_prior_preservation_keeps_the_role_of_either_half(tmp_path: Path, weight: float) -> None:
-    """B instance images and their B class images in one batch; the loss adds both means."""
-    data, other = identified(), identified() + 3
-    accelerator = Accelerator(cpu=True)
-    DiffHook(accelerator, tmp_path / "log", strict=True, projection_dim="full")
-    model = TinyDenoiser()
-    twin = TinyDenoiser()
-    twin.load_state_dict(model.state_dict())
-    loader = DataLoader(
-        [{"image": data[i], "class": other[i], "timestep": 50 * i} for i in range(4)],  # type: ignore[arg-type]
-        2,
-        collate_fn=lambda items: {
-            "pixels": torch.stack([i["image"] for i in items] + [i["class"] for i in items]),
-            "timesteps": torch.tensor([i["timestep"] for i in items] * 2),
-        },
-    )
-    optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    expected, losses_of = {}, {}
-    for number, batch in enumerate(loader):
-        triple = (batch["pixels"], torch.ones_like(batch["pixels"]), batch["timesteps"])
-        instance, prior = denoising_losses(model, triple).chunk(2)
-        accelerator.backward(instance.mean() + weight * prior.mean())
-        optimizer.step()
-        for row, gradient in enumerate(sample_gradients(twin, denoising_losses, triple)):
-            sample, role = 2 * number + row % 2, row // 2
-            expected[sample, role] = gradient * (weight if role else 1.0)
-            losses_of[sample, role] = (prior if role else instance)[row % 2].item()
-    accelerator.end_training()
-    table = diffhook.open_log(tmp_path / "log").train
-    assert len(table) == 8
-    for row, sample in enumerate(table["sample"].tolist()):
-        key = split_id(sample)
-        assert table["role"][row] == key[1]
-        norm = float(expected[key].norm())
-        np.testing.assert_allclose(table["grad_norm"][row], norm, rtol=1e-5)
-        assert table["timestep"][row] == 50 * key[0]
-        if weight == 1.0:
-            np.testing.assert_allclose(table["loss"][row], losses_of[key], rtol=1e-4)
-    np.testing.assert_allclose(table["weight"], 1 / 2, rtol=1e-6)
-
-
-def test_several_rows_of_a_sample_in_one_mean_have_their_own_gradients(tmp_path: Path) -> None:
-    """Every image at two noises in one batch, and one mean over all rows."""
-    data = identified()[:3]
-    accelerator = Accelerator(cpu=True)
-    DiffHook(accelerator, tmp_path / "log", strict=True, projection_dim=0)
-    model, twin = TinyDenoiser(), TinyDenoiser()
-    twin.load_state_dict(model.state_dict())
-    model, loader = accelerator.prepare(model, DataLoader(TensorDataset(data), 3))
-    for (clean,) in loader:
-        triple = (torch.cat([clean, clean]), torch.randn(6, 1, 8, 8), torch.arange(6) * 100)
-        accelerator.backward(denoising_losses(model, triple).mean())
-    norms = sample_gradients(twin, denoising_losses, triple).norm(dim=1)
-    accelerator.end_training()
-    table = diffhook.open_log(tmp_path / "log").train
-    assert table["sample"].tolist() == [0, 1, 2, ROLE, ROLE + 1, ROLE + 2]
-    np.testing.assert_allclose(table["grad_norm"], norms, rtol=1e-5)
-    np.testing.assert_allclose(table["weight"], 1 / 6, rtol=1e-6)
 
 
 def test_probes_have_the_ids_that_the_batches_have(tmp_path: Path) -> None:
