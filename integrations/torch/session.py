@@ -20,7 +20,7 @@ from diffhook.capture.diffusion import predicted_tensor
 from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
 from diffhook.integrations.torch.identity import blocks
 from diffhook.integrations.torch.scalars import Scalars
-from diffhook.integrations.torch.signals import SampleLosses, find_timesteps
+from diffhook.integrations.torch.signals import SampleLosses, find_timesteps, timestep_last
 from diffhook.integrations.torch.thumbnails import ThumbnailTaker
 from diffhook.log.samples import ROLE
 
@@ -103,16 +103,15 @@ class Session:
                 return
             self.in_pass = True
             recorder.engine.begin()
-        recorder.engine.enter_model(model, args, kwargs)
+        recorder.engine.enter_model(model, timestep_last(model, args, kwargs))
         if self._denoiser is None:
             self._note_timesteps(model, args, kwargs)
 
     def _note_timesteps(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found = find_timesteps(model, args, kwargs)
-        if found is not None or self.timesteps is not None:
-            self._denoiser = model
         if self.timesteps is None:
-            self.timesteps = found
+            self.timesteps = find_timesteps(model, args, kwargs)
+        if self.timesteps is not None:
+            self._denoiser = model
         assert self.sample_ids is not None
         count = len(self.sample_ids)
         told = count if self.timesteps is None else len(self.timesteps)
@@ -174,8 +173,9 @@ class Session:
             self.abandon()
         if timesteps is None:
             raise CaptureError(
-                "the model was called without a timestep (keyword 'timestep' or second argument): name it "
-                "with hook.step(sample_ids=..., timesteps=...)"
+                "what is trained was called without a timestep (keyword 'timestep' or second argument): name "
+                "it with hook.step(sample_ids=..., timesteps=...), as where another model is trained through "
+                "a frozen denoiser (textual inversion)"
             )
         rows = len(engine.norms)
         if len(ids) not in (1, rows) and rows % len(ids) == 0:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from diffhook.errors import CaptureError
+
 _NAMES = ("timestep", "timesteps", "t")
 
 
@@ -16,24 +18,46 @@ def find_timesteps(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     """The timesteps of a model call: by their name, or else the second positional argument.
 
     Returns:
-        (B,) tensor, a scalar one repeated; None where there is none.
+        (B,) tensor: flattened from (B, 1) and the like, a single one repeated; None where there is none.
+
+    Raises:
+        CaptureError: an argument of that name has another shape, such as a timestep for each token.
     """
-    found = next((kwargs[name] for name in _NAMES if kwargs.get(name) is not None), None)
-    if found is None and len(args) > 1:
-        found = args[_position(model)] if _position(model) < len(args) else None
+    found, by_name = _timestep(model, args, kwargs)
     if not isinstance(found, Tensor | int | float):
         return None
     timesteps = torch.as_tensor(found).detach()
+    values = timestep_last(model, args, kwargs)
+    rows = next((len(v) for v in values if isinstance(v, Tensor) and v.dim() and v is not found), 1)
     if timesteps.numel() == 1:
-        batch = next((a.shape[0] for a in (*args, *kwargs.values()) if _batched(a)), 1)
-        timesteps = timesteps.flatten().expand(batch)
-    return timesteps if timesteps.dim() == 1 else None
+        return timesteps.flatten().expand(rows)
+    if timesteps.dim() == 1 or timesteps.numel() == rows:
+        return timesteps.flatten()
+    if not by_name:
+        return None
+    raise CaptureError(
+        f"the model's timestep has shape {tuple(timesteps.shape)}; expected a number for each of the {rows} "
+        "rows, or one for all: name them with hook.step(sample_ids=..., timesteps=...)"
+    )
 
 
-def _position(model: nn.Module) -> int:
-    """Of the timestep among the positional arguments of a model's forward."""
-    names = list(inspect.signature(model.forward).parameters)
-    return next((names.index(name) for name in _NAMES if name in names), 1)
+def timestep_last(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a model call as its signature has them, but the timestep last, which may be one
+    for all rows: so that the first tensor has the batch's length."""
+    names = inspect.signature(model.forward).parameters
+    values = (*args, *(kwargs[name] for name in sorted(kwargs, key=[*names, *kwargs].index)))
+    timestep, _ = _timestep(model, args, kwargs)
+    return (*(value for value in values if value is not timestep), timestep)
+
+
+def _timestep(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
+    """What the model is told as its timestep, and whether that is its name."""
+    names = inspect.signature(model.forward).parameters
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    found = next((named[name] for name in _NAMES if named.get(name) is not None), None)
+    if found is None and len(args) > 1 and not any(name in names for name in _NAMES):
+        return args[1], False
+    return found, True
 
 
 def scale_of(scaler: GradScaler | None) -> float:
@@ -46,10 +70,6 @@ def overflowed(optimizer: torch.optim.Optimizer) -> bool:
     gradients are not finite, and told so."""
     found = getattr(optimizer, "found_inf", None)
     return found is not None and bool(found)
-
-
-def _batched(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
 
 
 class SampleLosses:

@@ -1,0 +1,125 @@
+"""Timesteps as loops hand them to their models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import diffhook
+from diffhook.errors import CaptureError
+from diffhook.integrations.accelerate import DiffHook
+from diffhook.integrations.torch.signals import find_timesteps
+from tests.runs import TinyDenoiser, identified
+
+
+class Broadcasting(TinyDenoiser):
+    """Takes timesteps of any shape that has a number for each row, or one for all."""
+
+    def forward(self, sample: Tensor, timestep: Any, return_dict: bool = True) -> Any:
+        return super().forward(sample, torch.as_tensor(timestep).flatten().expand(len(sample)))
+
+
+class TimeFirst(nn.Module):
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        return x
+
+
+class Encoder(nn.Module):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return input_ids
+
+
+class Frozen(nn.Module):
+    """Stands for a text encoder that is trained alone, through a frozen denoiser."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(1, 1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self.scale(tokens)
+        return found
+
+
+def _train(log: Path, shaped: Callable[[Tensor], Any], call: Any = None, **options: Any) -> list[float]:
+    """Trains an epoch; returns the timesteps of the rows, as drawn."""
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, log, strict=True, projection_dim=0, alerts=(), **options)
+    model = Broadcasting()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    loader = DataLoader(TensorDataset(identified()), 4)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    drawn: list[float] = []
+    for (clean,) in loader:
+        told = shaped(torch.randint(1, 1000, (4,)).float())
+        predicted = (model(clean, told) if call is None else call(model, clean, told))[0]
+        accelerator.backward((predicted - clean).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        drawn += torch.as_tensor(told).flatten().expand(4).tolist()
+    accelerator.end_training()
+    return drawn
+
+
+SHAPES: dict[str, Callable[[Tensor], Any]] = {
+    "(B,)": lambda t: t,
+    "(B, 1)": lambda t: t[:, None],
+    "(B, 1, 1, 1)": lambda t: t[:, None, None, None],
+    "(1,)": lambda t: t[:1],
+    "()": lambda t: t[0],
+    "a number": lambda t: float(t[0]),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("keywords", [False, True], ids=["positional", "keywords, the timestep first"])
+def test_a_number_for_each_row_or_one_for_all_is_read(tmp_path: Path, shape: str, keywords: bool) -> None:
+    call = (lambda model, clean, told: model(timestep=told, sample=clean)) if keywords else None
+    drawn = _train(tmp_path / "log", SHAPES[shape], call)
+    assert diffhook.open_log(tmp_path / "log").train["timestep"].tolist() == drawn
+
+
+def test_the_batch_is_not_mistaken_where_the_time_comes_first() -> None:
+    found = find_timesteps(TimeFirst(), (torch.ones(1), torch.ones(3, 2)), {})
+    assert found is not None
+    assert found.tolist() == [1, 1, 1]
+
+
+def test_a_timestep_for_each_token_is_told_by_its_shape(tmp_path: Path) -> None:
+    with pytest.raises(
+        CaptureError, match=r"timestep has shape \(4, 3\); expected a number for each of the 4 rows"
+    ):
+        find_timesteps(Broadcasting(), (torch.ones(4, 1, 8, 8),), {"timestep": torch.ones(4, 3)})
+    masked = (torch.ones(4, 3), torch.ones(4, 3))
+    assert find_timesteps(Encoder(), masked, {}) is None, "an attention mask is no timestep"
+
+
+def test_a_model_trained_through_a_frozen_denoiser_is_told_to_name_timesteps(tmp_path: Path) -> None:
+    """As textual inversion does: only the text encoder is prepared, the denoiser is called by itself."""
+    accelerator = Accelerator(cpu=True)
+    hook = DiffHook(accelerator, tmp_path / "log", strict=True, projection_dim=0, alerts=())
+    denoiser = TinyDenoiser().requires_grad_(False)
+    encoder: Any = Frozen()
+    encoder, loader = accelerator.prepare(encoder, DataLoader(TensorDataset(identified()), 4))
+    for number, (clean,) in enumerate(loader):
+        timesteps = torch.arange(4) + 4 * number
+        with hook.step(sample_ids=timesteps, timesteps=timesteps):
+            text = encoder(torch.ones(4, 1))[:, :, None, None]
+            accelerator.backward((denoiser(clean * text, timesteps)[0] - clean).square().mean())
+    for (clean,) in loader:
+        text = encoder(torch.ones(4, 1))[:, :, None, None]
+        loss = (denoiser(clean * text, timesteps)[0] - clean).square().mean()
+        with pytest.raises(CaptureError, match="another model is trained through a frozen denoiser"):
+            accelerator.backward(loss)
+        break
+    found = diffhook.open_log(tmp_path / "log").train["timestep"]
+    np.testing.assert_array_equal(found, np.arange(12))
