@@ -63,6 +63,7 @@ class Session:
         self._warned: set[str] = set()
         self._denoiser: nn.Module | None = None  # of the pass: the model that knows the timesteps
         self._losses: SampleLosses | None = None
+        self._reads_losses = True  # off gradients, until a loss is seen to be no mean of squared errors
         self._images: Tensor | None = None  # of the batch
         self._step_began: float | None = None
         self._reset_step()
@@ -141,7 +142,11 @@ class Session:
 
     def output(self, model: nn.Module, output: Any) -> None:
         """A model has answered."""
-        if not self.in_pass or self._losses is not None or model is not self._denoiser:
+        if (
+            not (self.in_pass and self._reads_losses)
+            or self._losses is not None
+            or model is not self._denoiser
+        ):
             return
         with suppress(ConfigurationError):  # a model of another kind: losses stay unknown
             predicted = predicted_tensor(output)
@@ -188,6 +193,8 @@ class Session:
             )
         ids, timesteps = ids.expand(rows), timesteps.expand(rows)
         own, mean_of = self._own_losses(losses, batch_loss, ids)
+        if own is None and losses is not None and losses.contradicted:
+            self._reads_losses = False  # another kind of loss agrees by chance now and then
         weight = accumulation / (mean_of * self.processes) * self.plan.stride
         looks = None
         if images is not None and len(images) == rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -80,6 +81,7 @@ class SampleLosses:
     """
 
     def __init__(self, predicted: Tensor) -> None:
+        self.contradicted = False  #: the loop's loss was another than these make
         self._squares: Tensor | None = None
         self._elements = predicted[0].numel()
         predicted.register_hook(self._collect)
@@ -99,4 +101,7 @@ class SampleLosses:
             return None
         losses = self._squares * (undo**2 * self._elements / 4)
         error = abs(float(losses.mean()) * parts - batch_loss)
-        return losses if error <= 0.01 * abs(batch_loss) else None
+        if error <= 0.01 * abs(batch_loss):
+            return losses
+        self.contradicted = math.isfinite(error)
+        return None
