@@ -131,7 +131,8 @@ class TorchHook(Guest):
         Args:
             sample_ids: (B,) integers in [0, 2^51), or B strings: one for each row that the model is called
                 on. Rows of one sample, such as the frames of a video, have its id, each of them.
-            timesteps: (B,) numbers, or one for all rows; None to read them from the model's arguments.
+            timesteps: (B,) numbers in the scheduler's units, or one for all rows; None to read them from the
+                model's arguments, divided by the objective's ``timestep_scale`` where there is one.
             loss_scale: for a loop that calls ``loss.backward()`` itself: factor on the loss besides
                 the mean over the batch and a scaler's, such as 1/k when it accumulates k micro-batches.
             batch: what the loop trains on, for the alert on samples that look unlike the others; see

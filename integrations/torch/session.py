@@ -110,7 +110,7 @@ class Session:
 
     def _note_timesteps(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.timesteps is None:
-            self.timesteps = find_timesteps(model, args, kwargs)
+            self.timesteps = self._in_schedulers_units(find_timesteps(model, args, kwargs))
         if self.timesteps is not None:
             self._denoiser = model
         assert self.sample_ids is not None
@@ -125,6 +125,12 @@ class Session:
             f"the batch has {count} sample ids but {told} timesteps: name both "
             "with hook.step(sample_ids=..., timesteps=...)"
         )
+
+    def _in_schedulers_units(self, timesteps: Tensor | None) -> Tensor | None:
+        """Of what the model is told, where the objective says by which factor that differs."""
+        objective = None if self.recorder is None else self.recorder.objective
+        scale = float(getattr(objective, "timestep_scale", 1.0))
+        return timesteps if timesteps is None or scale == 1 else timesteps.double() / scale
 
     def _leave_out(self, rows: int, count: int) -> None:
         """The batch has several rows of each sample: rows under wrong ids would be worse than none."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -123,3 +124,23 @@ def test_a_model_trained_through_a_frozen_denoiser_is_told_to_name_timesteps(tmp
         break
     found = diffhook.open_log(tmp_path / "log").train["timestep"]
     np.testing.assert_array_equal(found, np.arange(12))
+
+
+def test_training_rows_and_probes_have_the_schedulers_units(tmp_path: Path) -> None:
+    """Flux's model is told t/1000; what a loop names itself is in the scheduler's units already."""
+    objective = diffhook.DiffusionObjective(FlowMatchEulerDiscreteScheduler(), timestep_scale=1 / 1000)
+    probe = diffhook.Probe(2, diffhook.Grid(4))
+    log = tmp_path / "log"
+    drawn = _train(log, lambda t: t / 1000, objective=objective, probe=probe)
+    found = diffhook.open_log(log)
+    np.testing.assert_allclose(found.train["timestep"], 1000 * np.array(drawn), rtol=1e-6)
+    assert found.probe["timestep"].max() > 500
+    accelerator = Accelerator(cpu=True)
+    hook = DiffHook(accelerator, tmp_path / "named", strict=True, objective=objective, probe=probe)
+    model, loader = accelerator.prepare(TinyDenoiser(), DataLoader(TensorDataset(identified()), 2))
+    for clean, *_ in loader:
+        with hook.step(sample_ids=[4, 5], timesteps=[700, 20]):
+            accelerator.backward(model(clean, torch.tensor([0.7, 0.02]))[0].square().mean())
+        break
+    accelerator.end_training()
+    assert diffhook.open_log(tmp_path / "named").train["timestep"].tolist() == [700, 20]
