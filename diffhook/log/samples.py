@@ -34,8 +34,9 @@ MAX_ROLES = 4  # ids stay below 2^53, so that JSON and float64 keep them exact
 
 
 def name_id(name: str) -> int:
-    """The id of a sample that has a name."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) % ROLE
+    """The id of a sample that has a name; also of a file's that is no UTF-8, as Python decodes it."""
+    content = name.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) % ROLE
 
 
 def split_id(sample: int) -> tuple[int, int]:

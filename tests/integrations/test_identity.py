@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,16 @@ def test_strings_in_the_batch_get_stable_ids_and_their_names_are_kept(tmp_path: 
     names = [f"a/{i}.png" for i in loop.seen]
     assert loop.end(tmp_path / "log") == [name_id(name) for name in names]
     assert diffhook.open_log(tmp_path / "log").names() == {name_id(name): name for name in names}
+
+
+def test_file_names_that_are_no_utf_8_are_names(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9-%d.png" % i) for i in range(11)] + ["\ud800"]
+    loop = Loop(tmp_path / "log", DataLoader(Dicts("path", names.__getitem__), 4)).run()
+    assert loop.end(tmp_path / "log") == [name_id(name) for name in names]
+    assert len(set(map(name_id, names))) == 12
+    assert sorted(diffhook.open_log(tmp_path / "log").names().values()) == sorted(names)
+    for file in (tmp_path / "log/names").iterdir():
+        json.loads(file.read_bytes().decode("utf-8"))
 
 
 def test_names_survive_a_second_run_that_sees_others(tmp_path: Path) -> None:
