@@ -167,7 +167,9 @@ class DiffHook(TorchHook):
 
     def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
         with self.guarded():
-            ids = None if batch is None else self.identity.of(batch, index)
+            ids = None if batch is None else self.identity.of(batch, index, id(dataset))
+            if ids is None and batch is not None and self.identity.settled(id(dataset)):
+                self.session.batch(None)  # not the batch before any more
             if batch is None or ids is not None:
                 self._data.received(None if batch is None else dataset)
                 self.session.batch(None if self._data.unclear else ids, batch=batch)

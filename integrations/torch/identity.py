@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import ROLE, name_id
+
+logger = logging.getLogger("diffhook")
 
 KEYS = (
     "sample_ids", "sample_id", "indices", "index", "idx", "ids", "id", "image_ids", "image_id",
@@ -32,25 +35,60 @@ class Identity:
         self._source = source
         self.names: dict[int, str] = {}  #: id → name
         self.found = _INDEX  #: where the last batch's ids came from
+        self.dataset: int | None = None  #: id() of that batch's, where known
+        self._settled: dict[int | None, str] = {}  # per dataset, where its ids come from from now on
+        self._warned: set[str] = set()
 
     @property
     def own_ids(self) -> bool:
         """Whether samples have ids of their own, which are not their index in the dataset."""
         return self.found != _INDEX
 
-    def of(self, batch: Any, index: Tensor | None = None) -> Tensor | None:
+    def of(self, batch: Any, index: Tensor | None = None, dataset: int | None = None) -> Tensor | None:
         """(B,) int64 ids, or of every row where ``index`` is; None if the batch tells none.
 
         Args:
             index: indices in the dataset, where known; of every row where that is known.
+            dataset: id() of the dataset. All batches of one have their ids from where the first has them.
 
         Raises:
             ConfigurationError: what ``source`` names holds no ids.
         """
+        self.dataset = dataset
         ids = self._of(batch, index)
-        if ids is None or index is None or len(ids) != _items(index):
+        if ids is None or index is None or ids is index:
             return ids
-        return with_roles(ids, len(index) // len(ids))
+        if len(ids) == (items := _items(index)):
+            ids = with_roles(ids, len(index) // items)
+        self._warn_of_shared(ids, index)
+        return ids
+
+    def settled(self, dataset: int | None) -> bool:
+        """Whether batches of that dataset have had ids."""
+        return dataset in self._settled
+
+    def _warn_of_shared(self, ids: Tensor, index: Tensor) -> None:
+        if len(ids) != len(index) or "shared" in self._warned:
+            return
+        places: dict[int, int] = {}
+        for sample, place in zip((ids % ROLE).tolist(), (index % ROLE).tolist(), strict=True):
+            if places.setdefault(sample, place) != place:
+                self._warn(
+                    "shared",
+                    "samples %d and %d of the dataset have the same id, %r (%s), and count as one sample in "
+                    "every score: if they are two, pass sample_ids=... (a key, or a function of the batch), "
+                    "or sample_ids=False for the index",
+                    places[sample],
+                    place,
+                    self.names.get(sample, sample),
+                    self.found,
+                )
+                return
+
+    def _warn(self, what: str, message: str, *found: object) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            logger.warning(message, *found)
 
     def _of(self, batch: Any, index: Tensor | None) -> Tensor | None:
         if callable(self._source):
@@ -61,7 +99,12 @@ class Identity:
             return None if self._source else index
         if self._source:
             found = batch.get(self._source)
-            return None if found is None else self.named(found, f"batch[{self._source!r}]")
+            if found is None:
+                if self.settled(self.dataset):
+                    self._warn_of_none(batch, self._source)
+                return None
+            self._settled[self.dataset] = self._source
+            return self.named(found, f"batch[{self._source!r}]")
         return self._well_known(batch, index)
 
     def named(self, values: Any, found: str) -> Tensor:
@@ -80,15 +123,34 @@ class Identity:
 
     def _well_known(self, batch: Mapping[str, Any], index: Tensor | None) -> Tensor | None:
         rows = next((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim() > 1), None)
-        for key in KEYS:
+        settled = self._settled.get(self.dataset)
+        if settled == _INDEX:
+            return self._by_index(index)
+        for key in KEYS if settled is None else (settled,):
             ids = self._ids(batch[key]) if key in batch else None
             if ids is None or not len(ids) or (rows is not None and rows % len(ids)):
                 continue
             if index is None or len(ids) in (_items(index), rows):
+                self._settled[self.dataset] = key
                 self.found = f"batch[{key!r}]"
                 return ids
+        if settled is None:
+            return self._by_index(index)
+        self._warn_of_none(batch, settled)
+        return None
+
+    def _warn_of_none(self, batch: Mapping[str, Any], key: str) -> None:
+        self._warn(
+            "none",
+            "batch[%r] is %s, where earlier batches had ids: such batches are not captured, since the log "
+            "would know some samples by two ids",
+            key,
+            _describe(batch.get(key)),
+        )
+
+    def _by_index(self, index: Tensor | None) -> Tensor | None:
         if index is not None:
-            self.found = _INDEX
+            self._settled[self.dataset] = self.found = _INDEX
         return index
 
     def _ids(self, values: Any) -> Tensor | None:

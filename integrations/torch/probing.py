@@ -24,7 +24,9 @@ def training_probe(
     if objective is None:
         return None
     probe = probe or Probe()
+    dataset = None
     if probe.dataset is None:
+        dataset = identity.dataset  # of the first training batch
         if loader is None or not hasattr(loader.dataset, "__getitem__"):
             raise ConfigurationError(
                 "the probe has no dataset, and no DataLoader over one was prepared: pass "
@@ -33,7 +35,7 @@ def training_probe(
         probe = replace(probe, dataset=loader.dataset, collate=probe.collate or loader.collate_fn)
 
     def identify(batch: Any, indices: Sequence[int]) -> list[int]:
-        found = identity.of(batch, torch.tensor(indices))
+        found = identity.of(batch, torch.tensor(indices), dataset)
         return list(indices) if found is None else found.tolist()
 
     return replace(probe, identify=identify)

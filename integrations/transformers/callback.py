@@ -63,7 +63,7 @@ class _TrainerHook(DiffHook):
 
     def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
         with self.guarded():
-            ids = self.identity.of(batch, index)
+            ids = self.identity.of(batch, index, id(dataset))
             if ids is not None:
                 self._waiting[id(batch)] = ids
                 self.note(ids, index)

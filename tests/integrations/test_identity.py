@@ -124,6 +124,59 @@ def test_what_is_no_id_under_a_well_known_key_is_passed_over(tmp_path: Path, val
     assert Loop(tmp_path / "log", loader).run().end(tmp_path / "log") == list(range(12))
 
 
+@pytest.mark.parametrize(
+    ("key", "of"), [("index", lambda i: i % 3), ("filename", lambda i: "")], ids=["classes", "empty names"]
+)
+def test_samples_that_share_an_id_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, of: Any
+) -> None:
+    Loop(tmp_path / "log", DataLoader(Dicts(key, of), 4)).run().run().end(tmp_path / "log")
+    (told,) = [r.getMessage() for r in caplog.records if "the same id" in r.getMessage()]
+    assert f"(batch['{key}'])" in told
+    assert "sample_ids=False" in told
+
+
+def test_a_sample_seen_twice_in_a_batch_shares_its_id_with_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = DataLoader(Dicts("path", str), 4, sampler=[0, 1, 1, 2])
+    Loop(tmp_path / "log", loader).run().end(tmp_path / "log")
+    assert "the same id" not in caplog.text
+
+
+def _mixed(items: list[Any]) -> dict[str, Any]:
+    names = [item["path"] for item in items]
+    return {"image": torch.stack([i["image"] for i in items])} | ({} if None in names else {"path": names})
+
+
+@pytest.mark.parametrize("asked", [None, "path"], ids=["well-known", "asked for"])
+def test_a_batch_whose_names_are_none_is_left_out_and_not_logged_by_its_indices(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: Any
+) -> None:
+    data = Dicts("path", lambda i: None if i in (5, 6) else f"{i}.png")
+    loop = Loop(tmp_path / "log", DataLoader(data, 3, collate_fn=_mixed), sample_ids=asked).run()
+    assert loop.end(tmp_path / "log") == [name_id(f"{i}.png") for i in (0, 1, 2, 9, 10, 11)]
+    assert caplog.text.count("where earlier batches had ids") == 1
+
+
+def test_a_run_that_begins_by_index_stays_there(tmp_path: Path) -> None:
+    data = Dicts("path", lambda i: None if i == 0 else f"{i}.png")
+    loop = Loop(tmp_path / "log", DataLoader(data, 4, collate_fn=_mixed)).run()
+    assert loop.end(tmp_path / "log") == list(range(12))
+
+
+def test_another_dataset_has_ids_of_its_own_kind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loop = Loop(tmp_path / "log", DataLoader(Dicts("path", str), 4))
+    validation = loop.accelerator.prepare(DataLoader(TensorDataset(identified()), 4))
+    for _ in range(2):
+        loop.run()
+        with torch.no_grad():
+            for (clean,) in validation:
+                denoising_losses(loop.model, (clean, clean, torch.zeros(len(clean), dtype=torch.long)))
+    assert loop.end(tmp_path / "log") == [name_id(str(i)) for i in range(12)] * 2
+    assert not caplog.records
+
+
 def test_what_is_no_id_under_a_key_that_was_asked_for_is_an_error(tmp_path: Path) -> None:
     loop = Loop(tmp_path / "log", DataLoader(Dicts("ids", float), 4), sample_ids="ids")
     with pytest.raises(ConfigurationError, match=r"batch\['ids'\] is a tensor of .* torch.float"):
