@@ -51,7 +51,7 @@ class TorchHook(Guest):
     Args:
         path: the log: a folder, an fsspec URL, or a zarr Store.
         model: the trained model, or several that one backward reaches; unwrapped, not DDP's.
-        optimizer: whose steps count; of several, the first.
+        optimizer: whose steps count; of several, the first. Rows have its first group's learning rate.
         scaler: the ``GradScaler`` by which the loop scales its losses, if it does.
         rank, processes: this process's number, and how many share the batch.
         settings: see :class:`~diffhook.integrations.torch.settings.Settings`.

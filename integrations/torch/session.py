@@ -20,7 +20,7 @@ from diffhook.capture.diffusion import predicted_tensor
 from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
 from diffhook.integrations.torch.identity import blocks
 from diffhook.integrations.torch.scalars import Scalars
-from diffhook.integrations.torch.signals import SampleLosses, find_timesteps, timestep_last
+from diffhook.integrations.torch.signals import SampleLosses, find_timesteps, learning_rates, timestep_last
 from diffhook.integrations.torch.thumbnails import ThumbnailTaker
 from diffhook.log.samples import ROLE
 
@@ -256,9 +256,7 @@ class Session:
         if recorder is None:
             return
         began = time.perf_counter()
-        group = optimizer.param_groups[0]
-        rate = float(group["lr"]) * float(group.get("d", 1.0))  # d: Prodigy's estimate
-        recorder.stepped(rate, self._step_samples * self.processes)
+        recorder.stepped(self._rate(optimizer), self._step_samples * self.processes)
         self.step_count += 1
         now = time.perf_counter()
         captured = self._step_seconds + now - began if self._step_captured else None
@@ -268,6 +266,17 @@ class Session:
         self._reset_step()
         if self._snapshot_every and self.step_count % self._snapshot_every == 0:
             self.snapshot()
+
+    def _rate(self, optimizer: torch.optim.Optimizer) -> float:
+        rates = learning_rates(optimizer)
+        if len(set(rates)) > 1:
+            self.warn_once(
+                "the optimiser's groups have several learning rates (%s): the log, and the scores that go by "
+                "it, take the first group's, %g, for all parameters",
+                ", ".join(f"{rate:g}" for rate in sorted(set(rates))),
+                rates[0],
+            )
+        return rates[0]
 
     def _tell_stride(self) -> None:
         if self.rank == 0:

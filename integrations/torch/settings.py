@@ -15,6 +15,8 @@ from diffhook.gradients import check_projection_dim
 class Settings:
     """Options of a capture.
 
+    Of an optimiser whose groups have several learning rates, the log has the first group's; it is told.
+
     Attributes:
         projection_dim: D; 0 for norms only; "full" keeps whole gradients.
         seed: seed of the projection.

@@ -73,6 +73,11 @@ def overflowed(optimizer: torch.optim.Optimizer) -> bool:
     return found is not None and bool(found)
 
 
+def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """Of each group, as the step uses it."""
+    return [float(g["lr"]) * float(g.get("d", 1.0)) for g in optimizer.param_groups]  # d: Prodigy's estimate
+
+
 class SampleLosses:
     """Per-sample losses read off the gradient of the prediction.
 
