@@ -111,7 +111,7 @@ class TorchHook(Guest):
                 self._scaler = given
             elif self._optimizer is None:  # a step is counted once, by the first optimiser
                 self._optimizer = given
-                self.later(Weak(self._finish_pass, given.register_step_pre_hook).remove)
+                self.later(Weak(self._before_step, given.register_step_pre_hook).remove)
                 self.later(Weak(self._on_step, given.register_step_post_hook).remove)
                 self.replace(given, "zero_grad", self._on_zero_grad)
 
@@ -156,15 +156,17 @@ class TorchHook(Guest):
             self._scales = None
             raise
         self._finish_pass()
+        self._scales = None
         with self.guarded():
             self.session.batch(None)
 
-    def _finish_pass(self, *_: object) -> None:
+    def _finish_pass(self) -> None:
         """The backward within :meth:`step` is over: at its end, or where the optimiser steps."""
-        with self.guarded():
-            if self._scales is not None and self.session.in_pass:
-                self.session.backward(None, *self._scales)
-        self._scales = None
+        scales = self._scales
+        if scales is not None and self.session.in_pass:
+            self._scales = None
+            with self.guarded():
+                self.session.backward(None, *scales)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
@@ -217,7 +219,13 @@ class TorchHook(Guest):
             with self.guarded():
                 self.session.output(model, output)
 
+    def _before_step(self, *_: object) -> None:
+        self._finish_pass()
+        self.session.in_step = True
+
     def _on_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._finish_pass()  # of its closure
+        self.session.in_step = False
         with self.guarded():
             if overflowed(optimizer):
                 self.session.skipped()
@@ -225,9 +233,11 @@ class TorchHook(Guest):
             self.session.stepped(optimizer)
 
     def _on_zero_grad(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if self.session.in_step:
+            self._finish_pass()  # of a closure that is called again
         original(*args, **kwargs)
         with self.guarded():
-            self.session.skipped()
+            self.session.zeroed()
 
     # ── beginning and end ─────────────────────────────────────────────────────────────────────
 

@@ -57,6 +57,7 @@ class Session:
         self.sample_ids: Tensor | None = None
         self.timesteps: Tensor | None = None
         self.in_pass = False  # a forward was watched whose backward has not come
+        self.in_step = False  # the optimiser is at work, and calls a closure perhaps
         self._snapshot_every = snapshot_every
         self._own_forward = False  # a probe of ours is running
         self._batch_captured = False
@@ -80,7 +81,7 @@ class Session:
         self.abandon()
         self.sample_ids, self.timesteps = sample_ids, timesteps
         self._images = None if batch is None else images_of(batch)
-        self._batch_captured = False
+        self._batch_captured = self.in_step = False
 
     def abandon(self) -> None:
         """Forget a forward whose backward did not come."""
@@ -243,6 +244,15 @@ class Session:
             logger.warning(message, *found)
 
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
+
+    def zeroed(self) -> None:
+        """Gradients were zeroed: without a step, unless it is a closure's beginning."""
+        if not self.in_step:
+            self.skipped()
+        elif self._batch_captured:
+            self.warn_once(
+                "the optimiser calls its closure again: rows hold the gradients of the first call in a step"
+            )
 
     def skipped(self) -> None:
         """Gradients were zeroed without a step, or not finite: the rows staged moved nothing."""
