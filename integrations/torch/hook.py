@@ -18,6 +18,7 @@ from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.integrations.torch import checkpoint
+from diffhook.integrations.torch.denoiser import FrozenDenoiser
 from diffhook.integrations.torch.describe import describe_run
 from diffhook.integrations.torch.guest import Guest, Weak
 from diffhook.integrations.torch.identity import Identity
@@ -79,6 +80,10 @@ class TorchHook(Guest):
         self.identity = Identity(self.settings.sample_ids)
         self.alerts = Alerts.of(self.settings.alerts)
         self._models = Models(self._on_forward, self._on_output)
+        self._frozen = FrozenDenoiser(
+            self._models.together, self._on_frozen_forward, self._on_output, self._on_frozen_found
+        )
+        self.later(self._frozen.leave)
         self._optimizer: torch.optim.Optimizer | None = None
         self._scaler: GradScaler | None = None
         self._ranks: Ranks | None = None
@@ -213,6 +218,22 @@ class TorchHook(Guest):
             if self.session.recorder is None:
                 self._start()
             self.session.forward(model, args, kwargs)
+            if self.session.timesteps is not None:
+                self._frozen.stop()
+            elif self.session.in_pass:
+                self._frozen.look()
+
+    def _on_frozen_found(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        if not self.closed:
+            with self.guarded():
+                self.session.through(model, args, {})
+                if self.session.timesteps is None:  # told by keyword: seen from the next batch on
+                    self.session.abandon()
+
+    def _on_frozen_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.closed and torch.is_grad_enabled():
+            with self.guarded():
+                self.session.through(model, args, kwargs)
 
     def _on_output(self, model: nn.Module, args: Any, output: Any) -> None:
         if not self.closed and torch.is_grad_enabled():

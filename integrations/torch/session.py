@@ -109,6 +109,11 @@ class Session:
         if self._denoiser is None:
             self._note_timesteps(model, args, kwargs)
 
+    def through(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The loss is computed through a model that is not trained, but told the timesteps."""
+        if self.in_pass and self.timesteps is None:
+            self._note_timesteps(model, args, kwargs)
+
     def _note_timesteps(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.timesteps is None:
             self.timesteps = self._in_schedulers_units(find_timesteps(model, args, kwargs))

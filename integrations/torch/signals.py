@@ -12,7 +12,8 @@ from torch.amp import GradScaler
 
 from diffhook.errors import CaptureError
 
-_NAMES = ("timestep", "timesteps", "t")
+NAMES = ("timestep", "timesteps", "t")
+"""What denoisers call their timestep."""
 
 
 def find_timesteps(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -55,8 +56,8 @@ def _timestep(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """What the model is told as its timestep, and whether that is its name."""
     names = inspect.signature(model.forward).parameters
     named = {**dict(zip(names, args, strict=False)), **kwargs}
-    found = next((named[name] for name in _NAMES if named.get(name) is not None), None)
-    if found is None and len(args) > 1 and not any(name in names for name in _NAMES):
+    found = next((named[name] for name in NAMES if named.get(name) is not None), None)
+    if found is None and len(args) > 1 and not any(name in names for name in NAMES):
         return args[1], False
     return found, True
 

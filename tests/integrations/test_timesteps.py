@@ -33,13 +33,13 @@ class TimeFirst(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class Masked(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return input_ids
 
 
-class Frozen(nn.Module):
-    """Stands for a text encoder that is trained alone, through a frozen denoiser."""
+class Encoder(nn.Module):
+    """Stands for a text encoder that is trained alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,29 +101,65 @@ def test_a_timestep_for_each_token_is_told_by_its_shape(tmp_path: Path) -> None:
     ):
         find_timesteps(Broadcasting(), (torch.ones(4, 1, 8, 8),), {"timestep": torch.ones(4, 3)})
     masked = (torch.ones(4, 3), torch.ones(4, 3))
-    assert find_timesteps(Encoder(), masked, {}) is None, "an attention mask is no timestep"
+    assert find_timesteps(Masked(), masked, {}) is None, "an attention mask is no timestep"
 
 
-def test_a_model_trained_through_a_frozen_denoiser_is_told_to_name_timesteps(tmp_path: Path) -> None:
-    """As textual inversion does: only the text encoder is prepared, the denoiser is called by itself."""
-    accelerator = Accelerator(cpu=True)
-    hook = DiffHook(accelerator, tmp_path / "log", strict=True, projection_dim=0, alerts=())
-    denoiser = TinyDenoiser().requires_grad_(False)
-    encoder: Any = Frozen()
-    encoder, loader = accelerator.prepare(encoder, DataLoader(TensorDataset(identified()), 4))
-    for number, (clean,) in enumerate(loader):
-        timesteps = torch.arange(4) + 4 * number
-        with hook.step(sample_ids=timesteps, timesteps=timesteps):
-            text = encoder(torch.ones(4, 1))[:, :, None, None]
-            accelerator.backward((denoiser(clean * text, timesteps)[0] - clean).square().mean())
-    for (clean,) in loader:
-        text = encoder(torch.ones(4, 1))[:, :, None, None]
-        loss = (denoiser(clean * text, timesteps)[0] - clean).square().mean()
-        with pytest.raises(CaptureError, match="another model is trained through a frozen denoiser"):
-            accelerator.backward(loss)
-        break
-    found = diffhook.open_log(tmp_path / "log").train["timestep"]
-    np.testing.assert_array_equal(found, np.arange(12))
+class Inversion:
+    """Textual inversion: only the text encoder is prepared, the frozen denoiser is called by itself."""
+
+    def __init__(self, log: Path | None, denoiser: Callable[[], nn.Module], keyword: bool = False) -> None:
+        torch.manual_seed(0)
+        self.accelerator = Accelerator(cpu=True)
+        if log is not None:
+            DiffHook(self.accelerator, log, strict=True, projection_dim=0, alerts=())
+        self.denoiser, self.keyword = denoiser().requires_grad_(False), keyword
+        encoder: Any = Encoder()
+        optimizer = torch.optim.SGD(encoder.parameters(), 0.1)
+        loader = DataLoader(TensorDataset(identified()), 4)
+        self.encoder, self.optimizer, self.loader = self.accelerator.prepare(encoder, optimizer, loader)
+        self.losses: list[float] = []
+
+    def run(self) -> Inversion:
+        for number, (clean,) in enumerate(self.loader):
+            timesteps, noise = torch.arange(4) + 4 * number, torch.randn_like(clean)
+            with torch.no_grad():
+                self.denoiser(clean, timesteps + 500)  # a teacher's answer, say
+            text = self.encoder(torch.ones(4, 1))[:, :, None, None]
+            told = {"timestep": timesteps} if self.keyword else {}
+            predicted = self.denoiser(clean * text, *(() if told else (timesteps,)), **told)[0]
+            losses = (predicted - noise).square().flatten(1).mean(1)
+            self.losses += losses.tolist()
+            self.accelerator.backward(losses.mean())
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.accelerator.end_training()
+        return self
+
+
+@pytest.mark.parametrize("keyword", [False, True], ids=["positional", "keyword"])
+def test_timesteps_are_read_off_the_frozen_denoiser_that_another_model_is_trained_through(
+    tmp_path: Path, keyword: bool
+) -> None:
+    run = Inversion(tmp_path / "log", TinyDenoiser, keyword).run()
+    first = 4 if keyword else 0  # by whose call the denoiser is found
+    table = diffhook.open_log(tmp_path / "log").train
+    assert table["sample"].tolist() == table["timestep"].tolist() == list(range(first, 12))
+    np.testing.assert_allclose(table["loss"], run.losses[first:], rtol=1e-4)
+    plain = Inversion(None, TinyDenoiser, keyword).run()
+    assert torch.equal(run.encoder.scale.weight, plain.encoder.scale.weight)
+    assert not run.denoiser._forward_pre_hooks
+    assert not run.denoiser._forward_hooks
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_where_no_model_is_called_with_timesteps_they_are_to_be_named(tmp_path: Path) -> None:
+    class Nameless(nn.Module):
+        def forward(self, *both: Any) -> Any:
+            return both[:1]
+
+    with pytest.raises(CaptureError, match="another model is trained through a frozen denoiser"):
+        Inversion(tmp_path / "log", Nameless).run()
+    assert not torch.nn.modules.module._global_forward_pre_hooks
 
 
 def test_training_rows_and_probes_have_the_schedulers_units(tmp_path: Path) -> None:
