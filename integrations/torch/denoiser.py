@@ -5,7 +5,6 @@ Nobody prepares it, so nobody tells of it; but it is what is called with the tim
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.gradients import LocalHook
 from diffhook.integrations.torch.guest import Weak
-from diffhook.integrations.torch.signals import NAMES
+from diffhook.integrations.torch.signals import NAMES, parameters_of
 
 
 class FrozenDenoiser:
@@ -65,7 +64,7 @@ class FrozenDenoiser:
 
     def _called(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         wanted = self._looking is not None and torch.is_grad_enabled() and module not in self._parts
-        if not wanted or not any(name in inspect.signature(module.forward).parameters for name in NAMES):
+        if not wanted or not any(name in NAMES for name in parameters_of(module)):
             return
         self.stop()
 

@@ -128,7 +128,7 @@ class Identity:
             return self._by_index(index)
         for key in KEYS if settled is None else (settled,):
             ids = self._ids(batch[key]) if key in batch else None
-            if ids is None or not len(ids) or (rows is not None and rows % len(ids)):
+            if ids is None or (rows is not None and rows % len(ids)):
                 continue
             if index is None or len(ids) in (_items(index), rows):
                 self._settled[self.dataset] = key
@@ -171,7 +171,7 @@ def as_ids(values: Any) -> Tensor | None:
         if not all(hasattr(value, "__index__") for value in values):
             return None
         values = torch.tensor([int(value) for value in values])
-    if values.dim() != 1 or values.is_floating_point() or values.dtype == torch.bool:
+    if values.dim() != 1 or not len(values) or values.is_floating_point() or values.dtype == torch.bool:
         return None
     ids = values.detach().long()
     return ids if bool(((ids >= 0) & (ids < ROLE)).all()) else None

@@ -136,7 +136,7 @@ class Session:
         """Of what the model is told, where the objective says by which factor that differs."""
         objective = None if self.recorder is None else self.recorder.objective
         scale = float(getattr(objective, "timestep_scale", 1.0))
-        return timesteps if timesteps is None or scale == 1 else timesteps.double() / scale
+        return timesteps if timesteps is None or scale == 1 else timesteps.float() / scale
 
     def _leave_out(self, rows: int, count: int) -> None:
         """The batch has several rows of each sample: rows under wrong ids would be worse than none."""

@@ -46,7 +46,7 @@ def find_timesteps(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 def timestep_last(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """The arguments of a model call as its signature has them, but the timestep last, which may be one
     for all rows: so that the first tensor has the batch's length."""
-    names = inspect.signature(model.forward).parameters
+    names = parameters_of(model)
     values = (*args, *(kwargs[name] for name in sorted(kwargs, key=[*names, *kwargs].index)))
     timestep, _ = _timestep(model, args, kwargs)
     return (*(value for value in values if value is not timestep), timestep)
@@ -54,12 +54,20 @@ def timestep_last(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 def _timestep(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, bool]:
     """What the model is told as its timestep, and whether that is its name."""
-    names = inspect.signature(model.forward).parameters
+    names = parameters_of(model)
     named = {**dict(zip(names, args, strict=False)), **kwargs}
     found = next((named[name] for name in NAMES if named.get(name) is not None), None)
     if found is None and len(args) > 1 and not any(name in names for name in NAMES):
         return args[1], False
     return found, True
+
+
+def parameters_of(model: nn.Module) -> list[str]:
+    """Names of what the model's forward takes; none where it does not say."""
+    try:
+        return list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def scale_of(scaler: GradScaler | None) -> float:
