@@ -4,5 +4,6 @@ from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.engine import PerSampleGradients
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.sketch import Sketch, check_projection_dim
+from diffhook.gradients.tape import Tape
 
-__all__ = ["Coverage", "LocalHook", "PerSampleGradients", "Sketch", "check_projection_dim"]
+__all__ = ["Coverage", "LocalHook", "PerSampleGradients", "Sketch", "Tape", "check_projection_dim"]

@@ -20,7 +20,7 @@ from diffhook.gradients.layers import find_layers, tied, trainable_parameters
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse, Sums
-from diffhook.gradients.sample_axis import Layout, SampleAxis, leading_axis
+from diffhook.gradients.sample_axis import SAMPLES_FIRST, Layout, SampleAxis, leading_axis
 from diffhook.gradients.sketch import FullGradient, make_sketch
 from diffhook.gradients.survey import Survey
 from diffhook.gradients.tape import OnBackward, Tape
@@ -99,20 +99,19 @@ class PerSampleGradients:
         self._roots = list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
         self._workspace = workspace
         self._layers = find_layers(model, self.parameters)
-        self._tape = Tape(
+        self.tape = Tape(
             {name: owned.module for name, owned in self._layers.items()},
             self._on_forward,
             inputless=[n for n, owned in self._layers.items() if set(owned.parameters) == {"bias"}],
         )
         self._reuse = Reuse(self._layers) if reuse_products and weight_gradients else None
-        self._tape.let_go = self._reuse is None  # a second backward would need them to fill its sums
+        self.tape.let_go = self._reuse is None  # a second backward would need them to fill its sums
         self._tied = tied(self._layers)
         ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
         self._fallback = set(self.parameters) - ruled
         self._missing: dict[str, str] = {}
         self._declined: set[str] = set()  # layers that were called without samples in front
         self._layout = Layout()
-        self._axis: SampleAxis | None = None
         self._failure: Exception | None = None
         self._passes = 0  # finished
         self._root_handles: list[RemovableHandle] = []
@@ -150,7 +149,7 @@ class PerSampleGradients:
         """Put the hooks on the model. They do nothing until :meth:`begin`."""
         if self._root_handles:
             return
-        self._tape.attach()
+        self.tape.attach()
         if self._reuse is not None:
             self._reuse.attach()
         for root in self._roots:
@@ -161,7 +160,7 @@ class PerSampleGradients:
 
     def detach(self) -> None:
         """Take every hook off the model."""
-        self._tape.detach()
+        self.tape.detach()
         if self._reuse is not None:
             self._reuse.detach()
         for handle in self._root_handles:
@@ -176,15 +175,15 @@ class PerSampleGradients:
         """
         check_preconditioner(self.preconditioner, self.parameters)
         self._reset()
-        self._tape.armed = True
+        self.tape.armed = True
         if not self.weight_gradients:
             # The fallback differentiates with respect to its parameters; the survey to all.
             alive = self._fallback if self._surveyed else set(self.parameters)
             self._stack.enter_context(Frozen(self.parameters, alive))
-            self._tape.require_outputs = True
-            self._stack.callback(setattr, self._tape, "require_outputs", False)
+            self.tape.require_outputs = True
+            self._stack.callback(setattr, self.tape, "require_outputs", False)
         if not self._surveyed:
-            self._survey = Survey(self.parameters, self._fallback, self._tape)
+            self._survey = Survey(self.parameters, self._fallback, self.tape)
             self._stack.callback(self._survey.close)
         elif self._reuse is not None:
             self._reuse.armed = True
@@ -196,7 +195,7 @@ class PerSampleGradients:
             CaptureError: the backward did not come by, or an error inside a hook was kept back.
             SurveyAgainError: what the first pass found out no longer holds.
         """
-        if self._axis is not None and self._axis.deceived is not None:
+        if self._axis.deceived is not None:
             self._failure = self._axis.deceived
         self.abandon()
         if isinstance(self._failure, SurveyAgainError):
@@ -224,15 +223,14 @@ class PerSampleGradients:
 
     def abandon(self) -> None:
         """Stop watching and leave the model as it was, whatever has been seen."""
-        self._tape.armed = False
+        self.tape.armed = False
         if self._reuse is not None:
             self._reuse.armed = False
         self._close_uses()
         if self._uses is not None:
             self._uses.release()
             self._uses = None
-        if self._axis is not None:
-            self._axis.release()
+        self._axis.release()
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -284,7 +282,7 @@ class PerSampleGradients:
     @property
     def hook_seconds(self) -> float:
         """Time that the last pass spent on per-sample products (CPU: exact; GPU: launches)."""
-        return self._tape.seconds
+        return self.tape.seconds
 
     def _undo(self) -> float:
         """What to multiply by so that a row is the gradient of its own (group's mean) loss."""
@@ -306,24 +304,20 @@ class PerSampleGradients:
             lambda name: name in self._tied or name in self._fallback,
             self.preconditioner,
         )
-        self._axis = None
+        self._axis = SampleAxis(self._layout, self.tape, learning=not self._surveyed)
         self._failure = None
-        self._tape.calls.clear()
-        self._tape.seconds = 0.0
+        self.tape.calls.clear()
+        self.tape.seconds = 0.0
 
     def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         """The model's forward begins. A hook; called by hand from a pre-hook that came first."""
-        if not self._tape.armed or not torch.is_grad_enabled() or self._watching:
+        if not self.tape.armed or not torch.is_grad_enabled() or self._watching:
             return
         if self._pass.batch is None:
-            self._pass.batch = leading_axis((*args, *(kwargs or {}).values()))
-            if self._pass.batch is not None:
-                self._axis = SampleAxis(
-                    self._pass.batch, self._layout, self._tape, learning=not self._surveyed
-                )
+            self._pass.batch = self._axis.batch = leading_axis((*args, *(kwargs or {}).values()))
         # The first pass watches every parameter, to find the uses that no layer explains.
         watched = self._fallback if self._surveyed else set(self.parameters)
-        if self._axis is None or self._pass.batch is None or not watched:
+        if self._pass.batch is None or not watched:
             return
         if self._uses is None:
             found = {n: p for n, p in self.parameters.items() if n in watched}
@@ -333,7 +327,7 @@ class PerSampleGradients:
                 found,
                 [*constants, *self.model.buffers()],
                 self._pass.batch,
-                self._tape,
+                self.tape,
                 self._axis,
                 self._pass.add_use,
                 self._missing.setdefault,
@@ -343,8 +337,7 @@ class PerSampleGradients:
 
     def _leave_model(self, module: nn.Module, args: Any, output: Any) -> None:
         self._close_uses()
-        if self._axis is not None and torch.is_grad_enabled():
-            self._axis.watch(output)
+        self._axis.watch(output)
 
     def _close_uses(self) -> None:
         if self._uses is not None and self._watching:
@@ -361,12 +354,14 @@ class PerSampleGradients:
             return partial(self._reuse.fill, layer, sums)
         if self._uses is not None:
             self._uses.claim(output, owned.parameters.values())
+        if not isinstance(owned.module, SAMPLES_FIRST):
+            self._axis.rely_on(output)
         return partial(self._on_backward, layer, sums)
 
     def _is_declined(self, layer: str, inputs: Tensor, output: Tensor) -> bool:
         """Whether a call is left to the fallback, which the survey has put on the layer's parameters."""
         if layer not in self._declined:
-            unbatched = self._axis is not None and not self._axis.samples_first(output)
+            unbatched = self._pass.batch is not None and not self._axis.samples_first(output)
             if unbatched or (self._uses is not None and self._uses.is_constant(inputs)):
                 self._declined.add(layer)
                 if self._surveyed and not self._fallback.issuperset(self._layers[layer].parameters.values()):
@@ -383,7 +378,7 @@ class PerSampleGradients:
         try:
             if self._failure is None:
                 with exactly(grad_output):
-                    self._pass.add_layer(layer, inputs, grad_output, self._tape.calls[layer], sums)
+                    self._pass.add_layer(layer, inputs, grad_output, self.tape.calls[layer], sums)
                 return
         except Exception as error:  # kept for finish(): the backward belongs to someone else
             self._failure = error

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -16,6 +16,9 @@ from diffhook.errors import SurveyAgainError
 from diffhook.gradients.tape import Tape
 
 _AT_ONCE = 64 << 20  # numbers whose gradients are alive together
+
+SAMPLES_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm)
+"""Layers that define their first axis themselves."""
 
 
 def leading_axis(values: Iterable[Any]) -> int | None:
@@ -43,32 +46,32 @@ class SampleAxis:
     """Tells samples in front from tokens in front when there are as many of both.
 
     The shapes of tensors with two axes as long as the batch tell nothing. Where no earlier pass does,
-    they are noted; once the gradient of the model's output is there, that of one sample alone is sent
-    back: a tensor with samples in front gets it in one row.
+    and a gradient depends on it, they are noted; once the gradient of the model's output is there, that
+    of one sample alone is sent back: a tensor with samples in front gets it in one row.
 
     Args:
-        batch: number of samples B.
         layout: of earlier passes; learns.
         tape: paused while the gradient of one sample runs back.
         learning: whether this pass is the first, or looks anew.
 
     Attributes:
+        batch: number of samples B, once the model has been called.
         deceived: why the pass cannot be used: a tensor had something else in front.
     """
 
-    def __init__(self, batch: int, layout: Layout, tape: Tape, *, learning: bool) -> None:
+    def __init__(self, layout: Layout, tape: Tape, *, learning: bool) -> None:
+        self.batch: int | None = None
         self.deceived: SurveyAgainError | None = None
-        self._batch = batch
         self._layout = layout
         self._tape = tape
         self._learning = learning
         self._number = 0  # of the last operation
         self._otherwise = WeakIdKeyDictionary()  # doubtful tensors with something else in front
         self._noted: list[tuple[int, str, GradientEdge, int]] = []
-        self._suspicious = False
+        self._needed = False
 
     def samples_first(self, tensor: Tensor) -> bool:
-        return tensor.dim() > 0 and tensor.shape[0] == self._batch and tensor not in self._otherwise
+        return tensor.dim() > 0 and tensor.shape[0] == self.batch and tensor not in self._otherwise
 
     def see(self, operation: str, output: Any) -> None:
         """The next operation of the forward has given ``output``."""
@@ -81,22 +84,27 @@ class SampleAxis:
                 self._see(operation, tensor)
 
     def _see(self, operation: str, tensor: Tensor) -> None:
-        if not tensor.shape[0] == tensor.shape[1] == self._batch:
+        if not self._doubtful(tensor):
             if self._learning:
-                self._layout.learn(self._number, operation, tensor.shape[0] == self._batch)
+                self._layout.learn(self._number, operation, tensor.shape[0] == self.batch)
             return
         answer = self._layout.answer(self._number, operation)
         if answer is False:
             self._otherwise[tensor] = True
         elif answer is None and self._learning and tensor.requires_grad:
             self._noted.append((self._number, operation, get_gradient_edge(tensor), tensor.numel()))
-            # Four axes alone are images, with as many channels as samples.
-            self._suspicious = self._suspicious or tensor.dim() != 4
+
+    def _doubtful(self, tensor: Tensor) -> bool:
+        return tensor.shape[0] == tensor.shape[1] == self.batch
+
+    def rely_on(self, tensor: Tensor) -> None:
+        """Gradients will be split along the first axis of this tensor."""
+        self._needed = self._needed or (tensor.dim() > 2 and self._doubtful(tensor))
 
     def watch(self, output: Any) -> None:
         """The model has answered: its output has samples in front."""
-        for tensor in tree_leaves(output) if self._suspicious else ():
-            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.shape[:1] == (self._batch,):
+        for tensor in tree_leaves(output) if self._needed else ():
+            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.shape[:1] == (self.batch,):
                 tensor.register_hook(partial(self._try, get_gradient_edge(tensor)))
                 return
 
@@ -130,7 +138,7 @@ class SampleAxis:
         self._layout.learn(number, operation, samples_first)
         if not samples_first:
             self.deceived = SurveyAgainError(
-                f"layers were called with another axis in front than the samples, {self._batch} of either: "
+                f"layers were called with another axis in front than the samples, {self.batch} of either: "
                 "this pass is left out, and the next one looks anew"
             )
 

@@ -116,6 +116,8 @@ class ParameterUses(TorchFunctionMode):
         """End of the forward: the names of parameters with uses left to the fallback."""
         names: set[str] = set()
         for use in self._uses:
+            if use.output is not None and use.sources:
+                self._axis.rely_on(use.output)
             use.output = None
             for source, _ in use.sources:
                 names |= source.names

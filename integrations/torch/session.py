@@ -154,16 +154,13 @@ class Session:
 
     def output(self, model: nn.Module, output: Any) -> None:
         """A model has answered."""
-        if (
-            not (self.in_pass and self._reads_losses)
-            or self._losses is not None
-            or model is not self._denoiser
-        ):
+        wanted = self.in_pass and self._reads_losses and self._losses is None
+        if self.recorder is None or not wanted or model is not self._denoiser:
             return
         with suppress(ConfigurationError):  # a model of another kind: losses stay unknown
             predicted = predicted_tensor(output)
             if predicted.dim() > 1 and predicted.requires_grad:
-                self._losses = SampleLosses(predicted)
+                self._losses = SampleLosses(predicted, self.recorder.engine.tape)
 
     def backward(self, batch_loss: float | None, scale: float, accumulation: float) -> None:
         """The backward is over: stage the rows.

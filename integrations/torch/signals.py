@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from diffhook.errors import CaptureError
+from diffhook.gradients import Tape
 
 NAMES = ("timestep", "timesteps", "t")
 """What denoisers call their timestep."""
@@ -92,15 +93,22 @@ class SampleLosses:
 
     For a loss that is the mean of squared errors over a sample's n elements, ∂loss/∂prediction is
     2 (prediction − target) / n, so n/4 times its squared length is the loss, without the target.
+
+    Args:
+        predicted: (B, …).
+        tape: of the engine; paused while backward passes of its own run, whose gradients do not count.
     """
 
-    def __init__(self, predicted: Tensor) -> None:
+    def __init__(self, predicted: Tensor, tape: Tape) -> None:
         self.contradicted = False  #: the loop's loss was another than these make
         self._squares: Tensor | None = None
+        self._tape = tape
         self._elements = predicted[0].numel()
         predicted.register_hook(self._collect)
 
     def _collect(self, gradient: Tensor) -> None:
+        if self._tape.paused:
+            return
         self._squares = gradient.detach().flatten(1).float().square().sum(1)
 
     def losses(self, undo: float, batch_loss: float | None, parts: int = 1) -> Tensor | None:
