@@ -12,6 +12,7 @@ from diffhook.errors import ConfigurationError
 _CALIBRATION = 5  # captured steps, taking turns with others, before a stride is chosen; the first surveys
 _REVIEW = 32  # captured steps between looks at whether the stride still fits; fewer at first
 _REMEMBERED = 32  # durations
+_SPENT = 0.9  # of the budget; the rest is for calibration, snapshots and the steps after captured ones
 
 
 def _durations() -> deque[float]:
@@ -85,7 +86,7 @@ class Plan:
     def _choose(self, usual: float, overhead: float) -> bool:
         share = max(statistics.median(self._captured) / usual - 1, 0.0)
         # At least 2: without other steps beside it, the cost of a captured one could not be seen.
-        stride = max(self.every, 2, math.ceil(share / overhead))
+        stride = max(self.every, 2, math.ceil(share / (_SPENT * overhead)))
         first = self.captured_steps == _CALIBRATION
         if not first and abs(stride - self.stride) <= 0.25 * self.stride:
             return False  # within the noise of a shared machine

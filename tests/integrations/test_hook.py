@@ -99,9 +99,9 @@ def test_an_overhead_budget_chooses_a_stride(
     )
     monkeypatch.setattr(PerSampleGradients, "finish", costly_finish)
     train(tmp_path / "log", make_model=make_model, epochs=12, overhead=0.05)
-    assert "capturing one step in 10 to stay within 5% overhead" in capsys.readouterr().out
+    assert "capturing one step in 12 to stay within 5% overhead" in capsys.readouterr().out
     steps = np.unique(diffhook.open_log(tmp_path / "log").train["step"])
-    assert steps.tolist() == [0, 2, 4, 6, 8, 9, 19, 29], "every second one, until it is known what they cost"
+    assert steps.tolist() == [0, 2, 4, 6, 8, 9, 21, 33], "every second one, until it is known what they cost"
 
 
 def test_the_plan_comes_first_and_the_measured_overhead_last(
