@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from diffhook.errors import ConfigurationError
 
-_CALIBRATION = 5  # captured steps, taking turns with others, before a stride is chosen; the first surveys
+_CALIBRATION = 5  # captured steps before a stride is chosen; the first surveys
+_EXPECTED = 0.5  # of a step, what capture adds to it until that is known: small models on a CPU
 _REVIEW = 32  # captured steps between looks at whether the stride still fits; fewer at first
 _REMEMBERED = 32  # durations
-_SPENT = 0.9  # of the budget; the rest is for calibration, snapshots and the steps after captured ones
+_SPENT = 0.9  # of the budget; the rest is for the survey, snapshots and the steps after captured ones
 
 
 def _durations() -> deque[float]:
@@ -24,8 +25,8 @@ class Plan:
     """Captures one optimiser step in ``stride``; with a budget, chooses the stride itself.
 
     What a captured step costs is measured against steps that are not: so it holds all that capture
-    does to a step, not only the time spent in our own code. A budget is kept from then on, looked at
-    again from time to time; while calibrating, every second step is captured.
+    does to a step, not only the time spent in our own code. A budget is kept from the first step on, by
+    what capture usually costs until that is measured, and looked at again from time to time.
 
     Args:
         every: the stride, fixed; with a budget, the smallest.
@@ -51,7 +52,12 @@ class Plan:
             raise ConfigurationError(
                 f"overhead is {self.overhead}; expected a share of the training time, such as 0.05"
             )
-        self.stride = self.every if self.overhead is None else max(self.every, 2)
+        self.stride = self.every if self.overhead is None else self._fitting(_EXPECTED, self.overhead)
+
+    def _fitting(self, share: float, overhead: float) -> int:
+        """The stride at which captured steps that take ``share`` longer stay within the budget."""
+        # At least 2: without other steps beside it, the cost of a captured one could not be seen.
+        return max(self.every, 2, math.ceil(share / (_SPENT * overhead)))
 
     def captures(self, step: int) -> bool:
         """Whether to capture this optimiser step."""
@@ -85,8 +91,7 @@ class Plan:
 
     def _choose(self, usual: float, overhead: float) -> bool:
         share = max(statistics.median(self._captured) / usual - 1, 0.0)
-        # At least 2: without other steps beside it, the cost of a captured one could not be seen.
-        stride = max(self.every, 2, math.ceil(share / (_SPENT * overhead)))
+        stride = self._fitting(share, overhead)
         first = self.captured_steps == _CALIBRATION
         if not first and abs(stride - self.stride) <= 0.25 * self.stride:
             return False  # within the noise of a shared machine

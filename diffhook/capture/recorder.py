@@ -232,4 +232,3 @@ class Recorder:
             leaving.callback(self.watch.close)
             leaving.callback(self.skipped)
             leaving.callback(self.engine.detach)
-            leaving.callback(self.engine.abandon)

@@ -146,12 +146,9 @@ class PerSampleGradients:
     # ── life of a pass ────────────────────────────────────────────────────────────────────────
 
     def attach(self) -> None:
-        """Put the hooks on the model. They do nothing until :meth:`begin`."""
+        """Put two hooks on the model. They do nothing until :meth:`begin`, which hooks its layers."""
         if self._root_handles:
             return
-        self.tape.attach()
-        if self._reuse is not None:
-            self._reuse.attach()
         for root in self._roots:
             self._root_handles += [
                 root.register_forward_pre_hook(LocalHook(root, self.enter_model), with_kwargs=True),
@@ -160,12 +157,10 @@ class PerSampleGradients:
 
     def detach(self) -> None:
         """Take every hook off the model."""
-        self.tape.detach()
-        if self._reuse is not None:
-            self._reuse.detach()
         for handle in self._root_handles:
             handle.remove()
         self._root_handles.clear()
+        self.abandon()
 
     def begin(self) -> None:
         """Watch the next forward and backward.
@@ -175,7 +170,9 @@ class PerSampleGradients:
         """
         check_preconditioner(self.preconditioner, self.parameters)
         self._reset()
-        self.tape.armed = True
+        if self._reuse is not None and self._surveyed:
+            self._reuse.attach()
+        self.tape.attach()
         if not self.weight_gradients:
             # The fallback differentiates with respect to its parameters; the survey to all.
             alive = self._fallback if self._surveyed else set(self.parameters)
@@ -185,8 +182,6 @@ class PerSampleGradients:
         if not self._surveyed:
             self._survey = Survey(self.parameters, self._fallback, self.tape)
             self._stack.callback(self._survey.close)
-        elif self._reuse is not None:
-            self._reuse.armed = True
 
     def finish(self) -> None:
         """Stop watching; :attr:`norms` and :attr:`projections` then belong to the pass.
@@ -223,9 +218,9 @@ class PerSampleGradients:
 
     def abandon(self) -> None:
         """Stop watching and leave the model as it was, whatever has been seen."""
-        self.tape.armed = False
+        self.tape.detach()
         if self._reuse is not None:
-            self._reuse.armed = False
+            self._reuse.detach()
         self._close_uses()
         if self._uses is not None:
             self._uses.release()

@@ -34,35 +34,39 @@ class _Deliver(torch.autograd.Function):
 
 
 class Reuse:
-    """Hooks on layers; while ``armed``, chosen layers leave their weight gradients to us.
+    """Hooks on layers; while attached, chosen layers leave their weight gradients to us.
 
     Args:
         layers: name → layer.
     """
 
     def __init__(self, layers: Mapping[str, Owned]) -> None:
-        self.armed = False
         self.chosen: Collection[str] = ()  #: layers whose products are formed anyway
         self._layers = layers
         self._open: dict[str, Sums] = {}  # of the calls under way
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
-        for name, owned in self._layers.items():
-            before = LocalHook(owned.module, partial(self._before, name))
-            after = LocalHook(owned.module, partial(self._after, name))
+        """Before the tape: a call's sums are asked for before the call ends here."""
+        self.detach()
+        for name in self.chosen:
+            module = self._layers[name].module
+            before = LocalHook(module, partial(self._before, name))
+            after = LocalHook(module, partial(self._after, name))
             self._handles += [
-                owned.module.register_forward_pre_hook(before),
-                owned.module.register_forward_hook(after, always_call=True),
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after, always_call=True, prepend=True),
             ]
 
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for name in list(self._open):  # a call that has not come to its end
+            self._close(name)
 
     def _before(self, name: str, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not self.armed or name not in self.chosen or len(args) != 1 or not torch.is_grad_enabled():
+        if len(args) != 1 or not torch.is_grad_enabled():
             return None
         if not args[0].is_floating_point():  # nothing to stand before in the graph
             return None
@@ -75,9 +79,13 @@ class Reuse:
         return (inputs,)
 
     def _after(self, name: str, module: Any, args: Any, output: Any) -> None:
+        self._close(name)
+
+    def _close(self, name: str) -> None:
         if self._open.pop(name, None) is not None:
-            for local in self._layers[name].parameters:
-                getattr(module, local).requires_grad_(True)
+            owned = self._layers[name]
+            for local in owned.parameters:
+                getattr(owned.module, local).requires_grad_(True)
 
     def sums(self, name: str) -> Sums | None:
         """What the call under way must have filled by its backward; None if autograd does it."""

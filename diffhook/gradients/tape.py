@@ -67,7 +67,7 @@ def in_backward() -> bool:
 
 
 class Tape:
-    """Forward hooks on layers; while ``armed``, each call is reported with its output's gradient.
+    """Forward hooks on layers; while attached, each call is reported with its output's gradient.
 
     Args:
         layers: name → layer.
@@ -87,7 +87,7 @@ class Tape:
         inputless: Collection[str] = (),
     ) -> None:
         self.layers = layers
-        self.armed = False
+        self.armed = False  # attached, if there is a layer or not
         self.paused = False  # while the fallback runs backward passes of its own
         self.require_outputs = False
         # Inputs are let go of as the backward passes their layer, as autograd does with its own.
@@ -100,12 +100,15 @@ class Tape:
         self._anchor = torch.zeros((), requires_grad=True)
 
     def attach(self) -> None:
+        self.detach()
+        self.armed = True
         for name, layer in self.layers.items():
-            self._handles.append(
-                layer.register_forward_hook(LocalHook(layer, partial(self._forward, name)), with_kwargs=True)
-            )
+            hook = LocalHook(layer, partial(self._forward, name))
+            # The first of all: others may change what the layer has made.
+            self._handles.append(layer.register_forward_hook(hook, with_kwargs=True, prepend=True))
 
     def detach(self) -> None:
+        self.armed = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

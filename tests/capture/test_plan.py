@@ -27,6 +27,7 @@ def test_the_stride_keeps_the_cost_within_the_budget(cost: float, stride: int) -
     plan = Plan(overhead=0.05)
     captured, strides = _run(plan, 1000, cost)
     assert strides == [stride]
+    assert captured * cost <= 0.05 * 1000 + cost  # calibration included
     later, _ = _run(plan, 1000, cost, start=1000)
     assert later * cost <= 0.05 * 1000 + cost
     assert plan.capture_seconds == pytest.approx((captured + later) * cost, rel=0.1)

@@ -224,3 +224,30 @@ def test_a_layer_called_module_is_no_wrapper() -> None:
     torch.testing.assert_close(engine.norms, expected.float(), rtol=1e-5, atol=0)
     wrapped = PerSampleGradients(nn.DataParallel(model), projection_dim=0)
     assert list(wrapped.parameters) == ["weight", "module.weight"]
+
+
+def test_what_a_hook_of_others_makes_of_an_output_is_not_taken_for_the_layers() -> None:
+    problem = PROBLEMS["unet"]()
+    layer = next(m for m in problem.model.modules() if isinstance(m, nn.Conv2d))
+    layer.register_forward_hook(lambda module, args, output: 2 * output)
+    _check(problem)
+
+
+def test_between_passes_no_layer_has_a_hook() -> None:
+    problem = PROBLEMS["unet"]()
+    engine = PerSampleGradients(problem.model, projection_dim=0, reuse_products=True)
+    engine.attach()
+    for _ in range(2):
+        assert not any(
+            m._forward_hooks or m._forward_pre_hooks
+            for m in problem.model.modules()
+            if m is not problem.model
+        )
+        engine.begin()
+        problem.loss(problem.model, problem.batch).mean().backward()
+        engine.finish()
+    engine.begin()
+    problem.loss(problem.model, problem.batch)
+    engine.detach()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in problem.model.modules())
+    assert all(p.requires_grad for p in problem.model.parameters())
