@@ -282,7 +282,7 @@ class PerSampleGradients:
     def _undo(self) -> float:
         """What to multiply by so that a row is the gradient of its own (group's mean) loss."""
         assert self._pass.totals is not None
-        rows = len(self._pass.totals.squares)
+        rows = self._pass.totals.samples
         reduced = rows if self.reduction == "mean" else 1 / self.group_size
         return reduced / self.loss_scale
 

@@ -16,7 +16,7 @@ def squared_lengths(rows: Tensor) -> Tensor:
     """
     count, length = rows.shape
     if length < 16 * _PIECE:
-        return rows.square().sum(1).double()
+        return torch.linalg.vecdot(rows, rows).double()
     whole = length - length % _PIECE
     total = rows[:, whole:].double().square().sum(1)
     if whole:

@@ -37,11 +37,25 @@ class Totals:
             raise CaptureError(f"a batch of {batch} rows does not divide into groups of {group_size}")
         self._group_size = group_size
         self._sketch = sketch
-        self.squares = torch.zeros(samples, dtype=torch.float64, device=device)
-        self._trail: list[tuple[str, Tensor]] = []  # what each addition did to squares
+        self.samples = samples
+        self._device = device
+        self._trail: list[tuple[str, Tensor, slice]] = []  # squares that were added, and for which samples
         self._sums: Tensor | None = None
         if sketch is not None:
             self._sums = torch.zeros(samples, sketch.width, dtype=dtype, device=device)
+
+    @property
+    def squares(self) -> Tensor:
+        """(B/M,) float64 squared norms so far."""
+        # Added up here, all at once: one by one, in the midst of a backward, it takes longer.
+        total = torch.zeros(self.samples, dtype=torch.float64, device=self._device)
+        whole = [squares for _, squares, _ in self._trail if len(squares) == self.samples]
+        if whole:
+            total += torch.stack(whole).sum(0)
+        for _, squares, rows in self._trail:
+            if len(squares) < self.samples:
+                total[rows] += squares
+        return total
 
     @property
     def projected(self) -> Tensor | None:
@@ -56,7 +70,7 @@ class Totals:
             product = product.view(-1, self._group_size, *product.shape[1:]).sum(1)
             start //= self._group_size
         rows = slice(start, start + len(product))
-        self._add_squares(name, squared_lengths(product.reshape(len(product), -1)), rows)
+        self._trail.append((name, squared_lengths(product.reshape(len(product), -1)), rows))
         if self._sketch is not None and self._sums is not None:
             self._sketch.add(name, product, self._sums[rows])
 
@@ -66,21 +80,17 @@ class Totals:
             self.add(name, outer.formed(), rows.start)
             return
         lengths = [torch.linalg.vector_norm(side, dim=1).double() for side in outer]
-        self._add_squares(name, (lengths[0] * lengths[1]).square(), rows)
+        self._trail.append((name, (lengths[0] * lengths[1]).square(), rows))
         if self._sketch is not None and self._sums is not None:
             self._sketch.add_outer(name, outer, self._sums[rows])
 
     def add_reduced(self, name: str, product: Reduced, rows: slice) -> None:
         """Add what stands for a product that was never formed."""
-        self._add_squares(name, product.squares, rows)
+        self._trail.append((name, product.squares, rows))
         if product.mixed is not None and self._sums is not None:
             assert isinstance(self._sketch, Sketch)
             self._sketch.add_mixed(name, product.mixed, self._sums[rows])
 
-    def _add_squares(self, name: str, squares: Tensor, rows: slice) -> None:
-        self.squares[rows].add_(squares)
-        self._trail.append((name, squares))
-
     def first_nonfinite(self) -> str | None:
         """The first parameter to be added with a gradient that is not finite."""
-        return next((name for name, squares in self._trail if not bool(squares.isfinite().all())), None)
+        return next((name for name, squares, _ in self._trail if not bool(squares.isfinite().all())), None)

@@ -76,7 +76,7 @@ class LayerRule(ABC):
         self, module: nn.Module, inputs: Tensor, grad_output: Tensor, mixers: Mapping[str, Mixers | None]
     ) -> int:
         """Numbers per sample that :meth:`products` holds at once; the batch is cut accordingly."""
-        sizes = [parameter.numel() for parameter in module.parameters(recurse=False)]
+        sizes = [parameter.numel() for parameter in module._parameters.values() if parameter is not None]
         return max(inputs[0].numel(), grad_output[0].numel(), *sizes)
 
     def obstacle(self, module: nn.Module) -> str | None:
