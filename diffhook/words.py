@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 
+_NO_UNICODE = re.compile("[\ud800-\udfff]")
 _DECIMALS = 9  # float32 has no more
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -79,6 +81,11 @@ def at_steps(steps: Sequence[int]) -> str:
     texts = [f"{step:,}" for step in steps]
     shown = texts if len(texts) <= 6 else [*texts[:3], "…", texts[-1]]
     return f"{len(texts):,}, at {'steps' if len(texts) > 1 else 'step'} {', '.join(shown)}"
+
+
+def printable(text: str) -> str:
+    """With a "�" for what is no Unicode: bytes of a file name that is not UTF-8."""
+    return _NO_UNICODE.sub("\ufffd", text)
 
 
 def plural(count: int, noun: str) -> str:

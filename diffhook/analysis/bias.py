@@ -90,10 +90,11 @@ def bias(
 
     Raises:
         LogError: fewer than 3 finite rows.
-        ConfigurationError: no bins.
+        ConfigurationError: no bins, or an empty top.
     """
-    if bins < 1:
-        raise ConfigurationError(f"bins is {bins}; expected at least 1")
+    for name, value in (("bins", bins), ("k", k)):
+        if value < 1:
+            raise ConfigurationError(f"{name} is {value}; expected at least 1")
     table = source_table(log, source, projected=False)
     norm, timestep = looked_at(table, ("grad_norm", "timestep")).values()
     usable = np.isfinite(norm) & np.isfinite(timestep)

@@ -66,8 +66,10 @@ def generate(
         LogError: no such snapshot.
         ConfigurationError: captions, class labels or model do not fit.
     """
-    if count < 1 or steps < 1:
-        raise ConfigurationError(f"{count} samples in {steps} denoising steps; expected at least 1 in 1")
+    if min(count, steps, batch_size) < 1:
+        raise ConfigurationError(
+            f"{count} samples in {steps} denoising steps, {batch_size} at once; expected at least 1 of each"
+        )
     snapshot = _find_snapshot(log, step)
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model

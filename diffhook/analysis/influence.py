@@ -54,7 +54,8 @@ def influence(
     execution = Execution(client, scheduler, memory, progress)
     prepared = prepare(log, queries, find_method(method), source, execution)
     tell_broken(query_table(log, queries), queries)
-    return Scores(prepared.query_ids, prepared.pass_.rows.sample_ids, prepared.method.name, prepared.pass_)
+    rows = prepared.pass_.rows
+    return Scores(prepared.query_ids, rows.sample_ids, prepared.method.name, prepared.pass_, log.names())
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffhook.errors import ConfigurationError
+from diffhook.words import printable
 
 
 def write_parquet(path: str | Path, columns: Mapping[str, Any]) -> None:
@@ -22,4 +23,10 @@ def write_parquet(path: str | Path, columns: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             "writing Parquet needs pandas and pyarrow: pip install diffhook[parquet]"
         ) from error
-    pandas.DataFrame(dict(columns)).to_parquet(path)
+    table = {name: _printable(values) for name, values in columns.items()}
+    pandas.DataFrame(table).to_parquet(path)
+
+
+def _printable(values: Any) -> Any:
+    """Texts as Parquet takes them, which are Unicode; everything else as it is."""
+    return [printable(v) if isinstance(v, str) else v for v in values] if type(values) is list else values

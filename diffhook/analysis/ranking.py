@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import ROLE, name_id, sample_words, split_id
+from diffhook.log.samples import NAMES_AS_THEY_ARE, ROLE, name_id, sample_words, split_id
 from diffhook.notebook import Displayed
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Ranking(Displayed):
     # ── files ─────────────────────────────────────────────────────────────────────────────────
 
     def to_csv(self, path: str | Path, k: int | None = None) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with open(path, "w", newline="", encoding="utf-8", errors=NAMES_AS_THEY_ARE) as file:
             named = ["name"] if self.names else []
             writer = csv.DictWriter(file, ["rank", "sample", *named, "score", "flags", *self.parts])
             writer.writeheader()
@@ -106,7 +106,8 @@ class Ranking(Displayed):
     def exclude(self, path: str | Path, k: int | None = None, *, threshold: float | None = None) -> None:
         """Write :meth:`excluded`, a line each: the name of a sample that has one, the id of any other."""
         ids = self.excluded(k, threshold=threshold)
-        Path(path).write_text("".join(f"{self.named(int(sample))}\n" for sample in ids), encoding="utf-8")
+        lines = "".join(f"{self.named(int(sample))}\n" for sample in ids)
+        Path(path).write_text(lines, encoding="utf-8", errors=NAMES_AS_THEY_ARE)
 
     def named(self, sample: int) -> str:
         """The sample's name, or its id where it has none; and "(class)" after it for its class image."""

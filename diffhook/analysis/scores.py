@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from diffhook.analysis.cost import Cost
 from diffhook.analysis.score_pass import ScorePass, strongest
 from diffhook.errors import ConfigurationError
+from diffhook.log.samples import NAMES_AS_THEY_ARE, sample_words
 from diffhook.notebook import Displayed
 
 
@@ -43,12 +44,14 @@ class Scores(Displayed):
         query_ids: (Q,) int64.
         sample_ids: (N,) int64, ascending.
         method: the method's name.
+        names: id → name, of samples that have one.
     """
 
     query_ids: npt.NDArray[np.int64]
     sample_ids: npt.NDArray[np.int64]
     method: str
     _pass: ScorePass = field(repr=False)
+    names: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
@@ -121,15 +124,18 @@ class Scores(Displayed):
         return Top(*self._pass.top(k, opponents))
 
     def to_csv(self, path: str | Path, k: int | None = None) -> None:
-        """Write rows of query, rank, sample, score, and error where there are any: the top k, or all."""
+        """Write rows of query, rank, sample, score, error where there are any, and name where samples have
+        names: the top k, or all."""
         top = self.top(k or len(self.sample_ids))
         columns: list[npt.NDArray[Any]] = [*top, *self._errors_of(top, whole=not k)]
-        with open(path, "w", newline="") as file:
+        header = ["query", "rank", "sample", "score", "error"][: 2 + len(columns)]
+        with open(path, "w", newline="", encoding="utf-8", errors=NAMES_AS_THEY_ARE) as file:
             writer = csv.writer(file)
-            writer.writerow(["query", "rank", "sample", "score", "error"][: 2 + len(columns)])
+            writer.writerow([*header, *(["name"] if self.names else [])])
             for query, *of_query in zip(self.query_ids, *columns, strict=True):
                 for rank, (sample, *numbers) in enumerate(zip(*of_query, strict=True), 1):
-                    writer.writerow([query, rank, sample, *(repr(float(number)) for number in numbers)])
+                    name = [sample_words(sample, self.names)] if self.names else []
+                    writer.writerow([query, rank, sample, *(repr(float(n)) for n in numbers), *name])
 
     def _errors_of(self, top: Top, whole: bool) -> Iterator[npt.NDArray[np.float32]]:
         """(Q, k); nothing where there are none."""
@@ -140,11 +146,13 @@ class Scores(Displayed):
             yield found.errors
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write all scores, a column per query. Needs the extra "parquet"."""
+        """Write all scores, a column per query, and one of names where samples have them. Needs the extra
+        "parquet"."""
         from diffhook.analysis.parquet import write_parquet
 
         columns = {f"query_{q}": row for q, row in zip(self.query_ids, self.values, strict=True)}
-        write_parquet(path, {"sample": self.sample_ids, **columns})
+        names = [sample_words(sample, self.names) for sample in self.sample_ids] if self.names else []
+        write_parquet(path, {"sample": self.sample_ids, **({"name": names} if names else {}), **columns})
 
 
 def _positive(k: int) -> int:

@@ -93,6 +93,11 @@ class Recorder:
         except LogError as error:
             logger.warning("detectors warm up again, because the rows of before cannot be read: %s", error)
 
+    def keep_names(self, names: dict[int, str]) -> None:
+        """Names of samples for the log and for alerts: id → name; may grow, and gets what the log has."""
+        self.writer.keep_names(names)
+        self.watch.know(names)
+
     @property
     def alerts(self) -> list[str]:
         """The kinds of the alerts raised so far."""

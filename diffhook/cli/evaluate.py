@@ -18,11 +18,13 @@ import numpy.typing as npt
 
 from diffhook.analysis import Scores, influence, outliers
 from diffhook.analysis import evaluation as judge
+from diffhook.analysis.score_pass import strongest
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table
 from diffhook.cli.values import read_lines
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
+from diffhook.log.samples import ROLE
 
 _INDICES = 10_000_000  # ids up to here are taken for a dataset's indices, unless the log has names
 
@@ -113,7 +115,7 @@ def _tracing(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[s
     own, asked = _labels(args.sources), _labels(args.query_sources)
     rows = []
     for method, scores in scored.items():
-        found = judge.tracing(scores.top(args.top).sample_ids, own, asked)
+        found = judge.tracing(_top(scores, args.top), own, asked)
         chance = f"at random {found.chance:.3f}"
         rows.append(_row(method, f"top-{args.top} of the query's source", found.precision, chance))
         cardinality = {"scores": method, "figure": f"top-{args.top} cardinality", "value": found.cardinality}
@@ -123,8 +125,9 @@ def _tracing(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[s
 
 def _trained_on(log: RunLog, scored: dict[str, Scores]) -> npt.NDArray[np.int64]:
     """Ids to train on, ascending: the dataset's indices up to the highest, or those that have rows where
-    ids are no indices but hashes of names, or keys."""
+    ids are no indices but hashes of names, or keys. Class images and other further rows are no samples."""
     known = np.unique(np.concatenate([scores.sample_ids for scores in scored.values()]))
+    known = known[known < ROLE]
     indices = not log.names() and known[-1] < _INDICES
     return np.arange(known[-1] + 1) if indices else known
 
@@ -169,7 +172,7 @@ def _removal(
         found = judge.removal(
             train,
             measure,
-            scores.top(args.top).sample_ids,
+            _top(scores, args.top),
             ids,
             seeds=range(args.seeds),
             record=args.record and f"{args.record}.removal",
@@ -183,8 +186,17 @@ def _removal(
 def _at(ids: npt.NDArray[np.int64], scores: Scores) -> npt.NDArray[np.float32]:
     """(Q, ids): samples without rows have no influence."""
     values = np.zeros((len(scores.query_ids), len(ids)), np.float32)
-    values[:, np.searchsorted(ids, scores.sample_ids)] = scores.values
+    own = scores.sample_ids < ROLE
+    values[:, np.searchsorted(ids, scores.sample_ids[own])] = scores.values[:, own]
     return values
+
+
+def _top(scores: Scores, k: int) -> npt.NDArray[np.int64]:
+    """(Q, k) ids of the strongest samples, without further rows such as class images."""
+    if scores.sample_ids[-1] < ROLE:
+        return scores.top(k).sample_ids
+    own = scores.sample_ids < ROLE
+    return scores.sample_ids[own][strongest(scores.values[:, own], k)]
 
 
 def _labels(path: str) -> npt.NDArray[np.str_]:

@@ -16,6 +16,7 @@ from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, sample_cell, tell
 from diffhook.errors import ConfigurationError
 from diffhook.log import open_log
+from diffhook.log.samples import sample_words
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -66,6 +67,9 @@ def _found(scores: Scores, top: Top, certainty: Certainty | None) -> list[dict[s
         {"query": int(query), "samples": ids.tolist(), "scores": values.tolist()}
         for query, ids, values in zip(scores.query_ids, *top, strict=True)
     ]
+    if scores.names:
+        for entry in found:
+            entry["names"] = [sample_words(sample, scores.names) for sample in entry["samples"]]
     if certainty is not None:
         for entry, errors, share in zip(found, *certainty, strict=True):
             entry |= {"errors": errors.tolist(), "stability": float(share)}
@@ -75,7 +79,7 @@ def _found(scores: Scores, top: Top, certainty: Certainty | None) -> list[dict[s
 def _print(title: str, scores: Scores, top: Top, certainty: Certainty | None) -> None:
     columns: list[npt.NDArray[Any]] = [*top] if certainty is None else [*top, certainty.errors]
     listed = [
-        (query, rank, sample_cell(sample), *map(float, numbers))
+        (query, rank, sample_cell(sample, scores.names), *map(float, numbers))
         for query, *of_query in zip(scores.query_ids, *columns, strict=True)
         for rank, (sample, *numbers) in enumerate(zip(*of_query, strict=True), 1)
     ]

@@ -17,6 +17,7 @@ from diffhook.analysis.grouped import distinct_samples
 from diffhook.cli.printing import print_json, print_table
 from diffhook.log import RunLog, Table, open_log
 from diffhook.log import store as files
+from diffhook.log.samples import ROLE
 
 _NAMED = 3  # of the parameters left out
 _SHARING = (
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
         print_json(facts)
         return
     shown = {**facts, "snapshots": words.at_steps(facts["snapshots"])}
+    shown["class images"] = facts["class images"] or None
     shown["parameters left out"] = _left_out(facts["parameters left out"])
     rows = [(name, _words(value)) for name, value in shown.items() if value is not None]
     count = facts["thumbnails"]
@@ -54,13 +56,16 @@ def run(args: argparse.Namespace) -> None:
 def describe(log: RunLog) -> dict[str, Any]:
     """What is in the log, and how large its parts are.
 
-    "parameters left out" are in no norm or projection; known when a run has ended, name → why.
+    "parameters left out" are in no norm or projection; known when a run has ended, name → why. "class
+    images" are further rows of samples in a batch, as prior preservation has them.
     """
     from diffhook.report.parts.run import read_summary
 
     identity = log.config["identity"]
     projection = identity["projection"]
     steps, rows = log.dropped()
+    ids = distinct_samples(log.train, Execution())
+    own = int((ids < ROLE).sum())
     return {
         "log": log.location,
         "schema": log.schema,
@@ -71,7 +76,8 @@ def describe(log: RunLog) -> dict[str, Any]:
         "projection dimension": projection["dim"],
         "rows summed for": identity.get("aggregate", "nothing: they are as captured"),
         "train rows": len(log.train),
-        "samples": len(distinct_samples(log.train, Execution())),
+        "samples": own,
+        "class images": len(ids) - own,
         "probe rows": len(log.probe),
         "queries": {name: len(table) for name, table in log.queries.items()},
         "snapshots": [snapshot.step for snapshot in log.snapshots],

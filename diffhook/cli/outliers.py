@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"title": ranking.title, "samples": records})
         return
-    rows = [(r["rank"], r.get("name") or sample_cell(r["sample"]), r["score"], r["flags"]) for r in records]
+    rows = [(r["rank"], sample_cell(r["sample"], ranking.names), r["score"], r["flags"]) for r in records]
     print_table(ranking.title, ["rank", "sample", "score", "reasons"], rows, _reading(args.by))
 
 

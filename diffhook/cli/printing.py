@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -60,9 +60,9 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
         console.print()
 
 
-def sample_cell(sample: int) -> int | str:
-    """A sample's id in a table: a number, unless it is a further row of a sample."""
-    return int(sample) if sample < ROLE else sample_words(sample)
+def sample_cell(sample: int, names: Mapping[int, str]) -> int | str:
+    """A sample in a table: its name, or else its id, a number unless it is a further row of a sample."""
+    return sample_words(sample, names) if names or sample >= ROLE else int(sample)
 
 
 def _is_number(value: Any) -> bool:
@@ -72,7 +72,7 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if _is_number(value) and not isinstance(value, Integral):
         return words.number(float(value))
-    return str(value)  # an id is copied as it stands
+    return words.printable(str(value))  # an id is copied as it stands
 
 
 def _finite(value: Any) -> Any:

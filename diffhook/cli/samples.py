@@ -64,7 +64,13 @@ class Pictures(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         import torch
 
-        pixels = to_pixels(self.images[index], self.channels, self.size)
+        image = self.images[index]
+        if isinstance(image, np.ndarray) and not np.isfinite(image).all():
+            raise ConfigurationError(
+                f"image {index} has values that are NaN or infinite, of which the model would make nothing "
+                "but NaN: leave it out, or mend it"
+            )
+        pixels = to_pixels(image, self.channels, self.size)
         sample: Any = pixels
         if self.pipeline is not None:
             captions = None if self.captions is None else [self.captions[index]]

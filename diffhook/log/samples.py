@@ -32,6 +32,9 @@ ROLE = 1 << 51
 
 MAX_ROLES = 4  # ids stay below 2^53, so that JSON and float64 keep them exact
 
+NAMES_AS_THEY_ARE = "surrogateescape"
+"""How text files treat encoding errors: the name of a file that is no UTF-8 has the file's own bytes."""
+
 
 def name_id(name: str) -> int:
     """The id of a sample that has a name; also of a file's that is no UTF-8, as Python decodes it."""

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 import diffhook
+from diffhook import words
 from diffhook.analysis import Ranking, Scores, bias, influence, influence_by_timestep, outliers
 from diffhook.analysis.bias import Generality, generality
 from diffhook.analysis.execution import MEMORY
@@ -89,7 +90,7 @@ def write_page(
         *_queries(log, asked, scores, thumbnails, source, k, run),
         _norms(log, source, run),
         generality_part(_generality(scores), scores, thumbnails),
-        alerts_part(log.alerts(), _last_step(log), thumbnails),
+        alerts_part(log.alerts(), _last_step(log), thumbnails, ranking.names),
     ]
     thumbnails.check()
     page = render(
@@ -98,7 +99,7 @@ def write_page(
         footer=f"diffhook {diffhook.__version__}, {date.today().isoformat()}, from {log.location}",
         parts=[part for part in parts if part is not None],
     )
-    content = page.encode()
+    content = words.printable(page).encode()
     Path(path).write_bytes(content)
     return len(content)
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 
 from diffhook import words
-from diffhook.log.samples import sample_words
+from diffhook.log.samples import sample_words, split_id
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,21 @@ class Part:
 
 
 def part(name: str, title: str, label: str, /, **context: Any) -> Part:
-    """The part whose template is parts/NAME."""
+    """The part whose template is parts/NAME. Of ``context``, ``names`` is id → name of samples."""
     return Part(name, title, label, render(f"parts/{name}.html.jinja", **context), anchor=name)
 
 
 def render(template: str, **context: Any) -> Markup:
     """A template of this package, with everything from outside escaped."""
     return Markup(_environment().get_template(template).render(**context))
+
+
+@pass_context
+def _sample(context: Context, sample: int) -> str:
+    """Its name, or "#7" where it has none."""
+    names = context.get("names") or {}
+    words = sample_words(sample, names)
+    return words if split_id(sample)[0] in names else f"#{words}"
 
 
 @cache
@@ -47,6 +56,6 @@ def _environment() -> Environment:
         "number": words.number,
         "count": "{:,}".format,
         "plural": words.plural,
-        "sample": sample_words,
+        "sample": _sample,
     }
     return environment

@@ -295,7 +295,7 @@ class TorchHook(Guest):
         session.recorder, self.started = recorder, True
         self._ranks = Ranks(session.rank, session.processes, self._settle)
         session.began = time.perf_counter()
-        recorder.writer.keep_names(self.identity.names)
+        recorder.keep_names(self.identity.names)
         if session.rank == 0:
             ids = session.sample_ids
             batch = (0 if ids is None else len(ids)) * session.processes

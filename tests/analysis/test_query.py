@@ -223,6 +223,8 @@ def test_what_cannot_be_asked_is_named(log: diffhook.RunLog) -> None:
         diffhook.generate(log, 1, model=TinyDenoiser(), step=5)
     with pytest.raises(ConfigurationError, match="0 samples in 50 denoising steps"):
         diffhook.generate(log, 0)
+    with pytest.raises(ConfigurationError, match="50 denoising steps, 0 at once; expected at least 1"):
+        diffhook.generate(log, 1, batch_size=0)
     with pytest.raises(ConfigurationError, match="TinyDenoiser does not say what it samples"):
         diffhook.generate(log, 1, model=TinyDenoiser())
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,6 +20,7 @@ from torch.utils.data import DataLoader
 import diffhook
 from diffhook.cli import main
 from diffhook.integrations.accelerate import DiffHook
+from diffhook.log.samples import name_id
 from tests.models import unet
 from tests.report.logs import write_log
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, train
@@ -110,6 +113,38 @@ def test_samples_with_names_are_listed_excluded_and_shown_by_them(
     assert set(listed) < set(names)
     assert all(name in shown for name in listed)
     assert page.read_text().count("data:image/webp") >= 16
+    asked = ("influence", tmp_path / "log", "--queries", "held-out", "--top", 2)
+    assert run(*asked, "--csv", tmp_path / "all.csv") == 0
+    shown = capsys.readouterr().out
+    assert run(*asked, "--json") == 0
+    for query in json.loads(capsys.readouterr().out)["queries"]:
+        assert [name_id(name) for name in query["names"]] == query["samples"]
+        assert all(name in shown for name in query["names"])
+    with open(tmp_path / "all.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 * 16
+    assert all(name_id(row["name"]) == int(row["sample"]) for row in rows)
+
+
+def test_names_that_are_no_utf_8_come_back_as_the_files_are_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [os.fsdecode(b"caf\xe9-%d.png" % index) for index in range(16)]
+    write_log(tmp_path / "log", 16, 1, names=names)
+    out, page = tmp_path / "exclude.txt", tmp_path / "page.html"
+    tables = {kind: tmp_path / f"table.{kind}" for kind in ("csv", "parquet")}
+    files = [part for kind, path in tables.items() for part in (f"--{kind}", path)]
+    assert run("outliers", tmp_path / "log", *files, "--exclude", 16, out, "--html", page) == 0
+    assert sorted(map(os.fsdecode, out.read_bytes().splitlines())) == sorted(names)
+    assert b"caf\xe9-3.png" in tables["csv"].read_bytes()
+    assert "caf\ufffd-3.png" in page.read_text(encoding="utf-8")
+    assert "caf\ufffd-3.png" in set(pandas.read_parquet(tables["parquet"])["name"])
+    assert run("influence", tmp_path / "log", "--queries", "held-out", *files) == 0
+    assert b"caf\xe9-3.png" in tables["csv"].read_bytes()
+    assert "caf\ufffd-3.png" in set(pandas.read_parquet(tables["parquet"])["name"])
+    shown = capsys.readouterr().out
+    assert "caf\ufffd-" in shown
+    assert "\udce9" not in shown
 
 
 def test_report_shows_queries_beside_their_proponents(workspace: Path, tmp_path: Path) -> None:
@@ -173,6 +208,7 @@ def test_the_methods_are_listed_with_formula_and_source(
         (["outliers", "{root}/log", "--by", "duplicate"], "invalid choice: 'duplicate'"),
         (["bias", "{root}/log", "--bins", "-3"], "bins is -3; expected at least 1"),
         (["bias", "{root}/log", "--bins", "0"], "bins is 0; expected at least 1"),
+        (["bias", "{root}/log", "--top", "0"], "k is 0; expected at least 1"),
         (
             ["query", "{root}/log", "--images", "{root}/images", "--name", "q", "--batch-size", "0"],
             "batch_size is 0; expected at least 1",

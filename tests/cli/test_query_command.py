@@ -233,6 +233,16 @@ def test_an_array_of_inputs_comes_back_as_they_were(tmp_path: Path) -> None:
     np.testing.assert_allclose(torch.stack(list(pictures)), values, atol=1 / 255 + 1e-6)
 
 
+def test_an_input_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    values = np.zeros((3, 1, 8, 8), np.float32)
+    values[1, 0, 2, 2] = np.nan
+    np.save(tmp_path / "inputs.npy", values)
+    pictures = Pictures(tmp_path / "inputs.npy", 1, (8, 8))
+    assert torch.isfinite(pictures[0]).all()
+    with pytest.raises(ConfigurationError, match="image 1 has values that are NaN or infinite"):
+        pictures[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import diffhook
+from diffhook.capture import Alert, Detector
+from diffhook.capture.alerts.alert import about_row
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
+from diffhook.log import Rows
 from diffhook.log.samples import name_id
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
 
@@ -86,6 +89,20 @@ def test_strings_in_the_batch_get_stable_ids_and_their_names_are_kept(tmp_path: 
     names = [f"a/{i}.png" for i in loop.seen]
     assert loop.end(tmp_path / "log") == [name_id(name) for name in names]
     assert diffhook.open_log(tmp_path / "log").names() == {name_id(name): name for name in names}
+
+
+def test_alerts_call_samples_by_their_names(tmp_path: Path) -> None:
+    class Every(Detector):
+        kind = "every"
+
+        def look(self, rows: Rows) -> Iterator[Alert]:
+            yield about_row(self.kind, rows, 0, 1.0, 0.0, f"{self.who(rows['sample'][0])} was seen")
+
+    names = [os.fsdecode(b"caf\xe9-%d.png" % i) for i in range(12)]
+    data = DataLoader(Dicts("path", names.__getitem__), 4)
+    Loop(tmp_path / "log", data, alerts=[Every()]).run().end(tmp_path / "log")
+    found = [alert["message"] for alert in diffhook.open_log(tmp_path / "log").alerts()]
+    assert found == [f"sample caf\ufffd-{i}.png was seen" for i in (0, 4, 8)]
 
 
 def test_file_names_that_are_no_utf_8_are_names(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def write_log(
     for step in (steps // 2, steps):
         writer.snapshot(Snapshot(step, 1e-3, 1e-3 * steps / 2), b"")
     for step in range(0, steps, max(steps // 15, 1)) if alerts else ():
-        writer.alert(_alert(step, int(sample[step * BATCH])))
+        writer.alert(_alert(step, rows["sample"][step * BATCH :][:4].tolist()))
     writer.record("plan.json", {"text": ["diffhook: capturing every step", "  8 rows <each>"]})
     writer.record("summary.json", SUMMARY)
     writer.close()
@@ -120,15 +120,15 @@ def _directions(samples: int) -> Any:
     return np.random.default_rng(3).standard_normal((samples, DIM))
 
 
-def _alert(step: int, sample: int) -> dict[str, Any]:
+def _alert(step: int, samples: list[int]) -> dict[str, Any]:
     error = step % 2
     return {
         "kind": "non-finite" if error else "norm-outlier",
         "level": "error" if error else "warning",
-        "samples": [sample, sample + 1, sample + 2, sample + 3] if error else [sample],
+        "samples": samples if error else samples[:1],
         "step": step,
         "timestep": 36.0,
         "value": 5.1,
         "threshold": 4.0,
-        "message": f"sample {sample} pulls 6.6 times as hard as is usual near timestep 36 <now>",
+        "message": f"sample {samples[0]} pulls 6.6 times as hard as is usual near timestep 36 <now>",
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 import diffhook
 from diffhook.analysis import Ranking
+from diffhook.analysis.evaluation import half_subsets, lds
 from diffhook.capture import NonFinite
 from diffhook.cli import main
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
@@ -90,6 +93,37 @@ def test_tables_name_the_row_and_files_for_machines_the_id(
     assert "3 (class)" in shown
     assert str(ROLE)[:8] not in shown
     assert diffhook.outliers(log).records(1)[0]["sample"] == ODD
+
+
+def test_they_are_no_samples_of_the_dataset_where_scores_are_judged(
+    log: RunLog, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows_training.py").write_text(
+        f"def train(ids):\n    assert set(ids) <= set(range({SAMPLES}))\n    return ids\n"
+        "def losses(ids):\n    return [float(sum(ids))] * 6\n"
+    )
+    (tmp_path / "known.txt").write_text("3 5")
+    (tmp_path / "own.txt").write_text("\n".join("ab" * (SAMPLES // 2)))
+    (tmp_path / "asked.txt").write_text("\n".join("ababab"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "rows_training", raising=False)
+    command = ["evaluate", str(tmp_path / "log"), "--queries", "asked", "--methods", "cosine", "--json"]
+    command += ["--sources", str(tmp_path / "own.txt"), "--query-sources", str(tmp_path / "asked.txt")]
+    command += ["--outliers", str(tmp_path / "known.txt"), "--top", "2", "--subsets", "6", "--remove"]
+    script = tmp_path / "rows_training.py"
+    assert main([*command, "--train", f"{script}:train", "--measure", f"{script}:losses"]) == 0
+    found = {row["figure"]: row for row in json.loads(capsys.readouterr().out)}
+    scores = diffhook.influence(log, "asked", "cosine")
+    own = scores.values[:, scores.sample_ids < ROLE]
+    top = np.argsort(-own, axis=1)[:, :2]
+    assert found["loss rise without the top 2"]["value"] == pytest.approx(-top.sum(1).mean())
+    subsets = half_subsets(SAMPLES, 6)
+    losses = np.array([[subset.sum()] * 6 for subset in subsets])
+    assert found["LDS over 6 subsets"]["value"] == pytest.approx(lds(own, subsets, -losses).mean.mean)
+    assert found["average precision"]["beside"] == "at random 0.250"
+    assert main(["info", str(tmp_path / "log"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["samples"], facts["class images"]) == (SAMPLES, SAMPLES)
 
 
 def test_what_is_left_out_are_samples_once(log: RunLog, tmp_path: Path) -> None:

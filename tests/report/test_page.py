@@ -202,8 +202,13 @@ def test_samples_with_names_have_their_pictures_and_are_listed_by_name(tmp_path:
     pixels = photographs(16, 8)
     for name, each in zip(names, pixels, strict=True):
         Image.fromarray(each).save(tmp_path / "images" / name)
-    write_page(tmp_path / "page.html", log, images=tmp_path / "images", queries={})
+    write_page(tmp_path / "page.html", log, images=tmp_path / "images")
     html = (tmp_path / "page.html").read_text()
+    for part in ("queries-0", "alerts", "generality"):
+        text = re.search(rf'id="{part}".*?</section>', html, re.DOTALL)
+        assert text is not None
+        assert re.search(r"<b>cat/&lt;\d+&gt;.png</b>", text[0])
+        assert not re.search(r"<b>#\d+", text[0])
     for index, each in enumerate(pixels):
         tile = re.search(rf'data-name="cat/&lt;{index}&gt;.png".*?</li>', html, re.DOTALL)
         assert tile is not None

@@ -10,6 +10,7 @@ import scipy.stats
 
 from diffhook.analysis.ranking import Ranking
 from diffhook.errors import ConfigurationError
+from diffhook.log.samples import ROLE
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Detection:
 
 
 def detection(ranking: Ranking, outliers: npt.ArrayLike) -> Detection:
-    """AUROC and average precision of a ranking; samples of equal score share their rank.
+    """AUROC and average precision of a ranking; samples of equal score share their rank. Further rows of
+    samples, such as class images, are left out of it.
 
     Args:
         outliers: ids of the known outliers; those that are not in the ranking do not count.
@@ -36,17 +38,18 @@ def detection(ranking: Ranking, outliers: npt.ArrayLike) -> Detection:
     Raises:
         ConfigurationError: none of the samples, or all of them, are outliers.
     """
-    known = np.isin(ranking.sample_ids, np.asarray(outliers))
+    own = ranking.sample_ids < ROLE
+    known, scores = np.isin(ranking.sample_ids[own], np.asarray(outliers)), ranking.scores[own]
     positive = int(known.sum())
     if positive in (0, len(known)):
         raise ConfigurationError(
             f"{positive} of the ranking's {len(known)} samples are outliers; expected some"
         )
-    ranks = scipy.stats.rankdata(ranking.scores)
+    ranks = scipy.stats.rankdata(scores)
     above = ranks[known].sum() - positive * (positive + 1) / 2
     auroc = above / (positive * (len(known) - positive))
     # Precision at each threshold, weighted by the recall it adds.
-    _, last = np.unique(-ranking.scores, return_index=True)
+    _, last = np.unique(-scores, return_index=True)
     ends = np.append(last[1:], len(known)) - 1
     hits = np.cumsum(known)[ends]
     gained = np.diff(hits, prepend=0) / positive

@@ -23,6 +23,10 @@ class Duplicate(Signal):
             return None
         found = nearest_neighbours(view.table, view.execution)
         close = found.cosines > CLOSE
-        words = "gradients like sample {}'s (cosine {:.2f}): near-duplicate?"
-        reasons = flagged(close, lambda i: words.format(sample_words(found.neighbours[i]), found.cosines[i]))
+        words, names = "gradients like sample {}'s (cosine {:.2f}): near-duplicate?", view.log.names()
+
+        def reason(index: int) -> str:
+            return words.format(sample_words(found.neighbours[index], names), found.cosines[index])
+
+        reasons = flagged(close, reason)
         return Found(found.cosines.astype(float), reasons)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 from diffhook.capture.alerts.alert import Alert
 from diffhook.capture.alerts.deviation import Deviations
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows
+from diffhook.log.samples import sample_words
 
 DEFAULT_RATE = 1e-3
 
@@ -41,6 +42,7 @@ class Detector(ABC):
     Attributes:
         deviations: of the rows' columns from what is usual at their timestep; those who watch one run
             have them in common.
+        names: id → name, of samples that have one; the run's, and may grow.
     """
 
     kind: ClassVar[str] = "custom"
@@ -48,6 +50,11 @@ class Detector(ABC):
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
         self.rate = checked_rate(rate)
         self.deviations = Deviations()
+        self.names: Mapping[int, str] = {}
+
+    def who(self, sample: int) -> str:
+        """A sample as a message names it."""
+        return f"sample {sample_words(sample, self.names)}"
 
     @abstractmethod
     def look(self, rows: Rows) -> Iterator[Alert]:

@@ -10,7 +10,6 @@ from diffhook.capture.alerts.alert import Alert, about_row
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
 from diffhook.capture.alerts.tail import Tail
 from diffhook.log import Rows
-from diffhook.log.samples import sample_words
 
 _FEWEST = 4  # rows in a step, for a share of them to mean something
 
@@ -49,6 +48,6 @@ class Dominating(Detector):
             first,
             float(share),
             max(float(level), self.share),
-            f"sample {sample_words(rows['sample'][first])} holds {share:.0%} of the squared gradient norm of "
+            f"{self.who(rows['sample'][first])} holds {share:.0%} of the squared gradient norm of "
             f"a step of {len(squares)} samples: it alone decides where the step goes",
         )

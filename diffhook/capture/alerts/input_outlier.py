@@ -12,7 +12,6 @@ from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
 from diffhook.capture.alerts.tail import Tail
 from diffhook.capture.appearance import FIGURES
 from diffhook.log import Rows
-from diffhook.log.samples import sample_words
 
 Values = npt.NDArray[np.float64]
 
@@ -49,7 +48,7 @@ class InputOutlier(Detector):
         for index in np.flatnonzero(self._tail.alarms(distances)):
             figure = int(np.abs(deviations[index]).argmax())
             message = (
-                f"sample {sample_words(rows['sample'][index])} looks unlike the others: "
+                f"{self.who(rows['sample'][index])} looks unlike the others: "
                 f"{self._words(figure, figures[index, figure], shown[index, figure])} "
                 f"(distance {distances[index]:.1f}; one row in {1 / self.rate:,.0f} reaches {level:.1f})"
             )

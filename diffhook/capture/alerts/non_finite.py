@@ -50,9 +50,9 @@ class NonFinite(Detector):
             yield self._samples_broken(rows, int(found[0]), samples)
 
     def _samples_broken(self, rows: Rows, first: int, samples: list[int]) -> Alert:
-        who = f"sample {sample_words(samples[0])} has a gradient that is"
+        who = f"{self.who(samples[0])} has a gradient that is"
         if len(samples) > 1:
-            who = f"{len(samples)} samples ({_named(samples)}) have gradients that are"
+            who = f"{len(samples)} samples ({self._all(samples)}) have gradients that are"
         return self._alert(
             rows,
             first,
@@ -65,7 +65,7 @@ class NonFinite(Detector):
         message = f"none of the {len(rows['sample'])} gradients of the step is finite: the model is lost"
         if self._suspect is not None:
             since, samples = self._suspect
-            message += f", probably since step {since} trained on sample {_named(samples)}"
+            message += f", probably since step {since} trained on sample {self._all(samples)}"
         return self._alert(rows, 0, [], f"{message}; go back to a snapshot before step {step}")
 
     def _alert(self, rows: Rows, index: int, samples: list[int], message: str) -> Alert:
@@ -80,6 +80,6 @@ class NonFinite(Detector):
             message=message,
         )
 
-
-def _named(samples: list[int]) -> str:
-    return ", ".join(map(sample_words, samples[:_SHOWN])) + (" …" if len(samples) > _SHOWN else "")
+    def _all(self, samples: list[int]) -> str:
+        shown = ", ".join(sample_words(sample, self.names) for sample in samples[:_SHOWN])
+        return shown + (" …" if len(samples) > _SHOWN else "")

@@ -11,7 +11,6 @@ from diffhook.capture.alerts.alert import Alert, about_row
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector
 from diffhook.capture.alerts.tail import Tail
 from diffhook.log import Rows
-from diffhook.log.samples import sample_words
 
 
 class Outlier(Detector):
@@ -34,7 +33,7 @@ class Outlier(Detector):
             sample, timestep = int(rows["sample"][index]), float(rows["timestep"][index])
             what = self.words.format(float(ratios[index]))
             message = (
-                f"sample {sample_words(sample)} {what} near timestep {timestep:.4g} ({deviations[index]:.1f} "
+                f"{self.who(sample)} {what} near timestep {timestep:.4g} ({deviations[index]:.1f} "
                 f"deviations; one row in {1 / self.rate:,.0f} reaches {level:.1f})"
             )
             yield about_row(self.kind, rows, int(index), float(deviations[index]), level, message)

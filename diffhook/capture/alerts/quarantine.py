@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from diffhook.capture.alerts.alert import Alert
@@ -52,6 +52,7 @@ class Quarantine:
         self._heard: set[tuple[Any, ...]] = set()  # records that count here
         self._waiting: list[Alert] = []  # changes made before there was a log
         self._resumed = False  # what the log says of earlier runs is known
+        self.names: Mapping[int, str] = {}  # of samples that have one
         self.step = 0  # optimiser steps taken, as far as rows told
 
     @property
@@ -139,7 +140,7 @@ class Quarantine:
         if changed:
             self._apply(kind, changed, cause)
             who = (
-                f"sample {sample_words(changed[0])} is"
+                f"sample {sample_words(changed[0], self.names)} is"
                 if len(changed) == 1
                 else f"{len(changed)} samples are"
             )

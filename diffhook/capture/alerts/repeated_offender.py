@@ -12,7 +12,6 @@ from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
 from diffhook.capture.alerts.tail import Tail
 from diffhook.capture.alerts.visits import Visits
 from diffhook.log import Rows
-from diffhook.log.samples import sample_words
 
 _VISITS = 8  # the last ones of a sample that count
 _SAMPLES = 1 << 20  # remembered by each process
@@ -65,6 +64,6 @@ class RepeatedOffender(Detector):
                 int(index),
                 float(joint[index]),
                 level,
-                f"sample {sample_words(sample)} keeps pulling hard: on its last {count} visits only "
+                f"{self.who(sample)} keeps pulling hard: on its last {count} visits only "
                 f"{typical:.1%} of other samples pulled harder at such timesteps, on average",
             )

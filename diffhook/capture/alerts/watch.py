@@ -18,6 +18,7 @@ from diffhook.capture.alerts.past import past_steps
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.settings import Alerts
 from diffhook.log import Rows, RunLog
+from diffhook.words import printable
 
 logger = logging.getLogger("diffhook")
 
@@ -55,6 +56,13 @@ class Watch:
         self._quarantine = settled.quarantine if isinstance(settled.quarantine, Quarantine) else None
         if self._quarantine is not None:
             self._quarantine.bind(self._tell, read, rank)
+
+    def know(self, names: Mapping[int, str]) -> None:
+        """What samples are called in messages: id → name; may grow."""
+        for detector in self.detectors:
+            detector.names = names
+        if self._quarantine is not None:
+            self._quarantine.names = names
 
     def look(self, rows: Rows, layer: str | None = None) -> None:
         """Judge the rows of one optimiser step.
@@ -113,7 +121,8 @@ class Watch:
         self._limit.held_back.clear()
 
     def _tell(self, alert: Alert) -> None:
-        alert = replace(alert, rank=self.rank, time=time.time())
+        message = printable(alert.message)
+        alert = replace(alert, message=message, rank=self.rank, time=time.time())
         self._write(alert.to_json())
         self._delivery.send(alert)
         self.kinds.append(alert.kind)

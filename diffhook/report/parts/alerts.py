@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from diffhook.report import charts
@@ -13,12 +14,18 @@ _LISTED = 500
 _PICTURES = 3  # of an alert that names many samples
 
 
-def alerts_part(alerts: list[dict[str, Any]], last_step: int, thumbnails: Thumbnails) -> Part:
+def alerts_part(
+    alerts: list[dict[str, Any]],
+    last_step: int,
+    thumbnails: Thumbnails,
+    names: Mapping[int, str] | None = None,
+) -> Part:
     """A time line with a lane per kind, and the list.
 
     Args:
         alerts: as in the log, by step.
         last_step: where the time line ends.
+        names: id → name, of samples that have one.
     """
     kinds = Counter(str(alert["kind"]) for alert in alerts)
     lanes = [kind for kind, _ in kinds.most_common()]
@@ -38,6 +45,7 @@ def alerts_part(alerts: list[dict[str, Any]], last_step: int, thumbnails: Thumbn
         "Alerts while it trained",
         "Alerts",
         chart=drawn,
+        names=names,
         total=len(alerts),
         listed=listed,
         repeated=[(sample, times) for sample, times in repeated.most_common(5) if times > 1],

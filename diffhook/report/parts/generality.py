@@ -52,6 +52,7 @@ def generality_part(
         "The same samples for every query?",
         "Generality",
         rows=rows,
+        names=next((each.names for each in by_name.values()), {}),
         share=found[0].general_share,
     )
 

@@ -93,6 +93,7 @@ def queries_part(
         f"What made these images: {name}" if name else "What made these images",
         f"Influences: {name}",
         name=name,
+        names=scores[0].names,
         queries=asked,
         total=len(scores[0].query_ids),
         methods=[LABELS.get(each.method, each.method) for each in scores],
