@@ -42,9 +42,9 @@ def outliers(
     Args:
         source: "train" or "probe".
         parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`: "norm", "repeat", "loss",
-            "tracin", "retrac", "duplicate". By default all that the log can tell; "duplicate", which
+            "input", "tracin", "retrac", "duplicate". By default all that the log can tell; "duplicate", which
             compares all pairs, for up to 20,000 samples. A log captured with projection_dim=0 has
-            the first three.
+            the first four.
         client, scheduler, memory, progress: as for :func:`diffhook.influence`.
 
     Raises:
@@ -61,7 +61,9 @@ def outliers(
     counted = [told for name, told in found.items() if SIGNALS[name].counts]
     if not counted:
         asked = "" if parts is None else f" from {', '.join(parts)}"
-        raise ConfigurationError(f"nothing to rank by{asked}: expected norm, repeat, loss, tracin or retrac")
+        raise ConfigurationError(
+            f"nothing to rank by{asked}: expected norm, repeat, loss, input, tracin or retrac"
+        )
     if len(counted) == 1:
         scores = np.nan_to_num(np.array(counted[0].scores, np.float64))
     else:

@@ -11,8 +11,6 @@ from torch import Tensor
 from diffhook.capture.inputs import default_inputs
 from diffhook.errors import ConfigurationError
 
-FIGURES = ("mean", "contrast", "roughness")
-
 
 def images_of(batch: Any) -> Tensor | None:
     """(B, …) the images, latents or the like that a loop's batch holds; None if it is not known to.
@@ -27,9 +25,7 @@ def images_of(batch: Any) -> Tensor | None:
 
 
 def appearance(clean: Tensor) -> Tensor:
-    """(B, 3) float32: mean, contrast (standard deviation), and roughness of each sample.
-
-    Roughness is the root mean square of the differences between neighbours along the last two axes.
+    """(B, 3) float32: the :data:`~diffhook.looks.FIGURES` of each sample.
 
     Args:
         clean: (B, …, H, W), of any real dtype.

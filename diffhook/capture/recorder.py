@@ -13,7 +13,6 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from diffhook.capture.alerts import Alerts, Detector, Watch
-from diffhook.capture.appearance import FIGURES
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
@@ -23,6 +22,7 @@ from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.samples import ROLE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
+from diffhook.looks import COLUMNS
 
 logger = logging.getLogger("diffhook")
 
@@ -122,7 +122,7 @@ class Recorder:
             weight: coefficient with which a sample's own gradient enters the step's update,
                 times the capture stride.
             losses: (B,) the samples' own losses, where known.
-            appearance: (B, 3) of the clean samples, where known: for alerts, not for the log.
+            appearance: (B, 3) of the clean samples, where known.
         """
         count = len(sample_ids)
         rows = make_rows(
@@ -136,9 +136,10 @@ class Recorder:
             weight=np.full(count, weight),
             role=sample_ids.cpu().numpy() // ROLE,
         )
-        unknown = np.full((count, len(FIGURES)), np.nan)
-        looks = unknown if appearance is None else appearance.cpu().numpy()
-        self._staged.append({**rows, "appearance": looks})
+        looks = np.full((len(COLUMNS), count), np.nan, np.float32)
+        if appearance is not None:
+            looks[:] = appearance.cpu().numpy().T
+        self._staged.append({**rows, **dict(zip(COLUMNS, looks, strict=True))})
         if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
             self._layer = self.engine.first_nonfinite
 
@@ -159,12 +160,11 @@ class Recorder:
         rows = {name: np.concatenate([part[name] for part in self._staged]) for name in self._staged[0]}
         self._staged.clear()
         layer, self._layer = self._layer, None
-        looks = rows.pop("appearance")
         rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])
         scalars = {name: values for name, values in rows.items() if name in SCALARS}
-        self.watch.look({**scalars, "appearance": looks}, layer)
+        self.watch.look(scalars, layer)
 
     def settle(self) -> None:
         """A checkpoint is about to be written: a process killed later resumes from it, so the rows

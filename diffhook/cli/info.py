@@ -21,9 +21,10 @@ from diffhook.log.samples import ROLE
 
 _NAMED = 3  # of the parameters left out
 _SHARING = (
-    "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, random "
-    "projections of gradients, the trained weights in its snapshots (and Adam's divisors, if they were to be "
-    "kept), the model's configuration and the versions of libraries. {names} {queries} {images}"
+    "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, the mean, "
+    "contrast and roughness of its pixels, random projections of gradients, the trained weights in its "
+    "snapshots (and Adam's divisors, if they were to be kept), the model's "
+    "configuration and the versions of libraries. {names} {queries} {images}"
 )
 
 

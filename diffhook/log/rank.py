@@ -79,6 +79,8 @@ class RankGroup:
     @cached_property
     def _columns(self) -> dict[str, tuple[Layout, int, zarr.Array[Any]]]:
         present = [name for name in BY_NAME if f"{self.path}/{name}/zarr.json" in self.keys]
+        if not self.attributes and "sample" not in present:
+            return {}  # only begun: the last column is missing
         found = {name: read_layout(self.store, self.path, name) for name in present}
         missing = [name for name in self.attributes.get("columns", REQUIRED) if name not in found]
         if missing and self.attributes:
@@ -86,7 +88,7 @@ class RankGroup:
         sizes = {layout.rows for layout, _, _ in found.values()}
         if len(sizes) > 1:
             raise LogError(f"{self.path} is damaged: columns in chunks of {sorted(sizes)} rows")
-        if found and found["sample"][0].checksums and "committed" not in self.attributes and self.attributes:
+        if self.attributes and found["sample"][0].checksums and "committed" not in self.attributes:
             raise LogError(f"{self.path}/zarr.json is damaged: it does not say how many rows count")
         committed = self.attributes.get("committed", 0)
         for name, (_, length, _) in found.items():

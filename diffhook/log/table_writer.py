@@ -15,6 +15,7 @@ from diffhook.log.columns import new_layout
 from diffhook.log.encoding import put_chunk
 from diffhook.log.rank import RankGroup, put_attributes
 from diffhook.log.schema import (
+    BY_NAME,
     COLUMNS,
     Rows,
     json_like,
@@ -51,7 +52,9 @@ class TableWriter:
         files.clean(store, path)
         group = RankGroup(store, path)
         self.shard_rows = group.shard_rows if group.columns else rows_per_shard(dim, dtype)
-        names = [c.name for c in COLUMNS if dim or c.name != "projection"]
+        kept = group.columns if group.committed else BY_NAME.keys()  # an older log has fewer optional ones
+        wanted = [c for c in COLUMNS if c.name in kept or not c.optional]
+        names = [c.name for c in wanted if dim or c.name != "projection"]
         self._layouts = {name: new_layout(name, dim, dtype, self.shard_rows) for name in names}
         if group.columns:
             self._check(group)
@@ -161,8 +164,10 @@ class TableWriter:
 
     def _complete(self, rows: Rows) -> Rows:
         count = len(rows["sample"])
-        left_out = [c for c in COLUMNS if c.optional and c.name not in rows]
+        optional = {c.name: c for c in COLUMNS if c.optional}
+        left_out = [c for name, c in optional.items() if name not in rows]
         rows = {**rows, **{c.name: np.full(count, c.fill, c.dtype) for c in left_out}}
+        rows = {name: v for name, v in rows.items() if name in self._layouts or name not in optional}
         if set(rows) != set(self._layouts):
             raise LogError(f"rows have columns {sorted(rows)}, the log {sorted(self._layouts)}")
         return rows

@@ -5,9 +5,9 @@
 For each of five seeds two trainings. In one, without labels, photographic patches, inverted digits and
 digits with noise are planted; in the other, which knows the classes, some labels are wrong. What the log
 tells (self-influence on the training's events and on a grid, norms and losses against others of their
-timestep, all signals together) is set beside the plain mean loss and the distance in pixels to the ten
-nearest samples (of the same label, where labels may be wrong). AUROC and average precision, mean and
-standard error over seeds.
+timestep, the looks of the samples, all signals together) is set beside the plain mean loss and the distance
+in pixels to the ten nearest samples (of the same label, where labels may be wrong). AUROC and average
+precision, mean and standard error over seeds.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def rankings(args: argparse.Namespace, samples: Samples, path: Any, seed: int) -
         "all signals, grid": by_sample(diffhook.outliers(log, "probe")),
         "norm at its timestep": by_sample(diffhook.outliers(log, parts=["norm"])),
         "loss at its timestep": by_sample(diffhook.outliers(log, parts=["loss"])),
+        "looks of the sample itself": by_sample(diffhook.outliers(log, parts=["input"])),
         "TracIn self-influence, events": by_sample(diffhook.self_influence(log, "tracin")),
         "ReTrac self-influence, events": by_sample(diffhook.self_influence(log, "retrac")),
         "TracIn self-influence, grid": by_sample(diffhook.self_influence(log, "tracin", "probe")),

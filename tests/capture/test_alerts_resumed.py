@@ -14,6 +14,7 @@ from diffhook.capture.alerts import Watch
 from diffhook.capture.alerts.past import past_steps
 from diffhook.log import LogWriter, Rows
 from diffhook.log.rank import RankGroup
+from diffhook.looks import COLUMNS
 from tests.analysis.synthetic import config
 from tests.capture.test_alerts import clean_run, make_rows
 
@@ -40,13 +41,18 @@ def _watched(path: Path, run: list[Rows], start: int, stop: int) -> list[dict[st
 
 
 def test_a_run_stopped_in_the_middle_raises_the_alerts_of_one_that_was_not(tmp_path: Path) -> None:
-    run = clean_run(300, np.random.default_rng(3), count=300)
+    rng = np.random.default_rng(3)
+    run = clean_run(300, rng, count=300)
     for rows in run:
         rows["grad_norm"][rows["sample"] == 17] *= 3.0  # type: ignore[index]
+        for column in COLUMNS:
+            rows[column] = np.exp(rng.normal(0, 0.1, 32)).astype(np.float32)  # type: ignore[index]
+            rows[column][rows["sample"] == 23] *= 4.0  # type: ignore[index]
     whole = _watched(tmp_path / "whole", run, 0, 300)
     _watched(tmp_path / "parts", run, 0, 220)
     parts = _watched(tmp_path / "parts", run, 150, 300)
-    assert {a["step"] >= 150 for a in whole} == {False, True}
+    for kind in ("norm-outlier", "input-outlier"):
+        assert {a["step"] >= 150 for a in whole if a["kind"] == kind} == {False, True}
     assert parts == whole, "what the first sitting learned is not known to the second"
 
 

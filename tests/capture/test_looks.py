@@ -17,6 +17,7 @@ from diffhook.capture import InputOutlier
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows
+from diffhook.looks import COLUMNS
 from tests.capture.test_alerts import alarms, make_rows
 from tests.runs import identified, train
 
@@ -45,7 +46,7 @@ def test_no_images_in_a_batch_is_no_error() -> None:
 
 def looking(images: np.ndarray, samples: Any = None, step: int = 7) -> Rows:
     rows = make_rows(np.ones(len(images)), np.full(len(images), 5.0), samples, step)
-    return {**rows, "appearance": appearance(torch.from_numpy(images)).numpy()}
+    return {**rows, **dict(zip(COLUMNS, appearance(torch.from_numpy(images)).numpy().T, strict=True))}
 
 
 def some_images(count: int, rng: np.random.Generator) -> np.ndarray:
@@ -93,7 +94,7 @@ def test_inputs_that_are_unknown_not_finite_or_all_alike_never_alarm() -> None:
     images = some_images(4, rng)
     images[1, 0, 2, 2] = np.nan
     assert alarms(detector, [looking(images)]) == []
-    unknown = {**looking(images), "appearance": np.full((4, 3), np.nan)}
+    unknown = {**looking(images), **dict.fromkeys(COLUMNS, np.full(4, np.nan))}
     assert alarms(detector, [unknown, make_rows([1.0], [5.0])]) == []
     assert alarms(InputOutlier(), [looking(np.zeros((16, 1, 4, 4), np.float32))] * 40) == []
 
@@ -104,8 +105,10 @@ def test_an_image_unlike_the_others_is_named_in_a_run(tmp_path: Path) -> None:
     train(tmp_path / "log", data=data, epochs=8, batch_size=12, alerts=[InputOutlier(1e-2)])
     named = [a["samples"] for a in diffhook.open_log(tmp_path / "log").alerts()]
     assert [6] in named
-    kept = diffhook.open_log(tmp_path / "log").train.columns
-    assert "appearance" not in kept
+    table = diffhook.open_log(tmp_path / "log").train
+    expected = appearance(data)[table["sample"]]
+    for column, values in zip(COLUMNS, expected.T, strict=True):
+        np.testing.assert_array_equal(table[column], values)
 
 
 def test_thumbnails_are_kept_only_if_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -48,9 +48,10 @@ def test_outliers(tmp_path: Path) -> None:
     result = quick("outliers", tmp_path)
     kinds = {row["kind"] for row in result["rows"]}
     assert kinds == {"patches", "inverted", "noisy", "wrong label"}
-    assert len(result["rows"]) == len(kinds) * 11
+    assert len(result["rows"]) == len(kinds) * 12
     found = {(row["kind"], row["method"]): row["auroc"]["mean"] for row in result["rows"]}
     assert found["inverted", "distance in pixels"] > 0.9
+    assert found["inverted", "looks of the sample itself"] > 0.9
 
 
 def test_linear_datamodeling_scores(tmp_path: Path) -> None:

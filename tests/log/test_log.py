@@ -13,7 +13,8 @@ import zarr
 import zarr.storage
 
 from diffhook.errors import LogError
-from diffhook.log import LogWriter, Rows, Snapshot, open_log
+from diffhook.log import LogWriter, Rows, Snapshot, open_log, schema
+from diffhook.looks import COLUMNS as LOOKS
 
 DIM = 8
 CONFIG = {
@@ -40,6 +41,7 @@ def make_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
         "weight": np.full(count, 0.25, np.float32),
         "grad_norm": rng.random(count, np.float32),
         "role": (sample % 2).astype(np.int8),
+        **{name: rng.random(count, np.float32) for name in LOOKS},
         "projection": rng.standard_normal((count, DIM)).astype(np.float16),
     }
 
@@ -75,11 +77,32 @@ def test_rows_come_back_as_they_were(location: Any, sizes: list[int]) -> None:
     assert log.verify() == []
 
 
-def test_a_role_that_nobody_names_is_0(location: Any) -> None:
+def test_columns_that_nobody_names_are_as_good_as_absent(location: Any) -> None:
     writer = LogWriter(location, CONFIG)
-    writer.put("train", {name: v for name, v in make_rows(20).items() if name != "role"})
+    optional = {"role", *LOOKS}
+    writer.put("train", {name: v for name, v in make_rows(20).items() if name not in optional})
     writer.close()
-    assert open_log(location).train["role"].tolist() == [0] * 20
+    table = open_log(location).train
+    assert table["role"].tolist() == [0] * 20
+    assert all(np.isnan(table[name]).all() for name in LOOKS)
+
+
+def test_a_log_from_before_a_column_was_known_goes_on_without_it(
+    location: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fewer = tuple(column for column in schema.COLUMNS if column.name not in LOOKS)
+    with monkeypatch.context() as before:
+        before.setattr("diffhook.log.table_writer.COLUMNS", fewer)
+        writer = LogWriter(location, CONFIG)
+        writer.put("train", {name: v for name, v in make_rows(20).items() if name not in LOOKS})
+        writer.close()
+    writer = LogWriter(location, CONFIG, start_step=5)
+    writer.put("train", make_rows(20, 20))
+    writer.close()
+    log = open_log(location)
+    assert log.train["sample"].tolist() == list(range(40))
+    assert all(np.isnan(log.train[name]).all() for name in LOOKS)
+    assert log.verify() == []
 
 
 def test_a_shard_begun_is_continued_after_a_flush_and_in_a_later_process(location: Any) -> None:

@@ -1,6 +1,7 @@
 """Signals that a sample is unlike the others, each a small class in a file of its own."""
 
 from diffhook.analysis.signals.duplicate import Duplicate
+from diffhook.analysis.signals.input import Input
 from diffhook.analysis.signals.loss import Loss
 from diffhook.analysis.signals.norm import Norm
 from diffhook.analysis.signals.pull import ReTracPull, TracInPull
@@ -11,6 +12,7 @@ __all__ = [
     "SIGNALS",
     "Duplicate",
     "Found",
+    "Input",
     "Loss",
     "Norm",
     "ReTracPull",

@@ -64,8 +64,7 @@ class Detector(ABC):
 
         Args:
             rows: scalar columns of the log, (rows,) each, without the projection. lr is 0 where the
-                step was skipped. Beside them "appearance", (rows, 3) of the clean samples, NaN where
-                these are not known; missing when a log is looked at again.
+                step was skipped.
         """
 
 

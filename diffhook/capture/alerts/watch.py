@@ -101,8 +101,6 @@ class Watch:
     def resume(self, log: RunLog) -> None:
         """Learn what this process had learned: look at its last rows again, and tell nothing twice.
 
-        Not what samples look like: the log does not hold that.
-
         Raises:
             LogError: the log is damaged.
         """

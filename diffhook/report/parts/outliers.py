@@ -19,6 +19,7 @@ _KINDS = 12  # kinds of reasons offered as filter
 _ORDERS = {
     "norm": "gradient norm",
     "repeat": "repeated offences",
+    "input": "looks unlike the others",
     "tracin": "TracIn self-influence",
     "retrac": "ReTrac self-influence",
     "duplicate": "nearness to another sample",
