@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 from diffhook.errors import ConfigurationError
 
+CAPTURED_STEP = 0.5
+"""What capture adds to a step that trains every parameter, as examples/benchmarks/capture.py finds."""
+
 _CALIBRATION = 5  # captured steps before a stride is chosen; the first surveys
-_EXPECTED = 0.5  # of a step, what capture adds to it until that is known: small models on a CPU
 _REVIEW = 32  # captured steps between looks at whether the stride still fits; fewer at first
 _REMEMBERED = 32  # durations
 _SPENT = 0.9  # of the budget; the rest is for the survey, snapshots and the steps after captured ones
@@ -52,7 +54,7 @@ class Plan:
             raise ConfigurationError(
                 f"overhead is {self.overhead}; expected a share of the training time, such as 0.05"
             )
-        self.stride = self.every if self.overhead is None else self._fitting(_EXPECTED, self.overhead)
+        self.stride = self.every if self.overhead is None else self._fitting(CAPTURED_STEP, self.overhead)
 
     def _fitting(self, share: float, overhead: float) -> int:
         """The stride at which captured steps that take ``share`` longer stay within the budget."""

@@ -7,9 +7,7 @@ from typing import Any
 
 from diffhook import words
 from diffhook.capture import Plan, Recorder
-
-# Of a step that trains every parameter, as examples/benchmarks/capture.py finds.
-_CAPTURED_STEP = 0.5
+from diffhook.capture.plan import CAPTURED_STEP
 
 
 def plan_text(
@@ -59,7 +57,7 @@ def _expected(plan: Plan, recorder: Recorder) -> float:
     if plan.overhead is not None:
         return plan.overhead
     trained = sum(p.numel() for p in recorder.engine.parameters.values())
-    return _CAPTURED_STEP * trained / sum(p.numel() for p in recorder.engine.model.parameters()) / plan.stride
+    return CAPTURED_STEP * trained / sum(p.numel() for p in recorder.engine.model.parameters()) / plan.stride
 
 
 def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, Any], str]:
