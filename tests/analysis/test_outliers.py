@@ -108,6 +108,24 @@ def test_a_single_part_ranks_as_it_does(log: diffhook.RunLog) -> None:
     assert (np.diff(ranking.parts["loss"][1:]) <= 0).all()
 
 
+def test_on_a_grid_losses_are_compared_by_their_mean(tmp_path: Path) -> None:
+    events = made_log(tmp_path / "log").train
+    rows = {name: events[name] for name in events.columns}
+    for name, whole in (("grid", True), ("holes", False)):
+        described = config()
+        described["identity"]["projection"] = {"dim": DIM, "seed": 0, "kind": "full"}
+        writer = LogWriter(tmp_path / name, described)
+        writer.put("probe", rows if whole else {k: v[1:] for k, v in rows.items()})
+        writer.put("train", rows)
+        writer.close()
+        log = diffhook.open_log(tmp_path / name)
+        ranking = diffhook.outliers(log, "probe", ["loss"])
+        means = [np.log(rows["loss"][rows["sample"] == i].astype(float).mean()) for i in ranking.sample_ids]
+        compared = np.allclose(ranking.parts["loss"], means, rtol=1e-6)
+        assert compared == whole, "a sample that lacks some of the grid cannot be compared so"
+        assert ranking.sample_ids[1] == LOSSY, "after the one whose gradient is not finite"
+
+
 def test_norms_alone_serve_without_projections(tmp_path: Path) -> None:
     ranking = diffhook.outliers(made_log(tmp_path / "log", dim=0))
     assert set(ranking.parts) == {"norm", "repeat", "loss"}

@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.grouped import Plan, distinct_samples, grouped
+from diffhook.analysis.samples import SampleMeans, Whole
 from diffhook.analysis.signals.visits import Visits, count_visits
-from diffhook.log import RunLog, Table
+from diffhook.log import Block, RunLog, Table
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -55,6 +56,23 @@ class View:
     def losses(self) -> Visits:
         """By the sample's own loss."""
         return count_visits(self.table, self.sample_ids, "loss", self.execution)
+
+    def means(self, table: Table, column: str) -> tuple[Floats, Floats]:
+        """(N,) each: mean of the column's finite values, NaN where a sample has none, and their number."""
+        sums = grouped(
+            table,
+            SampleMeans(self.sample_ids, partial(_column, name=column)),
+            Plan.make(len(self.sample_ids), 2, self.execution),
+            Whole(),
+            self.execution,
+            f"reading {column}",
+        )
+        total, count = sums.T
+        return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0), count
+
+
+def _column(table: Table, block: Block, name: str) -> Floats:
+    return table.read(block, name)
 
 
 class Signal(ABC):
