@@ -44,8 +44,8 @@ class Usual:
     def distances(self, figures: Values) -> Values:
         """(rows,) of (rows, 3) of :func:`on_scale`; NaN where a figure is."""
         found = self._deviations(figures)
-        squares = (found * np.linalg.solve(self._together, found.T).T).sum(1)
-        return np.sqrt(squares)
+        with np.errstate(invalid="ignore"):  # of infinite ones, which have no distance
+            return np.sqrt((found * np.linalg.solve(self._together, found.T).T).sum(1))
 
     def words(self, figures: Values) -> str:
         """What is unlike the others about one sample, (3,) of :func:`on_scale`."""

@@ -230,10 +230,14 @@ class Recorder:
             self.writer.put("probe", rows)
         self.probe_seconds += time.perf_counter() - start
 
-    def close(self) -> None:
-        """Flush and let go of model and log. Idempotent."""
+    def close(self, *, mid_pass: bool = False) -> None:
+        """Flush and let go of model and log. Idempotent.
+
+        Args:
+            mid_pass: see :meth:`PerSampleGradients.detach`.
+        """
         with ExitStack() as leaving:  # whatever fails, all of it is let go; the last one first
             leaving.callback(self.writer.close)
             leaving.callback(self.watch.close)
             leaving.callback(self.skipped)
-            leaving.callback(self.engine.detach)
+            leaving.callback(self.engine.detach, mid_pass=mid_pass)

@@ -29,7 +29,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--top", type=int, default=10, metavar="K", help="per query (default 10)")
     command.add_argument("--opponents", action="store_true", help="the lowest scores instead")
-    command.add_argument("--csv", metavar="FILE", help="write query, rank, sample, score (and error) for all")
+    command.add_argument(
+        "--csv", metavar="FILE", help="write query, rank, sample, score (error, name) for all"
+    )
     command.add_argument("--parquet", metavar="FILE", help="write all scores, a column per query")
     add_execution(command)
 

@@ -104,7 +104,7 @@ class PerSampleGradients:
             self._on_forward,
             inputless=[n for n, owned in self._layers.items() if set(owned.parameters) == {"bias"}],
         )
-        self._reuse = Reuse(self._layers) if reuse_products and weight_gradients else None
+        self._reuse = Reuse(self._layers, self.tape) if reuse_products and weight_gradients else None
         self.tape.let_go = self._reuse is None  # a second backward would need them to fill its sums
         self._tied = tied(self._layers)
         ruled = {p for owned in self._layers.values() for p in owned.parameters.values()}
@@ -155,12 +155,19 @@ class PerSampleGradients:
                 root.register_forward_hook(LocalHook(root, self._leave_model), always_call=True),
             ]
 
-    def detach(self) -> None:
-        """Take every hook off the model."""
+    def detach(self, *, mid_pass: bool = False) -> None:
+        """Take every hook off the model.
+
+        Args:
+            mid_pass: the pass under way is given up, but not by the training: hooks that checkpointed
+                blocks need in its backward stay, mute, until the next forward.
+        """
         for handle in self._root_handles:
             handle.remove()
         self._root_handles.clear()
         self.abandon()
+        if not mid_pass:
+            self.tape.detach()
 
     def begin(self) -> None:
         """Watch the next forward and backward.
@@ -170,8 +177,6 @@ class PerSampleGradients:
         """
         check_preconditioner(self.preconditioner, self.parameters)
         self._reset()
-        if self._reuse is not None and self._surveyed:
-            self._reuse.attach()
         self.tape.attach()
         if not self.weight_gradients:
             # The fallback differentiates with respect to its parameters; the survey to all.
@@ -192,9 +197,12 @@ class PerSampleGradients:
         """
         if self._axis.deceived is not None:
             self._failure = self._axis.deceived
+        self.tape.detach()
         self.abandon()
         if isinstance(self._failure, SurveyAgainError):
             self._passes = 0
+            if self._reuse is not None:
+                self._reuse.chosen = ()
             raise self._failure
         if self._failure is not None:
             raise CaptureError(f"per-sample gradients failed: {self._failure}") from self._failure
@@ -204,7 +212,8 @@ class PerSampleGradients:
             for name, reason in self._survey.contradictions(ruled, pass_.pending, pass_.precision):
                 self._missing.setdefault(name, reason)
             self._survey = None
-        pass_.complete(without=self._missing)
+        with exactly(next(iter(self.parameters.values()))):
+            pass_.complete(without=self._missing)
         if pass_.totals is None:
             raise CaptureError(
                 "no gradient of a trained parameter was seen: was backward() called inside the engine's "
@@ -218,9 +227,7 @@ class PerSampleGradients:
 
     def abandon(self) -> None:
         """Stop watching and leave the model as it was, whatever has been seen."""
-        self.tape.detach()
-        if self._reuse is not None:
-            self._reuse.detach()
+        self.tape.give_up()
         self._close_uses()
         if self._uses is not None:
             self._uses.release()
@@ -229,8 +236,8 @@ class PerSampleGradients:
         self._stack.close()
 
     def __enter__(self) -> Self:
-        self.attach()
         self.begin()
+        self.attach()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -306,7 +313,8 @@ class PerSampleGradients:
 
     def enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
         """The model's forward begins. A hook; called by hand from a pre-hook that came first."""
-        if not self.tape.armed or not torch.is_grad_enabled() or self._watching:
+        watching = self.tape.armed and not self.tape.muted
+        if not watching or not torch.is_grad_enabled() or self._watching:
             return
         if self._pass.batch is None:
             self._pass.batch = self._axis.batch = leading_axis((*args, *(kwargs or {}).values()))

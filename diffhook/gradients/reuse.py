@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.gradients.layers import Owned
 from diffhook.gradients.local_hook import LocalHook
+from diffhook.gradients.tape import Tape, in_backward
 
 Sums = dict[str, Tensor]  # local parameter name → gradient of the whole batch
 
@@ -38,16 +39,18 @@ class Reuse:
 
     Args:
         layers: name → layer.
+        tape: has its hooks on them, too.
     """
 
-    def __init__(self, layers: Mapping[str, Owned]) -> None:
+    def __init__(self, layers: Mapping[str, Owned], tape: Tape) -> None:
         self.chosen: Collection[str] = ()  #: layers whose products are formed anyway
         self._layers = layers
+        self._tape = tape
+        tape.companions.append(self)  # before the tape: a call's sums are asked for before it ends here
         self._open: dict[str, Sums] = {}  # of the calls under way
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
-        """Before the tape: a call's sums are asked for before the call ends here."""
         self.detach()
         for name in self.chosen:
             module = self._layers[name].module
@@ -66,6 +69,8 @@ class Reuse:
             self._close(name)
 
     def _before(self, name: str, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self._handles or (self._tape.muted and not in_backward()):
+            return None
         if len(args) != 1 or not torch.is_grad_enabled():
             return None
         if not args[0].is_floating_point():  # nothing to stand before in the graph

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,14 @@ from diffhook.gradients.local_hook import LocalHook
 
 OnBackward = Callable[[Tensor | None, Tensor], None]  # input (None: let go of), output's gradient
 OnForward = Callable[[str, Tensor, Tensor], OnBackward | None]
+
+
+class Hooks(Protocol):
+    """What can be put on layers and taken off."""
+
+    def attach(self) -> None: ...
+
+    def detach(self) -> None: ...
 
 
 class _Keep(torch.autograd.Function):
@@ -88,6 +96,8 @@ class Tape:
     ) -> None:
         self.layers = layers
         self.armed = False  # attached, if there is a layer or not
+        self.muted = False
+        self.companions: list[Hooks] = []  #: put on the layers before our own hooks
         self.paused = False  # while the fallback runs backward passes of its own
         self.require_outputs = False
         # Inputs are let go of as the backward passes their layer, as autograd does with its own.
@@ -102,16 +112,27 @@ class Tape:
     def attach(self) -> None:
         self.detach()
         self.armed = True
+        for companion in self.companions:
+            companion.attach()
         for name, layer in self.layers.items():
             hook = LocalHook(layer, partial(self._forward, name))
             # The first of all: others may change what the layer has made.
             self._handles.append(layer.register_forward_hook(hook, with_kwargs=True, prepend=True))
 
+    def give_up(self) -> None:
+        """Report no more of this pass. Its backward may come all the same, in which checkpointed blocks are
+        computed again and must save what they saved before: for that, hooks stay until the next forward."""
+        self.muted = self.armed and bool(self.calls)
+        if not self.muted:
+            self.detach()
+
     def detach(self) -> None:
-        self.armed = False
+        self.armed = self.muted = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for companion in self.companions:
+            companion.detach()
 
     def _forward(
         self,
@@ -122,6 +143,10 @@ class Tape:
         output: Tensor,
     ) -> Tensor | None:
         if not self.armed:
+            return None
+        if self.muted and not in_backward():
+            if name in self.calls:
+                self.detach()
             return None
         if not in_backward():
             # Calls under no_grad count too: reentrant checkpointing runs its first forward so. To

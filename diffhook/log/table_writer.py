@@ -65,9 +65,9 @@ class TableWriter:
                 raise LogError(f"{path}/{name} has another layout than this run would write")
         committed = group.committed
         self._attributes: dict[str, Any] = {
-            "columns": names,
             "sessions": [],
             **group.attributes,
+            "columns": names,
             "committed": committed,
         }
         self._boundary = committed // self.shard_rows * self.shard_rows

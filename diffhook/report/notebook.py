@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import Any
 
+from diffhook import words
 from diffhook.analysis import BiasReport, Ranking, Scores
 from diffhook.log import RunLog
 from diffhook.report.parts.generality import generality_part
@@ -23,7 +24,7 @@ _NO_IMAGES = Thumbnails(None)
 def render_object(shown: Any) -> str | None:
     """HTML for an object of diffhook's; None where there is nothing to see, so that its repr is shown."""
     found = [part for part in parts_of(shown) if part is not None]
-    return str(render("notebook.html.jinja", parts=found)) if found else None
+    return words.printable(render("notebook.html.jinja", parts=found)) if found else None
 
 
 @singledispatch

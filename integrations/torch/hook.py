@@ -140,7 +140,7 @@ class TorchHook(Guest):
                 model's arguments, divided by the objective's ``timestep_scale`` where there is one.
             loss_scale: for a loop that calls ``loss.backward()`` itself: factor on the loss besides
                 the mean over the batch and a scaler's, such as 1/k when it accumulates k micro-batches.
-            batch: what the loop trains on, for the alert on samples that look unlike the others; see
+            batch: what the loop trains on, whose mean, contrast and roughness go into the log; see
                 :func:`~diffhook.capture.inputs.default_inputs`.
 
         Raises:
@@ -347,13 +347,13 @@ class TorchHook(Guest):
 
     def release(self) -> None:
         try:
-            self._end_log()
+            self._end_log(mid_pass=True)
         except Exception as error:  # the error that brought us here has been told
             logger.debug("closing the log: %s", error)
 
-    def _end_log(self) -> None:
+    def _end_log(self, *, mid_pass: bool = False) -> None:
         recorder, self.session.recorder = self.session.recorder, None
         ranks, self._ranks = self._ranks, None
         if recorder is not None and ranks is not None:
             with ranks.leaving():
-                recorder.close()
+                recorder.close(mid_pass=mid_pass)

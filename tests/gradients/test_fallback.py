@@ -260,6 +260,22 @@ def test_autocast_does_not_make_the_survey_suspicious(kind: type[nn.Module]) -> 
     assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 0.05
 
 
+@pytest.mark.parametrize("kind", [BareTables, Tied])
+def test_norms_are_exact_where_a_pass_ends_under_autocast(kind: type[nn.Module]) -> None:
+    """The operations themselves are of float32 here: autocast begins when they have been differentiated."""
+    torch.manual_seed(0)
+    model, batch = kind(), (torch.randn(BATCH, TOKENS, WIDTH),)
+    expected = sample_gradients(model, _losses, batch).norm(dim=1)
+    engine = PerSampleGradients(model, projection_dim=64)
+    engine.attach()
+    engine.begin()
+    _losses(model, batch).mean().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        engine.finish()
+    engine.detach()
+    torch.testing.assert_close(engine.norms, expected.float(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_the_survey_leaves_gradients_bit_identical(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)

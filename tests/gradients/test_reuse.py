@@ -87,6 +87,34 @@ def test_under_gradient_checkpointing(reentrant: bool) -> None:
     assert relative_error(engine.projections, sample_gradients(model, loss, problem.batch)) < 1e-5
 
 
+@pytest.mark.parametrize("leave", [False, True], ids=["abandoned", "left"])
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_the_backward_of_a_pass_that_was_given_up_is_the_plain_one(
+    reentrant: bool, reuse: bool, leave: bool
+) -> None:
+    torch.manual_seed(0)
+    model = _Checkpointed(reentrant)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).tanh().square().flatten(1).sum(1)
+
+    problem = Problem(model, loss, torch.randn(4, 3, 6))
+    expected = _plain(problem)
+    engine = PerSampleGradients(model, projection_dim=64, reuse_products=reuse)
+    _passes(engine, problem, 1)
+    for _ in range(2):
+        model.zero_grad()
+        engine.attach()
+        engine.begin()
+        losses = loss(model, problem.batch).mean()
+        engine.detach(mid_pass=True) if leave else engine.abandon()
+        losses.backward()
+        _same(model, expected)
+    loss(model, problem.batch)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in (model.first, model.second))
+
+
 def test_a_failure_of_ours_leaves_the_gradients_right(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = PROBLEMS["unet"]()
     expected = _plain(problem)

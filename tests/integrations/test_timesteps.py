@@ -12,11 +12,13 @@ import torch
 from accelerate import Accelerator
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.errors import CaptureError
 from diffhook.integrations.accelerate import DiffHook
+from diffhook.integrations.torch.session import Session
 from diffhook.integrations.torch.signals import find_timesteps
 from tests.runs import TinyDenoiser, identified
 
@@ -39,14 +41,14 @@ class Masked(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Stands for a text encoder that is trained alone."""
+    """Stands for a text encoder that is trained alone, with gradient checkpointing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Linear(1, 1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        found: Tensor = self.scale(tokens)
+        found: Tensor = checkpoint(self.scale, tokens, use_reentrant=False)
         return found
 
 
@@ -107,11 +109,13 @@ def test_a_timestep_for_each_token_is_told_by_its_shape(tmp_path: Path) -> None:
 class Inversion:
     """Textual inversion: only the text encoder is prepared, the frozen denoiser is called by itself."""
 
-    def __init__(self, log: Path | None, denoiser: Callable[[], nn.Module], keyword: bool = False) -> None:
+    def __init__(
+        self, log: Path | None, denoiser: Callable[[], nn.Module], keyword: bool = False, strict: bool = True
+    ) -> None:
         torch.manual_seed(0)
         self.accelerator = Accelerator(cpu=True)
         if log is not None:
-            DiffHook(self.accelerator, log, strict=True, projection_dim=0, alerts=())
+            DiffHook(self.accelerator, log, strict=strict, projection_dim=0, alerts=())
         self.denoiser, self.keyword = denoiser().requires_grad_(False), keyword
         encoder: Any = Encoder()
         optimizer = torch.optim.SGD(encoder.parameters(), 0.1)
@@ -150,6 +154,23 @@ def test_timesteps_are_read_off_the_frozen_denoiser_that_another_model_is_traine
     assert not run.denoiser._forward_pre_hooks
     assert not run.denoiser._forward_hooks
     assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_an_error_of_ours_between_forward_and_backward_leaves_checkpointed_training_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("not today")
+
+    plain = Inversion(None, TinyDenoiser).run()
+    with monkeypatch.context() as failing:
+        failing.setattr(Session, "through", broken)
+        failing.setattr(Session, "output", broken)
+        run = Inversion(tmp_path / "log", TinyDenoiser, strict=False).run()
+    assert torch.equal(run.encoder.scale.weight, plain.encoder.scale.weight)
+    assert run.losses == plain.losses
+    run.encoder(torch.ones(4, 1))
+    assert not run.encoder.scale._forward_hooks
 
 
 def test_where_no_model_is_called_with_timesteps_they_are_to_be_named(tmp_path: Path) -> None:

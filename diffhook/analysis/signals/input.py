@@ -21,8 +21,10 @@ class Input(Signal):
     meaning = "mean, contrast and roughness of the sample itself"
 
     def look(self, view: View) -> Found | None:
-        # The training's rows know, whatever is ranked.
-        means = [view.means(view.log.train, column)[0] for column in COLUMNS]
+        train = view.log.train  # knows, whatever is ranked
+        if not any(group.columns >= set(COLUMNS) for group in train.groups):
+            return None
+        means = [view.means(train, column)[0] for column in COLUMNS]
         figures = on_scale(np.column_stack(means))
         known = np.isfinite(figures).all(1)
         if known.sum() < _FEWEST:
