@@ -47,8 +47,12 @@ class Guest:
     def finish(self) -> None:
         """Write and say what is left to. By default nothing."""
 
-    def release(self) -> None:
-        """Let go of files and threads, whatever has happened. By default nothing."""
+    def release(self, *, mid_pass: bool) -> None:
+        """Let go of files and threads, whatever has happened. By default nothing.
+
+        Args:
+            mid_pass: the training goes on, perhaps with the backward of a forward that we have seen.
+        """
 
     def close(self) -> None:
         """Write what is left and leave everything as it was before us.
@@ -86,7 +90,7 @@ class Guest:
                 other.detach()
         self._hosts.append(host)
 
-    def detach(self) -> None:
+    def detach(self, *, mid_pass: bool = False) -> None:
         """Take everything of ours off; what has been captured is kept."""
         self.closed = True
         _present.discard(self)
@@ -97,7 +101,7 @@ class Guest:
         finally:
             self._undo.clear()
             self._hosts.clear()
-            self.release()
+            self.release(mid_pass=mid_pass)
 
     def later(self, undo: Callable[[], Any]) -> None:
         """Have ``undo`` called when we leave, the last one first."""
@@ -146,8 +150,9 @@ class Guest:
                     error,
                     exc_info=None if told else error,
                 )
-            self.detach()
-            if self.strict or bad_use:
+            stops = self.strict or bad_use
+            self.detach(mid_pass=not stops)
+            if stops:
                 raise
 
     def _close_at_exit(self) -> None:

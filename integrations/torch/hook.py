@@ -345,9 +345,9 @@ class TorchHook(Guest):
             "hook.step(sample_ids=..., timesteps=...)"
         )
 
-    def release(self) -> None:
+    def release(self, *, mid_pass: bool) -> None:
         try:
-            self._end_log(mid_pass=True)
+            self._end_log(mid_pass=mid_pass)
         except Exception as error:  # the error that brought us here has been told
             logger.debug("closing the log: %s", error)
 
