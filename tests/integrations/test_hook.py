@@ -98,10 +98,10 @@ def test_an_overhead_budget_chooses_a_stride(
         "diffhook.integrations.torch.session.time", SimpleNamespace(perf_counter=lambda: now[0])
     )
     monkeypatch.setattr(PerSampleGradients, "finish", costly_finish)
-    train(tmp_path / "log", make_model=make_model, epochs=20, overhead=0.05)
+    train(tmp_path / "log", make_model=make_model, epochs=24, overhead=0.05)
     assert "capturing one step in 20 to stay within 5% overhead" in capsys.readouterr().out
     steps = np.unique(diffhook.open_log(tmp_path / "log").train["step"])
-    assert steps.tolist() == [0, 2, 4, 6, 8, 9, 21, 33], "every second one, until it is known what they cost"
+    assert steps.tolist() == [0, 12, 24, 36, 48, 49, 69], "what capture usually costs, then what it does"
 
 
 def test_the_plan_comes_first_and_the_measured_overhead_last(
