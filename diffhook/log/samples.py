@@ -8,6 +8,7 @@ prior preservation), item r has the sample's id + r · 2^51: a sample of its own
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import logging
@@ -32,8 +33,18 @@ ROLE = 1 << 51
 
 MAX_ROLES = 4  # ids stay below 2^53, so that JSON and float64 keep them exact
 
-NAMES_AS_THEY_ARE = "surrogateescape"
+NAMES_AS_THEY_ARE = "diffhook-names"
 """How text files treat encoding errors: the name of a file that is no UTF-8 has the file's own bytes."""
+
+
+def _encode_anyway(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:  # of no file: half a character, as JSON may have it
+        return codecs.lookup_error("surrogatepass")(error)
+
+
+codecs.register_error(NAMES_AS_THEY_ARE, _encode_anyway)
 
 
 def name_id(name: str) -> int:
