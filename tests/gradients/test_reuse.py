@@ -70,21 +70,25 @@ class _Checkpointed(nn.Module):
         return output
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_under_gradient_checkpointing(reentrant: bool) -> None:
+def _checkpointed(reentrant: bool) -> Problem:
     torch.manual_seed(0)
-    model = _Checkpointed(reentrant)
 
-    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+    def losses(model: nn.Module, batch: Tensor) -> Tensor:
         return model(batch).tanh().square().flatten(1).sum(1)
 
-    problem = Problem(model, loss, torch.randn(4, 3, 6))
+    return Problem(_Checkpointed(reentrant), losses, torch.randn(4, 3, 6))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_under_gradient_checkpointing(reentrant: bool) -> None:
+    problem = _checkpointed(reentrant)
+    model = problem.model
     expected = _plain(problem)
     engine = PerSampleGradients(model, projection_dim="full", reuse_products=True)
     _passes(engine, problem)
     _same(model, expected)
     model.reentrant = False  # torch.autograd.grad, which the twin uses, does not see through it
-    assert relative_error(engine.projections, sample_gradients(model, loss, problem.batch)) < 1e-5
+    assert relative_error(engine.projections, sample_gradients(model, problem.loss, problem.batch)) < 1e-5
 
 
 @pytest.mark.parametrize("leave", [False, True], ids=["abandoned", "left"])
@@ -93,13 +97,8 @@ def test_under_gradient_checkpointing(reentrant: bool) -> None:
 def test_the_backward_of_a_pass_that_was_given_up_is_the_plain_one(
     reentrant: bool, reuse: bool, leave: bool
 ) -> None:
-    torch.manual_seed(0)
-    model = _Checkpointed(reentrant)
-
-    def loss(model: nn.Module, batch: Tensor) -> Tensor:
-        return model(batch).tanh().square().flatten(1).sum(1)
-
-    problem = Problem(model, loss, torch.randn(4, 3, 6))
+    problem = _checkpointed(reentrant)
+    model = problem.model
     expected = _plain(problem)
     engine = PerSampleGradients(model, projection_dim=64, reuse_products=reuse)
     _passes(engine, problem, 1)
@@ -107,11 +106,11 @@ def test_the_backward_of_a_pass_that_was_given_up_is_the_plain_one(
         model.zero_grad()
         engine.attach()
         engine.begin()
-        losses = loss(model, problem.batch).mean()
+        losses = problem.loss(model, problem.batch).mean()
         engine.detach(mid_pass=True) if leave else engine.abandon()
         losses.backward()
         _same(model, expected)
-    loss(model, problem.batch)
+    problem.loss(model, problem.batch)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in (model.first, model.second))
 
 
