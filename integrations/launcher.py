@@ -15,9 +15,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from diffhook.capture.settings import Settings
 from diffhook.errors import ConfigurationError, DiffHookError
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.integrations.torch.settings import Settings
 from diffhook.log.store import Location, settled
 
 logger = logging.getLogger("diffhook")
@@ -32,7 +32,7 @@ def launch(
         script: a file, or with ``module`` a module's name.
         arguments: the script's own.
         log: where the log goes.
-        settings: see :class:`~diffhook.integrations.torch.settings.Settings`.
+        settings: see :class:`~diffhook.capture.settings.Settings`.
 
     Raises:
         ConfigurationError: there is no such script, or a setting is out of range.

@@ -12,7 +12,8 @@ import numpy as np
 
 from diffhook.cli.values import read_lines
 from diffhook.errors import ConfigurationError
-from diffhook.report.images import load_images, to_image
+from diffhook.images import to_image
+from diffhook.report.images import load_images
 
 if TYPE_CHECKING:
     from torch import Tensor

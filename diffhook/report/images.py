@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import ROLE
@@ -87,51 +85,6 @@ def _check_positions(
     raise ConfigurationError(
         f"{told} has {count} images, but the log knows sample {last}: is it the same dataset?"
     )
-
-
-def to_image(value: Any) -> Image.Image:
-    """A PIL image.
-
-    Args:
-        value: a PIL image; the bytes of an image file; or an array or CPU tensor of shape (H, W),
-            (H, W, C) or (C, H, W), C = 1 or 3, of integers in 0 … 255, or of floats in [0, 1] or, if any
-            is negative, [−1, 1], and cut to that.
-
-    Raises:
-        ConfigurationError: another shape, or other integers.
-    """
-    if isinstance(value, bytes):
-        value = Image.open(io.BytesIO(value))
-        value.load()
-    if isinstance(value, Image.Image):
-        if value.mode != "F" and not value.mode.startswith("I"):
-            return value
-        value = _scaled_down(value)
-    array = np.asarray(value)
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim != 2 and (array.ndim != 3 or array.shape[2] != 3):
-        raise ConfigurationError(f"an image of shape {array.shape}; expected (H, W) or (H, W, 3)")
-    if array.dtype.kind in "iu":
-        low, high = array.min(initial=0), array.max(initial=0)
-        if low < 0 or high > 255:
-            raise ConfigurationError(f"an image of integers from {low} to {high}; expected 0 to 255")
-        array = array.astype(np.uint8)
-    else:
-        values = np.nan_to_num(array.astype(np.float64))  # for the eye only
-        if values.min(initial=0) < 0:
-            values = (values + 1) / 2
-        array = (values.clip(0, 1) * 255).round().astype(np.uint8)
-    return Image.fromarray(array)
-
-
-def _scaled_down(image: Image.Image) -> npt.NDArray[Any]:
-    """An image of 16 bits a pixel, which Pillow would cut off at 8, and one of 32, which may hold 16."""
-    array = np.asarray(image)
-    deep = image.mode.startswith("I;16") or (image.mode == "I" and array.max(initial=0) > 255)
-    return array >> 8 if deep else array
 
 
 def load_images(path: str | Path) -> Sequence[Any]:

@@ -7,9 +7,8 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
-from diffhook.report.images import Images, to_image
+from diffhook.images import shrunk
+from diffhook.report.images import Images
 
 _QUALITY = 82  # WebP; enough for a picture of an inch
 _TINY = 32  # pixels; so small, each one counts and is cheap
@@ -63,33 +62,7 @@ class Thumbnails:
 
 def data_uri(value: Any, size: int = 96) -> str:
     """The image as an inline WebP, at most ``size`` pixels on its longer side."""
-    image = _shrunk(value, size)
+    image = shrunk(value, size)
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=_QUALITY, lossless=max(image.size) <= _TINY)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def png(value: Any, size: int) -> bytes:
-    """The image as a PNG, at most ``size`` pixels on its longer side, for a log.
-
-    Args:
-        value: see :func:`~diffhook.report.images.to_image`.
-    """
-    buffer = io.BytesIO()
-    _shrunk(value, size).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _shrunk(value: Any, size: int) -> Image.Image:
-    image = _displayable(to_image(value))
-    longest = max(image.size)
-    if longest <= size:
-        return image
-    width, height = (max(round(side * size / longest), 1) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _displayable(image: Image.Image) -> Image.Image:
-    if image.mode in ("L", "RGB", "RGBA"):
-        return image
-    return image.convert("RGBA" if "transparency" in image.info or image.mode in ("LA", "PA") else "RGB")

@@ -15,13 +15,13 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from diffhook.capture import Alerts, Detector, Objective, Probe, Quarantine
+from diffhook.capture.loop.call_inspection import scale_of
+from diffhook.capture.loop.checkpoint import read_state, write_state
+from diffhook.capture.loop.loader_tracker import Data
+from diffhook.capture.loop.models import is_trained, refuse_compiled, sharded
 from diffhook.integrations.accelerate import loaders, quarantine
-from diffhook.integrations.accelerate.data import Data
 from diffhook.integrations.notify import Trackers
 from diffhook.integrations.torch import TorchHook
-from diffhook.integrations.torch.checkpoint import read_state, write_state
-from diffhook.integrations.torch.models import is_trained, refuse_compiled, sharded
-from diffhook.integrations.torch.signals import scale_of
 from diffhook.log.store import Location
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -49,7 +49,7 @@ class DiffHook(TorchHook):
         path: the log: a folder, an fsspec URL, or a zarr Store.
         projection_dim, seed, every, overhead, snapshot_every, keep_preconditioner, probe, objective, alerts,
             sample_ids, thumbnails, reuse_products, workspace, strict, enabled: see
-            :class:`~diffhook.integrations.torch.settings.Settings`.
+            :class:`~diffhook.capture.settings.Settings`.
 
     Raises:
         ConfigurationError: an option out of range, or parameters sharded over processes.

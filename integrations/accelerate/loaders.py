@@ -19,8 +19,8 @@ from accelerate.utils import is_torchdata_stateful_dataloader_available
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from diffhook.integrations.accelerate.collation import blocks_of
-from diffhook.integrations.torch.identity import KEYS, as_ids, with_roles
+from diffhook.capture.loop.identity import KEYS, as_ids, with_roles
+from diffhook.capture.loop.matching import blocks_of
 
 
 class Tagged(NamedTuple):

@@ -15,9 +15,9 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from diffhook.capture import Alerts, Quarantine
+from diffhook.capture.loop.identity import Identity
+from diffhook.capture.loop.loader_tracker import Data
 from diffhook.errors import ConfigurationError
-from diffhook.integrations.accelerate.data import Data
-from diffhook.integrations.torch.identity import Identity
 
 logger = logging.getLogger("diffhook")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diffhook.capture.loop.call_inspection import scale_of
+from diffhook.capture.loop.models import sharded
 from diffhook.integrations.torch import TorchHook
-from diffhook.integrations.torch.models import sharded
-from diffhook.integrations.torch.signals import scale_of
 from diffhook.log.store import Location
 
 try:
@@ -22,7 +22,7 @@ class DiffHookCallback(Callback):
     """Watches the models that a LightningModule trains, by automatic optimisation.
 
     Batches must hold their samples' ids, see ``sample_ids`` of
-    :class:`~diffhook.integrations.torch.settings.Settings`: Lightning does not show which indices of
+    :class:`~diffhook.capture.settings.Settings`: Lightning does not show which indices of
     the dataset they come from.
 
     Example:
@@ -31,7 +31,7 @@ class DiffHookCallback(Callback):
     Args:
         path: the log.
         models: module → the trained models; by default its children that the optimiser trains.
-        settings: see :class:`~diffhook.integrations.torch.settings.Settings`.
+        settings: see :class:`~diffhook.capture.settings.Settings`.
 
     Raises:
         ConfigurationError: at the start of training, for a strategy that shards parameters.

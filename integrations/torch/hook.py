@@ -14,27 +14,27 @@ from torch.amp import GradScaler
 from torch.utils.data import IterableDataset
 
 from diffhook.capture import Alerts, Recorder
+from diffhook.capture.loop import checkpoint
+from diffhook.capture.loop.attachment import Attachment, Weak
+from diffhook.capture.loop.call_inspection import overflowed, scale_of
+from diffhook.capture.loop.describe import describe_run
+from diffhook.capture.loop.frozen_denoiser import FrozenDenoiser
+from diffhook.capture.loop.identity import Identity
+from diffhook.capture.loop.models import Models, refuse_compiled, refuse_sharded
+from diffhook.capture.loop.probing import training_probe
+from diffhook.capture.loop.ranks import Ranks
+from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.summary import plan_text, summary
 from diffhook.capture.preconditioner import adam_preconditioner
+from diffhook.capture.settings import Settings
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.integrations.torch import checkpoint
-from diffhook.integrations.torch.denoiser import FrozenDenoiser
-from diffhook.integrations.torch.describe import describe_run
-from diffhook.integrations.torch.guest import Guest, Weak
-from diffhook.integrations.torch.identity import Identity
-from diffhook.integrations.torch.models import Models, refuse_compiled, refuse_sharded
-from diffhook.integrations.torch.probing import training_probe
-from diffhook.integrations.torch.ranks import Ranks
-from diffhook.integrations.torch.session import Session
-from diffhook.integrations.torch.settings import Settings
-from diffhook.integrations.torch.signals import overflowed, scale_of
-from diffhook.integrations.torch.summary import plan_text, summary
 from diffhook.log.store import Location, settled
 
 logger = logging.getLogger("diffhook")
 
 
-class TorchHook(Guest):
+class TorchHook(Attachment):
     """Watches a training loop in plain PyTorch and logs per-sample gradients.
 
     Example:
@@ -55,7 +55,7 @@ class TorchHook(Guest):
         optimizer: whose steps count; of several, the first. Rows have its first group's learning rate.
         scaler: the ``GradScaler`` by which the loop scales its losses, if it does.
         rank, processes: this process's number, and how many share the batch.
-        settings: see :class:`~diffhook.integrations.torch.settings.Settings`.
+        settings: see :class:`~diffhook.capture.settings.Settings`.
     """
 
     def __init__(

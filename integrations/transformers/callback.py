@@ -28,7 +28,7 @@ class DiffHookCallback(TrainerCallback):
     Args:
         trainer: before ``train()``.
         path: the log.
-        settings: see :class:`~diffhook.integrations.torch.settings.Settings`.
+        settings: see :class:`~diffhook.capture.settings.Settings`.
     """
 
     def __init__(self, trainer: Trainer, path: Location, **settings: Any) -> None:

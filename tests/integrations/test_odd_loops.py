@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import diffhook
+from diffhook.capture.loop.thumbnails import ThumbnailTaker
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
-from diffhook.integrations.torch.thumbnails import ThumbnailTaker
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified, train
 
 OBJECTIVE = diffhook.DiffusionObjective(SCHEDULER)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from diffhook.capture.loop.matching import blocks_of
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.integrations.accelerate.collation import blocks_of
 from diffhook.log.samples import ROLE, split_id
 from tests.runs import TinyDenoiser, denoising_losses, identified
 from tests.twins import sample_gradients

@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from diffhook.capture.loop.call_inspection import find_timesteps
+from diffhook.capture.loop.session import Session
 from diffhook.errors import CaptureError
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.integrations.torch.session import Session
-from diffhook.integrations.torch.signals import find_timesteps
 from tests.runs import TinyDenoiser, identified
 
 

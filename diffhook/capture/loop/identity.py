@@ -28,7 +28,7 @@ class Identity:
     """Finds ids in batches, and remembers the names of samples that have one.
 
     Args:
-        source: see ``sample_ids`` of :class:`~diffhook.integrations.torch.settings.Settings`.
+        source: see ``sample_ids`` of :class:`~diffhook.capture.settings.Settings`.
     """
 
     def __init__(self, source: str | Callable[[Any], Any] | Literal[False] | None) -> None:

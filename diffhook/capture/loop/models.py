@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.capture.loop.attachment import Weak
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import LocalHook
-from diffhook.integrations.torch.guest import Weak
 
 
 class Models:

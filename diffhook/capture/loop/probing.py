@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from diffhook.capture import Objective, Probe
+from diffhook.capture.loop.identity import Identity
 from diffhook.errors import ConfigurationError
-from diffhook.integrations.torch.identity import Identity
 
 
 def training_probe(

@@ -18,10 +18,10 @@ from diffhook.errors import ConfigurationError, DiffHookError, LogError
 
 logger = logging.getLogger("diffhook")
 
-_present: weakref.WeakSet[Guest] = weakref.WeakSet()
+_present: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
-class Guest:
+class Attachment:
     """Something attached to a training run: leaves no trace, and never breaks what it watches.
 
     One guest at a time is on an object: the next one to :meth:`claim` it sees the earlier off, whose

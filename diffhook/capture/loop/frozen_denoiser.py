@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.capture.loop.attachment import Weak
+from diffhook.capture.loop.call_inspection import NAMES, parameters_of
 from diffhook.gradients import LocalHook
-from diffhook.integrations.torch.guest import Weak
-from diffhook.integrations.torch.signals import NAMES, parameters_of
 
 
 class FrozenDenoiser:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from diffhook.capture import Plan, Recorder
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.capture.diffusion import predicted_tensor
+from diffhook.capture.loop.call_inspection import SampleLosses, find_timesteps, learning_rates, timestep_last
+from diffhook.capture.loop.identity import blocks
+from diffhook.capture.loop.scalars import Scalars
+from diffhook.capture.loop.thumbnails import ThumbnailTaker
 from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
-from diffhook.integrations.torch.identity import blocks
-from diffhook.integrations.torch.scalars import Scalars
-from diffhook.integrations.torch.signals import SampleLosses, find_timesteps, learning_rates, timestep_last
-from diffhook.integrations.torch.thumbnails import ThumbnailTaker
 from diffhook.log.samples import ROLE
 
 logger = logging.getLogger("diffhook")

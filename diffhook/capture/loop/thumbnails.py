@@ -7,9 +7,9 @@ import logging
 from torch import Tensor
 
 from diffhook.errors import ConfigurationError
+from diffhook.images import png
 from diffhook.log import LogWriter
 from diffhook.log.samples import ROLE
-from diffhook.report.thumbnails import png
 
 logger = logging.getLogger("diffhook")
 
@@ -30,7 +30,7 @@ class ThumbnailTaker:
 
         Args:
             sample_ids: (B,) int64.
-            images: (B, C, H, W), see :func:`~diffhook.report.images.to_image`.
+            images: (B, C, H, W), see :func:`~diffhook.images.to_image`.
         """
         if not self._size:
             return
