@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+logger = logging.getLogger("diffhook")
 
 
 def progress_bar(enabled: bool = True) -> Progress:
@@ -19,3 +22,11 @@ def progress_bar(enabled: bool = True) -> Progress:
         disable=not enabled or not sys.stderr.isatty(),
         transient=True,
     )
+
+
+def announce(text: str) -> None:
+    """Print for the person at the terminal; to the log where standard output is closed, full or gone."""
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError, AttributeError):
+        logger.info("%s", text)

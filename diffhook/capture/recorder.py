@@ -18,7 +18,7 @@ from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log import LogWriter, Rows, Snapshot, open_log
 from diffhook.log.samples import ROLE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
@@ -33,7 +33,7 @@ _ONE_MORE_TRY = 1.0  # … and for one that fails, or has not come on in that ti
 class Recorder:
     """One process's capture: an engine on the model, a writer on the log, alerts between them.
 
-    Knows no training loop: whoever does calls :meth:`begin`, :meth:`captured`, :meth:`stepped` and
+    Knows no training loop: whoever does calls :meth:`captured`, :meth:`stepped` or :meth:`skipped`, and
     :meth:`snapshot` at the right moments.
 
     Args:
@@ -66,6 +66,7 @@ class Recorder:
         strict: bool = False,
     ) -> None:
         self.engine = engine
+        self._strict = strict
         self.writer = LogWriter(location, config, rank=rank, start_step=start_step, strict=strict)
         self.rank = rank
         self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank, strict)
@@ -73,11 +74,13 @@ class Recorder:
         self.probe = probe
         self._preconditioner = preconditioner
         self._reasons: set[str] = set()  # told, why there is none
+        self._probing = True  # until a probe fails
         self.rows_written = 0
         self.snapshots_written = 0
         self.probe_seconds = 0.0
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
-        self._staged: list[dict[str, Any]] = []
+        self._staged: list[Rows] = []
+        self._held: list[tuple[Rows, str | None]] = []  # complete, and perhaps to be forgotten
         self._layer: str | None = None  # where the step's backward first met what is not finite
         self.lr_sum = lr_sum
         self._lr = 0.0
@@ -143,24 +146,51 @@ class Recorder:
         if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
             self._layer = self.engine.first_nonfinite
 
-    def stepped(self, lr: float, batch: int) -> None:
-        """An optimiser step was taken with learning rate ``lr``: its rows are complete."""
+    @property
+    def staged_rows(self) -> int:
+        """Rows that wait for their optimiser step."""
+        return sum(len(part["sample"]) for part in self._staged)
+
+    def stepped(self, lr: float, batch: int, *, hold: bool = False) -> None:
+        """An optimiser step was taken with learning rate ``lr``: its rows are complete.
+
+        Args:
+            lr: the rate of that step.
+            batch: samples of the step, over all processes; 0: not known.
+            hold: keep the rows until :meth:`release_held` or :meth:`forget_held`.
+        """
         self._lr = lr
         self.lr_sum += lr
         self._batch_per_step = batch or self._batch_per_step
-        self._release(lr)
+        self._complete(lr)
+        if not hold:
+            self.release_held()
 
     def skipped(self) -> None:
         """The staged rows' step was skipped (overflow): they moved nothing, so their lr is 0."""
-        self._release(0.0)
+        self._complete(0.0)
+        self.release_held()
 
-    def _release(self, lr: float) -> None:
+    def _complete(self, lr: float) -> None:
         if not self._staged:
             return
         rows = {name: np.concatenate([part[name] for part in self._staged]) for name in self._staged[0]}
         self._staged.clear()
         layer, self._layer = self._layer, None
         rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
+        self._held.append((rows, layer))
+
+    def forget_held(self) -> None:
+        """Rows that turned out to be wrong are not written."""
+        self._held.clear()
+
+    def release_held(self) -> None:
+        """Write the rows that are complete."""
+        held, self._held = self._held, []
+        for rows, layer in held:
+            self._write(rows, layer)
+
+    def _write(self, rows: Rows, layer: str | None) -> None:
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])
         scalars = {name: values for name, values in rows.items() if name in SCALARS}
@@ -194,9 +224,19 @@ class Recorder:
         if not taken:
             return  # the next one stands for these steps too
         self.snapshots_written += 1
-        if self.objective is not None and self.probe is not None:
-            self._run_probe(self.objective, self.probe, step)
-        self.lr_sum = 0.0
+        lr_sum, self.lr_sum = self.lr_sum, 0.0
+        if self.objective is not None and self.probe is not None and self._probing:
+            self._probe(self.objective, self.probe, step, lr_sum)
+
+    def _probe(self, objective: Objective, probe: Probe, step: int, lr_sum: float) -> None:
+        """A probe that fails ends the probes, not the capture of training rows."""
+        try:
+            self._run_probe(objective, probe, step, lr_sum)
+        except Exception as error:
+            self._probing = False
+            if self._strict:
+                raise
+            logger.error("probes have stopped; training rows go on. %s: %s", type(error).__name__, error)
 
     def _keep_parameters(self, step: int) -> bool:
         parameters = {
@@ -217,14 +257,14 @@ class Recorder:
             return None
         return safetensors.torch.save({name: factor.contiguous() for name, factor in factors.items()})
 
-    def _run_probe(self, objective: Objective, probe: Probe, step: int) -> None:
+    def _run_probe(self, objective: Objective, probe: Probe, step: int, lr_sum: float) -> None:
         start = time.perf_counter()
         engine = self.engine.sibling(self.engine.model, group_size=probe.grid.draws)
         for rows in probe.run(
             engine,
             objective,
             step=step,
-            lr_sum=self.lr_sum,
+            lr_sum=lr_sum,
             batch_per_step=self._batch_per_step,
         ):
             self.writer.put("probe", rows)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import check_projection_dim
@@ -36,6 +38,8 @@ class Settings:
             "filenames", or else the index in the dataset. False: the index, whatever the batch holds.
         thumbnails: longest side in pixels of a small image of each sample, as the batch had it at its first
             visit, to keep in the log; 0, as by default: the log holds no image.
+        models: which of the trained models count; None: those that are trained together with the denoiser.
+        reduction: how the loop's loss joins the samples of a batch, "mean" or "sum".
         reuse_products: cheaper, but training then differs by rounding, see
             :class:`diffhook.gradients.PerSampleGradients`.
         workspace: bytes of per-sample products alive at once, likewise.
@@ -57,6 +61,8 @@ class Settings:
     alerts: Alerts | Sequence[Detector] | None = None
     sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None
     thumbnails: int = 0
+    models: Sequence[nn.Module] | None = None
+    reduction: Literal["mean", "sum"] = "mean"
     reuse_products: bool = False
     workspace: int | None = None
     strict: bool = False

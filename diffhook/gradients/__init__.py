@@ -4,6 +4,14 @@ from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.engine import PerSampleGradients
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.sketch import Sketch, check_projection_dim
-from diffhook.gradients.tape import Tape
+from diffhook.gradients.tape import Tape, in_backward
 
-__all__ = ["Coverage", "LocalHook", "PerSampleGradients", "Sketch", "Tape", "check_projection_dim"]
+__all__ = [
+    "Coverage",
+    "LocalHook",
+    "PerSampleGradients",
+    "Sketch",
+    "Tape",
+    "check_projection_dim",
+    "in_backward",
+]

@@ -152,7 +152,7 @@ class PerSampleGradients:
         for root in self._roots:
             self._root_handles += [
                 root.register_forward_pre_hook(LocalHook(root, self.enter_model), with_kwargs=True),
-                root.register_forward_hook(LocalHook(root, self._leave_model), always_call=True),
+                root.register_forward_hook(LocalHook(root, self.leave_model), always_call=True),
             ]
 
     def detach(self, *, mid_pass: bool = False) -> None:
@@ -338,7 +338,8 @@ class PerSampleGradients:
         self._uses.__enter__()
         self._watching = True
 
-    def _leave_model(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave_model(self, module: nn.Module, args: Any, output: Any) -> None:
+        """The model's forward is over. A hook; called by hand for a module whose call was entered by hand."""
         self._close_uses()
         self._axis.watch(output)
 

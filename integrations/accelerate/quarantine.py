@@ -17,7 +17,6 @@ from torch.utils.data import IterableDataset
 from diffhook.capture import Alerts, Quarantine
 from diffhook.capture.loop.identity import Identity
 from diffhook.capture.loop.loader_tracker import Data
-from diffhook.errors import ConfigurationError
 
 logger = logging.getLogger("diffhook")
 
@@ -86,17 +85,3 @@ def leave_out(loader: Any, alerts: Alerts, data: Data, identity: Identity) -> Ca
         base.__dict__["batch_sampler"] = sampler
 
     return undo
-
-
-def of(alerts: Alerts) -> Quarantine:
-    """The quarantine.
-
-    Raises:
-        ConfigurationError: it is off.
-    """
-    if not isinstance(alerts.quarantine, Quarantine):
-        raise ConfigurationError(
-            "quarantine is off: pass alerts=Alerts(quarantine=True), or quarantine=Quarantine(kinds=()) "
-            "to use it by hand only"
-        )
-    return alerts.quarantine

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffhook.capture.loop.call_inspection import scale_of
+from diffhook.capture.loop import Capture, events
+from diffhook.capture.loop.identity import RowIds
 from diffhook.capture.loop.models import sharded
-from diffhook.integrations.torch import TorchHook
+from diffhook.capture.loop.optimizers import scale_of
+from diffhook.capture.settings import Settings
 from diffhook.log.store import Location
 
 try:
@@ -44,47 +46,41 @@ class DiffHookCallback(Callback):
         models: Callable[[LightningModule], Iterable[nn.Module]] | None = None,
         **settings: Any,
     ) -> None:
-        self.hook = TorchHook(path, **settings)
+        self.capture = Capture(path, Settings(**settings))
         self._models = models or _trained_children
-        self._loss: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         kind = type(trainer.strategy).__name__
         if any(word in kind for word in ("FSDP", "DeepSpeed", "ModelParallel")):
             raise sharded(kind)
-        self.hook.session.rank, self.hook.session.processes = trainer.global_rank, trainer.world_size
-        for model in self._models(pl_module):
-            self.hook.watch(model)
-        self.hook.watch(trainer.optimizers[0])
+        self.capture.session.rank, self.capture.session.processes = trainer.global_rank, trainer.world_size
+        self.capture.watch(*self._models(pl_module), trainer.optimizers[0])
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        with self.hook.guarded():
-            self.hook.session.batch(self.hook.identity.of(batch), batch=batch)
+        self.capture.shield(self._take_batch, batch)
+
+    def _take_batch(self, batch: Any) -> None:
+        ids = self.capture.identity.of(batch)
+        found = None if ids is None else RowIds(ids, self.capture.identity.found)
+        self.capture.on(events.LoaderEnded() if found is None else events.BatchReceived(found, batch))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._loss = float(loss.detach()) if self.hook.session.in_pass else None
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         scale = scale_of(getattr(trainer.precision_plugin, "scaler", None))
-        micro_batches = trainer.accumulate_grad_batches
-        with self.hook.guarded():
-            # What Lightning shows is divided by the micro-batches and scaled already.
-            loss = None if self._loss is None else self._loss * micro_batches / scale
-            self.hook.session.backward(loss, scale, 1 / micro_batches)
+        self.capture.on(events.LossScaled(scale, 1 / trainer.accumulate_grad_batches))
 
     def state_dict(self) -> dict[str, Any]:
-        return self.hook.state_dict()
+        return self.capture.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.hook.load_state_dict(state_dict)
+        self.capture.resume(state_dict)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.hook.close()
+        self.capture.close()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.hook.close()
+        self.capture.close()
 
 
 def _trained_children(module: LightningModule) -> list[nn.Module]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from diffhook.integrations.accelerate import DiffHook
+from diffhook.capture.loop import Capture, events
+from diffhook.capture.settings import Settings
+from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents
 from diffhook.log.store import Location
 
 try:
@@ -19,6 +19,8 @@ except ImportError as error:
 
 class DiffHookCallback(TrainerCallback):
     """Watches a ``Trainer`` whose ``compute_loss`` calls a model on timesteps.
+
+    A Trainer fetches all micro-batches of a step before the first is used: each waits for its own turn.
 
     Example:
         >>> trainer = Trainer(...)
@@ -32,57 +34,47 @@ class DiffHookCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Trainer, path: Location, **settings: Any) -> None:
-        self.hook = _TrainerHook(trainer, path, **settings)
+        accelerator = trainer.accelerator
+        self.capture = Capture(
+            path, Settings(**settings), rank=accelerator.process_index, processes=accelerator.num_processes
+        )
+        self._trainer = trainer
+        self._waiting: dict[
+            int, tuple[Any, events.Event]
+        ] = {}  # id() of a batch → the batch and what it brings
+        self._events = AcceleratorEvents(
+            accelerator, self.capture, keeper=self, deliver=self._keep, loss_divided_by=self._loss_divided_by
+        )
+        if not self.capture.closed:
+            self.capture.attachment.replace(trainer, "training_step", before=self._before_training_step)
+
+    def _keep(self, batch: Any, event: events.Event) -> None:
+        if isinstance(event, events.BatchReceived):
+            self._waiting[id(batch)] = batch, replace(event, source=None)
+
+    def _before_training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> None:
+        _, event = self._waiting.pop(id(inputs), (None, events.LoaderEnded()))
+        self.capture.on(event)
+
+    def _loss_divided_by(self) -> float:
+        usual = self._trainer.args.gradient_accumulation_steps  # of an older Trainer, at an epoch's end too
+        return float(getattr(self._trainer, "current_gradient_accumulation_steps", usual))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:
-            self.hook.load(_folder(args, state))
+            self._events.load(_folder(args, state))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.hook.save(_folder(args, state))
+        self._events.save(_folder(args, state))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.hook.forget_batches()
-
-    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        self.hook.forget_batches()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.hook.close()
-
-
-class _TrainerHook(DiffHook):
-    """A Trainer fetches all micro-batches of a step before the first is used: so ids wait for theirs."""
-
-    def __init__(self, trainer: Trainer, path: Location, **settings: Any) -> None:
-        super().__init__(trainer.accelerator, path, **settings)
-        self._trainer = trainer
-        self._waiting: dict[int, Tensor] = {}  # id() of a batch → sample ids
-        if not self.closed:
-            self.replace(trainer, "training_step", self._training_step)
-
-    def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
-        with self.guarded():
-            ids = self.identity.of(batch, index, id(dataset))
-            if ids is not None:
-                self._waiting[id(batch)] = ids
-                self.note(ids, index)
-        return False
-
-    def forget_batches(self) -> None:
-        """Those of an evaluation were not trained on."""
         self._waiting.clear()
 
-    def _training_step(
-        self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        with self.guarded():
-            self.session.batch(self._waiting.pop(id(inputs), None), batch=inputs)
-        return original(model, inputs, *args, **kwargs)
+    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        self._waiting.clear()
 
-    def loss_divided_by(self) -> float:
-        usual = self._trainer.args.gradient_accumulation_steps  # of an older Trainer, at an epoch's end too
-        return float(getattr(self._trainer, "current_gradient_accumulation_steps", usual))
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.capture.close()
 
 
 def _folder(args: Any, state: Any) -> Path:

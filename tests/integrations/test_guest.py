@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, data_loader
+from torch.optim import optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
@@ -157,7 +158,7 @@ class Traces:
             "modules": [hook for m in modules for kind in kinds for hook in getattr(m, kind).values()],
             "parameters": [p.requires_grad for p in self.model.parameters()],
             "optimizer": sorted(vars(self.optimizer)),
-            "steps": len(self.optimizer._optimizer_step_post_hooks),
+            "steps": list(optimizer._global_optimizer_post_hooks.values()),
             "threads": sorted(name for name in names if name.startswith("diffhook-") and "fsync" not in name),
         }
 
@@ -274,7 +275,7 @@ def test_what_others_put_over_ours_stays_and_what_fails_to_leave_keeps_nothing_e
 
     traces.accelerator.backward = theirs
     traces.prepare()
-    hook.later(lambda: 1 / 0)
+    hook.capture.attachment.on_detach(lambda: 1 / 0)
     traces.loop()
     with pytest.raises(ZeroDivisionError):
         hook.close()

@@ -54,16 +54,34 @@ def samples(log: Path) -> list[int]:
     return diffhook.open_log(log).train["sample"].tolist()
 
 
-def test_an_error_in_the_middle_ends_capture_and_keeps_what_was_captured(
+def test_a_micro_batch_of_which_the_loop_masks_rows_is_left_out_and_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loop = Loop(tmp_path / "log", strict=False)
+    loop = Loop(tmp_path / "log")
     for index, (clean,) in enumerate(loop.loader):
         loop.step(clean[:3] if index == 1 else clean)
-    assert "4 sample ids but 3 timesteps" in caplog.text
-    assert caplog.text.count("training goes on") == 1
-    assert samples(tmp_path / "log") == [0, 1, 2, 3]
+    loop.accelerator.end_training()
+    assert caplog.text.count("4 sample ids, but the model was called on 3 rows") == 1
+    assert samples(tmp_path / "log") == [0, 1, 2, 3, 8, 9, 10, 11]
     assert len(next(iter(loop.loader))[0]) == 4, "the loop's batches are its own again"
+
+
+@pytest.mark.parametrize("held", [1, 2])
+def test_batches_that_are_fetched_ahead_are_left_out(
+    tmp_path: Path, held: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else each would have the ids of a later one."""
+    loop = Loop(tmp_path / "log")
+    waiting: list[Tensor] = []
+    for (clean,) in loop.loader:
+        waiting.append(clean)
+        if len(waiting) > held:
+            loop.step(waiting.pop(0))
+    for clean in waiting:
+        loop.step(clean)
+    loop.accelerator.end_training()
+    assert "holds several batches that it has not trained on yet" in caplog.text
+    assert not (tmp_path / "log").exists() or samples(tmp_path / "log") == []
 
 
 def test_a_forward_without_a_backward_leaves_no_trace(tmp_path: Path) -> None:
@@ -305,7 +323,7 @@ def test_a_hook_that_is_off_or_has_stopped_looks_at_nothing(
         ran.append(ids)
     hook.close()
     assert len(ran) == 3, "training goes on"
-    assert len([r for r in caplog.records if "has stopped capturing" in r.message]) == 1
+    assert len([r for r in caplog.records if "left out a micro-batch" in r.message]) == 1
     assert diffhook.open_log(tmp_path / "log").train["sample"].tolist() == [0, 1]
 
 

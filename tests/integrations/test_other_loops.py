@@ -129,7 +129,7 @@ def test_a_trainer_logs_what_a_plain_loop_does(tmp_path: Path) -> None:
         )  # type: ignore[arg-type]
         callback = DiffHookCallback(made, log, strict=True, projection_dim=32)
         made.add_callback(callback)
-        hooks.append(callback.hook)
+        hooks.append(callback)
         return made
 
     expected = _plain(tmp_path / "plain")

@@ -1,1 +1,10 @@
-"""The training loop as a contract: its events, one micro-batch, and the session that follows it."""
+"""The training loop as a contract: its events, the micro-batch that they tell of, and who follows them.
+
+Read :mod:`~diffhook.capture.loop.events` first: its docstring is the loop.
+"""
+
+from diffhook.capture.loop import events
+from diffhook.capture.loop.capture import Capture
+from diffhook.capture.loop.session import Session
+
+__all__ = ["Capture", "Session", "events"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,32 @@ KEYS = (
 """Keys under which batches are looked through for ids, the first that fits."""
 
 _INDEX = "dataset index"
+
+
+@dataclass(frozen=True)
+class RowIds:
+    """Whose rows a batch holds.
+
+    Attributes:
+        ids: (R,) int64, one for each row.
+        source: where they came from.
+    """
+
+    ids: Tensor
+    source: str
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """Why it is not known whose rows a batch holds.
+
+    Attributes:
+        kind: of the reason, in a word.
+        reason: what was found and what to do.
+    """
+
+    kind: str
+    reason: str
 
 
 class Identity:

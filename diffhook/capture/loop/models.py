@@ -1,53 +1,91 @@
-"""The trained models of a run, and what of theirs we watch."""
+"""The trained models of a run, and which of them count."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from diffhook.capture.loop.attachment import Weak
+from diffhook.capture.loop.attachment import Attachment
+from diffhook.capture.loop.call_inspection import takes_timesteps
+from diffhook.capture.loop.call_watch import watch_calls
+from diffhook.capture.loop.events import Event, ForwardBegan, OutputSeen
 from diffhook.errors import ConfigurationError
-from diffhook.gradients import LocalHook
 
 
-class Models:
-    """Trained models whose gradients one backward makes: a denoiser, perhaps its text encoders.
+class ModelWatch:
+    """Watches the calls of trained models whose gradients one backward makes: a denoiser, perhaps its text
+    encoders.
 
     Args:
-        on_forward: a method, called before a model's forward with (model, args, kwargs).
-        on_output: one called after it with (model, args, output).
+        attachment: holds our hooks.
+        emit: called with events.
+        chosen: the models that count, if the user has said; others are not watched.
     """
 
-    def __init__(self, on_forward: Callable[..., None], on_output: Callable[..., None]) -> None:
-        self._on_forward, self._on_output = on_forward, on_output
+    def __init__(
+        self,
+        attachment: Attachment,
+        emit: Callable[[Event], None],
+        chosen: Sequence[nn.Module] | None = None,
+    ) -> None:
+        self._attachment = attachment
+        self._emit = emit
+        self._chosen = None if chosen is None else [_unwrapped(model) for model in chosen]
         self._models: list[nn.Module] = []
 
     def __len__(self) -> int:
         return len(self._models)
 
-    def add(self, model: nn.Module) -> list[Callable[[], None]]:
-        """Watch a model's calls. Returns how to stop; nothing if it is watched or frozen.
+    def add(self, model: nn.Module) -> None:
+        """Watch a model's calls, unless it is watched, frozen, or not one of those chosen.
 
         Raises:
             ConfigurationError: the model is compiled, or its parameters are sharded over processes.
         """
         if any(model is known for known in self._models) or not is_trained(model):
-            return []
+            return
+        if self._chosen is not None and not any(model is chosen for chosen in self._chosen):
+            return
         refuse_compiled(model)
         refuse_sharded(model)
         self._models.append(model)
+        self._attachment.own(model)
+        watch_calls(self._attachment, model, self._before, self._after)
 
-        def before(hook: Callable[..., Any]) -> RemovableHandle:
-            return model.register_forward_pre_hook(LocalHook(model, hook), with_kwargs=True)
+    def contains(self, module: nn.Module) -> bool:
+        """Whether the module is a watched model, or has one inside."""
+        return any(any(part is model for part in module.modules()) for model in self._models)
 
-        def after(hook: Callable[..., Any]) -> RemovableHandle:
-            return model.register_forward_hook(LocalHook(model, hook))
+    def moved_by(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimiser has a parameter of the models that count."""
+        return bool(_parameters_of(optimizer) & _trained_in(self._models))
 
-        return [Weak(self._on_forward, before).remove, Weak(self._on_output, after).remove]
+    def settle(self, optimizers: Iterable[torch.optim.Optimizer]) -> list[nn.Module]:
+        """Let only those models count that are trained together with the denoiser.
+
+        A discriminator has an optimiser of its own. Without several optimisers, or where not exactly one
+        model takes timesteps, all count.
+
+        Returns:
+            The models that count no longer.
+        """
+        denoisers = [model for model in self._models if takes_timesteps(model)]
+        if self._chosen is not None or len(self._models) < 2 or len(denoisers) != 1:
+            return []
+        moved: set[int] = set()
+        others: set[int] = set()
+        for optimizer in optimizers:
+            parameters = _parameters_of(optimizer)
+            (moved if parameters & _trained_in(denoisers) else others).update(parameters)
+        if not moved:
+            return []
+        left_out = [m for m in self._models if _trained_in([m]) & others and not _trained_in([m]) & moved]
+        self._models = [m for m in self._models if not any(m is other for other in left_out)]
+        return left_out
 
     def together(self) -> nn.Module:
         """The one model, or an ``nn.ModuleDict`` of several by class name."""
@@ -59,6 +97,27 @@ class Models:
             same = sum(type(other) is type(model) for other in named.values())
             named[f"{kind}_{same + 1}" if same else kind] = model
         return nn.ModuleDict(named)
+
+    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if any(model is known for known in self._models):
+            self._emit(ForwardBegan(model, args, kwargs, torch.is_grad_enabled()))
+
+    def _after(self, model: nn.Module, args: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and any(model is known for known in self._models):
+            self._emit(OutputSeen(model, output))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "module", None)
+    return inner if isinstance(model, nn.parallel.DistributedDataParallel) and inner is not None else model
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _trained_in(models: Iterable[nn.Module]) -> set[int]:
+    return {id(p) for model in models for p in model.parameters() if p.requires_grad}
 
 
 def is_trained(model: nn.Module) -> bool:

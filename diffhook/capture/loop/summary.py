@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from diffhook import words
@@ -60,8 +61,14 @@ def _expected(plan: Plan, recorder: Recorder) -> float:
     return CAPTURED_STEP * trained / sum(p.numel() for p in recorder.engine.model.parameters()) / plan.stride
 
 
-def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, Any], str]:
-    """Measured numbers, as JSON and as text."""
+def summary(
+    plan: Plan, recorder: Recorder, seconds: float, left_out: Mapping[str, int]
+) -> tuple[dict[str, Any], str]:
+    """Measured numbers, as JSON and as text.
+
+    Args:
+        left_out: reason → micro-batches that were not captured.
+    """
     aside = recorder.probe_seconds + recorder.snapshot_seconds
     training = seconds - plan.capture_seconds - aside
     overhead = plan.capture_seconds / training if training > 0 else 0.0
@@ -81,6 +88,7 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         "snapshots": recorder.snapshots_written,
         "dropped_snapshots": recorder.writer.dropped_snapshots,
         "alerts": dict(alerts),
+        "left_out": dict(left_out),
         "coverage": str(recorder.engine.coverage),
         "parameters_left_out": dict(recorder.engine.coverage.missing),
     }
@@ -93,6 +101,9 @@ def summary(plan: Plan, recorder: Recorder, seconds: float) -> tuple[dict[str, A
         f"({overhead:.1%}); snapshots took {recorder.snapshot_seconds:.1f} s"
         + (f", probes {recorder.probe_seconds:.1f} s" if recorder.probe_seconds else "")
     )
+    if left_out:
+        reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
+        text += f"\n  micro-batches left out, by reason: {reasons}"
     if recorder.writer.dropped_rows:
         text += (
             f"\n  {recorder.writer.dropped_rows:,} rows of {recorder.writer.dropped_steps:,} training steps "

@@ -1,0 +1,32 @@
+"""What is not in the log, and why: told where it first happens, counted to the end."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+
+logger = logging.getLogger("diffhook")
+
+
+class Absences:
+    """Counts micro-batches that were left out, by reason, and tells each reason once."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()  #: kind → micro-batches
+        self._told: set[str] = set()
+
+    def leave_out(self, kind: str, reason: str, *found: object) -> None:
+        """A micro-batch is not captured.
+
+        Args:
+            kind: of the reason, such as "several-rows"; each kind is told once.
+            reason: what was found and what to do, in words; with ``found`` for its %-placeholders.
+        """
+        self.counts[kind] += 1
+        self.tell(kind, reason, *found)
+
+    def tell(self, kind: str, reason: str, *found: object) -> None:
+        """Say once what is true of many steps."""
+        if kind not in self._told:
+            self._told.add(kind)
+            logger.warning(reason, *found)

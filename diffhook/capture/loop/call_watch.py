@@ -1,0 +1,164 @@
+"""Who is who in the first passes: which module calls the trained parts, and which one knows the timesteps.
+
+Usually the trained model itself, which is watched anyway. But adapters may hang in a frozen model that nobody
+prepares; a trained wrapper may draw the timesteps itself and call the denoiser inside; a text encoder is
+trained through a frozen denoiser. Until that is found out all modules' calls are seen; from then on the two
+modules' alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from diffhook.capture.loop.attachment import Attachment
+from diffhook.capture.loop.call_inspection import find_timesteps, takes_timesteps
+from diffhook.capture.loop.events import DenoiserCalled, Event, ForwardBegan, OutputSeen, tensors_of
+from diffhook.gradients import LocalHook, in_backward
+
+Emit = Callable[[Event], None]
+
+
+class CallWatch:
+    """Finds the host of the trained parts and the denoiser, and watches their calls.
+
+    Args:
+        attachment: holds our hooks.
+        emit: called with events.
+        known: whether a module is watched as a trained model, or contains one.
+        touched: whether trained parts have been called since the last ForwardBegan.
+    """
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        emit: Emit,
+        known: Callable[[nn.Module], bool],
+        touched: Callable[[], bool],
+    ) -> None:
+        self._attachment = attachment
+        self._emit, self._known, self._touched = emit, known, touched
+        self._host: nn.Module | None = None
+        self._denoiser: nn.Module | None = None
+        self._candidate: nn.Module | None = None  # its timesteps may be told by keyword
+        self._began: nn.Module | None = None  # what may be the host, and runs
+        self._stack: list[nn.Module] = []
+        self._looking: list[Callable[[], None]] = []
+
+    @property
+    def looking(self) -> bool:
+        return bool(self._looking)
+
+    @property
+    def found_denoiser(self) -> bool:
+        return self._denoiser is not None
+
+    def look(self) -> None:
+        """See every call from now on, until :meth:`stop`."""
+        self._stack.clear()
+        self._candidate = None
+        if not self._looking:
+            self._looking = [
+                self._attachment.hook(self._before_any, register_module_forward_pre_hook),
+                self._attachment.hook(
+                    self._after_any,
+                    lambda hook: register_module_forward_hook(hook, with_kwargs=True, always_call=True),
+                ),
+            ]
+
+    def stop(self) -> None:
+        """See no more calls than those of the modules that were found."""
+        looking, self._looking = self._looking, []
+        for remove in looking:
+            remove()
+        self._stack.clear()
+        self._candidate = None
+
+    # ── all modules, while looking ────────────────────────────────────────────────────────────
+
+    def _before_any(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if in_backward():  # a checkpointed block is computed again
+            return
+        self._stack.append(module)
+        if not torch.is_grad_enabled() or self._known(module):
+            return
+        if len(self._stack) == 1 and self._host is None and not self._touched():
+            self._began = module
+            self._emit(ForwardBegan(module, args))
+        if self._candidate is None and self._denoiser is None and takes_timesteps(module):
+            self._candidate = module
+
+    def _after_any(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        if in_backward() or module not in self._stack:
+            return
+        while self._stack.pop() is not module:
+            pass
+        if module is self._candidate:
+            self._candidate = None  # where it is not the one, another may be
+            if self._predicts(output):
+                self._judge(module, args, kwargs, output)
+        if not self._stack and self._host is None and torch.is_grad_enabled() and not self._known(module):
+            self._judge_host(module, output)
+
+    def _predicts(self, output: Any) -> bool:
+        """Whether an output depends on trained parts: a frozen teacher's, or a copy's, does not."""
+        return self._touched() and any(tensor.requires_grad for tensor in tensors_of(output))
+
+    def _judge(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        told = find_timesteps(module, args, kwargs)
+        if told is not None and told.by_name:
+            self._denoiser = module
+            self._watch(module, self._before_denoiser, self._after_denoiser)
+            self._emit(DenoiserCalled(module, args, kwargs))
+            self._emit(OutputSeen(module, output))
+
+    def _judge_host(self, module: nn.Module, output: Any) -> None:
+        if self._began is not module:
+            return
+        if self._predicts(output):
+            self._host = module
+            self._watch(module, self._before_host, self._after_host)
+        self._emit(OutputSeen(module, output))
+
+    # ── the two that were found ───────────────────────────────────────────────────────────────
+
+    def _watch(self, module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
+        watch_calls(self._attachment, module, before, after)
+
+    def _before_host(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._emit(ForwardBegan(module, args, kwargs, torch.is_grad_enabled()))
+
+    def _after_host(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.is_grad_enabled():
+            self._emit(OutputSeen(module, output))
+
+    def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.is_grad_enabled() and not self._looking:
+            self._emit(DenoiserCalled(module, args, kwargs))
+
+    def _after_denoiser(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.is_grad_enabled() and not self._looking:
+            self._emit(OutputSeen(module, output))
+
+
+def watch_calls(
+    attachment: Attachment, module: nn.Module, before: Callable[..., None], after: Callable[..., None]
+) -> None:
+    """Have methods called with (module, args, kwargs) before and (module, args, output) after its calls.
+
+    Copies of the module have no such hooks.
+    """
+
+    def first(hook: Callable[..., Any]) -> RemovableHandle:
+        return module.register_forward_pre_hook(LocalHook(module, hook), with_kwargs=True)
+
+    def then(hook: Callable[..., Any]) -> RemovableHandle:
+        return module.register_forward_hook(LocalHook(module, hook))
+
+    attachment.hook(before, first)
+    attachment.hook(after, then)

@@ -1,0 +1,397 @@
+"""One capture of a training loop: attached to it, fed by events, ended when the loop ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.utils.data import IterableDataset
+
+from diffhook.capture.alerts import Alerts
+from diffhook.capture.loop import checkpoint, events
+from diffhook.capture.loop.attachment import Attachment, Shield, close_at_exit
+from diffhook.capture.loop.backward_watch import BackwardWatch
+from diffhook.capture.loop.call_watch import CallWatch
+from diffhook.capture.loop.describe import describe_run
+from diffhook.capture.loop.failures import Failures
+from diffhook.capture.loop.identity import Identity, RowIds
+from diffhook.capture.loop.micro_batch import MicroBatch
+from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
+from diffhook.capture.loop.optimizer_watch import OptimizerWatch
+from diffhook.capture.loop.optimizers import scale_of
+from diffhook.capture.loop.probing import training_probe
+from diffhook.capture.loop.ranks import Ranks
+from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.summary import plan_text, summary
+from diffhook.capture.preconditioner import adam_preconditioner
+from diffhook.capture.recorder import Recorder
+from diffhook.capture.settings import Settings
+from diffhook.console import announce
+from diffhook.errors import LogError
+from diffhook.gradients import PerSampleGradients
+from diffhook.log.store import Location, settled
+
+logger = logging.getLogger("diffhook")
+
+
+class Capture:
+    """What every adapter holds: it translates its framework into :meth:`on`, and says what to watch.
+
+    An exception of ours costs the micro-batch at hand, is told, and the next one is tried; after
+    :data:`~diffhook.capture.loop.failures.IN_A_ROW` such failures in a row, or once the log has given up, the
+    capture ends. Bad use is raised before the first captured step, and everything with ``strict``.
+
+    Args:
+        path: the log: a folder, an fsspec URL, or a zarr Store.
+        settings: see :class:`~diffhook.capture.settings.Settings`.
+        rank, processes: this process's number, and how many share the batch.
+        alerts: in place of the settings'.
+    """
+
+    def __init__(
+        self,
+        path: Location,
+        settings: Settings,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        alerts: Alerts | None = None,
+    ) -> None:
+        self.closed = not settings.enabled
+        self.settings = settings
+        self.path = settled(path)  # scripts may change the working directory
+        self.identity = Identity(settings.sample_ids)
+        self.alerts = Alerts.of(settings.alerts) if alerts is None else alerts
+        self.loader: Any = None  #: of the training, where the adapter knows it
+        self.reasons_for_nothing: Callable[[], str | None] = lambda: (
+            None
+        )  #: the adapter's, if nothing is captured
+        self._process = os.getpid()
+        self._failures = Failures(settings.strict)
+        self._scaler: GradScaler | None = None
+        self._ranks: Ranks | None = None
+        self._resumed = False
+        self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
+        self._began = time.perf_counter()
+        self.shield = Shield(self._failed)
+        self.attachment = Attachment(self.shield, self.detach)
+        self.session = Session(
+            settings.plan(),
+            self._start,
+            self._steps_are_seen,
+            snapshot_every=settings.snapshot_every,
+            reduction=settings.reduction,
+            rank=rank,
+            processes=processes,
+            thumbnails=settings.thumbnails,
+        )
+        if not self.closed:
+            self._watch_loop()
+
+    def _watch_loop(self) -> None:
+        self.models = ModelWatch(self.attachment, self.on, self.settings.models)
+        self._calls = CallWatch(self.attachment, self.on, self.models.contains, lambda: self.session.touched)
+        self._backward = BackwardWatch(self.attachment, self.on)
+        self._optimizers = OptimizerWatch(self.attachment, self.on, self.models.moved_by)
+        close_at_exit(self.close)
+
+    # ── what adapters say ─────────────────────────────────────────────────────────────────────
+
+    def on(self, event: events.Event) -> None:
+        """Take the next event of the loop. What fails in us does not reach the loop."""
+        if not self.closed:
+            self.shield(self._take, event)
+
+    def _take(self, event: events.Event) -> None:
+        session = self.session
+        session.on(event)
+        if session.in_pass:
+            self._backward.arm()
+        elif not self._backward.running:
+            self._backward.disarm()
+        self._look_around(event)
+
+    def _look_around(self, event: events.Event) -> None:
+        """See all modules' calls only while it is not known who is who."""
+        session = self.session
+        if isinstance(event, events.BatchReceived) and session.recorder is None and session.expects_capture:
+            self._calls.look()
+        elif isinstance(event, events.ForwardBegan) and session.in_pass and not session.knows_timesteps:
+            if not self._calls.looking and not self._calls.found_denoiser:
+                self._calls.look()
+        elif isinstance(event, events.OutputSeen | events.DenoiserCalled):
+            if self._calls.looking and session.knows_prediction:
+                self._calls.stop()
+        elif isinstance(event, events.BackwardEnded) and not session.in_pass:
+            self._calls.stop()
+
+    def watch(self, *given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:
+        """Watch trained models' calls, an optimiser's steps, or a scaler's scale.
+
+        Raises:
+            ConfigurationError: a model is compiled, or its parameters are sharded over processes.
+        """
+        for one in () if self.closed else given:
+            self.shield(self._watch, one)
+
+    def _watch(self, given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:
+        if isinstance(given, nn.Module):
+            self.models.add(given)
+        elif isinstance(given, GradScaler):
+            self._scaler = given
+        else:
+            self._optimizers.add(given)
+
+    @contextmanager
+    def step(
+        self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0, batch: Any = None
+    ) -> Iterator[None]:
+        """See :meth:`diffhook.integrations.hook.Hook.step`."""
+        source = object()
+        self.shield(self._name, sample_ids, timesteps, loss_scale, batch)
+        try:
+            yield
+        except BaseException:
+            self.shield(self.session.abandon)
+            self.on(events.LoaderEnded(source))
+            raise
+        self.on(events.LoaderEnded(source))
+
+    def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
+        if self.closed:
+            return
+        ids = self.identity.named(sample_ids, "sample_ids")
+        named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
+        self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
+        self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
+
+        Those of every process, even if the first one alone calls this.
+        """
+        return self.shield(self._state) or {}
+
+    def _state(self) -> dict[str, Any]:
+        session, lr_sum = self.session, self._lr_sum
+        if session.recorder is not None:
+            session.on(events.SnapshotDue())
+            self._settle(session.step_count)
+            lr_sum = session.recorder.lr_sum
+            late = [] if self._ranks is None else self._ranks.settle_all(session.step_count)
+            if late:
+                logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
+        return {"step": session.step_count, "lr_sum": lr_sum} if session.step_count else {}
+
+    def _settle(self, step: int) -> bool:
+        """See all rows to disk, unless not all ``step`` steps have been taken."""
+        recorder = self.session.recorder
+        if recorder is not None and self.session.step_count >= step:
+            recorder.settle()
+        return self.session.step_count >= step
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Training goes on from a checkpoint. Rows of later steps are superseded.
+
+        Args:
+            state: what :meth:`state` gave; empty for a checkpoint written without us, whose steps are
+                read off the optimiser.
+        """
+        self.shield(self._resume, state)
+
+    def _resume(self, state: Mapping[str, Any]) -> None:
+        self._resumed = True
+        self._end_log()
+        self.session.step_count = int(state.get("step", 0))
+        self._lr_sum = float(state.get("lr_sum", 0.0))
+
+    def flush(self) -> None:
+        """See the rows of all finished steps to the disk, so that a reader finds them."""
+        if not self.closed:
+            self.shield(self._settle, 0)
+
+    def scalars(self) -> dict[str, float]:
+        """A few numbers of what was captured since they were last asked for, for a tracker."""
+        recorder = self.session.recorder
+        return {} if self.closed or recorder is None else self.session.scalars.take(recorder.alerts)
+
+    # ── beginning ─────────────────────────────────────────────────────────────────────────────
+
+    def _start(self, batch: MicroBatch) -> Recorder:
+        """At the first training forward: adapters, freezing and resuming are settled by then."""
+        settings, session = self.settings, self.session
+        self._tell_left_out(self.models.settle(self._optimizers.known))
+        model = self.models.together()
+        refuse_compiled(model)
+        refuse_sharded(model)
+        engine = PerSampleGradients(
+            model,
+            projection_dim=settings.projection_dim,
+            seed=settings.seed,
+            reduction=settings.reduction,
+            reuse_products=settings.reuse_products,
+            workspace=settings.workspace,
+        )
+        self.attachment.own((self.path, session.rank))  # the hook of a run that has died, in a notebook say
+        probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
+        if session.step_count == 0:
+            session.step_count = self._steps_before()
+        recorder = Recorder(
+            engine,
+            self.path,
+            describe_run(engine, settings.objective),
+            rank=session.rank,
+            start_step=session.step_count,
+            lr_sum=self._lr_sum,
+            alerts=self.alerts,
+            objective=settings.objective,
+            probe=probe,
+            preconditioner=self._preconditioner if settings.keep_preconditioner else None,
+            strict=settings.strict,
+        )
+        with ExitStack() as undo:
+            undo.callback(recorder.close)
+            self._ranks = Ranks(session.rank, session.processes, self._settle)
+            self._began = time.perf_counter()
+            recorder.keep_names(self.identity.names)
+            self._tell_plan(recorder, batch)
+            undo.pop_all()
+        self._failures.started = True
+        return recorder
+
+    def _tell_left_out(self, models: list[nn.Module]) -> None:
+        if models:
+            names = ", ".join(sorted({type(model).__name__ for model in models}))
+            self.session.absences.tell(
+                "other-models",
+                "%s: trained by an optimiser of its own, and not part of the rows; models=[...] says which "
+                "models count",
+                names,
+            )
+
+    def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
+        session, loader = self.session, self.loader
+        if session.rank > 0:
+            return
+        # Not a stream's length: it would warn of every batch beyond the length it was asked for.
+        sized = loader is not None and not isinstance(loader.dataset, IterableDataset)
+        text = plan_text(
+            session.plan,
+            recorder,
+            len(batch.ids) * session.processes,
+            len(loader) if sized else None,
+            self.settings.snapshot_every,
+            self.identity.found,
+        )
+        recorder.writer.record("plan.json", {"text": text.splitlines()})
+        announce(text)
+
+    def _preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        return adam_preconditioner(self._optimizers.optimizer, parameters)
+
+    def _steps_are_seen(self) -> bool:
+        return self._optimizers.optimizer is not None or any(
+            map(self.models.moved_by, self._optimizers.known)
+        )
+
+    def _steps_before(self) -> int:
+        """Steps that were taken without us, so that the log counts as the run does."""
+        known = [optimizer for optimizer in self._optimizers.known if self.models.moved_by(optimizer)]
+        taken = max((checkpoint.steps_taken(optimizer) for optimizer in known), default=0)
+        return taken or (checkpoint.steps_logged(self.path) if self._resumed else 0)
+
+    # ── failure and end ───────────────────────────────────────────────────────────────────────
+
+    def _failed(self, error: Exception) -> None:
+        """An exception of ours has reached the shield."""
+        verdict = self._failures.judge(error, self.session.captured_passes)
+        try:
+            self.session.give_up()
+        finally:
+            if verdict != "go on":
+                self.detach(mid_pass=verdict == "stop")
+        if verdict == "raise":
+            raise error
+        self.session.absences.counts[f"error: {type(error).__name__}"] += 1
+
+    def close(self) -> None:
+        """Write what is left and leave everything as it was before us. Idempotent."""
+        if self.closed or os.getpid() != self._process:  # a DataLoader's worker is not the run
+            return
+        try:
+            self.shield(self._finish)
+        finally:
+            self.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "closed", True) and os.getpid() == self._process:
+            self.detach()
+
+    def detach(self, *, mid_pass: bool = False) -> None:
+        """Take everything of ours off; what has been captured is kept.
+
+        Args:
+            mid_pass: the training goes on, perhaps with the backward of a forward that we have seen.
+        """
+        self.closed = True
+        try:
+            self.attachment.detach()
+        finally:
+            try:
+                self._end_log(mid_pass=mid_pass)
+            except Exception as error:  # the error that brought us here has been told
+                logger.debug("closing the log: %s", error)
+
+    def _finish(self) -> None:
+        """The last snapshot and the summary."""
+        session, recorder = self.session, self.session.recorder
+        if recorder is None:
+            if not self._failures.started:
+                logger.warning("diffhook captured nothing: %s", self._why_nothing())
+            return
+        if session.step_count:
+            session.on(events.SnapshotDue())
+        numbers, text = summary(
+            session.plan, recorder, time.perf_counter() - self._began, session.absences.counts
+        )
+        if session.rank == 0:
+            recorder.writer.record("summary.json", numbers)
+        try:
+            self._end_log()
+        except LogError as error:
+            text += f"\n  {error}"
+            raise
+        finally:
+            if session.rank == 0:
+                announce(text)
+
+    def _why_nothing(self) -> str:
+        found = self.reasons_for_nothing()
+        if found is not None:
+            return found
+        if not len(self.models):
+            return "no model with trainable parameters was seen"
+        return (
+            "no training batch with sample ids was seen: name the samples with "
+            "hook.step(sample_ids=..., timesteps=...)"
+        )
+
+    def _end_log(self, *, mid_pass: bool = False) -> None:
+        recorder, self.session.recorder = self.session.recorder, None
+        ranks, self._ranks = self._ranks, None
+        if recorder is not None and ranks is not None:
+            with ranks.leaving():
+                recorder.close(mid_pass=mid_pass)

@@ -1,0 +1,67 @@
+"""What an exception of ours costs: a micro-batch, the capture, or with ``strict`` the training."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from diffhook.errors import ConfigurationError, DiffHookError, LogError
+
+logger = logging.getLogger("diffhook")
+
+IN_A_ROW = 20
+"""Failures without a captured micro-batch between them after which the capture ends."""
+
+Verdict = Literal["go on", "stop", "raise"]
+
+
+class Failures:
+    """Judges and tells exceptions of ours.
+
+    Args:
+        strict: raise all of them.
+
+    Attributes:
+        started: rows are being captured: from now on nothing of ours may stop the training.
+    """
+
+    def __init__(self, strict: bool) -> None:
+        self.started = False
+        self._strict = strict
+        self._in_a_row = 0
+        self._captured = 0
+        self._told: set[tuple[str, str]] = set()
+
+    def judge(self, error: Exception, captured: int) -> Verdict:
+        """What to do about an exception.
+
+        Args:
+            captured: micro-batches captured so far.
+        """
+        # Bad use is told before the first step, while nothing is lost by stopping there.
+        bad_use = isinstance(error, ConfigurationError | LogError) and not self.started
+        if self._strict or bad_use:
+            return "raise"
+        self._in_a_row = self._in_a_row + 1 if captured == self._captured else 1
+        self._captured = captured
+        stop = isinstance(error, LogError) or self._in_a_row >= IN_A_ROW
+        self._tell(error, stop)
+        return "stop" if stop else "go on"
+
+    def _tell(self, error: Exception, stop: bool) -> None:
+        kind = type(error).__name__, str(error)
+        told = isinstance(error, DiffHookError) and error.told
+        if stop:
+            logger.log(
+                logging.INFO if told else logging.ERROR,
+                "diffhook has stopped capturing; training goes on. %s: %s",
+                *kind,
+                exc_info=None if told else error,
+            )
+        elif kind not in self._told:
+            self._told.add(kind)
+            logger.error(
+                "diffhook left out a micro-batch and tries the next; training goes on. %s: %s",
+                *kind,
+                exc_info=None if isinstance(error, DiffHookError) else error,
+            )

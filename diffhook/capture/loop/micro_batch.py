@@ -1,0 +1,45 @@
+"""One micro-batch on its way from the loader to the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from diffhook.capture.loop.losses import PredictionGradient
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What is known of the rows that one forward and backward will make; later events know more.
+
+    Attributes:
+        ids: (B,) int64, one for each row.
+        images: (B, …) the clean samples, where the batch shows them.
+        host: the module whose call began the pass.
+        timesteps: (B,), in the scheduler's units; None until a module is told them.
+        named: the loop has named the timesteps itself.
+        guessed: the timesteps are an argument of another name, until a module is told by name.
+        denoiser: the module that knows the timesteps, whose output is the prediction.
+        prediction: reads each row's loss off the prediction's gradient.
+        scale: factor on the loss that the optimiser's step undoes.
+        accumulation: factor on the loss that it does not.
+        loss: the scalar that is differentiated.
+    """
+
+    ids: Tensor
+    images: Tensor | None = None
+    host: nn.Module | None = None
+    timesteps: Tensor | None = None
+    named: bool = False
+    guessed: bool = False
+    denoiser: nn.Module | None = None
+    prediction: PredictionGradient | None = None
+    scale: float = 1.0
+    accumulation: float = 1.0
+    loss: Tensor | None = None
+
+    def knowing(self, **found: Any) -> Self:
+        """The same micro-batch, knowing more."""
+        return replace(self, **found)

@@ -1,0 +1,77 @@
+"""Sees the steps of every optimiser that moves trained parameters, prepared or not."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from diffhook.capture.loop.attachment import Attachment
+from diffhook.capture.loop.events import Event, GradientsZeroed, StepBegan, StepEnded
+from diffhook.capture.loop.optimizers import overflowed
+
+
+class OptimizerWatch:
+    """Emits steps, each once: of optimisers that step in turn, the first one's.
+
+    Args:
+        attachment: holds our hooks.
+        emit: called with events.
+        moves: whether an optimiser moves parameters that count.
+    """
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        emit: Callable[[Event], None],
+        moves: Callable[[torch.optim.Optimizer], bool],
+    ) -> None:
+        self._attachment = attachment
+        self._emit, self._moves = emit, moves
+        self._watched: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._counted: weakref.ref[torch.optim.Optimizer] | None = None
+        self._under_way: weakref.ref[torch.optim.Optimizer] | None = None  # the outermost, as SAM's
+        attachment.hook(self._before_step, register_optimizer_step_pre_hook)
+        attachment.hook(self._after_step, register_optimizer_step_post_hook)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Whose steps count, once there is one."""
+        return None if self._counted is None else self._counted()
+
+    def add(self, optimizer: torch.optim.Optimizer) -> None:
+        """Watch an optimiser from before its first step."""
+        if optimizer not in self._watched:
+            self._watched.add(optimizer)
+            self._attachment.replace(optimizer, "zero_grad", after=self._after_zeroed)
+
+    @property
+    def known(self) -> list[torch.optim.Optimizer]:
+        """All that are watched."""
+        return list(self._watched)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nested = self._under_way is not None and self._under_way() not in (None, optimizer)
+        if nested or not self._moves(optimizer):
+            return
+        self.add(optimizer)
+        if self.optimizer is None or not self._moves(self.optimizer):
+            self._counted = weakref.ref(optimizer)
+        if optimizer is self.optimizer:
+            self._under_way = weakref.ref(optimizer)
+            self._emit(StepBegan(optimizer))
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._under_way is None or self._under_way() is not optimizer:
+            return
+        self._under_way = None
+        self._emit(StepEnded(optimizer, overflowed(optimizer)))
+
+    def _after_zeroed(self, *_: Any, **__: Any) -> None:
+        self._emit(GradientsZeroed())

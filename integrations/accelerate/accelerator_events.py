@@ -1,0 +1,173 @@
+"""What an Accelerator does, as events of the loop."""
+
+from __future__ import annotations
+
+import functools
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from diffhook.capture.loop import Capture, events
+from diffhook.capture.loop.checkpoint import read_state, write_state
+from diffhook.capture.loop.identity import RowIds
+from diffhook.capture.loop.loader_tracker import Data
+from diffhook.capture.loop.models import is_trained, refuse_compiled
+from diffhook.capture.loop.optimizers import scale_of
+from diffhook.integrations.accelerate import loaders, quarantine
+
+
+class AcceleratorEvents:
+    """Learns of models, optimisers and data from ``prepare``, of batches from prepared loaders, of the loss's
+    scales from ``backward``, of checkpoints from the state hooks, and of the end from ``end_training``.
+
+    Args:
+        accelerator: the loop's.
+        capture: gets the events.
+        keeper: what the accelerator is to keep alive, so that the loop need not.
+        deliver: called with (batch, event) in place of ``capture.on(event)`` where batches are not used as
+            they come; a bound method, held weakly.
+        loss_divided_by: by how much the loop has divided its loss before ``accelerator.backward``.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        capture: Capture,
+        *,
+        keeper: object,
+        deliver: Callable[[Any, events.Event], None] | None = None,
+        loss_divided_by: Callable[[], float] = lambda: 1.0,
+    ) -> None:
+        self._accelerator = weakref.proxy(accelerator)
+        self._capture = capture
+        self._deliver = None if deliver is None else weakref.WeakMethod(deliver)
+        self._loss_divided_by = loss_divided_by
+        self._data = Data()
+        if not capture.closed:
+            self._attach(accelerator, keeper)
+
+    def _attach(self, accelerator: Accelerator, keeper: object) -> None:
+        attachment, shield = self._capture.attachment, self._capture.shield
+        attachment.own(accelerator)
+        accelerator.__dict__["_diffhook"] = keeper
+        attachment.on_detach(functools.partial(accelerator.__dict__.pop, "_diffhook", None))
+        attachment.replace(accelerator, "prepare", before=self._before_prepare, after=self._after_prepare)
+        attachment.replace(accelerator, "backward", before=self._before_backward)
+        attachment.replace(accelerator, "log", before=self._before_log)
+        attachment.replace(accelerator, "end_training", before=self._before_end)
+        hooks = (
+            accelerator.register_save_state_pre_hook(_weakly(self.save)),
+            accelerator.register_load_state_pre_hook(_weakly(self.load)),
+        )
+        for hook in hooks:
+            attachment.on_detach(hook.remove)
+        loaders.listen(self._on_batch)
+        attachment.on_detach(functools.partial(loaders.unlisten, self._on_batch))
+        self._capture.reasons_for_nothing = self.why_nothing
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """A checkpoint is being written to ``folder``."""
+        state = self._capture.state()
+        if self._accelerator.is_main_process and not self._capture.closed:
+            self._capture.shield(write_state, folder, state)
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Training goes on from a checkpoint."""
+        self._capture.resume(self._capture.shield(read_state, folder) or {})
+
+    # ── models, optimisers, data ──────────────────────────────────────────────────────────────
+
+    def _before_prepare(self, *args: Any, **kwargs: Any) -> Any:
+        return tuple(loaders.tag(a) if loaders.can_tag(a) else a for a in args), kwargs
+
+    def _after_prepare(self, prepared: Any, *args: Any, **kwargs: Any) -> None:
+        results = prepared if len(args) > 1 else (prepared,)
+        for argument, result in zip(args, results, strict=True):
+            if loaders.can_tag(argument):
+                self._add_loader(argument, result)
+            elif isinstance(result, nn.Module) and is_trained(result):
+                refuse_compiled(result)
+                self._capture.watch(self._accelerator.unwrap_model(result))
+            elif isinstance(result, AcceleratedOptimizer):
+                self._capture.watch(result.optimizer)
+
+    def _add_loader(self, loader: Any, prepared: Any) -> None:
+        capture = self._capture
+        if capture.loader is None:
+            capture.loader, self._data.first = loader, prepared
+        capture.attachment.on_detach(functools.partial(loaders.untag, prepared))
+        capture.attachment.on_detach(
+            quarantine.leave_out(prepared, capture.alerts, self._data, capture.identity)
+        )
+
+    # ── batches ───────────────────────────────────────────────────────────────────────────────
+
+    def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
+        return bool(self._capture.shield(self._take_batch, batch, index, dataset))
+
+    def _take_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
+        identity = self._capture.identity
+        if batch is None:
+            self._send(None, events.LoaderEnded(dataset))
+            return True
+        ids = identity.of(batch, index, id(dataset))
+        if ids is None:
+            if identity.settled(id(dataset)):  # not the batch before any more
+                self._send(batch, events.LoaderEnded())
+            return False
+        self._data.received(dataset)
+        self._send(batch, events.BatchReceived(RowIds(ids, identity.found), batch, source=dataset))
+        if index is not None and identity.own_ids and self._capture.alerts.quarantine:
+            self._data.note(ids, index)
+        return True
+
+    def _send(self, batch: Any, event: events.Event) -> None:
+        deliver = None if self._deliver is None else self._deliver()
+        if deliver is None:
+            self._capture.on(event)
+        else:
+            deliver(batch, event)
+
+    # ── backward, trackers, end ───────────────────────────────────────────────────────────────
+
+    def _before_backward(self, *_: Any, **__: Any) -> None:
+        self._data.trained()
+        divided = self._loss_divided_by() * self._accelerator.gradient_accumulation_steps
+        self._capture.on(events.LossScaled(scale_of(self._accelerator.scaler), 1 / divided))
+
+    def _before_log(self, values: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Our numbers travel with the loop's own, at its step: trackers drop steps that go back."""
+        return ({**values, **self._capture.scalars()}, *args), kwargs
+
+    def _before_end(self, *_: Any, **__: Any) -> None:
+        self._capture.close()
+
+    def why_nothing(self) -> str | None:
+        """Why nothing was captured, as far as the accelerator tells."""
+        if not len(self._capture.models):
+            return "no model with trainable parameters went through accelerator.prepare() after DiffHook"
+        if self._capture.loader is None:
+            return (
+                "no DataLoader over an indexed dataset went through accelerator.prepare(): name the "
+                "samples with hook.step(sample_ids=..., timesteps=...)"
+            )
+        if isinstance(self._capture.settings.sample_ids, str):
+            return f"no batch had the key {self._capture.settings.sample_ids!r} (sample_ids)"
+        return None
+
+
+def _weakly(method: Callable[[Any], None]) -> Callable[..., None]:
+    """A state hook that passes on the folder, its last argument, and keeps nobody alive."""
+    reference = weakref.WeakMethod(method)
+
+    def passed_on(*args: Any) -> None:
+        found = reference()
+        if found is not None:
+            found(args[-1])
+
+    return passed_on
