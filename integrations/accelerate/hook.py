@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from diffhook.capture import Alerts, Detector, Objective, Probe, Quarantine
 from diffhook.capture.loop.call_inspection import scale_of
 from diffhook.capture.loop.checkpoint import read_state, write_state
-from diffhook.capture.loop.loader_tracker import Data
+from diffhook.capture.loop.identity import RowIds, Unmatched
+from diffhook.capture.loop.loader_tracker import LoaderTracker
 from diffhook.capture.loop.models import is_trained, refuse_compiled, sharded
+from diffhook.capture.loop.origin import Origin
 from diffhook.integrations.accelerate import loaders, quarantine
 from diffhook.integrations.notify import Trackers
 from diffhook.integrations.torch import TorchHook
@@ -100,7 +102,8 @@ class DiffHook(TorchHook):
             enabled=enabled,
         )
         self.accelerator = accelerator
-        self._data = Data()
+        self._data = LoaderTracker()
+        self._unmatched: Unmatched | None = None  # why the last batch's samples are not known
         if enabled:
             self._attach()
 
@@ -149,8 +152,9 @@ class DiffHook(TorchHook):
         results = prepared if len(args) > 1 else (prepared,)
         for argument, tagged, result in zip(args, given, results, strict=True):
             if tagged is not argument:
+                self.identity.datasets.add(argument.dataset)
                 if self._loader is None:
-                    self._loader, self._data.first = argument, result
+                    self._loader, self._data.first = argument, argument.dataset
                 self.later(functools.partial(loaders.untag, result))
                 self.later(quarantine.leave_out(result, self.alerts, self._data, self.identity))
         with self.guarded():
@@ -165,23 +169,20 @@ class DiffHook(TorchHook):
         if isinstance(result, AcceleratedOptimizer):
             self.watch(result.optimizer)
 
-    def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
+    def _on_batch(self, batch: Any, origin: Origin) -> None:
         with self.guarded():
-            ids = None if batch is None else self.identity.of(batch, index, id(dataset))
-            if ids is None and batch is not None and self.identity.settled(id(dataset)):
-                self.session.batch(None)  # not the batch before any more
-            if batch is None or ids is not None:
-                self._data.received(None if batch is None else dataset)
-                self.session.batch(None if self._data.unclear else ids, batch=batch)
+            found = None if batch is None else self.identity.of(batch, origin)
+            ids = found.ids if isinstance(found, RowIds) else None
+            self._unmatched = found if isinstance(found, Unmatched) else None
+            self._data.received(None if batch is None else origin.dataset)
+            self.session.batch(None if self._data.unclear else ids, batch=batch)
             if ids is not None:
-                self.note(ids, index)
-            return ids is not None
-        return False
+                self.note(ids, origin)
 
-    def note(self, sample_ids: Tensor, index: Tensor | None) -> None:
+    def note(self, sample_ids: Tensor, origin: Origin) -> None:
         """Where samples with ids of their own lie in the dataset, for the quarantine."""
-        if index is not None and self.identity.own_ids and self.alerts.quarantine:
-            self._data.note(sample_ids, index)
+        if origin.rows is not None and self.alerts.quarantine and not self.identity.by_index(origin.dataset):
+            self._data.note(origin.dataset, sample_ids, origin.rows)
 
     def _on_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._data.used()
@@ -190,7 +191,13 @@ class DiffHook(TorchHook):
                 "batches of two loaders came before the model was called, and it is not known whose samples "
                 "it sees: such steps are not captured. Name them with hook.step(sample_ids=...)"
             )
+        elif self._unmatched is not None and not self.closed and torch.is_grad_enabled():
+            self._tell(self._unmatched)
         super()._on_forward(model, args, kwargs)
+
+    def _tell(self, unmatched: Unmatched) -> None:
+        if not self.session.expects():  # else hook.step has named them
+            self.session.warn_once("such steps are not captured: %s", unmatched.reason)
 
     def _backward(self, original: Callable[..., Any], loss: Tensor, *args: Any, **kwargs: Any) -> None:
         scale = scale_of(self.accelerator.scaler)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffhook.capture.loop.call_inspection import scale_of
+from diffhook.capture.loop.identity import RowIds
 from diffhook.capture.loop.models import sharded
 from diffhook.integrations.torch import TorchHook
 from diffhook.log.store import Location
@@ -61,7 +62,8 @@ class DiffHookCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         with self.hook.guarded():
-            self.hook.session.batch(self.hook.identity.of(batch), batch=batch)
+            found = self.hook.identity.of(batch)
+            self.hook.session.batch(found.ids if isinstance(found, RowIds) else None, batch=batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._loss = float(loss.detach()) if self.hook.session.in_pass else None

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from diffhook.capture.loop.identity import RowIds
+from diffhook.capture.loop.origin import Origin
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log.store import Location
 
@@ -61,13 +63,12 @@ class _TrainerHook(DiffHook):
         if not self.closed:
             self.replace(trainer, "training_step", self._training_step)
 
-    def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
+    def _on_batch(self, batch: Any, origin: Origin) -> None:
         with self.guarded():
-            ids = self.identity.of(batch, index, id(dataset))
-            if ids is not None:
-                self._waiting[id(batch)] = ids
-                self.note(ids, index)
-        return False
+            found = None if batch is None else self.identity.of(batch, origin)
+            if isinstance(found, RowIds):
+                self._waiting[id(batch)] = found.ids
+                self.note(found.ids, origin)
 
     def forget_batches(self) -> None:
         """Those of an evaluation were not trained on."""
