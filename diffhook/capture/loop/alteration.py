@@ -28,10 +28,12 @@ def altered(rows: Sequence[Tensor], leaves: Sequence[Leaf]) -> list[list[Leaf]]:
             paths[leaf.path].append(leaf)
     found: list[list[Leaf]] = [[] for _ in rows]
     for own in paths.values():
+        best: list[list[Leaf]] = [[] for _ in rows]
         for way in (_padded(0), _padded(-1), _scaled):
-            if all(matches := way(rows, own)):
-                found = [[*before, *more] for before, more in zip(found, matches, strict=True)]
+            best = max(best, way(rows, own), key=lambda matches: sum(map(bool, matches)))
+            if all(best):
                 break
+        found = [[*before, *more] for before, more in zip(found, best, strict=True)]
     return found
 
 
