@@ -7,7 +7,7 @@ import os
 import runpy
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -60,22 +60,61 @@ def launch(
 
 @contextmanager
 def _attaching(log: Location, settings: dict[str, Any]) -> Iterator[None]:
-    """While entered, the first Accelerator that is made gets a hook."""
+    """While entered, the first Accelerator that is made gets a hook; a transformers Trainer's, its callback."""
     original = Accelerator.__init__
-    hooks: list[DiffHook] = []
+    attached: list[Callable[[], None]] = []
 
     @wraps(original)
     def made(accelerator: Accelerator, *args: Any, **kwargs: Any) -> None:
         original(accelerator, *args, **kwargs)
-        if not hooks:
-            hooks.append(DiffHook(accelerator, log, **settings))
+        if attached:
+            return
+        trainer = _trainer_that_makes_it()
+        if trainer is None:
+            attached.append(DiffHook(accelerator, log, **settings).close)
+        else:
+            attached.append(_attach_at_train(trainer, log, settings))
 
     Accelerator.__init__ = made
     try:
         yield
     finally:
         Accelerator.__init__ = original
-        for hook in hooks:
-            hook.close()
-    if not hooks:
+        for close in attached:
+            close()
+    if not attached:
         logger.warning("diffhook captured nothing: the script made no Accelerator")
+
+
+def _trainer_that_makes_it() -> Any:
+    """The transformers Trainer whose constructor is running, if one is."""
+    kind = getattr(sys.modules.get("transformers.trainer"), "Trainer", None)
+    frame = sys._getframe() if kind is not None else None
+    while frame is not None:
+        if frame.f_code.co_name == "__init__" and isinstance(frame.f_locals.get("self"), kind):
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
+
+
+def _attach_at_train(trainer: Any, log: Location, settings: dict[str, Any]) -> Callable[[], None]:
+    """Give a Trainer its callback once it is complete. Returns how to close what came of it."""
+    from diffhook.integrations.transformers import DiffHookCallback
+
+    train, callbacks = trainer.train, []
+
+    @wraps(train)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if not callbacks:
+            callbacks.append(DiffHookCallback(trainer, log, **settings))
+            trainer.add_callback(callbacks[0])
+        return train(*args, **kwargs)
+
+    trainer.train = watched
+
+    def close() -> None:
+        trainer.__dict__.pop("train", None)
+        for callback in callbacks:
+            callback.capture.close()
+
+    return close

@@ -10,15 +10,41 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor, nn
+from accelerate.utils import DistributedType
+from torch import nn
 
+from diffhook.capture.alerts import Alerts
 from diffhook.capture.loop import Capture, events
 from diffhook.capture.loop.checkpoint import read_state, write_state
 from diffhook.capture.loop.identity import RowIds
-from diffhook.capture.loop.loader_tracker import Data
-from diffhook.capture.loop.models import is_trained, refuse_compiled
+from diffhook.capture.loop.loader_tracker import LoaderTracker
+from diffhook.capture.loop.models import is_trained, refuse_compiled, sharded
 from diffhook.capture.loop.optimizers import scale_of
+from diffhook.capture.loop.origin import Origin
+from diffhook.capture.settings import Settings
 from diffhook.integrations.accelerate import loaders, quarantine
+from diffhook.integrations.notify import Trackers
+from diffhook.log.store import Location
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+
+
+def capture_on(accelerator: Accelerator, path: Location, settings: Settings) -> Capture:
+    """A capture of this process's share of an Accelerator's loop, whose alerts its trackers get.
+
+    Raises:
+        ConfigurationError: parameters are sharded over processes.
+    """
+    kind = accelerator.distributed_type
+    if settings.enabled and kind in _SHARDED:
+        raise sharded(kind.value)
+    return Capture(
+        path,
+        settings,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        alerts=Alerts.of(settings.alerts, Trackers(weakref.proxy(accelerator))),  # their threads outlast it
+    )
 
 
 class AcceleratorEvents:
@@ -47,12 +73,12 @@ class AcceleratorEvents:
         self._capture = capture
         self._deliver = None if deliver is None else weakref.WeakMethod(deliver)
         self._loss_divided_by = loss_divided_by
-        self._data = Data()
+        self._data = LoaderTracker()
         if not capture.closed:
             self._attach(accelerator, keeper)
 
     def _attach(self, accelerator: Accelerator, keeper: object) -> None:
-        attachment, shield = self._capture.attachment, self._capture.shield
+        attachment = self._capture.attachment
         attachment.own(accelerator)
         accelerator.__dict__["_diffhook"] = keeper
         attachment.on_detach(functools.partial(accelerator.__dict__.pop, "_diffhook", None))
@@ -98,8 +124,9 @@ class AcceleratorEvents:
 
     def _add_loader(self, loader: Any, prepared: Any) -> None:
         capture = self._capture
+        capture.identity.datasets.add(loader.dataset)
         if capture.loader is None:
-            capture.loader, self._data.first = loader, prepared
+            capture.loader, self._data.first = loader, loader.dataset
         capture.attachment.on_detach(functools.partial(loaders.untag, prepared))
         capture.attachment.on_detach(
             quarantine.leave_out(prepared, capture.alerts, self._data, capture.identity)
@@ -107,24 +134,19 @@ class AcceleratorEvents:
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
-    def _on_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
-        return bool(self._capture.shield(self._take_batch, batch, index, dataset))
+    def _on_batch(self, batch: Any, origin: Origin) -> None:
+        self._capture.shield(self._take_batch, batch, origin)
 
-    def _take_batch(self, batch: Any, index: Tensor | None, dataset: Any) -> bool:
-        identity = self._capture.identity
+    def _take_batch(self, batch: Any, origin: Origin) -> None:
         if batch is None:
-            self._send(None, events.LoaderEnded(dataset))
-            return True
-        ids = identity.of(batch, index, id(dataset))
-        if ids is None:
-            if identity.settled(id(dataset)):  # not the batch before any more
-                self._send(batch, events.LoaderEnded())
-            return False
-        self._data.received(dataset)
-        self._send(batch, events.BatchReceived(RowIds(ids, identity.found), batch, source=dataset))
-        if index is not None and identity.own_ids and self._capture.alerts.quarantine:
-            self._data.note(ids, index)
-        return True
+            self._send(None, events.LoaderEnded(origin.source))
+            return
+        found = self._capture.identity.of(batch, origin)
+        self._data.received(origin.dataset)
+        self._send(batch, events.BatchReceived(found, batch, source=origin.source))
+        named = self._capture.alerts.quarantine and not self._capture.identity.by_index(origin.dataset)
+        if named and isinstance(found, RowIds) and origin.rows is not None:
+            self._data.note(origin.dataset, found.ids, origin.rows)
 
     def _send(self, batch: Any, event: events.Event) -> None:
         deliver = None if self._deliver is None else self._deliver()

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Probe
-from diffhook.capture.loop import Capture
-from diffhook.capture.loop.models import sharded
 from diffhook.capture.settings import Settings
-from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents
+from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents, capture_on
 from diffhook.integrations.hook import Hook
-from diffhook.integrations.notify import Trackers
 from diffhook.log.store import Location
-
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class DiffHook(Hook):
@@ -74,9 +67,6 @@ class DiffHook(Hook):
         strict: bool = False,
         enabled: bool = True,
     ) -> None:
-        kind = accelerator.distributed_type
-        if enabled and kind in _SHARDED:
-            raise sharded(kind.value)
         settings = Settings(
             projection_dim=projection_dim,
             seed=seed,
@@ -96,16 +86,9 @@ class DiffHook(Hook):
             strict=strict,
             enabled=enabled,
         )
-        capture = Capture(
-            path,
-            settings,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-            alerts=Alerts.of(alerts, Trackers(weakref.proxy(accelerator))),  # their threads outlast it
-        )
-        super().__init__(capture)
+        super().__init__(capture_on(accelerator, path, settings))
         self.accelerator = accelerator
-        self._events = AcceleratorEvents(accelerator, capture, keeper=self)
+        self._events = AcceleratorEvents(accelerator, self.capture, keeper=self)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """A checkpoint is being written to ``folder``; ``accelerator.save_state`` calls this."""

@@ -8,8 +8,10 @@ it is taken out again where the loop receives the batch.
 from __future__ import annotations
 
 import copy
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -19,15 +21,17 @@ from accelerate.utils import is_torchdata_stateful_dataloader_available
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from diffhook.capture.loop.identity import KEYS, as_ids, with_roles
-from diffhook.capture.loop.matching import blocks_of
+from diffhook.capture.loop.batch_ids import KEYS, as_ids
+from diffhook.capture.loop.matching import Items, Order
+from diffhook.capture.loop.origin import Origin, pack, unpack
+from diffhook.integrations.accelerate.fetching import FetchCheck, Reference, fetch
 
 
 class Tagged(NamedTuple):
-    """A batch with the ids of its samples; a tuple, so that accelerate moves and slices both."""
+    """A batch with where it came from; a tuple, so that accelerate moves and slices both."""
 
     batch: Any
-    sample_ids: Tensor | None  # of the items; where the rows of each are known, of every row
+    origin: Tensor | None  # see diffhook.capture.loop.origin.pack
 
 
 class _Fetched(NamedTuple):
@@ -35,6 +39,7 @@ class _Fetched(NamedTuple):
 
     indices: list[int] | None
     items: Any
+    reference: Reference | None  # where the dataset fetches several items at once, in an order of its own
 
 
 class _IndexedDataset(Dataset[Any]):
@@ -50,12 +55,9 @@ class _IndexedDataset(Dataset[Any]):
         return self.dataset[index]
 
     def __getitems__(self, indices: Sequence[Any]) -> _Fetched:
-        if hasattr(self.dataset, "__getitems__") and self.dataset.__getitems__:
-            items = self.dataset.__getitems__(indices)
-        else:
-            items = [self.dataset[index] for index in indices]
+        items, reference = fetch(self.dataset, indices)
         plain = all(hasattr(index, "__index__") for index in indices)  # samplers may draw other keys
-        return _Fetched([int(index) for index in indices] if plain else None, items)
+        return _Fetched([int(index) for index in indices] if plain else None, items, reference)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -75,25 +77,32 @@ class _TaggingCollate:
     def __init__(self, collate: Callable[[Any], Any]) -> None:
         self.collate = collate
         self.active = True
+        self._order = Order()  # of this process or worker
+        self._check = FetchCheck()
 
     def __call__(self, fetched: Any) -> Any:
-        if isinstance(fetched, _Fetched):
-            items = fetched.items
-            ids = None if fetched.indices is None else torch.tensor(fetched.indices)
-        else:  # items of a stream: their own keys, before collation drops them
-            items, ids = fetched, _ids_of_items(fetched)
-        batch = self.collate(items)
-        if not self.active or ids is None:
-            return batch
-        return Tagged(batch, with_roles(ids, blocks_of(items, batch)))
+        if not isinstance(
+            fetched, _Fetched
+        ):  # items of a stream: their own keys, before collation drops them
+            fetched = _Fetched(_ids_of_items(fetched), fetched, None)
+        if not self.active or fetched.indices is None:
+            return self.collate(fetched.items)
+        before = Items(self._in_order(fetched), self._order, fetched.indices)
+        batch = self.collate(fetched.items)
+        return Tagged(batch, pack(torch.tensor(fetched.indices), before.match(batch)))
+
+    def _in_order(self, fetched: _Fetched) -> Any:
+        if fetched.reference is None or fetched.indices is None:
+            return fetched.items
+        return self._check.in_order(fetched.indices, fetched.items, fetched.reference)
 
 
-def _ids_of_items(items: Any) -> Tensor | None:
+def _ids_of_items(items: Any) -> list[int] | None:
     if not isinstance(items, list) or not items or not all(isinstance(i, Mapping) for i in items):
         return None
     keys = (key for key in KEYS if all(key in item for item in items))
     found = (as_ids([_plain(item[key]) for item in items]) for key in keys)
-    return next((ids for ids in found if ids is not None), None)
+    return next((ids.tolist() for ids in found if ids is not None), None)
 
 
 def _plain(value: Any) -> Any:
@@ -141,9 +150,9 @@ _LOADERS = (
     data_loader.DataLoaderDispatcher,
     data_loader.SkipDataLoader,
 )
-# Called with (batch, indices in the dataset if known, dataset) just before the loop gets the batch, and with
-# (None, None, dataset) once the pass over the loader is over. Answers whether it knows the batch's samples.
-Listener = Callable[[Any, Tensor | None, Any], bool]
+# Called with (batch, origin) just before the loop gets the batch, and with (None, origin), of which only the
+# dataset is known then, once the pass over the loader is over.
+Listener = Callable[[Any, Origin], None]
 
 _listeners: list[weakref.WeakMethod[Listener]] = []
 _originals: dict[type, Any] = {}
@@ -168,22 +177,33 @@ def unlisten(listener: Listener) -> None:
 
 
 def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    finalizing, tell = sys.is_finalizing, _tell  # a loop's last iterator may outlive this module's names
+
     @wraps(iterate)
     def untagged(loader: Any) -> Iterator[Any]:
-        known, dataset = False, getattr(loader, "dataset", None)
+        dataset = users_own(getattr(loader, "dataset", None))
+        ready_made = getattr(getattr(loader, "base_dataloader", loader), "batch_sampler", None) is None
+        source = object()
+        unknown = Origin(dataset, kind="ready-made-batch" if ready_made else "no-ids")
         try:
             for item in iterate(loader):
                 tagged = item if isinstance(item, Tagged) else Tagged(item, None)
-                known = _tell(tagged.batch, tagged.sample_ids, dataset) or known
+                origin = unknown if tagged.origin is None else unpack(tagged.origin, dataset)
+                tell(tagged.batch, replace(origin, source=source))
                 yield tagged.batch
         finally:
-            if known:
-                _tell(None, None, dataset)
+            if not finalizing():
+                tell(None, Origin(dataset, source=source))
 
     return untagged
 
 
-def _tell(batch: Any, sample_ids: Tensor | None, dataset: Any) -> bool:
-    told = [listener() for listener in list(_listeners)]
-    known = [listener(batch, sample_ids, dataset) for listener in told if listener is not None]
-    return any(known)
+def users_own(dataset: Any) -> Any:
+    """The dataset as the user has it, without the wrapper of :func:`tag`."""
+    return dataset.dataset if isinstance(dataset, _IndexedDataset) else dataset
+
+
+def _tell(batch: Any, origin: Origin) -> None:
+    for listener in [reference() for reference in list(_listeners)]:
+        if listener is not None:
+            listener(batch, origin)

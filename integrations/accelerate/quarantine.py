@@ -16,7 +16,8 @@ from torch.utils.data import IterableDataset
 
 from diffhook.capture import Alerts, Quarantine
 from diffhook.capture.loop.identity import Identity
-from diffhook.capture.loop.loader_tracker import Data
+from diffhook.capture.loop.loader_tracker import LoaderTracker
+from diffhook.integrations.accelerate import loaders
 
 logger = logging.getLogger("diffhook")
 
@@ -61,7 +62,7 @@ def _next(stand_ins: deque[Any]) -> Any:
     return stand_ins[0]
 
 
-def leave_out(loader: Any, alerts: Alerts, data: Data, identity: Identity) -> Callable[[], None]:
+def leave_out(loader: Any, alerts: Alerts, data: LoaderTracker, identity: Identity) -> Callable[[], None]:
     """Keep the quarantine's samples out of a loader from its next pass on, if it is trained on.
 
     Returns what undoes it.
@@ -74,11 +75,11 @@ def leave_out(loader: Any, alerts: Alerts, data: Data, identity: Identity) -> Ca
         return lambda: None
 
     def left_out() -> frozenset[int]:
-        if not data.trains(base.dataset):
+        if not data.trains(dataset):
             return frozenset()
-        return data.places(quarantine.begin_pass(len(base.dataset)), identity.own_ids)
+        return data.places(dataset, quarantine.begin_pass(len(base.dataset)), identity)
 
-    sampler = base.batch_sampler
+    sampler, dataset = base.batch_sampler, loaders.users_own(base.dataset)
     base.__dict__["batch_sampler"] = _HealthyBatches(sampler, left_out)
 
     def undo() -> None:

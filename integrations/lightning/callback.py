@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffhook.capture.loop import Capture, events
-from diffhook.capture.loop.identity import RowIds
 from diffhook.capture.loop.models import sharded
 from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.settings import Settings
@@ -62,9 +61,7 @@ class DiffHookCallback(Callback):
         self.capture.shield(self._take_batch, batch)
 
     def _take_batch(self, batch: Any) -> None:
-        ids = self.capture.identity.of(batch)
-        found = None if ids is None else RowIds(ids, self.capture.identity.found)
-        self.capture.on(events.LoaderEnded() if found is None else events.BatchReceived(found, batch))
+        self.capture.on(events.BatchReceived(self.capture.identity.of(batch), batch))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         scale = scale_of(getattr(trainer.precision_plugin, "scaler", None))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffhook.capture.loop import Capture, events
+from diffhook.capture.loop import events
 from diffhook.capture.settings import Settings
-from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents
+from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents, capture_on
 from diffhook.log.store import Location
 
 try:
@@ -35,13 +34,9 @@ class DiffHookCallback(TrainerCallback):
 
     def __init__(self, trainer: Trainer, path: Location, **settings: Any) -> None:
         accelerator = trainer.accelerator
-        self.capture = Capture(
-            path, Settings(**settings), rank=accelerator.process_index, processes=accelerator.num_processes
-        )
+        self.capture = capture_on(accelerator, path, Settings(**settings))
         self._trainer = trainer
-        self._waiting: dict[
-            int, tuple[Any, events.Event]
-        ] = {}  # id() of a batch → the batch and what it brings
+        self._batches = Batches()
         self._events = AcceleratorEvents(
             accelerator, self.capture, keeper=self, deliver=self._keep, loss_divided_by=self._loss_divided_by
         )
@@ -50,11 +45,10 @@ class DiffHookCallback(TrainerCallback):
 
     def _keep(self, batch: Any, event: events.Event) -> None:
         if isinstance(event, events.BatchReceived):
-            self._waiting[id(batch)] = batch, replace(event, source=None)
+            self._batches.keep(batch, event.ids)
 
     def _before_training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> None:
-        _, event = self._waiting.pop(id(inputs), (None, events.LoaderEnded()))
-        self.capture.on(event)
+        self.capture.on(events.BatchReceived(self._batches.find(inputs), inputs))
 
     def _loss_divided_by(self) -> float:
         usual = self._trainer.args.gradient_accumulation_steps  # of an older Trainer, at an epoch's end too
@@ -68,10 +62,10 @@ class DiffHookCallback(TrainerCallback):
         self._events.save(_folder(args, state))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._waiting.clear()
+        self._batches.clear()
 
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
-        self._waiting.clear()
+        self._batches.clear()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.capture.close()

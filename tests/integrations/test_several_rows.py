@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
-from diffhook.capture.loop.matching import blocks_of
+from diffhook.capture.loop.matching import Items
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log.samples import ROLE, split_id
 from tests.runs import TinyDenoiser, denoising_losses, identified
@@ -164,21 +164,27 @@ def _views(number: float) -> dict[str, Tensor]:
 
 ITEMS = [_pair(0), _pair(1), _pair(2)]
 COLLATIONS = {
-    "block after block": (ITEMS, [i["image"] for i in ITEMS] + [i["class"] for i in ITEMS], 2),
-    "sample after sample": (ITEMS, [x for i in ITEMS for x in (i["image"], i["class"])], 1),
-    "views": ([_views(0), _views(1)], [*_views(0)["views"], *_views(1)["views"]], 1),
-    "one row each": (ITEMS, [i["image"] for i in ITEMS], 1),
-    "equal rows": ([_pair(5)] * 2, [x for _ in range(2) for x in (_pair(5)["image"],) * 2], 1),
-    "in another order": (ITEMS, [i["image"] for i in ITEMS] + [i["class"] for i in reversed(ITEMS)], 1),
-    "one sample": (ITEMS[:1], [ITEMS[0]["image"], ITEMS[0]["class"]], 2),
+    "block after block": (ITEMS, [i["image"] for i in ITEMS] + [i["class"] for i in ITEMS], "0 1 2 0c 1c 2c"),
+    "sample after sample": (ITEMS, [x for i in ITEMS for x in (i["image"], i["class"])], "0 0c 1 1c 2 2c"),
+    "views": ([_views(0), _views(1)], [*_views(0)["views"], *_views(1)["views"]], "ready-made-batch"),
+    "one row each": (ITEMS, [i["image"] for i in ITEMS], "0 1 2"),
+    "equal rows": ([_pair(5)] * 2, [x for _ in range(2) for x in (_pair(5)["image"],) * 2], "ambiguous"),
+    "in another order": (
+        ITEMS,
+        [i["image"] for i in ITEMS] + [i["class"] for i in reversed(ITEMS)],
+        "0 1 2 2c 1c 0c",
+    ),
+    "one sample": (ITEMS[:1], [ITEMS[0]["image"], ITEMS[0]["class"]], "0 0c"),
 }
 
 
 @pytest.mark.parametrize("kind", COLLATIONS)
-def test_blocks_are_believed_where_every_row_is_its_items_tensor(kind: str) -> None:
-    items, rows, blocks = COLLATIONS[kind]
-    assert blocks_of(items, {"caption": ["a"], "pixels": torch.stack(rows)}) == blocks
-    assert blocks_of(items, torch.stack(rows).double()) == 1 + (blocks > 1)
+def test_every_row_is_the_item_whose_value_it_holds_in_the_role_of_that_value(kind: str) -> None:
+    items, rows, expected = COLLATIONS[kind]
+    for batch in ({"caption": ["a"], "pixels": torch.stack(rows)}, torch.stack(rows).double()):
+        match = Items(items).match(batch)
+        words = [] if match.rows is None else [f"{r % ROLE}{'c' * (r // ROLE)}" for r in match.rows.tolist()]
+        assert (" ".join(words) or match.kind) == expected
 
 
 def test_the_class_rows_of_samples_with_names_have_their_role(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Sees autograd come and go, whoever calls it: Accelerate, ``loss.backward()``, ``torch.autograd.backward``."""
+"""Sees autograd come and go, whoever calls it: Accelerate, the loop's ``loss.backward()``, or others."""
 
 from __future__ import annotations
 

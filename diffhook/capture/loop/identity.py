@@ -1,37 +1,52 @@
-"""Which samples a batch holds, read off the batch itself."""
+"""Which samples a batch holds: ids that are shown to be its rows', or the reason why there are none."""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from diffhook.capture.loop.batch_ids import KEYS, as_ids, describe, flat, leading
+from diffhook.capture.loop.dataset_names import DatasetNames
+from diffhook.capture.loop.origin import Origin
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import ROLE, name_id
+from diffhook.log.samples import ROLE
 
 logger = logging.getLogger("diffhook")
 
-KEYS = (
-    "sample_ids", "sample_id", "indices", "index", "idx", "ids", "id", "image_ids", "image_id",
-    "filenames", "filename", "file_names", "file_name", "paths", "path", "image_paths", "image_path",
-    "__key__",
-)  # fmt: skip
-"""Keys under which batches are looked through for ids, the first that fits."""
+INDEX = "dataset index"
 
-_INDEX = "dataset index"
+_WAY_OUT = (
+    "put an id of each row into the batch (batch['ids'], say), or pass sample_ids=function of the batch"
+)
+_REASONS = {
+    "unordered": "the rows of the batch are not recognised as the items that were collated, so it is not "
+    "known whose they are",
+    "contradiction": "some values of the batch are in the order of the items and others in another, so it is "
+    "not known whose its rows are",
+    "ambiguous": "several items of the batch look alike and the collation is not seen to keep their order, "
+    "so it is not known which row is whose",
+    "dropped": "the collation gave another number of rows than it got items, and they are not recognised as "
+    "items",
+    "ready-made-batch": "an item of the dataset is a batch already, and one id cannot stand for its rows",
+    "no-ids": "the batch comes without dataset indices, and holds no ids under a well-known key",
+}
 
 
 @dataclass(frozen=True)
 class RowIds:
-    """Whose rows a batch holds.
+    """The samples of a batch.
 
     Attributes:
-        ids: (R,) int64, one for each row.
-        source: where they came from.
+        ids: (R,) int64, one for each row; of a sample's further rows, such as class images, + role · ROLE.
+        source: where they came from, for people: "dataset index", "batch['filenames']".
     """
 
     ids: Tensor
@@ -40,10 +55,10 @@ class RowIds:
 
 @dataclass(frozen=True)
 class Unmatched:
-    """Why it is not known whose rows a batch holds.
+    """Why the samples of a batch are not known.
 
     Attributes:
-        kind: of the reason, in a word.
+        kind: for programs, and for telling each kind once: one of :class:`Origin`, "no-such-key" or "shared".
         reason: what was found and what to do.
     """
 
@@ -58,81 +73,37 @@ class Identity:
         source: see ``sample_ids`` of :class:`~diffhook.capture.settings.Settings`.
     """
 
-    def __init__(self, source: str | Callable[[Any], Any] | Literal[False] | None) -> None:
+    def __init__(self, source: str | Callable[..., Any] | Literal[False] | None) -> None:
         self._source = source
+        self._takes_indices = callable(source) and _positional(source) >= 2
         self.names: dict[int, str] = {}  #: id → name
-        self.found = _INDEX  #: where the last batch's ids came from
-        self.dataset: int | None = None  #: id() of that batch's, where known
-        self._settled: dict[int | None, str] = {}  # per dataset, where its ids come from from now on
-        self._warned: set[str] = set()
+        self.found = INDEX  #: where the last batch's ids came from
+        self.datasets = DatasetNames()
+        self._settled: dict[int, str] = {}  # id() of a dataset → where its ids come from from now on
+        self._warned = False  # of samples that share an id
 
-    @property
-    def own_ids(self) -> bool:
-        """Whether samples have ids of their own, which are not their index in the dataset."""
-        return self.found != _INDEX
-
-    def of(self, batch: Any, index: Tensor | None = None, dataset: int | None = None) -> Tensor | None:
-        """(B,) int64 ids, or of every row where ``index`` is; None if the batch tells none.
+    def of(self, batch: Any, origin: Origin | None = None) -> RowIds | Unmatched | None:
+        """The ids of a batch's rows, or why they are not known; None if nothing is known of the batch at all.
 
         Args:
-            index: indices in the dataset, where known; of every row where that is known.
-            dataset: id() of the dataset. All batches of one have their ids from where the first has them.
+            origin: where the batch came from, if it came from a loader that is watched. All batches of one
+                dataset have their ids from where the first has them.
 
         Raises:
             ConfigurationError: what ``source`` names holds no ids.
         """
-        self.dataset = dataset
-        ids = self._of(batch, index)
-        if ids is None or index is None or ids is index:
-            return ids
-        if len(ids) == (items := _items(index)):
-            ids = with_roles(ids, len(index) // items)
-        self._warn_of_shared(ids, index)
-        return ids
+        found = self._of(batch, origin)
+        if isinstance(found, RowIds):
+            self.found = found.source
+            if origin is not None:
+                self._settled.setdefault(id(origin.dataset), found.source)
+                if not self._takes_indices:
+                    self._warn_of_shared(found, origin)
+        return found
 
-    def settled(self, dataset: int | None) -> bool:
-        """Whether batches of that dataset have had ids."""
-        return dataset in self._settled
-
-    def _warn_of_shared(self, ids: Tensor, index: Tensor) -> None:
-        if len(ids) != len(index) or "shared" in self._warned:
-            return
-        places: dict[int, int] = {}
-        for sample, place in zip((ids % ROLE).tolist(), (index % ROLE).tolist(), strict=True):
-            if places.setdefault(sample, place) != place:
-                self._warn(
-                    "shared",
-                    "samples %d and %d of the dataset have the same id, %r (%s), and count as one sample in "
-                    "every score: if they are two, pass sample_ids=... (a key, or a function of the batch), "
-                    "or sample_ids=False for the index",
-                    places[sample],
-                    place,
-                    self.names.get(sample, sample),
-                    self.found,
-                )
-                return
-
-    def _warn(self, what: str, message: str, *found: object) -> None:
-        if what not in self._warned:
-            self._warned.add(what)
-            logger.warning(message, *found)
-
-    def _of(self, batch: Any, index: Tensor | None) -> Tensor | None:
-        if callable(self._source):
-            return self.named(self._source(batch), "sample_ids(batch)")
-        if self._source is False:
-            return index
-        if not isinstance(batch, Mapping):
-            return None if self._source else index
-        if self._source:
-            found = batch.get(self._source)
-            if found is None:
-                if self.settled(self.dataset):
-                    self._warn_of_none(batch, self._source)
-                return None
-            self._settled[self.dataset] = self._source
-            return self.named(found, f"batch[{self._source!r}]")
-        return self._well_known(batch, index)
+    def by_index(self, dataset: Any) -> bool:
+        """Whether the samples of a dataset are called by their index in it."""
+        return self._settled.get(id(dataset), INDEX) == INDEX
 
     def named(self, values: Any, found: str) -> Tensor:
         """(B,) int64 ids of ``values``, which ``found`` names in messages.
@@ -140,68 +111,132 @@ class Identity:
         Raises:
             ConfigurationError: they are no ids.
         """
-        ids = self._ids(values.flatten() if isinstance(values, Tensor) else values)
+        ids = self._ids(values.flatten() if isinstance(values, Tensor) else values, None)
         if ids is None:
             raise ConfigurationError(
-                f"{found} is {_describe(values)}; expected (B,) integers in [0, 2^51), or B strings"
+                f"{found} is {describe(values)}; expected (B,) integers in [0, 2^51), or B strings"
             )
         self.found = found
         return ids
 
-    def _well_known(self, batch: Mapping[str, Any], index: Tensor | None) -> Tensor | None:
-        rows = next((len(v) for v in batch.values() if isinstance(v, Tensor) and v.dim() > 1), None)
-        settled = self._settled.get(self.dataset)
-        if settled == _INDEX:
-            return self._by_index(index)
-        for key in KEYS if settled is None else (settled,):
-            ids = self._ids(batch[key]) if key in batch else None
-            if ids is None or (rows is not None and rows % len(ids)):
-                continue
-            if index is None or len(ids) in (_items(index), rows):
-                self._settled[self.dataset] = key
-                self.found = f"batch[{key!r}]"
-                return ids
-        if settled is None:
-            return self._by_index(index)
-        self._warn_of_none(batch, settled)
-        return None
+    def _of(self, batch: Any, origin: Origin | None) -> RowIds | Unmatched | None:
+        if callable(self._source):
+            return self._by_function(self._source, batch, origin)
+        if self._source is False:
+            return self._by_index(origin)
+        if self._source:
+            return self._by_key(self._source, batch, origin)
+        return self._by_well_known_key(batch, origin)
 
-    def _warn_of_none(self, batch: Mapping[str, Any], key: str) -> None:
-        self._warn(
-            "none",
-            "batch[%r] is %s, where earlier batches had ids: such batches are not captured, since the log "
-            "would know some samples by two ids",
-            key,
-            _describe(batch.get(key)),
+    # ── where ids come from ───────────────────────────────────────────────────────────────────
+
+    def _by_function(
+        self, function: Callable[..., Any], batch: Any, origin: Origin | None
+    ) -> RowIds | Unmatched | None:
+        if not self._takes_indices:
+            return self._lifted(
+                self.named(function(batch), "sample_ids(batch)"), "sample_ids(batch)", batch, origin
+            )
+        by_index = self._by_index(origin)
+        if origin is None or origin.rows is None or not isinstance(by_index, RowIds):
+            return by_index
+        indices = origin.rows[origin.rows < ROLE]
+        source = "sample_ids(batch, indices)"
+        return self._lifted(self.named(function(batch, indices), source), source, batch, origin)
+
+    def _by_key(self, key: str, batch: Any, origin: Origin | None) -> RowIds | Unmatched | None:
+        found = batch.get(key) if isinstance(batch, Mapping) else None
+        if found is None:
+            missing = self._missing(key, batch, origin)
+            return missing or Unmatched("no-such-key", _no_such_key(key, batch))
+        ids = self._ids(found, leading(batch))
+        source = f"batch[{key!r}]"
+        return self._lifted(self.named(found, source) if ids is None else ids, source, batch, origin)
+
+    def _by_well_known_key(self, batch: Any, origin: Origin | None) -> RowIds | Unmatched | None:
+        settled = None if origin is None else self._settled.get(id(origin.dataset))
+        if not isinstance(batch, Mapping) or settled == INDEX:
+            return self._by_index(origin)
+        if origin is not None and origin.kind == "contradiction":
+            return _unknown(origin)
+        lifted: RowIds | Unmatched | None = None
+        for key in KEYS:
+            source = f"batch[{key!r}]"
+            ids = (
+                self._ids(batch[key], leading(batch)) if key in batch and settled in (None, source) else None
+            )
+            lifted = lifted if ids is None else self._lifted(ids, source, batch, origin)
+            if isinstance(lifted, RowIds):
+                return lifted
+        if settled is not None:
+            return self._missing(settled, batch, origin)
+        by_index = self._by_index(origin)
+        return lifted if lifted is not None and not isinstance(by_index, RowIds) else by_index
+
+    def _by_index(self, origin: Origin | None) -> RowIds | Unmatched | None:
+        if origin is None:
+            return None
+        if origin.rows is None:
+            return _unknown(origin)
+        if origin.streamed:
+            return RowIds(origin.rows, INDEX)
+        ids, names = self.datasets.ids(origin.dataset, origin.rows)
+        self.names.update(names)
+        return RowIds(ids, INDEX)
+
+    def _missing(self, source: str, batch: Any, origin: Origin | None) -> Unmatched | None:
+        """Of batches that lack what earlier ones of their dataset had."""
+        if origin is None or id(origin.dataset) not in self._settled:
+            return None
+        key = source.removeprefix("batch[").rstrip("]").strip("'\"")
+        held = describe(batch.get(key)) if isinstance(batch, Mapping) else describe(batch)
+        return Unmatched(
+            "no-ids",
+            f"batch[{key!r}] is {held}, where earlier batches had ids: such batches are not captured, since "
+            "the log would know some samples by two ids",
         )
 
-    def _by_index(self, index: Tensor | None) -> Tensor | None:
-        if index is not None:
-            self._settled[self.dataset] = self.found = _INDEX
-        return index
-
-    def _ids(self, values: Any) -> Tensor | None:
-        ids = as_ids(values)
-        if ids is not None and not isinstance(values, Tensor) and isinstance(values[0], str):
-            self.names.update(zip(ids.tolist(), values, strict=True))
+    def _ids(self, values: Any, lead: tuple[int, ...] | None) -> Tensor | None:
+        ids = as_ids(values, lead)
+        held = None if ids is None else flat(values, lead)
+        if ids is not None and isinstance(held, list) and isinstance(held[0], str):
+            self.names.update(zip(ids.tolist(), held, strict=True))
         return ids
 
+    # ── whose rows they are ───────────────────────────────────────────────────────────────────
 
-def as_ids(values: Any) -> Tensor | None:
-    """(B,) int64 of (B,) integers or B strings; None if ``values`` is anything else."""
-    if not isinstance(values, Tensor):
-        values = values.tolist() if hasattr(values, "tolist") else values  # numpy
-        if not isinstance(values, Sequence) or isinstance(values, str) or not len(values):
-            return None
-        if all(isinstance(value, str) for value in values):
-            return torch.tensor([name_id(value) for value in values])
-        if not all(hasattr(value, "__index__") for value in values):
-            return None
-        values = torch.tensor([int(value) for value in values])
-    if values.dim() != 1 or not len(values) or values.is_floating_point() or values.dtype == torch.bool:
-        return None
-    ids = values.detach().long()
-    return ids if bool(((ids >= 0) & (ids < ROLE)).all()) else None
+    def _lifted(self, ids: Tensor, source: str, batch: Any, origin: Origin | None) -> RowIds | Unmatched:
+        """From one id for each sample to one for each row."""
+        lead = leading(batch)
+        known = None if origin is None else origin.rows
+        rows = len(known) if known is not None else lead[0] if lead else len(ids)
+        if len(ids) == rows or (lead and len(ids) == math.prod(lead) and (lead[0] == 1 or known is None)):
+            return RowIds(ids, source)
+        if known is not None and (own := _by_item(ids, known)) is not None:
+            return RowIds(own, source)
+        if known is None and len(ids) > 1 and rows % len(ids) == 0:
+            return RowIds(ids, source)  # the loop may name every row with hook.step
+        count = f"{len(ids)} ids" if len(ids) > 1 else "one id"
+        return Unmatched("shared", f"{source} has {count} for {rows} rows of the batch: {_WAY_OUT}")
+
+    def _warn_of_shared(self, found: RowIds, origin: Origin) -> None:
+        rows = origin.rows
+        if self._warned or rows is None or len(found.ids) != len(rows):
+            return
+        places: dict[int, int] = {}
+        for sample, place in zip((found.ids % ROLE).tolist(), (rows % ROLE).tolist(), strict=True):
+            if places.setdefault(sample, place) != place:
+                self._warned = True
+                logger.warning(
+                    "samples %d and %d of the dataset have the same id, %r (%s), and count as one sample in "
+                    "every score: if they are two, pass sample_ids=... (a key, or a function of the batch), "
+                    "or sample_ids=False for the index",
+                    places[sample],
+                    place,
+                    self.names.get(sample, sample),
+                    found.source,
+                )
+                return
 
 
 def with_roles(sample_ids: Tensor, blocks: int) -> Tensor:
@@ -212,10 +247,6 @@ def with_roles(sample_ids: Tensor, blocks: int) -> Tensor:
     return torch.cat([sample_ids + role * ROLE for role in range(blocks)])
 
 
-def _items(index: Tensor) -> int:
-    return int((index < ROLE).sum())
-
-
 def blocks(ids: Tensor) -> int:
     """How many rows every sample of a batch has, given the (R,) ids of its rows; 1 if they differ."""
     first = ids < ROLE
@@ -223,8 +254,41 @@ def blocks(ids: Tensor) -> int:
     return len(ids) // samples if samples and len(ids) % samples == 0 else 1
 
 
-def _describe(values: Any) -> str:
-    if isinstance(values, Tensor):
-        return f"a tensor of shape {tuple(values.shape)} and {values.dtype}"
-    shown = repr(values)
-    return shown if len(shown) < 60 else f"a {type(values).__name__} {shown[:50]}…"
+def _by_item(ids: Tensor, rows: Tensor) -> Tensor | None:
+    """(R,) ids of rows, given those of the items in the order of their first rows."""
+    items = rows[rows < ROLE].tolist()
+    if (
+        len(items) != len(ids)
+        or len(set(items)) != len(items)
+        or not {r % ROLE for r in rows.tolist()} <= set(items)
+    ):
+        return None
+    own = dict(zip(items, ids.tolist(), strict=True))
+    return torch.tensor([own[row % ROLE] + row // ROLE * ROLE for row in rows.tolist()], dtype=torch.int64)
+
+
+def _unknown(origin: Origin) -> Unmatched:
+    kind = origin.kind or "no-ids"
+    return Unmatched(kind, f"{_REASONS[kind]}: {_WAY_OUT}")
+
+
+def _no_such_key(key: str, batch: Any) -> str:
+    if not isinstance(batch, Mapping):
+        kind = type(batch).__name__
+        return (
+            f"sample_ids={key!r} is a key, but the batch is a {kind}: pass sample_ids=function of the batch"
+        )
+    keys = [str(name) for name in batch]
+    close = difflib.get_close_matches(key, keys, 1)
+    guess = f" Did you mean {close[0]!r}?" if close else ""
+    return f"the batch has no key {key!r} (sample_ids); it has {', '.join(map(repr, keys)) or 'none'}.{guess}"
+
+
+def _positional(function: Callable[..., Any]) -> int:
+    """How many arguments a function must be given by position."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some that are written in C
+        return 1
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in kinds and p.default is p.empty for p in parameters)

@@ -30,6 +30,7 @@ from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
 from diffhook.log.samples import ROLE
 
 _STAGED_ROWS = 1 << 16  # without a step in between
+_GIVEN_UP = Unmatched("given-up", "the rest of the batch is left out with what was left out of it")
 
 
 class Session:
@@ -138,10 +139,10 @@ class Session:
         self._reached = False
 
     def give_up(self) -> None:
-        """Leave the batch at hand out: layers that a forward has seen must not be hooked anew before its backward,
-        in which checkpointed blocks save what they saved."""
+        """Leave the batch at hand out. Layers that a forward has seen must not be hooked anew before its
+        backward, in which checkpointed blocks save what they saved."""
         self.abandon()
-        self._received = None
+        self._received = _GIVEN_UP
 
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
 
@@ -149,8 +150,6 @@ class Session:
         self.abandon()
         self._settle_unseen_step()
         self._in_step = self._closure_captured = False
-        if event.ids is None:
-            return
         self.fetched.received(event.source, event.batch)
         if isinstance(event.ids, RowIds):
             images = None if event.batch is None else images_of(event.batch)
@@ -463,13 +462,15 @@ class Session:
         self.recorder.engine.preconditioner = masks
         self.absences.leave_out(
             "restored-parameters",
-            "the loop puts most rows of %s back after each step (textual inversion): norms and projections are "
-            "of the rows that it keeps. The step that showed it is left out",
+            "the loop puts most rows of %s back after each step (textual inversion): norms and projections "
+            "are of the rows that it keeps. The step that showed it is left out",
             ", ".join(masks),
         )
 
     def _tell_unnamed(self) -> None:
         found = self._received
+        if found is _GIVEN_UP:  # told already
+            return
         if isinstance(found, Unmatched):
             self.absences.leave_out(found.kind, "%s", found.reason)
         else:

@@ -1,0 +1,71 @@
+"""Names for the samples of a run's second and further datasets, whose indices begin at 0 again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffhook.log.samples import ROLE, name_id
+
+_FOLDERS = ("root", "folder", "instance_data_root", "data_root", "data_dir", "image_dir", "train_data_dir")
+
+
+class DatasetNames:
+    """Samples of the first dataset are called by their index, those of others "label/index".
+
+    Datasets count in the order in which they were prepared, so that a resumed run comes to the same names.
+    """
+
+    def __init__(self) -> None:
+        self._labels: dict[int, str] = {}  # id() → label, "" of the first
+        self._alive: list[Any] = []  # so that no other dataset gets the id() of one that is gone
+
+    def add(self, dataset: Any) -> str:
+        """A loader over ``dataset`` was prepared.
+
+        Returns:
+            what its samples are called by besides their index; "" for the first dataset.
+        """
+        if id(dataset) not in self._labels:
+            self._labels[id(dataset)] = self._new_label(dataset) if self._labels else ""
+            self._alive.append(dataset)
+        return self._labels[id(dataset)]
+
+    def _new_label(self, dataset: Any) -> str:
+        number = len(self._labels) + 1
+        label = _folder(dataset) or f"dataset-{number}"
+        return f"{label}-{number}" if label in self._labels.values() else label
+
+    def ids(self, dataset: Any, rows: Tensor) -> tuple[Tensor, dict[int, str]]:
+        """(R,) int64 ids of rows whose indices (+ role · ROLE) are known, and the names that go with them."""
+        label = self.add(dataset)
+        if not label:
+            return rows, {}
+        named = {index: f"{label}/{index}" for index in (rows % ROLE).unique().tolist()}
+        ids = {index: name_id(name) for index, name in named.items()}
+        found = [ids[row % ROLE] + row // ROLE * ROLE for row in rows.tolist()]
+        return torch.tensor(found, dtype=torch.int64), {ids[index]: name for index, name in named.items()}
+
+    def indices(self, dataset: Any, samples: frozenset[int], names: Mapping[int, str]) -> frozenset[int]:
+        """Where samples that are called by their index lie in the dataset."""
+        label = self.add(dataset)
+        if not label:
+            return samples - names.keys()
+        pattern = re.compile(re.escape(label) + r"/(\d+)")
+        found = (pattern.fullmatch(names.get(sample, "")) for sample in samples)
+        return frozenset(int(match[1]) for match in found if match)
+
+
+def _folder(dataset: Any) -> str:
+    """The last part of the dataset's folder, or its name, where it has one."""
+    for name in _FOLDERS:
+        value = getattr(dataset, name, None)
+        if isinstance(value, str | os.PathLike) and (base := os.path.basename(os.path.normpath(value))):
+            return base
+    called = getattr(getattr(dataset, "info", None), "dataset_name", None)
+    return called if isinstance(called, str) else ""

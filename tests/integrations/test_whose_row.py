@@ -1,0 +1,408 @@
+"""Whose row it is, in loops whose loaders do more than stack: every logged row is checked by its picture."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+import diffhook
+from diffhook import Alerts, Quarantine
+from diffhook.capture.loop.identity import RowIds, Unmatched
+from diffhook.capture.loop.loader_tracker import Batches
+from diffhook.integrations.accelerate import DiffHook
+from diffhook.log.samples import name_id
+from tests.runs import TinyDenoiser, denoising_losses, identified
+
+COUNT = 12
+Collate = Callable[[list[Any]], Any]
+
+
+class Watched:
+    """A watched loop that notes which pictures it trains on: by their first pixel, which tells the index."""
+
+    def __init__(self, log: Path, **options: Any) -> None:
+        torch.manual_seed(0)
+        random.seed(0)
+        self.accelerator = Accelerator(cpu=True)
+        self.hook = DiffHook(self.accelerator, log, projection_dim=0, strict=True, alerts=(), **options)
+        model = TinyDenoiser()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.log = log
+        self.seen: list[int] = []
+
+    def prepare(self, *loaders: Any) -> Any:
+        return self.accelerator.prepare(*loaders)
+
+    def epoch(self, loader: Any, take: Callable[[Any], Tensor] = lambda batch: batch["image"]) -> Watched:
+        for batch in loader:
+            self.step(take(batch))
+        return self
+
+    def step(self, clean: Tensor) -> None:
+        self.seen += (clean[:, 0, 0, 0] * 16).round().int().tolist()
+        triple = (clean, torch.randn_like(clean), torch.full((len(clean),), 100))
+        self.accelerator.backward(denoising_losses(self.model, triple).mean())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def end(self) -> list[Any]:
+        """The samples of the rows, by name where they have one."""
+        self.accelerator.end_training()
+        log = diffhook.open_log(self.log)
+        names = log.names()
+        return [names.get(sample, sample) for sample in log.train["sample"].tolist()]
+
+
+class Pictures(Dataset[Any]):
+    """Pictures of random lengths besides; some may be corrupt."""
+
+    def __init__(self, corrupt: tuple[int, ...] = ()) -> None:
+        self.images, self.corrupt = identified(COUNT), corrupt
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> Any:
+        if index in self.corrupt:
+            return None
+        return {"image": self.images[index], "length": index * 5 % COUNT}
+
+
+def _sorted_in_place(items: list[Any]) -> Any:
+    items.sort(key=lambda item: -item["length"])
+    return default_collate(items)
+
+
+def _shuffled(items: list[Any]) -> Any:
+    return default_collate(random.sample(items, len(items)))
+
+
+def _without_bad(items: list[Any]) -> Any:
+    return default_collate([item for item in items if item is not None])
+
+
+def _refilled(items: list[Any]) -> Any:
+    good = [item for item in items if item is not None]
+    return default_collate([random.choice(good) if item is None else item for item in items])
+
+
+COLLATIONS: dict[str, tuple[Collate, tuple[int, ...]]] = {
+    "sorted in place": (_sorted_in_place, ()),
+    "sorted": (lambda items: default_collate(sorted(items, key=lambda item: item["length"])), ()),
+    "shuffled": (_shuffled, ()),
+    "flipped": (lambda items: default_collate(items[::-1]), ()),
+    "dropped": (_without_bad, (2, 7)),
+    "refilled": (_refilled, (2, 7)),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", COLLATIONS)
+def test_rows_follow_what_the_collation_does_to_its_items(tmp_path: Path, kind: str, workers: int) -> None:
+    collate, corrupt = COLLATIONS[kind]
+    if workers and kind not in ("shuffled", "dropped"):
+        workers = 1
+    loop = Watched(tmp_path / "log")
+    data = DataLoader(Pictures(corrupt), 4, shuffle=True, collate_fn=collate, num_workers=workers)
+    loader = loop.prepare(data)
+    loop.epoch(loader).epoch(loader)
+    assert loop.end() == loop.seen
+    assert len(loop.seen) >= 2 * (COUNT - 2)
+
+
+def test_rows_that_are_not_recognised_are_left_out_and_the_reason_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def augmented(items: list[Any]) -> Any:
+        return {"image": torch.stack([item["image"] + torch.rand(1, 8, 8) for item in items])}
+
+    loop = Watched(tmp_path / "log")
+    loader = loop.prepare(DataLoader(Pictures(), 4, collate_fn=augmented))
+    loop.epoch(loader).epoch(loader).accelerator.end_training()
+    assert caplog.text.count("not recognised as the items that were collated") == 1
+    assert "sample_ids=function" in caplog.text
+    assert loop.hook.session.recorder is None, "no row was logged"
+
+
+class InItsOwnOrder(Pictures):
+    """Fetches a batch at once, in the order of its file."""
+
+    def __init__(self, order: Callable[[list[int]], list[int]], noise: bool = False) -> None:
+        super().__init__()
+        self.order, self.noise, self.calls = order, noise, 0
+        self.rng = np.random.default_rng(0)
+
+    def __getitem__(self, index: int) -> Any:
+        self.calls += 1
+        item = super().__getitem__(index)
+        if self.noise:
+            drawn = torch.rand(1, 8, 8) + float(np.random.rand()) + random.random() + float(self.rng.random())
+            drawn[0, 0, 0] = 0
+            item["image"] = item["image"] + 0.01 * drawn
+        return item
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in self.order(indices)]
+
+
+ORDERS: dict[str, Callable[[list[int]], list[int]]] = {
+    "as asked": list,
+    "sorted": sorted,
+    "reversed": lambda indices: indices[::-1],
+    "without the fifth": lambda indices: [index for index in indices if index != 5],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_dataset_that_fetches_in_its_own_order_is_followed(
+    tmp_path: Path, order: str, shuffle: bool
+) -> None:
+    loop = Watched(tmp_path / "log")
+    loader = loop.prepare(DataLoader(InItsOwnOrder(ORDERS[order]), 4, shuffle=shuffle))
+    for _ in range(4):
+        loop.epoch(loader)
+    assert loop.end() == loop.seen
+
+
+def test_finding_the_order_out_changes_no_batch_and_no_random_number() -> None:
+    def batches(watched: Path | None) -> list[Any]:
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        accelerator = Accelerator(cpu=True)
+        if watched is not None:
+            DiffHook(accelerator, watched, strict=True)
+        data = InItsOwnOrder(list, noise=True)
+        found = [batch["image"] for batch in accelerator.prepare(DataLoader(data, 4, shuffle=True))]
+        end = (torch.rand(1), np.random.rand(), random.random(), data.rng.random(), data.calls)
+        accelerator.end_training()
+        return [*found, *end]
+
+    for plain, watched in zip(batches(None), batches(Path("unused")), strict=True):
+        assert torch.equal(torch.as_tensor(plain), torch.as_tensor(watched))
+
+
+# ── ready-made batches ────────────────────────────────────────────────────────────────────────────
+
+
+class Buckets(Dataset[Any]):
+    """Each item is a batch of four."""
+
+    def __init__(self, keys: str | None, nested: bool = False) -> None:
+        self.keys, self.nested = keys, nested
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> Any:
+        images = identified(24)[4 * index : 4 * index + 4]
+        names: list[Any] = [f"{4 * index + row}.png" for row in range(4)]
+        if self.nested:
+            names = [names[:2], names[2:]]
+        return {"image": images} | ({} if self.keys is None else {self.keys: names})
+
+
+LOADERS: dict[str, dict[str, Any]] = {
+    "first item": {"batch_size": 1, "collate_fn": lambda items: items[0]},
+    "no batch size": {"batch_size": None},
+    "by default": {"batch_size": 1},
+    "concatenated": {
+        "batch_size": 2,
+        "collate_fn": lambda items: {
+            key: torch.cat([i[key] for i in items]) if key == "image" else [i[key] for i in items]
+            for key in items[0]
+        },
+    },
+}
+
+
+def _squeezed(batch: Any) -> Tensor:
+    image: Tensor = batch["image"]
+    return image[0] if image.dim() == 5 else image
+
+
+@pytest.mark.parametrize("keys", ["image_keys", "filepaths", "item_keys", "image_paths", "filenames"])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_the_names_in_a_ready_made_batch_are_its_rows(tmp_path: Path, kind: str, keys: str) -> None:
+    loop = Watched(tmp_path / "log")
+    loader = loop.prepare(DataLoader(Buckets(keys), shuffle=True, **LOADERS[kind]))
+    loop.epoch(loader, _squeezed)
+    found = loop.end()
+    assert found == [f"{index}.png" for index in loop.seen]
+    assert len(set(found)) == 24
+
+
+def test_nested_names_are_flattened_in_order(tmp_path: Path) -> None:
+    loop = Watched(tmp_path / "log")
+    loader = loop.prepare(
+        DataLoader(Buckets("image_keys", nested=True), shuffle=True, **LOADERS["first item"])
+    )
+    loop.epoch(loader)
+    assert loop.end() == [f"{index}.png" for index in loop.seen]
+
+
+@pytest.mark.parametrize("kind", ["first item", "no batch size", "concatenated"])
+def test_one_id_never_stands_for_the_rows_of_a_ready_made_batch(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Watched(tmp_path / "log")
+    loader = loop.prepare(DataLoader(Buckets(None), **LOADERS[kind]))
+    loop.epoch(loader).accelerator.end_training()
+    assert caplog.text.count("one id cannot stand for its rows: put an id of each row into the batch") == 1
+
+
+def test_one_name_never_stands_for_several_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def collate(items: list[Any]) -> Any:
+        return items[0] | {"path": ["bucket.pt"]}
+
+    loop = Watched(tmp_path / "log")
+    loader = loop.prepare(DataLoader(Buckets(None), batch_size=1, collate_fn=collate))
+    loop.epoch(loader).accelerator.end_training()
+    assert caplog.text.count("batch['path'] has one id for 4 rows of the batch") == 1
+
+
+# ── several datasets ──────────────────────────────────────────────────────────────────────────────
+
+
+class Folder(TensorDataset):
+    def __init__(self, images: Tensor, root: str) -> None:
+        super().__init__(images)
+        self.root = root
+
+
+def _first(batch: Any) -> Tensor:
+    return batch[0]  # type: ignore[no-any-return]
+
+
+def test_each_dataset_has_ids_of_its_own(tmp_path: Path) -> None:
+    data = [TensorDataset(identified()), Folder(identified(), "/x/train/128px/"), TensorDataset(identified())]
+    loop = Watched(tmp_path / "log")
+    first, second = loop.prepare(*(DataLoader(d, 4, shuffle=True) for d in data[:2]))
+    loop.epoch(second, _first).epoch(first, _first)
+    third = loop.prepare(DataLoader(data[2], 4, shuffle=True))
+    again = loop.prepare(DataLoader(data[0], 6, shuffle=True))
+    loop.epoch(third, _first).epoch(again, _first)
+    labels = ["128px/{}"] * 12 + [""] * 12 + ["dataset-3/{}"] * 12 + [""] * 12
+    expected = [label.format(i) or i for label, i in zip(labels, loop.seen, strict=True)]
+    assert loop.end() == expected
+
+
+def test_a_quarantined_sample_is_left_out_of_the_dataset_that_it_is_in(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    alerts = Alerts(quarantine=Quarantine(kinds=()))
+    hook = DiffHook(accelerator, tmp_path / "log", projection_dim=0, strict=True, alerts=alerts)
+    model = TinyDenoiser()
+    first, second = (DataLoader(TensorDataset(identified()), 4, shuffle=True) for _ in range(2))
+    model, first, second = accelerator.prepare(model, first, second)
+    for _ in range(2):
+        seen: list[list[int]] = []
+        for loader in (first, second):
+            seen.append([])
+            for (clean,) in loader:
+                seen[-1] += (clean[:, 0, 0, 0] * 16).round().int().tolist()
+                triple = (clean, torch.randn_like(clean), torch.full((len(clean),), 100))
+                accelerator.backward(denoising_losses(model, triple).mean())
+        hook.quarantine.add([3, name_id("dataset-2/5")])
+    accelerator.end_training()
+    assert set(range(12)) - set(seen[0]) == {3}
+    assert set(range(12)) - set(seen[1]) == {5}
+
+
+# ── what the user says ────────────────────────────────────────────────────────────────────────────
+
+
+def test_repeats_of_an_image_are_one_sample_where_a_function_of_the_indices_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Repeated(Pictures):
+        def __len__(self) -> int:
+            return 3 * COUNT
+
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index % COUNT)
+
+    loop = Watched(tmp_path / "log", sample_ids=lambda batch, indices: [f"{i % COUNT}.png" for i in indices])
+    loader = loop.prepare(DataLoader(Repeated(), 4, shuffle=True, collate_fn=_sorted_in_place))
+    loop.epoch(loader)
+    found = loop.end()
+    left_out = len(loop.seen) - len(found)
+    assert left_out % 4 == 0
+    assert left_out <= 8, "only batches of equal pictures before the order was known"
+    seen = iter(f"{index}.png" for index in loop.seen)
+    assert all(name in seen for name in found), "what was logged is what was seen, in order"
+    assert "the same id" not in caplog.text
+
+
+@pytest.mark.parametrize("batch", ["dict", "tuple"])
+def test_a_key_that_no_batch_has_is_told_at_the_first_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, batch: str
+) -> None:
+    data: Any = Pictures() if batch == "dict" else TensorDataset(identified())
+    loop = Watched(tmp_path / "log", sample_ids="lenght")
+    loader = loop.prepare(DataLoader(data, 4))
+    for found in loader:
+        loop.step(found["image" if batch == "dict" else 0])
+        break
+    told = caplog.text
+    loop.epoch(loader, lambda b: b["image"] if batch == "dict" else b[0]).accelerator.end_training()
+    if batch == "dict":
+        assert "no key 'lenght' (sample_ids); it has 'image', 'length'. Did you mean 'length'?" in told
+    else:
+        assert "sample_ids='lenght' is a key, but the batch is a list" in told
+    assert caplog.text.count("(sample_ids)" if batch == "dict" else "is a key, but") <= 2
+
+
+# ── loops that fetch ahead, and ends ──────────────────────────────────────────────────────────────
+
+
+def test_a_batch_is_known_again_by_its_tensors_however_late_it_is_used() -> None:
+    batches, kept = Batches(), [{"image": torch.rand(2, 3), "text": ["a", "b"]} for _ in range(5)]
+    for number, batch in enumerate(kept):
+        batches.keep(batch, RowIds(torch.tensor([number]), "dataset index"))
+    for number in (3, 0, 4, 1):
+        found = batches.find(dict(kept[number]))
+        assert isinstance(found, RowIds)
+        assert found.ids.tolist() == [number]
+    assert batches.find({"image": torch.rand(2, 3), "text": ["a", "b"]}) is None
+    assert batches.find({}) is None
+
+
+def test_a_batch_that_is_gone_is_forgotten_and_not_taken_for_another() -> None:
+    batches = Batches()
+    for number in range(200):
+        batches.keep({"x": torch.rand(3)}, Unmatched("unordered", str(number)))
+        assert batches.find({"x": torch.rand(3)}) is None
+    assert len(batches._kept) <= 2
+
+
+SCRIPT = """
+import sys, torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, TensorDataset
+from diffhook.integrations.accelerate import DiffHook
+accelerator = Accelerator(cpu=True)
+hook = DiffHook(accelerator, sys.argv[1])
+loader = accelerator.prepare(DataLoader(TensorDataset(torch.rand(12, 1, 8, 8)), 4))
+it = iter(loader)
+next(it)
+"""
+
+
+def test_an_iterator_that_lives_until_the_interpreter_exits_prints_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "log")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert "Exception ignored" not in done.stderr
+    assert "TypeError" not in done.stderr
