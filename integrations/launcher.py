@@ -60,7 +60,7 @@ def launch(
 
 @contextmanager
 def _attaching(log: Location, settings: dict[str, Any]) -> Iterator[None]:
-    """While entered, the first Accelerator that is made gets a hook; a transformers Trainer's, its callback."""
+    """While entered, the first Accelerator made gets a hook; a transformers Trainer, its callback."""
     original = Accelerator.__init__
     attached: list[Callable[[], None]] = []
 
@@ -89,8 +89,8 @@ def _attaching(log: Location, settings: dict[str, Any]) -> Iterator[None]:
 def _trainer_that_makes_it() -> Any:
     """The transformers Trainer whose constructor is running, if one is."""
     kind = getattr(sys.modules.get("transformers.trainer"), "Trainer", None)
-    frame = sys._getframe() if kind is not None else None
-    while frame is not None:
+    frame: Any = None if kind is None else sys._getframe()
+    while kind is not None and frame is not None:
         if frame.f_code.co_name == "__init__" and isinstance(frame.f_locals.get("self"), kind):
             return frame.f_locals["self"]
         frame = frame.f_back
@@ -101,7 +101,8 @@ def _attach_at_train(trainer: Any, log: Location, settings: dict[str, Any]) -> C
     """Give a Trainer its callback once it is complete. Returns how to close what came of it."""
     from diffhook.integrations.transformers import DiffHookCallback
 
-    train, callbacks = trainer.train, []
+    train = trainer.train
+    callbacks: list[DiffHookCallback] = []
 
     @wraps(train)
     def watched(*args: Any, **kwargs: Any) -> Any:

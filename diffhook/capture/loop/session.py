@@ -161,6 +161,7 @@ class Session:
 
     def _loader_ended(self, event: events.LoaderEnded) -> None:
         self.abandon()
+        self._settle_unseen_step()
         self.fetched.ended(event.source)
         self._received = None
 
