@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.errors import CaptureError
 from diffhook.gradients.local_hook import LocalHook
 
 OnBackward = Callable[[Tensor | None, Tensor], None]  # input (None: let go of), output's gradient
@@ -56,7 +59,7 @@ class _Root(torch.autograd.Function):
 
 
 class _Kept:
-    """A layer's input, until it is let go of."""
+    """A layer's input, until it is released."""
 
     def __init__(self, anchor: Tensor, inputs: Tensor) -> None:
         self._node: Any = _Keep.apply(anchor, inputs.detach()).grad_fn
@@ -74,6 +77,19 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def refuse_double_backward() -> None:
+    """
+    Raises:
+        CaptureError: the backward under way will be differentiated itself.
+    """
+    if torch.is_grad_enabled():
+        raise CaptureError(
+            "a backward with create_graph=True ran through the model (a gradient penalty?): gradients of "
+            "gradients are not split by sample, so this pass has no rows",
+            kind="double backward",
+        )
+
+
 class Tape:
     """Forward hooks on layers; while attached, each call is reported with its output's gradient.
 
@@ -81,6 +97,7 @@ class Tape:
         layers: name → layer.
         on_forward: called with (name, input, output) for each call; returns what to call with
             (input, grad_output) in the backward, or None to decline the call.
+        on_failure: called with an error of ours in a hook, which must not reach the user's loop.
         inputless: layers whose input is not needed: it is not kept, since autograd may not keep it
             either and the loop may change it in place.
 
@@ -92,25 +109,31 @@ class Tape:
         self,
         layers: Mapping[str, nn.Module],
         on_forward: OnForward,
+        on_failure: Callable[[Exception], None],
         inputless: Collection[str] = (),
     ) -> None:
         self.layers = layers
-        self.armed = False  # attached, if there is a layer or not
+        self.armed = False  # attached, whether there is a layer or not
         self.muted = False
         self.companions: list[Hooks] = []  #: put on the layers before our own hooks
-        self.paused = False  # while the fallback runs backward passes of its own
+        self.paused = False  # while we run backward passes of our own
         self.require_outputs = False
         # Inputs are let go of as the backward passes their layer, as autograd does with its own.
         self.let_go = True
         self.calls: Counter[str] = Counter()
         self.seconds = 0.0  # spent in callbacks
+        self._failed: set[str] = set()  # layers whose hook failed in this pass
         self._on_forward = on_forward
+        self._on_failure = on_failure
         self._inputless = frozenset(inputless)
         self._handles: list[RemovableHandle] = []
         self._anchor = torch.zeros((), requires_grad=True)
 
     def attach(self) -> None:
         self.detach()
+        self.calls.clear()
+        self._failed.clear()
+        self.seconds = 0.0
         self.armed = True
         for companion in self.companions:
             companion.attach()
@@ -118,6 +141,17 @@ class Tape:
             hook = LocalHook(layer, partial(self._forward, name))
             # The first of all: others may change what the layer has made.
             self._handles.append(layer.register_forward_hook(hook, with_kwargs=True, prepend=True))
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """While we run a backward of our own; its time counts as ours."""
+        began, before = time.perf_counter(), self.paused
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = before
+            self.seconds += 0.0 if before else time.perf_counter() - began
 
     def give_up(self) -> None:
         """Report no more of this pass. Its backward may come all the same, in which checkpointed blocks are
@@ -142,8 +176,20 @@ class Tape:
         kwargs: dict[str, Any],
         output: Tensor,
     ) -> Tensor | None:
-        if not self.armed:
+        if not self.armed or name in self._failed:
             return None
+        try:
+            return self._watch_call(name, args, kwargs, output)
+        except Exception as error:
+            if type(error).__module__ == checkpoint.__name__:
+                raise  # checkpointing ends a recomputation early by an exception out of save_for_backward
+            self._failed.add(name)  # a recomputation must do without its hook, too
+            self._on_failure(error)
+            return None
+
+    def _watch_call(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
         if self.muted and not in_backward():
             if name in self.calls:
                 self.detach()
@@ -160,8 +206,6 @@ class Tape:
         if self.require_outputs and not output.requires_grad:
             output = replacement = _Root.apply(self._anchor, output)
         if output.requires_grad:
-            # No try/except here: checkpointing ends a recomputation early by an exception out of
-            # save_for_backward, and it must pass.
             kept = None if name in self._inputless else _Kept(self._anchor, inputs)
             _hookable(output).register_hook(partial(self._backward, on_backward, kept, output.shape))
         return replacement
@@ -171,13 +215,17 @@ class Tape:
     ) -> None:
         if self.paused:
             return
-        grad = grad_output.detach().view(shape)
-        inputs = grad if kept is None else kept.tensor()
-        began = time.perf_counter()
-        on_backward(inputs, grad)
-        self.seconds += time.perf_counter() - began
-        if kept is not None and self.let_go:
-            kept.let_go()
+        try:
+            refuse_double_backward()
+            grad = grad_output.detach().view(shape)
+            inputs = grad if kept is None else kept.tensor()
+            began = time.perf_counter()
+            on_backward(inputs, grad)
+            self.seconds += time.perf_counter() - began
+            if kept is not None and self.let_go:
+                kept.let_go()
+        except Exception as error:  # the backward belongs to someone else
+            self._on_failure(error)
 
 
 def _hookable(output: Tensor) -> Tensor:

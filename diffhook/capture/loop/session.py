@@ -21,7 +21,7 @@ from diffhook.capture.loop.call_inspection import SampleLosses, find_timesteps, 
 from diffhook.capture.loop.identity import blocks
 from diffhook.capture.loop.scalars import Scalars
 from diffhook.capture.loop.thumbnails import ThumbnailTaker
-from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
+from diffhook.errors import CaptureError, ConfigurationError, RecheckNeeded
 from diffhook.log.samples import ROLE
 
 logger = logging.getLogger("diffhook")
@@ -180,7 +180,7 @@ class Session:
         engine.loss_scale = scale * accumulation
         try:
             engine.finish()
-        except SurveyAgainError as again:
+        except RecheckNeeded as again:
             self.warn_once(str(again))
             return
         finally:

@@ -11,7 +11,7 @@ way back, one operation at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,8 +22,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from diffhook.gradients.guard import Guard
 from diffhook.gradients.sample_axis import SampleAxis
-from diffhook.gradients.tape import Tape, in_backward
+from diffhook.gradients.tape import Tape, in_backward, refuse_double_backward
 
 OnGradient = Callable[[str, Tensor, torch.dtype], None]
 OnObstacle = Callable[[str, str], object]
@@ -55,7 +56,7 @@ class _Use:
     """One operation in which sources met the batch.
 
     ``output`` and ``edge`` close a cycle through the output's hook, which no garbage collector
-    sees: both are cleared as soon as they have served.
+    sees: both are cleared after use.
     """
 
     output: Tensor | None
@@ -63,7 +64,17 @@ class _Use:
     sources: list[tuple[_Source, Tensor]]  # with the alias that stood in for it
 
 
-class ParameterUses(TorchFunctionMode):
+@dataclass
+class _Operation:
+    """A call of a torch function that is about to run on sources, each replaced by an alias."""
+
+    leaves: list[Tensor]
+    pairs: list[tuple[_Source, Tensor]]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Fallback(TorchFunctionMode):
     """Watches one forward pass for operations on ``parameters``; reports in the backward.
 
     Args:
@@ -72,6 +83,7 @@ class ParameterUses(TorchFunctionMode):
         batch: number of samples B.
         tape: paused while this class runs backward passes of its own.
         axis: sees every operation, and says which results have samples in front.
+        guard: keeps errors of ours from the forward and backward of the user.
         on_gradient: called for every use with name, (B, *parameter.shape) gradients and the dtype
             that the operation computed in.
         on_obstacle: called with (name, reason) for a use that cannot be split by sample.
@@ -84,28 +96,40 @@ class ParameterUses(TorchFunctionMode):
         batch: int,
         tape: Tape,
         axis: SampleAxis,
+        guard: Guard,
         on_gradient: OnGradient,
         on_obstacle: OnObstacle,
     ) -> None:
         super().__init__()
         self._axis = axis
-        self._parameters = parameters
         self._batch = batch
+        self._guard = guard
         self._on_gradient = on_gradient
         self._on_obstacle = on_obstacle
         self._sources = {id(p): _Source(p, frozenset([n]), p.dtype) for n, p in parameters.items()}
         # Tensors that depend on no sample, such as position indices. Held, so that no id is reused.
         self._constants = {id(t): t for t in constants}
+        self._watched = frozenset(parameters)
         self._uses: list[_Use] = []
         self._followed = 0
+        self._seen: set[str] = set()  # parameters that have entered an operation themselves
         self._tape = tape
 
-    def claim(self, output: Tensor, names: Iterable[str]) -> None:
-        """A layer rule explains what ``names`` did in the operation that made ``output``."""
-        claimed = set(names)
-        for use in reversed(self._uses[-3:]):
+    def claim(self, output: Tensor, names: Iterable[str]) -> bool:
+        """A layer's rule asks for its parameters in the operation that made ``output``.
+
+        Returns:
+            False if the parameters entered otherwise: derived values (a weight that is scaled, masked or
+            normalised first) are not what the rule explains, and are left to the fallback.
+        """
+        claimed = self._watched.intersection(names)
+        for use in reversed(self._uses[-3:]) if claimed else ():
             if use.output is output:
-                use.sources = [s for s in use.sources if not s[0].names <= claimed]
+                left = [s for s in use.sources if s[0].edge is not None or not s[0].names <= claimed]
+                if len(use.sources) - len(left) == len(claimed):
+                    use.sources = left
+                    return True
+        return claimed.isdisjoint(self._seen)
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether the tensor is known not to depend on the samples, whatever its shape."""
@@ -116,11 +140,12 @@ class ParameterUses(TorchFunctionMode):
         """End of the forward: the names of parameters with uses left to the fallback."""
         names: set[str] = set()
         for use in self._uses:
-            if use.output is not None and use.sources:
-                self._axis.rely_on(use.output)
-            use.output = None
-            for source, _ in use.sources:
-                names |= source.names
+            output, use.output = use.output, None
+            split = frozenset[str]().union(*(source.names for source, _ in use.sources))
+            names |= split
+            if output is not None:
+                for name in split:
+                    self._axis.rely_on(output, name)
         return names
 
     def release(self) -> None:
@@ -132,20 +157,26 @@ class ParameterUses(TorchFunctionMode):
         self._sources.clear()
         self._constants.clear()
 
+    # ── forward ───────────────────────────────────────────────────────────────────────────────
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled() or in_backward() or _is_getter(func):
             return func(*args, **kwargs)
+        operation: _Operation | None = self._guard(self._prepare, args, kwargs)
+        if operation is None:  # an error of ours: the forward goes on unwatched
+            return func(*args, **kwargs)
+        output = func(*operation.args, **operation.kwargs)
+        self._guard(self._note, func, operation, output)
+        return output
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Operation:
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         met = {id(t): self._sources[id(t)] for t in leaves if id(t) in self._sources}
         if not met:
-            output = func(*args, **kwargs)
-            self._axis.see(_name(func), output)
-            if all(id(t) in self._constants for t in leaves):
-                self._constants.update({id(t): t for t in tree_leaves(output) if isinstance(t, Tensor)})
-            return output
+            return _Operation(leaves, [], args, kwargs)
         # An alias of its own for every use: the gradient of the output with respect to the alias is
         # that of this operation alone, whatever else depends on the parameter.
         aliases = {key: source.tensor.view_as(source.tensor) for key, source in met.items()}
@@ -153,22 +184,32 @@ class ParameterUses(TorchFunctionMode):
             lambda leaf: aliases.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf,
             (args, kwargs),
         )
-        output = func(*args, **kwargs)
-        self._axis.see(_name(func), output)
-        others = [t for t in leaves if id(t) not in met]
-        pairs = [(source, aliases[key]) for key, source in met.items()]
-        for result in tree_leaves(output):
-            if isinstance(result, Tensor) and result.requires_grad:
-                self._follow(result, pairs, others)
-        return output
+        return _Operation(leaves, [(source, aliases[key]) for key, source in met.items()], args, kwargs)
 
-    def _follow(self, result: Tensor, pairs: list[tuple[_Source, Tensor]], others: list[Tensor]) -> None:
+    def _note(self, func: Any, operation: _Operation, output: Any) -> None:
+        leaves, pairs = operation.leaves, operation.pairs
+        self._axis.see(_name(func), leaves, output)
+        results = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        if not pairs:
+            if all(id(t) in self._constants for t in leaves):
+                self._constants.update({id(t): t for t in results})
+            return
+        sources = {id(source.tensor) for source, _ in pairs}
+        others = [t for t in leaves if id(t) not in sources]
+        for source, _ in pairs:
+            if source.edge is None:
+                self._seen |= source.names
+        for result in results:
+            if result.requires_grad:
+                self._follow(result, pairs, others)
+
+    def _follow(self, result: Tensor, pairs: list[tuple[_Source, Tensor]], others: Sequence[Tensor]) -> None:
         # A table may have B rows by chance. Followed on, it is exact all the same, so a sample axis
         # is believed only where samples have come in.
         samples = [t for t in others if not self.is_constant(t)]
-        pure = not samples and all(source.pure for source, _ in pairs)
+        mixed = [source for source, _ in pairs if not source.pure]
         met = any(self._axis.samples_first(t) for t in samples)
-        unfolded = not pure and not any(self._axis.samples_first(source.tensor) for source, _ in pairs)
+        unfolded = bool(samples or mixed) and not any(self._axis.samples_first(s.tensor) for s in mixed)
         if self._axis.samples_first(result) and (met or unfolded):
             use = _Use(result, get_gradient_edge(result), list(pairs))
             result.register_hook(partial(self._backward, use))
@@ -178,27 +219,33 @@ class ParameterUses(TorchFunctionMode):
         names = frozenset[str]().union(*(source.names for source, _ in pairs))
         dtypes = [result.dtype, *(source.dtype for source, _ in pairs)]
         edge = get_gradient_edge(result)
+        pure = not samples and not mixed
         self._sources[id(result)] = _Source(
             result, names, min(dtypes, key=_bytes), pure, list(pairs), edge, self._followed
         )
 
+    # ── backward ──────────────────────────────────────────────────────────────────────────────
+
     def _backward(self, use: _Use, grad_output: Tensor) -> None:
-        if self._tape.paused or use.edge is None:
-            return
-        self._tape.paused = True  # the nested passes below run this hook again, and the layers'
-        try:
-            for source, alias in use.sources:
-                self._report(source, alias, use.edge, grad_output.detach())
-        finally:
-            self._tape.paused = False
+        if not self._tape.paused and use.edge is not None:
+            self._guard(self._report_use, use, grad_output.detach())
             use.edge = None
             use.sources = []
+
+    def _report_use(self, use: _Use, grad_output: Tensor) -> None:
+        refuse_double_backward()
+        assert use.edge is not None
+        with self._tape.at_rest():  # the nested passes below run this hook again, and the layers'
+            for source, alias in use.sources:
+                self._report(source, alias, use.edge, grad_output)
 
     def _report(self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor) -> None:
         try:
             for name, gradient in self._split(source, alias, edge, grad_output):
                 self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
-        except Exception as error:  # the backward belongs to someone else
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # the next pass may fit
+        except Exception as error:
             for name in source.names:
                 self._on_obstacle(name, f"the exact fallback failed: {error}")
 
@@ -220,8 +267,8 @@ class ParameterUses(TorchFunctionMode):
 def _back_to_parameters(source: _Source, share: Tensor) -> Iterable[tuple[str, Tensor]]:
     """The chain rule from a source to the parameters behind it.
 
-    Through sources only, and each once, whatever paths lead there: what samples have entered in
-    between was a use of its own.
+    Through sources only, each once, whatever paths lead there: where samples came in along the way,
+    that was a use of its own.
     """
     waiting = {id(source): (source, share)}
     while waiting:
