@@ -30,7 +30,8 @@ class CaptureError(DiffHookError, RuntimeError):
         kind: what happened, for code that branches on it: "no backward" (no gradient was seen),
             "double backward" (``create_graph=True``, or a second backward of the same forward),
             "outside" (a layer was called outside the watched model), "ragged" (the batch does not
-            divide into groups), "unstable" (re-checks keep failing), "failed" (an error in a hook).
+            divide into groups), "uncovered" (no parameter can be split by sample), "unstable" (re-checks
+            keep failing), "failed" (an error in a hook).
     """
 
     def __init__(self, *args: object, kind: str = "failed") -> None:

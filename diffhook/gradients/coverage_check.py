@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.gradients.guard import Guard
 from diffhook.gradients.tape import Tape
 
 # Relative to the samples' gradients, √Σ‖g_b‖²: above rounding, below what a wrong rule does.
@@ -48,7 +49,7 @@ class CoverageCheck:
         parameters: name → parameter, all with requires_grad.
         tape: paused while the fallback differentiates on its own account.
         precision: the lowest dtype among the gradients of the pass so far.
-        guard: runs our code inside the backward of others; keeps its errors.
+        guard: keeps errors of ours from the user's backward.
 
     Attributes:
         conclusive: False if gradients were not finite: nothing can be said then.
@@ -59,7 +60,7 @@ class CoverageCheck:
         parameters: Mapping[str, nn.Parameter],
         tape: Tape,
         precision: Callable[[], torch.dtype],
-        guard: Callable[..., object],
+        guard: Guard,
     ) -> None:
         self.conclusive = True
         self._tape = tape
@@ -79,8 +80,11 @@ class CoverageCheck:
 
     def _collector(self, name: str) -> Callable[[Tensor], None]:
         def collect(gradient: Tensor) -> None:
-            if not self._tape.paused:
-                self._guard(self._deliver, name, gradient.detach())
+            try:
+                if not self._tape.paused:
+                    self._deliver(name, gradient.detach())
+            except Exception as error:  # the backward belongs to someone else
+                self._guard.keep(error)
 
         return collect
 

@@ -139,7 +139,8 @@ class PerSampleGradients:
         try:
             for root in self._roots:
                 # First of all: other pre-hooks compute weights (pruning, weight and spectral norms).
-                enter, leave = LocalHook(root, self.enter_model), LocalHook(root, self.leave_model)
+                enter = LocalHook(root, self.enter_model, self._on_failure)
+                leave = LocalHook(root, self.leave_model, self._on_failure)
                 handle = root.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
                 self._root_handles.append(handle)
                 self._root_handles.append(root.register_forward_hook(leave, always_call=True))
@@ -156,9 +157,11 @@ class PerSampleGradients:
         """
         while self._root_handles:
             self._root_handles.pop().remove()
-        self.abandon()
-        if not mid_pass:
-            self.tape.detach()
+        try:
+            self.abandon()
+        finally:
+            if not mid_pass:
+                self.tape.detach()
 
     def begin(self) -> None:
         """Watch the next forward and backward. On an error, the model is left as it was.
@@ -236,11 +239,11 @@ class PerSampleGradients:
             args, kwargs: its arguments; the batch is the first axis of the first tensor among them.
         """
         if self.tape.armed and not self.tape.muted:
-            self._pass.guard(self._pass.enter, module, args, kwargs)
+            self._pass.enter(module, args, kwargs)
 
     def leave_model(self, module: nn.Module, args: Any, output: Any) -> None:
         """The call of ``module`` has given ``output``; None if it has failed."""
-        self._pass.guard.always(self._pass.leave, module, output)
+        self._pass.leave(module, output)
 
     def _new_pass(self) -> WatchedPass:
         kind = next(iter(self.parameters.values())).device.type
@@ -278,6 +281,8 @@ class PerSampleGradients:
         if error is not None:
             kind = error.kind if isinstance(error, CaptureError) else "failed"
             raise CaptureError(f"per-sample gradients failed: {error}", kind=kind) from error
+        if self._assignment.missing.keys() == self.parameters.keys():
+            raise CaptureError(f"no parameter can be split by sample: {self.coverage}", kind="uncovered")
         if accumulator.is_empty:
             raise CaptureError(
                 "no gradient of a trained parameter was seen: was backward() called inside the engine's "

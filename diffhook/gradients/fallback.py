@@ -29,7 +29,11 @@ from diffhook.gradients.tape import Tape, in_backward, refuse_double_backward
 OnGradient = Callable[[str, Tensor, torch.dtype], None]
 OnObstacle = Callable[[str, str], object]
 
+_NOT_IN_PLACE = {"__invert__", "__index__", "__int__"}
 _TENSOR_PROPERTIES = {"T", "mT", "H", "mH", "real", "imag"}
+
+
+_Pair = tuple["_Source", Tensor | GradientEdge]  # a source, and the alias that stood in for it
 
 
 @dataclass
@@ -46,7 +50,7 @@ class _Source:
     names: frozenset[str]
     dtype: torch.dtype
     pure: bool = True
-    parents: list[tuple[_Source, Tensor]] = field(default_factory=list)
+    parents: list[_Pair] = field(default_factory=list)
     edge: GradientEdge | None = None
     order: int = 0
 
@@ -61,7 +65,7 @@ class _Use:
 
     output: Tensor | None
     edge: GradientEdge | None
-    sources: list[tuple[_Source, Tensor]]  # with the alias that stood in for it
+    sources: list[_Pair]  # with the alias that stood in for it
 
 
 @dataclass
@@ -69,7 +73,7 @@ class _Operation:
     """A call of a torch function that is about to run on sources, each replaced by an alias."""
 
     leaves: list[Tensor]
-    pairs: list[tuple[_Source, Tensor]]
+    pairs: list[_Pair]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
@@ -110,6 +114,8 @@ class Fallback(TorchFunctionMode):
         # Tensors that depend on no sample, such as position indices. Held, so that no id is reused.
         self._constants = {id(t): t for t in constants}
         self._watched = frozenset(parameters)
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._parameters = parameters
         self._uses: list[_Use] = []
         self._followed = 0
         self._seen: set[str] = set()  # parameters that have entered an operation themselves
@@ -163,31 +169,66 @@ class Fallback(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not torch.is_grad_enabled() or in_backward() or _is_getter(func):
-            return func(*args, **kwargs)
-        operation: _Operation | None = self._guard(self._prepare, args, kwargs)
-        if operation is None:  # an error of ours: the forward goes on unwatched
+        operation = None
+        try:
+            operation = self._prepare(func, args, kwargs)
+        except Exception as error:  # the forward belongs to someone else, and goes on unwatched
+            self._guard.keep(error)
+        if operation is None:
             return func(*args, **kwargs)
         output = func(*operation.args, **operation.kwargs)
-        self._guard(self._note, func, operation, output)
+        try:
+            self._note(func, operation, output)
+        except Exception as error:
+            self._guard.keep(error)
         return output
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Operation:
+    def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Operation | None:
+        """What is about to run on which tensors; None if it is none of our business."""
+        if self._guard.error is not None or not torch.is_grad_enabled():
+            return None
+        if in_backward() or _is_getter(func):
+            return None
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self._axis.seeks_foreign:
+            self._adopt_foreign(leaves)
         met = {id(t): self._sources[id(t)] for t in leaves if id(t) in self._sources}
         if not met:
             return _Operation(leaves, [], args, kwargs)
         # An alias of its own for every use: the gradient of the output with respect to the alias is
         # that of this operation alone, whatever else depends on the parameter.
+        changed = met.pop(id(args[0]), None) if args and _changes_in_place(func) else None
         aliases = {key: source.tensor.view_as(source.tensor) for key, source in met.items()}
         args, kwargs = tree_map(
             lambda leaf: aliases.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf,
             (args, kwargs),
         )
-        return _Operation(leaves, [(source, aliases[key]) for key, source in met.items()], args, kwargs)
+        pairs: list[_Pair] = [(source, aliases[key]) for key, source in met.items()]
+        if changed is not None and changed.edge is not None:  # an alias would be changed instead
+            pairs.append((changed, changed.edge))
+        return _Operation(leaves, pairs, args, kwargs)
+
+    def _adopt_foreign(self, leaves: list[Tensor]) -> None:
+        """Tensors that were made of parameters where we could not see it become sources, or uses."""
+        for index, leaf in enumerate(leaves):
+            if id(leaf) in self._sources or not leaf.requires_grad or leaf.grad_fn is None:
+                continue
+            names = self._axis.behind(index, leaf, self._names, self._seen)
+            if not names:
+                continue
+            self._seen |= names
+            own = [self._parameters[name] for name in sorted(names)]
+            parents: list[_Pair] = [(self._sources[id(parameter)], parameter) for parameter in own]
+            if self._axis.samples_first(leaf):
+                self._use(leaf, parents)
+            else:
+                self._source(leaf, parents, pure=True)
 
     def _note(self, func: Any, operation: _Operation, output: Any) -> None:
         leaves, pairs = operation.leaves, operation.pairs
+        if _name(func) == "__setitem__":  # which returns nothing, and makes another tensor of the first
+            output = operation.args[0]
+            self._constants.pop(id(output), None)
         self._axis.see(_name(func), leaves, output)
         results = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         if not pairs:
@@ -203,7 +244,7 @@ class Fallback(TorchFunctionMode):
             if result.requires_grad:
                 self._follow(result, pairs, others)
 
-    def _follow(self, result: Tensor, pairs: list[tuple[_Source, Tensor]], others: Sequence[Tensor]) -> None:
+    def _follow(self, result: Tensor, pairs: list[_Pair], others: Sequence[Tensor]) -> None:
         # A table may have B rows by chance. Followed on, it is exact all the same, so a sample axis
         # is believed only where samples have come in.
         samples = [t for t in others if not self.is_constant(t)]
@@ -211,35 +252,45 @@ class Fallback(TorchFunctionMode):
         met = any(self._axis.samples_first(t) for t in samples)
         unfolded = bool(samples or mixed) and not any(self._axis.samples_first(s.tensor) for s in mixed)
         if self._axis.samples_first(result) and (met or unfolded):
-            use = _Use(result, get_gradient_edge(result), list(pairs))
-            result.register_hook(partial(self._backward, use))
-            self._uses.append(use)
-            return
+            self._use(result, pairs)
+        else:
+            self._source(result, pairs, pure=not samples and not mixed)
+
+    def _use(self, result: Tensor, pairs: list[_Pair]) -> None:
+        use = _Use(result, get_gradient_edge(result), list(pairs))
+        result.register_hook(partial(self._backward, use))
+        self._uses.append(use)
+
+    def _source(self, result: Tensor, pairs: list[_Pair], *, pure: bool) -> None:
         self._followed += 1
         names = frozenset[str]().union(*(source.names for source, _ in pairs))
-        dtypes = [result.dtype, *(source.dtype for source, _ in pairs)]
+        dtype = min((result.dtype, *(source.dtype for source, _ in pairs)), key=_bytes)
         edge = get_gradient_edge(result)
-        pure = not samples and not mixed
-        self._sources[id(result)] = _Source(
-            result, names, min(dtypes, key=_bytes), pure, list(pairs), edge, self._followed
-        )
+        self._sources[id(result)] = _Source(result, names, dtype, pure, list(pairs), edge, self._followed)
 
     # ── backward ──────────────────────────────────────────────────────────────────────────────
 
     def _backward(self, use: _Use, grad_output: Tensor) -> None:
-        if not self._tape.paused and use.edge is not None:
-            self._guard(self._report_use, use, grad_output.detach())
-            use.edge = None
-            use.sources = []
+        if self._tape.paused or use.edge is None:
+            return
+        try:
+            self._report_use(use, use.edge, grad_output.detach())
+        except Exception as error:  # the backward belongs to someone else
+            self._guard.keep(error)
+        use.edge = None
+        use.sources = []
 
-    def _report_use(self, use: _Use, grad_output: Tensor) -> None:
+    def _report_use(self, use: _Use, edge: GradientEdge, grad_output: Tensor) -> None:
         refuse_double_backward()
-        assert use.edge is not None
+        if self._guard.error is not None:
+            return
         with self._tape.at_rest():  # the nested passes below run this hook again, and the layers'
             for source, alias in use.sources:
-                self._report(source, alias, use.edge, grad_output)
+                self._report(source, alias, edge, grad_output)
 
-    def _report(self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor) -> None:
+    def _report(
+        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+    ) -> None:
         try:
             for name, gradient in self._split(source, alias, edge, grad_output):
                 self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
@@ -250,7 +301,7 @@ class Fallback(TorchFunctionMode):
                 self._on_obstacle(name, f"the exact fallback failed: {error}")
 
     def _split(
-        self, source: _Source, alias: Tensor, edge: GradientEdge, grad_output: Tensor
+        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
     ) -> Iterable[tuple[str, Tensor]]:
         """(name, (B, *shape)) for every parameter behind ``source``."""
         parts: dict[str, list[Tensor]] = {name: [] for name in source.names}
@@ -277,7 +328,7 @@ def _back_to_parameters(source: _Source, share: Tensor) -> Iterable[tuple[str, T
         if source.edge is None:
             yield next(iter(source.names)), share
             continue
-        aliases = [alias for _, alias in source.parents]
+        aliases: list[Any] = [alias for _, alias in source.parents]
         shares = torch.autograd.grad(source.edge, aliases, share, retain_graph=True, materialize_grads=True)
         for (parent, _), part in zip(source.parents, shares, strict=True):
             so_far = waiting.get(id(parent))
@@ -290,6 +341,14 @@ def _bytes(dtype: torch.dtype) -> int:
 
 def _name(func: Any) -> str:
     return str(getattr(func, "__name__", ""))
+
+
+def _changes_in_place(func: Any) -> bool:
+    """Whether ``func`` changes its first argument."""
+    name = _name(func)
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in _NOT_IN_PLACE)
+    return name.endswith("_")
 
 
 def _is_getter(func: Any) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from diffhook.errors import CaptureError, RecheckNeeded
 from diffhook.gradients.coverage import Assignment
-from diffhook.gradients.coverage_check import CHANGED_BY_HOOK
+from diffhook.gradients.separability import SeparabilityCheck
 from diffhook.gradients.watched_pass import WatchedPass
 
 _EARLY = (1, 16, 64)
@@ -85,7 +85,7 @@ def judge(watched: WatchedPass, assignment: Assignment, model: nn.Module, *, fir
             )
         return True
     assignment.tested_alone = separability.alone
-    assignment.unchecked = separability.unchecked
+    assignment.unchecked = None
     if separability.violated:
         _name_inseparable(assignment, model, separability.violated.items())
         raise RecheckNeeded(
@@ -94,9 +94,32 @@ def judge(watched: WatchedPass, assignment: Assignment, model: nn.Module, *, fir
             law="separability",
             names=separability.violated,
         )
+    _settle_unreached(separability, assignment, model)
     failures = completeness.failures(watched.accumulator.pending)
     _settle(failures | watched.obstacles, watched, assignment, first=first)
     return completeness.conclusive
+
+
+def _settle_unreached(separability: SeparabilityCheck, assignment: Assignment, model: nn.Module) -> None:
+    """Layers of which it is not known whether samples stay apart: told, and with batch statistics in the
+    model, left out."""
+    unreached = separability.unreached - assignment.declined
+    if not unreached:
+        return
+    why = separability.unchecked or "reentrant checkpoints, compiled or distributed parts hide it"
+    assignment.unchecked = f"not known of {_some(unreached)} whether samples stay apart ({why})"
+    known = batch_statistics(model)
+    if known:
+        assignment.inseparable.update(known)
+        assignment.declined |= unreached
+        reason = f"samples are coupled by {_some(known)}, which cannot be followed here"
+        assignment.leave_out(dict.fromkeys(assignment.names_of(unreached), reason))
+        raise RecheckNeeded(
+            f"{_some(known)} couple samples where it cannot be followed; this pass is discarded, and the "
+            f"next one leaves out {_some(unreached)}",
+            law="separability",
+            names=unreached,
+        )
 
 
 def _refuse_obstacles(watched: WatchedPass) -> None:
@@ -107,9 +130,8 @@ def _refuse_obstacles(watched: WatchedPass) -> None:
 def _settle(failures: dict[str, str], watched: WatchedPass, assignment: Assignment, *, first: bool) -> None:
     """Parameters whose rows do not add up: their layer is declined; the fallback's are left out."""
     new = {name: why for name, why in failures.items() if name not in assignment.missing}
-    wrong = {name for name, why in new.items() if why != CHANGED_BY_HOOK}
     rules = watched.accumulator.taken - assignment.declined
-    declined = {layer for layer in rules if not wrong.isdisjoint(assignment.names_of([layer]))}
+    declined = {layer for layer in rules if not new.keys().isdisjoint(assignment.names_of([layer]))}
     if declined:
         assignment.declined |= declined
         assignment.fallback |= assignment.names_of(declined) - assignment.missing.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +26,8 @@ class Layout:
 
     def __init__(self) -> None:
         self._others: dict[Place, str] = {}
+        #: tensors that no operation has shown, and the parameters directly behind them
+        self.foreign: dict[Place, frozenset[str]] = {}
 
     def learn(self, place: Place, operation: str) -> None:
         self._others[place] = operation
@@ -77,14 +79,41 @@ class SampleAxis:
         if self._check is not None:
             self._check.note(place, operation, inputs, tensor, rows=self.samples_first(tensor))
 
+    @property
+    def seeks_foreign(self) -> bool:
+        """Whether :meth:`behind` may find something."""
+        return self._check is not None or bool(self._layout.foreign)
+
+    def behind(
+        self, index: int, tensor: Tensor, names: Mapping[int, str], explained: Collection[str]
+    ) -> frozenset[str]:
+        """Parameters directly behind a tensor that no operation has shown, such as the result of a custom
+        autograd function.
+
+        Args:
+            index: of the tensor among the inputs of the next operation.
+            names: id of parameter → name, for those that may be found.
+            explained: names that need not be found.
+        """
+        place = Place(self._count, -1 - index)
+        if self._check is not None:
+            leaves = self._check.leaves_behind(tensor)
+            found = {names[id(leaf)] for leaf in leaves if id(leaf) in names}.difference(explained)
+            if found:
+                self._layout.foreign[place] = frozenset(found)
+        if place not in self._layout.foreign:
+            return frozenset()
+        self._see(place, "foreign", (), tensor)
+        return self._layout.foreign[place].intersection(names.values()).difference(explained)
+
     def rely_on(self, tensor: Tensor, name: str) -> None:
         """Gradients of the layer or parameter ``name`` will be split along the tensor's first axis."""
         if self._check is not None:
             self._check.rely_on(tensor, name)
 
-    def test(self, output: Any) -> None:
-        """The model has answered: in a checked pass, see whether samples stay apart."""
+    def test(self, output: Any, layers: Collection[str]) -> None:
+        """The model has called ``layers`` and answered: in a checked pass, see whether samples stay apart."""
         if self._check is None or self.batch is None:
             return
-        for place, operation in self._check.run(output, self.batch):
+        for place, operation in self._check.run(output, self.batch, layers):
             self._layout.learn(place, operation)

@@ -15,18 +15,19 @@ alone does not tell; a row is then the sum over all losses that depend on the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from diffhook.gradients.graph import leaves_behind
 from diffhook.gradients.tape import Tape
 
 _FACTORS = 17  # 0 and powers of two down to 2⁻¹⁵: exact in floating point
@@ -55,14 +56,16 @@ class SeparabilityCheck:
     Attributes:
         violated: name of layer or parameter → whether another axis could be mistaken for the batch,
             for every one whose tensor was relied on.
-        unchecked: why the test could not be made; None if it was.
+        unchecked: the error that the test ended in; None if it did not.
         alone: the batch had one sample only.
+        unreached: layers whose rows the test did not see.
     """
 
     def __init__(self, model: nn.Module, tape: Tape, seed: int) -> None:
         self.violated: dict[str, bool] = {}
         self.unchecked: str | None = None
         self.alone = False
+        self.unreached: set[str] = set()
         self._model = model
         self._tape = tape
         self._seed = seed
@@ -75,6 +78,7 @@ class SeparabilityCheck:
     def _forget(self) -> None:
         """Nothing of the last forward is held."""
         self._places = WeakIdKeyDictionary()
+        self._nodes: set[Node] = set()  # of all results
         self._noted: dict[Place, str] = {}
         self._roots: list[GradientEdge] = []  # where the graph of the forward begins
         self._last: Tensor | None = None
@@ -99,11 +103,18 @@ class SeparabilityCheck:
         if not any(t.grad_fn is not None and t in self._places for t in inputs):
             self._roots.append(get_gradient_edge(tensor))
         self._places[tensor] = place
+        self._nodes.add(tensor.grad_fn)
         if rows:
             self._noted[place] = operation
             self._last = tensor
             self._half = self._half or tensor.dtype == torch.float16
             self._handles.append(tensor.register_hook(partial(self._reach, place)))
+
+    def leaves_behind(self, tensor: Tensor) -> list[Tensor]:
+        """The leaves directly behind a tensor that no operation has shown; none if one has."""
+        if tensor.grad_fn is None or tensor in self._places:
+            return []
+        return leaves_behind(tensor.grad_fn, self._nodes)
 
     def rely_on(self, tensor: Tensor, name: str) -> None:
         place = self._places.get(tensor)
@@ -113,26 +124,31 @@ class SeparabilityCheck:
 
     # ── test ──────────────────────────────────────────────────────────────────────────────────
 
-    def run(self, output: Any, batch: int) -> list[tuple[Place, str]]:
-        """Test the forward that has ended; (place, operation) of tensors whose rows are not the samples."""
+    def run(self, output: Any, batch: int, layers: Collection[str]) -> list[tuple[Place, str]]:
+        """Test the forward that has ended.
+
+        Args:
+            output: what the model has answered.
+            batch: number of samples.
+            layers: those that were called, and whose rule explains the call.
+
+        Returns:
+            (place, operation) of tensors whose rows are not the samples.
+        """
+        judged: dict[Place, bool] = {}
+        self.alone = batch == 1
         starts = self._starts(output, batch)
-        found: list[tuple[Place, str]] = []
-        if not starts or not self._roots:
-            self.unchecked = "no tensor with samples in front depends on the parameters"
-        elif batch == 1:
-            self.unchecked, self.alone = "a batch of one sample", True
-        elif _communicates(self._model):
-            self.unchecked = "SyncBatchNorm exchanges statistics between processes in its backward"
-        else:
+        if not self.alone and starts and not _communicates(self._model):
             try:
-                found = [(place, self._noted[place]) for place in self._send_back(starts, batch)]
-                self.unchecked = None
+                judged = self._send_back(starts, batch)
             except RuntimeError as error:  # reentrant checkpointing forbids it
                 self.unchecked = str(error).splitlines()[0]
-        for place, _ in found:
-            if place in self._relied:
-                name, ambiguous = self._relied[place]
+        for place, (name, ambiguous) in self._relied.items():
+            if judged.get(place) is False:
                 self.violated[name] = ambiguous
+        reached = {name for place, (name, _) in self._relied.items() if place in judged}
+        self.unreached |= set() if self.alone else set(layers) - reached
+        found = [(place, self._noted[place]) for place, apart in judged.items() if not apart]
         self._forget()
         return found
 
@@ -144,17 +160,18 @@ class SeparabilityCheck:
         starts = [t for t in leaves if isinstance(t, Tensor) and self._places.get(t) in self._noted]
         return starts or ([] if self._last is None else [self._last])
 
-    def _send_back(self, starts: list[Tensor], batch: int) -> list[Place]:
+    def _send_back(self, starts: list[Tensor], batch: int) -> dict[Place, bool]:
+        """Whether the rows made at each place are the samples."""
         random = torch.Generator().manual_seed(self._seed)
         factors = self._factors(batch, random)
         gradients = [torch.randn(t.shape, generator=random).to(t) for t in starts]
         scaled = [
             gradient * factors.to(gradient).view(-1, *[1] * (gradient.dim() - 1)) for gradient in gradients
         ]
-        with _undisturbed(self._model), self._tape.at_rest():
+        with self._tape.at_rest():
             plain = self._backward(starts, gradients)
             reached = self._backward(starts, scaled)
-        return list(self._disagreeing(plain, reached, factors))
+        return self._compare(plain, reached, factors)
 
     def _factors(self, batch: int, random: torch.Generator) -> Tensor:
         count = _FACTORS_HALF if self._half else _FACTORS
@@ -164,30 +181,30 @@ class SeparabilityCheck:
     def _backward(self, starts: list[Tensor], gradients: list[Tensor]) -> dict[Place, Tensor]:
         self._norms, self._running = {}, True
         try:
-            torch.autograd.grad(starts, self._roots, gradients, retain_graph=True, allow_unused=True)
+            with _undisturbed(self._model):
+                torch.autograd.grad(starts, self._roots, gradients, retain_graph=True, allow_unused=True)
         finally:
             self._running = False
         return self._norms
 
     def _reach(self, place: Place, gradient: Tensor) -> None:
         if self._running:
-            self._norms[place] = gradient.detach().flatten(1).norm(dim=1, dtype=torch.float32)
+            rows = gradient.detach().reshape(len(gradient), -1)
+            self._norms[place] = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
 
-    def _disagreeing(
+    def _compare(
         self, plain: dict[Place, Tensor], reached: dict[Place, Tensor], factors: Tensor
-    ) -> Iterable[Place]:
+    ) -> dict[Place, bool]:
         places = [place for place in plain if place in reached]
         if not places:
-            return
+            return {}
         device = plain[places[0]].device
         norms = torch.stack([plain[place].to(device) for place in places])
         found = torch.stack([reached[place].to(device) for place in places])
         expected = norms * factors.to(device)
         noise = _NOISE * (norms.amax(1, keepdim=True) + _NOISE * norms.nan_to_num(0, 0, 0).max())
         wrong = (found - expected).abs() > (_ROUNDED if self._half else _EXACT) * expected + noise
-        for place, bad in zip(places, wrong.any(1).tolist(), strict=True):
-            if bad:
-                yield place
+        return {place: not bad for place, bad in zip(places, wrong.any(1).tolist(), strict=True)}
 
 
 def _communicates(model: nn.Module) -> bool:
@@ -202,7 +219,7 @@ def _communicates(model: nn.Module) -> bool:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Checkpointed blocks are computed again: random state and buffers are put back afterwards."""
+    """Put random state and buffers back: checkpointed blocks are computed again, and change them."""
     device = next(model.parameters()).device
     buffers = [b for module in model.modules() if module.training for b in module.buffers(recurse=False)]
     kept = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]

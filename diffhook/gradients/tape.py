@@ -90,6 +90,40 @@ def refuse_double_backward() -> None:
         )
 
 
+class _LayerHook(LocalHook):
+    """The forward hook of one layer. Torch calls it, so it keeps errors of ours from the user's forward."""
+
+    def __init__(self, layer: nn.Module, tape: Tape, name: str) -> None:
+        super().__init__(layer, tape.watch_call)
+        self._tape = tape
+        self._name = name
+
+    def __call__(self, module: nn.Module, *call: Any) -> Any:
+        tape, name = self._tape, self._name
+        if module is not self._module or not tape.armed or name in tape.failed:
+            return None
+        again = torch._C._current_graph_task_id() != -1  # a checkpointed block is computed again
+        kept: list[_Kept] = []
+        try:
+            return tape.watch_call(name, call, kept)
+        except Exception as error:
+            if type(error).__module__ == checkpoint.__name__:
+                raise  # which ends a recomputation early by an exception out of save_for_backward
+            if not kept and again and name in tape.keeps:
+                _Kept(tape.anchor, _first(call))  # a recomputation must save what the forward has saved
+            elif not kept and not again:
+                tape.failed.add(name)  # nor may it save more
+            tape.on_failure(error)
+            return None
+
+
+def _first(call: tuple[Any, ...]) -> Tensor:
+    """The input of a layer: args, kwargs, output → the first argument."""
+    args, kwargs, _ = call
+    inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return inputs
+
+
 class Tape:
     """Forward hooks on layers; while attached, each call is reported with its output's gradient.
 
@@ -122,23 +156,25 @@ class Tape:
         self.let_go = True
         self.calls: Counter[str] = Counter()
         self.seconds = 0.0  # spent in callbacks
-        self._failed: set[str] = set()  # layers whose hook failed in this pass
+        self.failed: set[str] = set()  # layers whose hook failed in this pass before it saved anything
+        self.keeps: set[str] = set()  # layers whose inputs are saved in this pass
         self._on_forward = on_forward
-        self._on_failure = on_failure
+        self.on_failure = on_failure
         self._inputless = frozenset(inputless)
         self._handles: list[RemovableHandle] = []
-        self._anchor = torch.zeros((), requires_grad=True)
+        self.anchor = torch.zeros((), requires_grad=True)
 
     def attach(self) -> None:
         self.detach()
         self.calls.clear()
-        self._failed.clear()
+        self.failed.clear()
+        self.keeps.clear()
         self.seconds = 0.0
         self.armed = True
         for companion in self.companions:
             companion.attach()
         for name, layer in self.layers.items():
-            hook = LocalHook(layer, partial(self._forward, name))
+            hook = _LayerHook(layer, self, name)
             # The first of all: others may change what the layer has made.
             self._handles.append(layer.register_forward_hook(hook, with_kwargs=True, prepend=True))
 
@@ -168,46 +204,30 @@ class Tape:
         for companion in self.companions:
             companion.detach()
 
-    def _forward(
-        self,
-        name: str,
-        layer: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Tensor,
-    ) -> Tensor | None:
-        if not self.armed or name in self._failed:
-            return None
-        try:
-            return self._watch_call(name, args, kwargs, output)
-        except Exception as error:
-            if type(error).__module__ == checkpoint.__name__:
-                raise  # checkpointing ends a recomputation early by an exception out of save_for_backward
-            self._failed.add(name)  # a recomputation must do without its hook, too
-            self._on_failure(error)
-            return None
-
-    def _watch_call(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
-        if self.muted and not in_backward():
+    def watch_call(self, name: str, call: tuple[Any, ...], kept: list[_Kept]) -> Tensor | None:
+        """A layer was called; ``kept`` receives its input as soon as that is saved."""
+        again = in_backward()
+        if self.muted and not again:
             if name in self.calls:
                 self.detach()
             return None
-        if not in_backward():
+        if not again:
             # Calls under no_grad count too: reentrant checkpointing runs its first forward so. To
             # count one too many costs time, one too few would lose the sum of a shared layer.
             self.calls[name] += 1
-        inputs = args[0] if args else next(iter(kwargs.values()))
+        inputs, output = _first(call), call[-1]
         on_backward = self._on_forward(name, inputs, output) if torch.is_grad_enabled() else None
         if on_backward is None:
             return None
         replacement = None
         if self.require_outputs and not output.requires_grad:
-            output = replacement = _Root.apply(self._anchor, output)
+            output = replacement = _Root.apply(self.anchor, output)
         if output.requires_grad:
-            kept = None if name in self._inputless else _Kept(self._anchor, inputs)
-            _hookable(output).register_hook(partial(self._backward, on_backward, kept, output.shape))
+            if name not in self._inputless:
+                kept.append(_Kept(self.anchor, inputs))
+                self.keeps.add(name)
+            saved = kept[0] if kept else None
+            _hookable(output).register_hook(partial(self._backward, on_backward, saved, output.shape))
         return replacement
 
     def _backward(
@@ -225,7 +245,7 @@ class Tape:
             if kept is not None and self.let_go:
                 kept.let_go()
         except Exception as error:  # the backward belongs to someone else
-            self._on_failure(error)
+            self.on_failure(error)
 
 
 def _hookable(output: Tensor) -> Tensor:

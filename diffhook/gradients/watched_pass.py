@@ -104,12 +104,10 @@ class WatchedPass:
         self._undo.close()
 
     def _release(self) -> None:
-        try:
-            self._stop_watching()
-        finally:
-            if self._fallback is not None:
-                self._fallback.release()
-                self._fallback = None
+        self._stop_watching()
+        fallback, self._fallback = self._fallback, None
+        if fallback is not None:
+            fallback.release()
 
     # ── the model's calls ─────────────────────────────────────────────────────────────────────
 
@@ -151,12 +149,12 @@ class WatchedPass:
         if host is self._host:
             self._stop_watching()
             if output is not None:  # None: the forward has failed
-                self.axis.test(output)
+                self.axis.test(output, self._tape.calls.keys() - self._assignment.declined)
 
     def _stop_watching(self) -> None:
         if self._host is not None and self._fallback is not None:
-            self._host = None
             self._fallback.__exit__(None, None, None)
+            self._host = None
             self._assignment.fallback |= self._fallback.close() - self._assignment.missing.keys()
 
     # ── the layers' calls ─────────────────────────────────────────────────────────────────────
