@@ -42,7 +42,12 @@ class PerSampleGradients:
         (torch.Size([4]), torch.Size([4, 16]))
 
     Row b is the gradient of sample b's own loss: the 1/B of a mean over the batch and ``loss_scale``
-    are undone. A loss that weighs samples unevenly is taken as it is.
+    are undone. A loss that weighs samples unevenly is taken as it is. The first pass, and a spot check every
+    so often, is held to two laws (:mod:`diffhook.gradients.laws`): samples' gradients add up to autograd's,
+    and samples stay apart. A pass that breaks one is discarded (:class:`RecheckNeeded`), and the next one
+    follows what broke it exactly, or names it in :attr:`coverage`. Where a model couples samples, as batch
+    normalisation does, a row is the gradient of the sample's own loss within its batch. A loss that couples
+    them (contrastive terms) cannot be told from the model's output.
 
     Args:
         model: the model that is called on the batch; the batch is the first axis of its first
@@ -56,7 +61,8 @@ class PerSampleGradients:
         group_size: M consecutive rows of the batch make one sample, whose loss is their mean.
         reuse_products: take a layer's summed weight gradient from its per-sample products where
             they are formed, in place of computing it a second time: cheaper, but training then
-            differs by rounding from training without the engine.
+            differs by rounding from training without the engine. Not for losses that are
+            differentiated twice (gradient penalties): their backward raises :class:`CaptureError`.
         workspace: bytes of per-sample products alive at once; at least one sample's gradient of
             the largest layer is. None: 8 MiB on a CPU, 256 MiB elsewhere.
 
