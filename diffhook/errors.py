@@ -1,5 +1,9 @@
 """Every error that diffhook raises on purpose."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class DiffHookError(Exception):
     """Bad use or bad input: the message says what was found, what was expected and what to do.
@@ -20,8 +24,31 @@ class LogError(DiffHookError):
 
 
 class CaptureError(DiffHookError, RuntimeError):
-    """Per-sample gradients could not be formed for a pass; no row of it is kept."""
+    """Per-sample gradients could not be formed for a pass; no row of it is kept.
+
+    Attributes:
+        kind: what happened, for code that branches on it: "no backward" (no gradient was seen),
+            "double backward" (``create_graph=True``, or a second backward of the same forward),
+            "outside" (a layer was called outside the watched model), "ragged" (the batch does not
+            divide into groups), "uncovered" (no parameter can be split by sample), "unstable" (re-checks
+            keep failing), "failed" (an error in a hook).
+    """
+
+    def __init__(self, *args: object, kind: str = "failed") -> None:
+        super().__init__(*args)
+        self.kind = kind
 
 
-class SurveyAgainError(CaptureError):
-    """The model uses a layer in another way than it did: the next pass looks anew, and can be kept."""
+class RecheckNeeded(CaptureError):  # noqa: N818 - not a failure
+    """What an earlier pass established no longer holds: this pass is discarded, the next one re-checks.
+
+    Attributes:
+        law: "usage" (layers are called in another way), "completeness" (samples' gradients do not add
+            up to autograd's) or "separability" (rows of a layer are not one sample each).
+        names: the layers or parameters concerned.
+    """
+
+    def __init__(self, message: str, *, law: str = "usage", names: Iterable[str] = ()) -> None:
+        super().__init__(message, kind="recheck")
+        self.law = law
+        self.names = tuple(names)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture.objective import Objective
-from diffhook.errors import ConfigurationError, SurveyAgainError
+from diffhook.errors import ConfigurationError, RecheckNeeded
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
 
@@ -129,7 +129,7 @@ def measure(
         )
         try:
             losses = _pass(engine, objective, arguments)
-        except SurveyAgainError:
+        except RecheckNeeded:
             losses = _pass(engine, objective, arguments)
         count = len(part)
         yield make_rows(

@@ -80,6 +80,7 @@ class Recorder:
         self.probe_seconds = 0.0
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
         self._staged: list[Rows] = []
+        self._holding = False
         self._held: list[tuple[Rows, str | None]] = []  # complete, and perhaps to be forgotten
         self._layer: str | None = None  # where the step's backward first met what is not finite
         self.lr_sum = lr_sum
@@ -163,13 +164,15 @@ class Recorder:
         self.lr_sum += lr
         self._batch_per_step = batch or self._batch_per_step
         self._complete(lr)
+        self._holding = hold
         if not hold:
             self.release_held()
 
     def skipped(self) -> None:
         """The staged rows' step was skipped (overflow): they moved nothing, so their lr is 0."""
         self._complete(0.0)
-        self.release_held()
+        if not self._holding:
+            self.release_held()
 
     def _complete(self, lr: float) -> None:
         if not self._staged:
@@ -183,9 +186,11 @@ class Recorder:
     def forget_held(self) -> None:
         """Rows that turned out to be wrong are not written."""
         self._held.clear()
+        self._holding = False
 
     def release_held(self) -> None:
         """Write the rows that are complete."""
+        self._holding = False
         held, self._held = self._held, []
         for rows, layer in held:
             self._write(rows, layer)
@@ -279,5 +284,6 @@ class Recorder:
         with ExitStack() as leaving:  # whatever fails, all of it is let go; the last one first
             leaving.callback(self.writer.close)
             leaving.callback(self.watch.close)
+            leaving.callback(self.release_held)
             leaving.callback(self.skipped)
             leaving.callback(self.engine.detach, mid_pass=mid_pass)

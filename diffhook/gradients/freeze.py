@@ -2,49 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from types import TracebackType
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 
-class Frozen:
+@contextmanager
+def frozen(parameters: Mapping[str, nn.Parameter], alive: Collection[str]) -> Iterator[None]:
     """While entered, autograd computes no gradients of ``parameters`` and ``.grad`` keeps its value.
+
+    An error at any point, also on the way in, leaves every parameter as it was.
 
     Args:
         parameters: name → parameter, all with requires_grad.
-        alive: names that must stay differentiable; what the pass adds to their ``.grad`` is let go
-            of at once.
+        alive: names that must stay differentiable; what the pass adds to their ``.grad`` is dropped
+            at once.
     """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], alive: Collection[str]) -> None:
-        self._parameters = parameters
-        self._kept = {name: parameters[name].grad for name in alive}
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> None:
-        for name, parameter in self._parameters.items():
-            if name in self._kept:
+    with ExitStack() as undo:
+        for name, parameter in parameters.items():
+            if name in alive:
+                undo.callback(setattr, parameter, "grad", parameter.grad)
+                undo.enter_context(_hooked(parameter))
                 parameter.grad = None
-                self._handles.append(parameter.register_post_accumulate_grad_hook(_let_go))
             else:
+                undo.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for name, parameter in self._parameters.items():
-            parameter.requires_grad_(True)
-            if name in self._kept:
-                parameter.grad = self._kept[name]
+        yield
 
 
-def _let_go(parameter: Tensor) -> None:
+@contextmanager
+def _hooked(parameter: nn.Parameter) -> Iterator[None]:
+    handle = parameter.register_post_accumulate_grad_hook(_drop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _drop(parameter: Tensor) -> None:
     parameter.grad = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from diffhook.gradients.rules import LayerRule, rule_for
+from diffhook.gradients.rules import LayerRule, replaces_forward, rule_for
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -40,11 +40,24 @@ def _wraps(module: nn.Module, child: str) -> bool:
 
 @dataclass(frozen=True)
 class Owned:
-    """A layer with a rule, and its trainable parameters: local name → name in the model."""
+    """A layer with a rule, and those of its trainable parameters that the rule explains.
+
+    Attributes:
+        parameters: attribute → name in the model.
+        tensors: attribute → the parameter itself.
+    """
 
     module: nn.Module
     rule: LayerRule
     parameters: Mapping[str, str]
+    tensors: Mapping[str, nn.Parameter]
+
+    def is_as_found(self) -> bool:
+        """Whether the layer still has the forward and the parameters that its rule explains: pruning,
+        weight normalisation and adapters replace them, also in the middle of a training."""
+        own = self.module._parameters
+        same = all(own.get(local) is parameter for local, parameter in self.tensors.items())
+        return same and not replaces_forward(self.module)
 
 
 def find_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Owned]:
@@ -52,18 +65,18 @@ def find_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dic
     names = {id(parameter): name for name, parameter in parameters.items()}
     layers: dict[str, Owned] = {}
     for path, module in model.named_modules():
-        own = {
-            local: names[id(parameter)]
-            for local, parameter in module._parameters.items()
-            if parameter is not None and id(parameter) in names
-        }
         rule = rule_for(module)
-        if own and rule is not None and rule.obstacle(module) is None:
-            layers[path or "the model"] = Owned(module, rule, own)
+        if rule is None or rule.obstacle(module) is not None:
+            continue
+        own = {local: module._parameters.get(local) for local in rule.parameters}
+        tensors = {local: p for local, p in own.items() if p is not None and id(p) in names}
+        if tensors:
+            explained = {local: names[id(p)] for local, p in tensors.items()}
+            layers[path or "the model"] = Owned(module, rule, explained, tensors)
     return layers
 
 
-def tied(layers: dict[str, Owned]) -> set[str]:
+def tied(layers: Mapping[str, Owned]) -> set[str]:
     """Names of parameters that more than one layer owns."""
     owners: dict[str, int] = defaultdict(int)
     for owned in layers.values():

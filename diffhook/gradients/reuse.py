@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.gradients.layers import Owned
 from diffhook.gradients.local_hook import LocalHook
-from diffhook.gradients.tape import Tape, in_backward
+from diffhook.gradients.tape import Tape, in_backward, refuse_double_backward
 
 Sums = dict[str, Tensor]  # local parameter name → gradient of the whole batch
 
@@ -31,6 +31,7 @@ class _Deliver(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        refuse_double_backward()  # sums are no function of the gradients: training would be wrong
         return grads[0], None, None, *(ctx.sums.pop(name) for name in ctx.names)
 
 
@@ -54,8 +55,8 @@ class Reuse:
         self.detach()
         for name in self.chosen:
             module = self._layers[name].module
-            before = LocalHook(module, partial(self._before, name))
-            after = LocalHook(module, partial(self._after, name))
+            before = LocalHook(module, partial(self._before, name), self._tape.on_failure)
+            after = LocalHook(module, partial(self._after, name), self._tape.on_failure)
             self._handles += [
                 module.register_forward_pre_hook(before),
                 module.register_forward_hook(after, always_call=True, prepend=True),

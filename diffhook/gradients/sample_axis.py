@@ -1,24 +1,15 @@
-"""Whether a first axis that is as long as the batch is the batch."""
+"""Which tensors of a forward have the samples of the batch in front, one row each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from diffhook.errors import SurveyAgainError
-from diffhook.gradients.tape import Tape
-
-_AT_ONCE = 64 << 20  # numbers whose gradients are alive together
-
-SAMPLES_FIRST = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.GroupNorm)
-"""Layers that define their first axis themselves."""
+from diffhook.gradients.separability import Place, SeparabilityCheck
 
 
 def leading_axis(values: Iterable[Any]) -> int | None:
@@ -27,128 +18,102 @@ def leading_axis(values: Iterable[Any]) -> int | None:
 
 
 class Layout:
-    """Which operations of a forward pass give tensors with samples in front: learned in a pass whose
-    shapes tell, or by trial; it holds for later batches that are as long as another axis."""
+    """The operations of a forward whose results have something else than samples in front.
+
+    Learned from shapes, and by the check of separability; it holds for later batches, where a first axis
+    may be as long as the batch by chance. Once learned it stays: the fallback is exact either way.
+    """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[str, bool]] = {}
+        self._others: dict[Place, str] = {}
+        #: tensors that no operation has shown, and the parameters directly behind them
+        self.foreign: dict[Place, frozenset[str]] = {}
 
-    def learn(self, number: int, operation: str, samples_first: bool) -> None:
-        self._known[number] = operation, samples_first
+    def learn(self, place: Place, operation: str) -> None:
+        self._others[place] = operation
 
-    def answer(self, number: int, operation: str) -> bool | None:
-        """None: not known, or the pass is another one."""
-        known, samples_first = self._known.get(number, ("", False))
-        return samples_first if known == operation else None
+    def knows(self, place: Place, operation: str) -> bool:
+        return self._others.get(place) == operation
 
 
 class SampleAxis:
-    """Tells samples in front from tokens in front when there are as many of both.
+    """Follows one forward and answers whether a tensor has samples in front.
 
-    The shapes of tensors with two axes as long as the batch tell nothing. Where no earlier pass does,
-    and a gradient depends on it, they are noted; once the gradient of the model's output is there, that
-    of one sample alone is sent back: a tensor with samples in front gets it in one row.
+    A first axis as long as the batch is believed unless the layout says otherwise; in a checked pass,
+    separability is put to the test when the model has answered.
 
     Args:
         layout: of earlier passes; learns.
-        tape: paused while the gradient of one sample runs back.
-        learning: whether this pass is the first, or looks anew.
+        check: tests separability; None in ordinary passes.
 
     Attributes:
         batch: number of samples B, once the model has been called.
-        deceived: why the pass cannot be used: a tensor had something else in front.
     """
 
-    def __init__(self, layout: Layout, tape: Tape, *, learning: bool) -> None:
+    def __init__(self, layout: Layout, check: SeparabilityCheck | None) -> None:
         self.batch: int | None = None
-        self.deceived: SurveyAgainError | None = None
         self._layout = layout
-        self._tape = tape
-        self._learning = learning
-        self._number = 0  # of the last operation
-        self._otherwise = WeakIdKeyDictionary()  # doubtful tensors with something else in front
-        self._noted: list[tuple[int, str, GradientEdge, int]] = []
-        self._needed = False
+        self._check = check
+        self._count = 0  # of operations
+        self._otherwise = WeakIdKeyDictionary()  # tensors with something else in front
 
     def samples_first(self, tensor: Tensor) -> bool:
         return tensor.dim() > 0 and tensor.shape[0] == self.batch and tensor not in self._otherwise
 
-    def see(self, operation: str, output: Any) -> None:
-        """The next operation of the forward has given ``output``."""
+    def see(self, operation: str, inputs: Sequence[Tensor], output: Any) -> None:
+        """The next operation of the forward has made ``output`` of ``inputs``."""
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if not tensors or operation == "detach":  # the tape asks shapes and detaches, more or less often
+        if not tensors or operation == "detach":  # which the tape calls more or less often
             return
-        self._number += 1
-        for tensor in tensors:
-            if tensor.dim() > 2:
-                self._see(operation, tensor)
+        self._count += 1
+        for index, tensor in enumerate(tensors):
+            if tensor.dim() > 0:
+                self._see(Place(self._count, index), operation, inputs, tensor)
 
-    def _see(self, operation: str, tensor: Tensor) -> None:
-        if not self._doubtful(tensor):
-            if self._learning:
-                self._layout.learn(self._number, operation, tensor.shape[0] == self.batch)
-            return
-        answer = self._layout.answer(self._number, operation)
-        if answer is False:
+    def _see(self, place: Place, operation: str, inputs: Sequence[Tensor], tensor: Tensor) -> None:
+        if tensor.shape[0] != self.batch:
+            if self._check is not None:
+                self._layout.learn(place, operation)
+        elif self._layout.knows(place, operation):
             self._otherwise[tensor] = True
-        elif answer is None and self._learning and tensor.requires_grad:
-            self._noted.append((self._number, operation, get_gradient_edge(tensor), tensor.numel()))
+        if self._check is not None:
+            self._check.note(place, operation, inputs, tensor, rows=self.samples_first(tensor))
 
-    def _doubtful(self, tensor: Tensor) -> bool:
-        return tensor.shape[0] == tensor.shape[1] == self.batch
+    @property
+    def seeks_foreign(self) -> bool:
+        """Whether :meth:`behind` may find something."""
+        return self._check is not None or bool(self._layout.foreign)
 
-    def rely_on(self, tensor: Tensor) -> None:
-        """Gradients will be split along the first axis of this tensor."""
-        self._needed = self._needed or (tensor.dim() > 2 and self._doubtful(tensor))
+    def behind(
+        self, index: int, tensor: Tensor, names: Mapping[int, str], explained: Collection[str]
+    ) -> frozenset[str]:
+        """Parameters directly behind a tensor that no operation has shown, such as the result of a custom
+        autograd function.
 
-    def watch(self, output: Any) -> None:
-        """The model has answered: its output has samples in front."""
-        for tensor in tree_leaves(output) if self._needed else ():
-            if isinstance(tensor, Tensor) and tensor.requires_grad and tensor.shape[:1] == (self.batch,):
-                tensor.register_hook(partial(self._try, get_gradient_edge(tensor)))
-                return
+        Args:
+            index: of the tensor among the inputs of the next operation.
+            names: id of parameter → name, for those that may be found.
+            explained: names that need not be found.
+        """
+        place = Place(self._count, -1 - index)
+        if self._check is not None:
+            leaves = self._check.leaves_behind(tensor)
+            found = {names[id(leaf)] for leaf in leaves if id(leaf) in names}.difference(explained)
+            if found:
+                self._layout.foreign[place] = frozenset(found)
+        if place not in self._layout.foreign:
+            return frozenset()
+        self._see(place, "foreign", (), tensor)
+        return self._layout.foreign[place].intersection(names.values()).difference(explained)
 
-    def release(self) -> None:
-        """Let go of the graph."""
-        self._noted.clear()
+    def rely_on(self, tensor: Tensor, name: str) -> None:
+        """Gradients of the layer or parameter ``name`` will be split along the tensor's first axis."""
+        if self._check is not None:
+            self._check.rely_on(tensor, name)
 
-    def _try(self, output: GradientEdge, gradient: Tensor) -> None:
-        if self._tape.paused:
+    def test(self, output: Any, layers: Collection[str]) -> None:
+        """The model has called ``layers`` and answered: in a checked pass, see whether samples stay apart."""
+        if self._check is None or self.batch is None:
             return
-        sample = int(gradient.detach().flatten(1).norm(dim=1).argmax())
-        masked = torch.zeros_like(gradient)
-        masked[sample] = gradient[sample]
-        self._tape.paused = True
-        try:
-            for part in self._parts():
-                edges = [edge for _, _, edge, _ in part]
-                found = torch.autograd.grad(output, edges, masked, retain_graph=True, allow_unused=True)
-                for (number, operation, _, _), share in zip(part, found, strict=True):
-                    if share is not None:
-                        self._judge(number, operation, share.flatten(1).any(dim=1), sample)
-        except RuntimeError:  # reentrant checkpointing does not allow it
-            pass
-        finally:
-            self._tape.paused = False
-
-    def _judge(self, number: int, operation: str, reached: Tensor, sample: int) -> None:
-        """A tensor's rows were ``reached`` by the gradient of one sample."""
-        reached[sample] = False
-        samples_first = not bool(reached.any())
-        self._layout.learn(number, operation, samples_first)
-        if not samples_first:
-            self.deceived = SurveyAgainError(
-                f"layers were called with another axis in front than the samples, {self.batch} of either: "
-                "this pass is left out, and the next one looks anew"
-            )
-
-    def _parts(self) -> Iterator[list[tuple[int, str, GradientEdge, int]]]:
-        """What was noted, in parts of a bounded size."""
-        noted, self._noted = self._noted, []
-        while noted:
-            count = size = 0
-            while count < len(noted) and (count == 0 or size + noted[count][3] <= _AT_ONCE):
-                size += noted[count][3]
-                count += 1
-            yield noted[:count]
-            noted = noted[count:]
+        for place, operation in self._check.run(output, self.batch, layers):
+            self._layout.learn(place, operation)

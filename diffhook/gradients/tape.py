@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.errors import CaptureError
 from diffhook.gradients.local_hook import LocalHook
 
 OnBackward = Callable[[Tensor | None, Tensor], None]  # input (None: let go of), output's gradient
@@ -56,7 +59,7 @@ class _Root(torch.autograd.Function):
 
 
 class _Kept:
-    """A layer's input, until it is let go of."""
+    """A layer's input, until it is released."""
 
     def __init__(self, anchor: Tensor, inputs: Tensor) -> None:
         self._node: Any = _Keep.apply(anchor, inputs.detach()).grad_fn
@@ -74,6 +77,53 @@ def in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def refuse_double_backward() -> None:
+    """
+    Raises:
+        CaptureError: the backward under way will be differentiated itself.
+    """
+    if torch.is_grad_enabled():
+        raise CaptureError(
+            "a backward with create_graph=True ran through the model (a gradient penalty?): gradients of "
+            "gradients are not split by sample, so this pass has no rows",
+            kind="double backward",
+        )
+
+
+class _LayerHook(LocalHook):
+    """The forward hook of one layer. Torch calls it, so it keeps errors of ours from the user's forward."""
+
+    def __init__(self, layer: nn.Module, tape: Tape, name: str) -> None:
+        super().__init__(layer, tape.watch_call)
+        self._tape = tape
+        self._name = name
+
+    def __call__(self, module: nn.Module, *call: Any) -> Any:
+        tape, name = self._tape, self._name
+        if module is not self._module or not tape.armed or name in tape.failed:
+            return None
+        again = torch._C._current_graph_task_id() != -1  # a checkpointed block is computed again
+        kept: list[_Kept] = []
+        try:
+            return tape.watch_call(name, call, kept)
+        except Exception as error:
+            if type(error).__module__ == checkpoint.__name__:
+                raise  # which ends a recomputation early by an exception out of save_for_backward
+            if not kept and again and name in tape.keeps:
+                _Kept(tape.anchor, _first(call))  # a recomputation must save what the forward has saved
+            elif not kept and not again:
+                tape.failed.add(name)  # nor may it save more
+            tape.on_failure(error)
+            return None
+
+
+def _first(call: tuple[Any, ...]) -> Tensor:
+    """The input of a layer: args, kwargs, output → the first argument."""
+    args, kwargs, _ = call
+    inputs: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return inputs
+
+
 class Tape:
     """Forward hooks on layers; while attached, each call is reported with its output's gradient.
 
@@ -81,6 +131,7 @@ class Tape:
         layers: name → layer.
         on_forward: called with (name, input, output) for each call; returns what to call with
             (input, grad_output) in the backward, or None to decline the call.
+        on_failure: called with an error of ours in a hook, which must not reach the user's loop.
         inputless: layers whose input is not needed: it is not kept, since autograd may not keep it
             either and the loop may change it in place.
 
@@ -92,32 +143,51 @@ class Tape:
         self,
         layers: Mapping[str, nn.Module],
         on_forward: OnForward,
+        on_failure: Callable[[Exception], None],
         inputless: Collection[str] = (),
     ) -> None:
         self.layers = layers
-        self.armed = False  # attached, if there is a layer or not
+        self.armed = False  # attached, whether there is a layer or not
         self.muted = False
         self.companions: list[Hooks] = []  #: put on the layers before our own hooks
-        self.paused = False  # while the fallback runs backward passes of its own
+        self.paused = False  # while we run backward passes of our own
         self.require_outputs = False
         # Inputs are let go of as the backward passes their layer, as autograd does with its own.
         self.let_go = True
         self.calls: Counter[str] = Counter()
         self.seconds = 0.0  # spent in callbacks
+        self.failed: set[str] = set()  # layers whose hook failed in this pass before it saved anything
+        self.keeps: set[str] = set()  # layers whose inputs are saved in this pass
         self._on_forward = on_forward
+        self.on_failure = on_failure
         self._inputless = frozenset(inputless)
         self._handles: list[RemovableHandle] = []
-        self._anchor = torch.zeros((), requires_grad=True)
+        self.anchor = torch.zeros((), requires_grad=True)
 
     def attach(self) -> None:
         self.detach()
+        self.calls.clear()
+        self.failed.clear()
+        self.keeps.clear()
+        self.seconds = 0.0
         self.armed = True
         for companion in self.companions:
             companion.attach()
         for name, layer in self.layers.items():
-            hook = LocalHook(layer, partial(self._forward, name))
+            hook = _LayerHook(layer, self, name)
             # The first of all: others may change what the layer has made.
             self._handles.append(layer.register_forward_hook(hook, with_kwargs=True, prepend=True))
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """While we run a backward of our own; its time counts as ours."""
+        began, before = time.perf_counter(), self.paused
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = before
+            self.seconds += 0.0 if before else time.perf_counter() - began
 
     def give_up(self) -> None:
         """Report no more of this pass. Its backward may come all the same, in which checkpointed blocks are
@@ -134,36 +204,30 @@ class Tape:
         for companion in self.companions:
             companion.detach()
 
-    def _forward(
-        self,
-        name: str,
-        layer: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Tensor,
-    ) -> Tensor | None:
-        if not self.armed:
-            return None
-        if self.muted and not in_backward():
+    def watch_call(self, name: str, call: tuple[Any, ...], kept: list[_Kept]) -> Tensor | None:
+        """A layer was called; ``kept`` receives its input as soon as that is saved."""
+        again = in_backward()
+        if self.muted and not again:
             if name in self.calls:
                 self.detach()
             return None
-        if not in_backward():
+        if not again:
             # Calls under no_grad count too: reentrant checkpointing runs its first forward so. To
             # count one too many costs time, one too few would lose the sum of a shared layer.
             self.calls[name] += 1
-        inputs = args[0] if args else next(iter(kwargs.values()))
+        inputs, output = _first(call), call[-1]
         on_backward = self._on_forward(name, inputs, output) if torch.is_grad_enabled() else None
         if on_backward is None:
             return None
         replacement = None
         if self.require_outputs and not output.requires_grad:
-            output = replacement = _Root.apply(self._anchor, output)
+            output = replacement = _Root.apply(self.anchor, output)
         if output.requires_grad:
-            # No try/except here: checkpointing ends a recomputation early by an exception out of
-            # save_for_backward, and it must pass.
-            kept = None if name in self._inputless else _Kept(self._anchor, inputs)
-            _hookable(output).register_hook(partial(self._backward, on_backward, kept, output.shape))
+            if name not in self._inputless:
+                kept.append(_Kept(self.anchor, inputs))
+                self.keeps.add(name)
+            saved = kept[0] if kept else None
+            _hookable(output).register_hook(partial(self._backward, on_backward, saved, output.shape))
         return replacement
 
     def _backward(
@@ -171,13 +235,17 @@ class Tape:
     ) -> None:
         if self.paused:
             return
-        grad = grad_output.detach().view(shape)
-        inputs = grad if kept is None else kept.tensor()
-        began = time.perf_counter()
-        on_backward(inputs, grad)
-        self.seconds += time.perf_counter() - began
-        if kept is not None and self.let_go:
-            kept.let_go()
+        try:
+            refuse_double_backward()
+            grad = grad_output.detach().view(shape)
+            inputs = grad if kept is None else kept.tensor()
+            began = time.perf_counter()
+            on_backward(inputs, grad)
+            self.seconds += time.perf_counter() - began
+            if kept is not None and self.let_go:
+                kept.let_go()
+        except Exception as error:  # the backward belongs to someone else
+            self.on_failure(error)
 
 
 def _hookable(output: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffhook.errors import CaptureError
-from diffhook.gradients.lengths import squared_lengths
+from diffhook.gradients.norms import squared_norms
 from diffhook.gradients.rules import Outer, Reduced
 from diffhook.gradients.sketch import FullGradient, Sketch
 
@@ -34,7 +34,8 @@ class Totals:
     ) -> None:
         samples, ragged = divmod(batch, group_size)
         if ragged:
-            raise CaptureError(f"a batch of {batch} rows does not divide into groups of {group_size}")
+            message = f"a batch of {batch} rows does not divide into groups of {group_size}"
+            raise CaptureError(message, kind="ragged")
         self._group_size = group_size
         self._sketch = sketch
         self.samples = samples
@@ -47,7 +48,7 @@ class Totals:
     @property
     def squares(self) -> Tensor:
         """(B/M,) float64 squared norms so far."""
-        # Added up here, all at once: one by one, in the midst of a backward, it takes longer.
+        # Summed lazily: adding inside the backward is slower.
         total = torch.zeros(self.samples, dtype=torch.float64, device=self._device)
         whole = [squares for _, squares, _ in self._trail if len(squares) == self.samples]
         if whole:
@@ -70,7 +71,7 @@ class Totals:
             product = product.view(-1, self._group_size, *product.shape[1:]).sum(1)
             start //= self._group_size
         rows = slice(start, start + len(product))
-        self._trail.append((name, squared_lengths(product.reshape(len(product), -1)), rows))
+        self._trail.append((name, squared_norms(product.reshape(len(product), -1)), rows))
         if self._sketch is not None and self._sums is not None:
             self._sketch.add(name, product, self._sums[rows])
 
@@ -79,8 +80,8 @@ class Totals:
         if self._group_size > 1 or isinstance(self._sketch, FullGradient):
             self.add(name, outer.formed(), rows.start)
             return
-        lengths = [torch.linalg.vector_norm(side, dim=1).double() for side in outer]
-        self._trail.append((name, (lengths[0] * lengths[1]).square(), rows))
+        left, right = (torch.linalg.vector_norm(side, dim=1).double() for side in outer)
+        self._trail.append((name, (left * right).square(), rows))
         if self._sketch is not None and self._sums is not None:
             self._sketch.add_outer(name, outer, self._sums[rows])
 

@@ -57,12 +57,13 @@ LAYERS = {**LINEAR, **CONV, **NORM}
 
 def _check(model: nn.Module, batch: tuple[Tensor], **options: object) -> None:
     engine = PerSampleGradients(model, projection_dim="full", **options)  # type: ignore[arg-type]
-    with engine:
-        _squares(model, batch).mean().backward()
     expected = sample_gradients(model, _squares, batch)
-    assert engine.coverage.complete
-    assert relative_error(engine.projections, expected) < 1e-5
-    assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
+    for _ in range(2):  # the first is checked
+        with engine:
+            _squares(model, batch).mean().backward()
+        assert engine.coverage.complete
+        assert relative_error(engine.projections, expected) < 1e-5
+        assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
 
 
 @pytest.mark.parametrize("weight_gradients", [True, False])
@@ -119,8 +120,9 @@ def test_a_wide_convolution_needs_no_product(name: str, dim: int) -> None:
     batch = (torch.randn(shape),)
     expected = sample_gradients(layer, _squares, batch)
     engine = PerSampleGradients(layer, projection_dim=dim)
-    with engine:
-        _squares(layer, batch).mean().backward()
+    for _ in range(2):  # the first is checked, for which products are formed
+        with engine:
+            _squares(layer, batch).mean().backward()
     assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
     if dim:
         assert isinstance(engine.sketch, Sketch)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffhook.errors import CaptureError
 from diffhook.gradients import PerSampleGradients
-from diffhook.gradients.gathering import Gathering
+from diffhook.gradients.accumulator import PassAccumulator
 from tests.models import PROBLEMS, Problem
 from tests.twins import relative_error, sample_gradients
 
@@ -119,7 +119,7 @@ def test_a_failure_of_ours_leaves_the_gradients_right(monkeypatch: pytest.Monkey
     expected = _plain(problem)
     engine = PerSampleGradients(problem.model, projection_dim=64, reuse_products=True)
     _passes(engine, problem, 1)
-    original, calls = Gathering.add_layer, []
+    original, calls = PassAccumulator.add_layer, []
 
     def failing(*args: object) -> None:
         calls.append(1)
@@ -127,7 +127,7 @@ def test_a_failure_of_ours_leaves_the_gradients_right(monkeypatch: pytest.Monkey
         if len(calls) == 5:
             raise RuntimeError("disk on fire")
 
-    monkeypatch.setattr(Gathering, "add_layer", failing)
+    monkeypatch.setattr(PassAccumulator, "add_layer", failing)
     with pytest.raises(CaptureError, match="disk on fire"):
         _passes(engine, problem, 1)
     _same(problem.model, expected)

@@ -26,7 +26,7 @@ from diffhook.capture.loop.scalars import Scalars
 from diffhook.capture.loop.step_clock import StepClock
 from diffhook.capture.loop.thumbnails import ThumbnailTaker
 from diffhook.console import announce
-from diffhook.errors import CaptureError, ConfigurationError, SurveyAgainError
+from diffhook.errors import CaptureError, ConfigurationError, RecheckNeeded
 from diffhook.log.samples import ROLE
 
 _STAGED_ROWS = 1 << 16  # without a step in between
@@ -313,8 +313,8 @@ class Session:
         engine.loss_scale = found.scale * found.accumulation
         try:
             engine.finish()
-        except SurveyAgainError as again:
-            self.absences.leave_out("another-look", str(again))
+        except RecheckNeeded as again:
+            self.absences.leave_out(f"recheck-{again.law}", "%s", again)
             return
         finally:
             self.abandon()

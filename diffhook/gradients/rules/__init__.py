@@ -1,7 +1,16 @@
 """One file per kind of layer. Importing this package registers them all."""
 
 from diffhook.gradients.rules import conv, embedding, linear, normalization
-from diffhook.gradients.rules.registry import LayerRule, Mixers, Outer, Product, Reduced, register, rule_for
+from diffhook.gradients.rules.registry import (
+    LayerRule,
+    Mixers,
+    Outer,
+    Product,
+    Reduced,
+    register,
+    replaces_forward,
+    rule_for,
+)
 
 __all__ = [
     "LayerRule",
@@ -14,5 +23,6 @@ __all__ = [
     "linear",
     "normalization",
     "register",
+    "replaces_forward",
     "rule_for",
 ]

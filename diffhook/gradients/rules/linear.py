@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diffhook.gradients.lengths import squared_lengths
+from diffhook.gradients.norms import squared_norms
 from diffhook.gradients.rules.registry import LayerRule, Mixers, Outer, Product, Reduced, register
 from diffhook.gradients.scratch import scratch
 from diffhook.gradients.tuning import tuner
@@ -75,6 +75,6 @@ def _norm_way(tokens: Tensor, grad: Tensor) -> str:
     key = f"linear {count} {inward} {outward} {grad.dtype}"
     ways: dict[str, Callable[[], object]] = {
         "ghost": partial(_ghost_squares, tokens, grad),
-        "product": lambda: squared_lengths(_product(tokens, grad).flatten(1)),
+        "product": lambda: squared_norms(_product(tokens, grad).flatten(1)),
     }
     return tuner(grad.device).fastest(key, ways)

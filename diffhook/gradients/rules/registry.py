@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -43,9 +43,12 @@ class LayerRule(ABC):
     A rule is stateless. Sample b is row b of the leading axis of input and output alike.
 
     Attributes:
+        parameters: the module's own parameters that the rule explains, by attribute. Others, such as
+            the ``weight_orig`` of a pruned layer, go to the fallback.
         joins: whether :meth:`join` can make one call of several.
     """
 
+    parameters: tuple[str, ...] = ("weight", "bias")
     joins = False
 
     def join(self, calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -84,7 +87,11 @@ class LayerRule(ABC):
         return None
 
 
+FORWARD_METHODS = ("forward", "_conv_forward")
+"""What a rule is a rule for: another forward is another function, with another gradient."""
+
 _rules: dict[type[nn.Module], LayerRule] = {}
+_methods: dict[type[nn.Module], dict[str, Any]] = {}  # as they were when the rule was registered
 
 
 def register(*kinds: type[nn.Module]) -> Callable[[type[LayerRule]], type[LayerRule]]:
@@ -93,18 +100,22 @@ def register(*kinds: type[nn.Module]) -> Callable[[type[LayerRule]], type[LayerR
     def add(rule: type[LayerRule]) -> type[LayerRule]:
         for kind in kinds:
             _rules[kind] = rule()
+            _methods[kind] = {name: getattr(kind, name, None) for name in FORWARD_METHODS}
         return rule
 
     return add
 
 
 def rule_for(module: nn.Module) -> LayerRule | None:
-    """The rule for this module, or None.
+    """The rule for this module, or None where its class or the instance replaces the forward."""
+    kind = next((kind for kind in type(module).__mro__ if kind in _rules), None)
+    if kind is None or type(module).__call__ is not nn.Module.__call__:
+        return None
+    kept = all(getattr(type(module), name, None) is method for name, method in _methods[kind].items())
+    return _rules[kind] if kept and not replaces_forward(module) else None
 
-    A subclass inherits its parent's rule only while it inherits its forward: another forward is
-    another function, with another gradient.
-    """
-    for kind in type(module).__mro__:
-        if kind in _rules and type(module).forward is kind.forward:
-            return _rules[kind]
-    return None
+
+def replaces_forward(module: nn.Module) -> bool:
+    """Whether someone has set another forward on this instance."""
+    own = vars(module)
+    return any(name in own for name in FORWARD_METHODS)

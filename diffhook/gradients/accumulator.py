@@ -1,8 +1,9 @@
-"""What one pass gathers: every layer's and every other use's gradients, added up by sample."""
+"""Adds up the per-sample gradients of one pass, layer by layer and use by use."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from diffhook.gradients.rules import Mixers, Outer, Product, Reduced
 from diffhook.gradients.sketch import FullGradient, Sketch
 from diffhook.gradients.totals import Totals
 
+Audit = Callable[[str, Tensor, Tensor], None]  # parameter, sum over samples, sum of squared norms
 
-class Gathering:
+
+class PassAccumulator:
     """Per-sample gradients of one pass, on their way into :class:`Totals`.
 
     Args:
@@ -36,6 +39,7 @@ class Gathering:
         shared: Callable[[str], bool],
         preconditioner: Mapping[str, Tensor],
     ) -> None:
+        self.audit: Audit | None = None  #: told of every product that is not kept for :attr:`pending`
         self.batch: int | None = None  #: rows of the batch, once the model has been called
         self.totals: Totals | None = None
         self.pending: dict[str, Tensor] = {}  #: (B, *shape) of shared parameters
@@ -43,6 +47,7 @@ class Gathering:
         self.formed: set[str] = set()  #: layers whose weight products were formed, each in one piece of work
         self.precision = torch.float64  #: the lowest seen among gradients
         self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}  # calls of layers called several times
+        self._arrived: Counter[str] = Counter()  # calls of each layer that the backward has reached
         self._dtype = torch.float32  # to compute in; float64 for models that are
         self._layers = layers
         self._sketch = sketch
@@ -68,8 +73,11 @@ class Gathering:
         owned = self._layers[layer]
         self._note_dtype(grad_output.dtype)
         grad = grad_output.to(self._dtype)
-        if layer in self.taken and calls == 1:
-            raise CaptureError(f"{layer} was called again after its gradient was taken")
+        self._arrived[layer] += 1
+        if self._arrived[layer] > calls:
+            raise CaptureError(
+                f"{layer} was differentiated more often than it was called", kind="double backward"
+            )
         self.taken.add(layer)
         if calls > 1 and summed is None and owned.rule.joins:
             waiting = self._waiting.setdefault(layer, [])
@@ -80,7 +88,7 @@ class Gathering:
         self._take(layer, inputs, grad, several=calls > 1, summed=summed)
 
     def _take_joined(self, layer: str) -> None:
-        """Take the calls of a layer that have waited for one another."""
+        """Take all calls of a layer at once."""
         inputs, grad = self._layers[layer].rule.join(self._waiting.pop(layer))
         self._take(layer, inputs, grad, several=False, summed=None)
 
@@ -88,7 +96,8 @@ class Gathering:
         self, layer: str, inputs: Tensor, grad: Tensor, *, several: bool, summed: dict[str, Tensor] | None
     ) -> None:
         owned = self._layers[layer]
-        mixers = {} if several or summed is not None else self._mixers(owned, grad)
+        formed = several or summed is not None or self.audit is not None
+        mixers = {} if formed else self._mixers(owned, grad)
         for rows in self._chunks(owned, inputs, grad, mixers, formed=several):
             found = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
             for local, product in found:
@@ -100,15 +109,23 @@ class Gathering:
                 self._add(owned.parameters[local], product, rows, len(grad), several=several)
 
     def add_use(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
-        """Add (B, *shape) gradients that the fallback has found, computed in ``dtype``."""
+        """Add (B, *shape) gradients from the fallback, computed in ``dtype``."""
         self._note_dtype(dtype)
         self._postpone(name, gradient.to(self._dtype), slice(0, len(gradient)), len(gradient))
 
-    def complete(self, without: Mapping[str, str]) -> None:
-        """Add what was postponed, except the parameters named in ``without``."""
-        for layer in list(self._waiting):  # more calls were counted than the backward has reached
+    @property
+    def is_empty(self) -> bool:
+        """Whether the backward has reached nothing."""
+        return self.totals is None and not self.pending and not self._waiting
+
+    def flush(self) -> None:
+        """The backward is over: take calls that waited for others that it has not reached."""
+        for layer in list(self._waiting):
             self._take_joined(layer)
-        for name in self.pending.keys() - without.keys():
+
+    def complete(self, without: Collection[str]) -> None:
+        """Add what was postponed, except the parameters named in ``without``."""
+        for name in self.pending.keys() - set(without):
             product = self._preconditioned(name, self.pending[name])
             self._sums(product.device).add(name, product, 0)
         self.pending.clear()
@@ -118,9 +135,13 @@ class Gathering:
     def _add(self, name: str, product: Product, rows: slice, batch: int, *, several: bool) -> None:
         if isinstance(product, Reduced):
             self._sums(product.squares.device).add_reduced(name, product, rows)
-        elif several or self._shared(name):
+            return
+        if several or self._shared(name):
             self._postpone(name, _formed(product), rows, batch)
-        elif isinstance(product, Outer) and name not in self._preconditioner:
+            return
+        if self.audit is not None:
+            self.audit(name, _summed(product), _squares(product))
+        if isinstance(product, Outer) and name not in self._preconditioner:
             self._sums(product.left.device).add_outer(name, product, rows)
         else:
             formed = self._preconditioned(name, _formed(product))
@@ -191,6 +212,14 @@ def _summed(product: Product) -> Tensor:
     """The gradient of the whole batch."""
     assert not isinstance(product, Reduced)
     return product.left.t() @ product.right if isinstance(product, Outer) else product.sum(0)
+
+
+def _squares(product: Tensor | Outer) -> Tensor:
+    """Sum over rows of their squared norms."""
+    if isinstance(product, Outer):
+        left, right = (side.square().sum(1) for side in product)
+        return left @ right
+    return product.flatten().square().sum()
 
 
 def check_preconditioner(factors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:

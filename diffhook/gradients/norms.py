@@ -1,4 +1,4 @@
-"""Accurate lengths of long vectors."""
+"""Accurate norms of long vectors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 _PIECE = 1024
 
 
-def squared_lengths(rows: Tensor) -> Tensor:
+def squared_norms(rows: Tensor) -> Tensor:
     """(b,) float64 squared L2 norms of the rows of a (b, n) tensor.
 
-    In pieces: one float32 norm over millions of columns is off by 2e-4, and a square in between
+    Summed in pieces: one float32 norm over millions of columns is off by 2e-4, and storing the squares
     would cost as much memory traffic as everything else.
     """
     count, length = rows.shape

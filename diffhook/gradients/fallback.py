@@ -1,0 +1,359 @@
+"""The exact fallback: per-sample gradients of parameters that no layer rule explains.
+
+A bare ``nn.Parameter``, a weight used functionally, a layer of an unknown kind: whatever it is, the
+parameter enters the computation as an argument of torch functions. A TorchFunctionMode sees those
+functions. Where parameter meets batch, sample b's share of the parameter's gradient is the
+vector-Jacobian product of that one operation with the output's gradient masked to sample b. Where
+the result has no sample axis in front (a slice of a table, a cast, a layer called on frames or
+tokens folded into the batch), it is followed until one comes out that has; the share then goes the
+way back, one operation at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from diffhook.gradients.guard import Guard
+from diffhook.gradients.sample_axis import SampleAxis
+from diffhook.gradients.tape import Tape, in_backward, refuse_double_backward
+
+OnGradient = Callable[[str, Tensor, torch.dtype], None]
+OnObstacle = Callable[[str, str], object]
+
+_NOT_IN_PLACE = {"__invert__", "__index__", "__int__"}
+_TENSOR_PROPERTIES = {"T", "mT", "H", "mH", "real", "imag"}
+
+
+_Pair = tuple["_Source", Tensor | GradientEdge]  # a source, and the alias that stood in for it
+
+
+@dataclass
+class _Source:
+    """A parameter, or a tensor computed from one that has no sample axis in front.
+
+    ``names`` are those of the parameters behind the tensor. What computed it had ``parents``, each
+    with the alias that stood in for it, in ``dtype`` at the lowest, and ended in ``edge``; a parameter
+    has none. A ``pure`` source has met nothing that could depend on the samples. ``order``: parents
+    come before.
+    """
+
+    tensor: Tensor
+    names: frozenset[str]
+    dtype: torch.dtype
+    pure: bool = True
+    parents: list[_Pair] = field(default_factory=list)
+    edge: GradientEdge | None = None
+    order: int = 0
+
+
+@dataclass
+class _Use:
+    """One operation in which sources met the batch.
+
+    ``output`` and ``edge`` close a cycle through the output's hook, which no garbage collector
+    sees: both are cleared after use.
+    """
+
+    output: Tensor | None
+    edge: GradientEdge | None
+    sources: list[_Pair]  # with the alias that stood in for it
+
+
+@dataclass
+class _Operation:
+    """A call of a torch function that is about to run on sources, each replaced by an alias."""
+
+    leaves: list[Tensor]
+    pairs: list[_Pair]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Fallback(TorchFunctionMode):
+    """Watches one forward pass for operations on ``parameters``; reports in the backward.
+
+    Args:
+        parameters: name → parameter to watch.
+        constants: the model's buffers and other parameters: known not to depend on the samples.
+        batch: number of samples B.
+        tape: paused while this class runs backward passes of its own.
+        axis: sees every operation, and says which results have samples in front.
+        guard: keeps errors of ours from the forward and backward of the user.
+        on_gradient: called for every use with name, (B, *parameter.shape) gradients and the dtype
+            that the operation computed in.
+        on_obstacle: called with (name, reason) for a use that cannot be split by sample.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        constants: Iterable[Tensor],
+        batch: int,
+        tape: Tape,
+        axis: SampleAxis,
+        guard: Guard,
+        on_gradient: OnGradient,
+        on_obstacle: OnObstacle,
+    ) -> None:
+        super().__init__()
+        self._axis = axis
+        self._batch = batch
+        self._guard = guard
+        self._on_gradient = on_gradient
+        self._on_obstacle = on_obstacle
+        self._sources = {id(p): _Source(p, frozenset([n]), p.dtype) for n, p in parameters.items()}
+        # Tensors that depend on no sample, such as position indices. Held, so that no id is reused.
+        self._constants = {id(t): t for t in constants}
+        self._watched = frozenset(parameters)
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._parameters = parameters
+        self._uses: list[_Use] = []
+        self._followed = 0
+        self._seen: set[str] = set()  # parameters that have entered an operation themselves
+        self._tape = tape
+
+    def claim(self, output: Tensor, names: Iterable[str]) -> bool:
+        """A layer's rule asks for its parameters in the operation that made ``output``.
+
+        Returns:
+            False if the parameters entered otherwise: derived values (a weight that is scaled, masked or
+            normalised first) are not what the rule explains, and are left to the fallback.
+        """
+        claimed = self._watched.intersection(names)
+        for use in reversed(self._uses[-3:]) if claimed else ():
+            if use.output is output:
+                left = [s for s in use.sources if s[0].edge is not None or not s[0].names <= claimed]
+                if len(use.sources) - len(left) == len(claimed):
+                    use.sources = left
+                    return True
+        return claimed.isdisjoint(self._seen)
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether the tensor is known not to depend on the samples, whatever its shape."""
+        source = self._sources.get(id(tensor))
+        return id(tensor) in self._constants or (source is not None and source.pure)
+
+    def close(self) -> set[str]:
+        """End of the forward: the names of parameters with uses left to the fallback."""
+        names: set[str] = set()
+        for use in self._uses:
+            output, use.output = use.output, None
+            split = frozenset[str]().union(*(source.names for source, _ in use.sources))
+            names |= split
+            if output is not None:
+                for name in split:
+                    self._axis.rely_on(output, name)
+        return names
+
+    def release(self) -> None:
+        """End of the backward: let go of uses that it did not reach."""
+        for use in self._uses:
+            use.output = use.edge = None
+            use.sources = []
+        self._uses.clear()
+        self._sources.clear()
+        self._constants.clear()
+
+    # ── forward ───────────────────────────────────────────────────────────────────────────────
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operation = None
+        try:
+            operation = self._prepare(func, args, kwargs)
+        except Exception as error:  # the forward belongs to someone else, and goes on unwatched
+            self._guard.keep(error)
+        if operation is None:
+            return func(*args, **kwargs)
+        output = func(*operation.args, **operation.kwargs)
+        try:
+            self._note(func, operation, output)
+        except Exception as error:
+            self._guard.keep(error)
+        return output
+
+    def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Operation | None:
+        """What is about to run on which tensors; None if it is none of our business."""
+        if self._guard.error is not None or not torch.is_grad_enabled():
+            return None
+        if in_backward() or _is_getter(func):
+            return None
+        leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if self._axis.seeks_foreign:
+            self._adopt_foreign(leaves)
+        met = {id(t): self._sources[id(t)] for t in leaves if id(t) in self._sources}
+        if not met:
+            return _Operation(leaves, [], args, kwargs)
+        # An alias of its own for every use: the gradient of the output with respect to the alias is
+        # that of this operation alone, whatever else depends on the parameter.
+        changed = met.pop(id(args[0]), None) if args and _changes_in_place(func) else None
+        aliases = {key: source.tensor.view_as(source.tensor) for key, source in met.items()}
+        args, kwargs = tree_map(
+            lambda leaf: aliases.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf,
+            (args, kwargs),
+        )
+        pairs: list[_Pair] = [(source, aliases[key]) for key, source in met.items()]
+        if changed is not None and changed.edge is not None:  # an alias would be changed instead
+            pairs.append((changed, changed.edge))
+        return _Operation(leaves, pairs, args, kwargs)
+
+    def _adopt_foreign(self, leaves: list[Tensor]) -> None:
+        """Tensors that were made of parameters where we could not see it become sources, or uses."""
+        for index, leaf in enumerate(leaves):
+            if id(leaf) in self._sources or not leaf.requires_grad or leaf.grad_fn is None:
+                continue
+            names = self._axis.behind(index, leaf, self._names, self._seen)
+            if not names:
+                continue
+            self._seen |= names
+            own = [self._parameters[name] for name in sorted(names)]
+            parents: list[_Pair] = [(self._sources[id(parameter)], parameter) for parameter in own]
+            if self._axis.samples_first(leaf):
+                self._use(leaf, parents)
+            else:
+                self._source(leaf, parents, pure=True)
+
+    def _note(self, func: Any, operation: _Operation, output: Any) -> None:
+        leaves, pairs = operation.leaves, operation.pairs
+        if _name(func) == "__setitem__":  # which returns nothing, and makes another tensor of the first
+            output = operation.args[0]
+            self._constants.pop(id(output), None)
+        self._axis.see(_name(func), leaves, output)
+        results = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        if not pairs:
+            if all(id(t) in self._constants for t in leaves):
+                self._constants.update({id(t): t for t in results})
+            return
+        sources = {id(source.tensor) for source, _ in pairs}
+        others = [t for t in leaves if id(t) not in sources]
+        for source, _ in pairs:
+            if source.edge is None:
+                self._seen |= source.names
+        for result in results:
+            if result.requires_grad:
+                self._follow(result, pairs, others)
+
+    def _follow(self, result: Tensor, pairs: list[_Pair], others: Sequence[Tensor]) -> None:
+        # A table may have B rows by chance. Followed on, it is exact all the same, so a sample axis
+        # is believed only where samples have come in.
+        samples = [t for t in others if not self.is_constant(t)]
+        mixed = [source for source, _ in pairs if not source.pure]
+        met = any(self._axis.samples_first(t) for t in samples)
+        unfolded = bool(samples or mixed) and not any(self._axis.samples_first(s.tensor) for s in mixed)
+        if self._axis.samples_first(result) and (met or unfolded):
+            self._use(result, pairs)
+        else:
+            self._source(result, pairs, pure=not samples and not mixed)
+
+    def _use(self, result: Tensor, pairs: list[_Pair]) -> None:
+        use = _Use(result, get_gradient_edge(result), list(pairs))
+        result.register_hook(partial(self._backward, use))
+        self._uses.append(use)
+
+    def _source(self, result: Tensor, pairs: list[_Pair], *, pure: bool) -> None:
+        self._followed += 1
+        names = frozenset[str]().union(*(source.names for source, _ in pairs))
+        dtype = min((result.dtype, *(source.dtype for source, _ in pairs)), key=_bytes)
+        edge = get_gradient_edge(result)
+        self._sources[id(result)] = _Source(result, names, dtype, pure, list(pairs), edge, self._followed)
+
+    # ── backward ──────────────────────────────────────────────────────────────────────────────
+
+    def _backward(self, use: _Use, grad_output: Tensor) -> None:
+        if self._tape.paused or use.edge is None:
+            return
+        try:
+            self._report_use(use, use.edge, grad_output.detach())
+        except Exception as error:  # the backward belongs to someone else
+            self._guard.keep(error)
+        use.edge = None
+        use.sources = []
+
+    def _report_use(self, use: _Use, edge: GradientEdge, grad_output: Tensor) -> None:
+        refuse_double_backward()
+        if self._guard.error is not None:
+            return
+        with self._tape.at_rest():  # the nested passes below run this hook again, and the layers'
+            for source, alias in use.sources:
+                self._report(source, alias, edge, grad_output)
+
+    def _report(
+        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+    ) -> None:
+        try:
+            for name, gradient in self._split(source, alias, edge, grad_output):
+                self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise  # the next pass may fit
+        except Exception as error:
+            for name in source.names:
+                self._on_obstacle(name, f"the exact fallback failed: {error}")
+
+    def _split(
+        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+    ) -> Iterable[tuple[str, Tensor]]:
+        """(name, (B, *shape)) for every parameter behind ``source``."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in source.names}
+        for sample in range(self._batch):
+            masked = torch.zeros_like(grad_output)
+            masked[sample] = grad_output[sample]
+            (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
+            for name, gradient in _back_to_parameters(source, share):
+                parts[name].append(gradient)
+        for name, rows in parts.items():
+            yield name, torch.stack(rows)
+
+
+def _back_to_parameters(source: _Source, share: Tensor) -> Iterable[tuple[str, Tensor]]:
+    """The chain rule from a source to the parameters behind it.
+
+    Through sources only, each once, whatever paths lead there: where samples came in along the way,
+    that was a use of its own.
+    """
+    waiting = {id(source): (source, share)}
+    while waiting:
+        last = max(waiting, key=lambda key: waiting[key][0].order)
+        source, share = waiting.pop(last)
+        if source.edge is None:
+            yield next(iter(source.names)), share
+            continue
+        aliases: list[Any] = [alias for _, alias in source.parents]
+        shares = torch.autograd.grad(source.edge, aliases, share, retain_graph=True, materialize_grads=True)
+        for (parent, _), part in zip(source.parents, shares, strict=True):
+            so_far = waiting.get(id(parent))
+            waiting[id(parent)] = parent, part if so_far is None else so_far[1] + part
+
+
+def _bytes(dtype: torch.dtype) -> int:
+    return dtype.itemsize
+
+
+def _name(func: Any) -> str:
+    return str(getattr(func, "__name__", ""))
+
+
+def _changes_in_place(func: Any) -> bool:
+    """Whether ``func`` changes its first argument."""
+    name = _name(func)
+    if name.startswith("__"):
+        return name == "__setitem__" or (name.startswith("__i") and name not in _NOT_IN_PLACE)
+    return name.endswith("_")
+
+
+def _is_getter(func: Any) -> bool:
+    """Whether ``func`` reads an attribute (shape, dtype, grad …) rather than computing."""
+    name = _name(func)
+    if name == "__get__":
+        return getattr(func.__self__, "__name__", "") not in _TENSOR_PROPERTIES
+    return name == "__set__"

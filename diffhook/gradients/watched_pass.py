@@ -1,0 +1,216 @@
+"""One forward and backward under watch: what our hooks do in it, and what they have seen."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffhook.errors import CaptureError, RecheckNeeded
+from diffhook.gradients.accumulator import PassAccumulator
+from diffhook.gradients.coverage import Assignment
+from diffhook.gradients.coverage_check import CoverageCheck
+from diffhook.gradients.fallback import Fallback
+from diffhook.gradients.freeze import frozen
+from diffhook.gradients.guard import Guard
+from diffhook.gradients.precision import exactly
+from diffhook.gradients.reuse import Reuse, Sums
+from diffhook.gradients.sample_axis import Layout, SampleAxis, leading_axis
+from diffhook.gradients.separability import SeparabilityCheck
+from diffhook.gradients.tape import OnBackward, Tape, in_backward
+
+
+class WatchedPass:
+    """The hooks' side of a pass; :class:`PerSampleGradients` begins and ends it.
+
+    Args:
+        model: the engine's.
+        assignment: who computes which parameter; learns.
+        layout: what has samples in front; learns.
+        tape: reports the calls of layers.
+        reuse: of per-sample products, or None.
+        accumulator: adds up.
+        checked: whether both laws are put to the test.
+        seed: of the test.
+
+    Attributes:
+        guard: holds the first error of ours.
+        obstacles: parameter → why the fallback could not split it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        assignment: Assignment,
+        layout: Layout,
+        tape: Tape,
+        reuse: Reuse | None,
+        accumulator: PassAccumulator,
+        *,
+        checked: bool,
+        seed: int,
+    ) -> None:
+        self.guard = Guard()
+        self.obstacles: dict[str, str] = {}
+        self.accumulator = accumulator
+        self.completeness: CoverageCheck | None = None
+        self.separability = SeparabilityCheck(model, tape, seed) if checked else None
+        self.axis = SampleAxis(layout, self.separability)
+        self._model = model
+        self._assignment = assignment
+        self._tape = tape
+        self._reuse = reuse
+        self._fallback: Fallback | None = None
+        self._host: nn.Module | None = None  # whose call is being watched
+        self._undo = ExitStack()
+
+    @property
+    def checked(self) -> bool:
+        return self.separability is not None
+
+    @property
+    def batch(self) -> int | None:
+        """Rows of the batch, once a model has been called."""
+        return self.accumulator.batch
+
+    # ── begin and end ─────────────────────────────────────────────────────────────────────────
+
+    def begin(self, *, weight_gradients: bool) -> None:
+        """Prepare the parameters; on an error, everything is as it was."""
+        parameters = self._assignment.parameters
+        with ExitStack() as undo:
+            if not weight_gradients:
+                # The fallback differentiates with respect to its parameters; the check to all.
+                undo.enter_context(frozen(parameters, parameters if self.checked else self._watched()))
+                undo.callback(setattr, self._tape, "require_outputs", False)
+                self._tape.require_outputs = True
+            if self.separability is not None:
+                accumulator = self.accumulator
+                self.completeness = CoverageCheck(
+                    parameters, self._tape, lambda: accumulator.precision, self.guard
+                )
+                accumulator.audit = self.completeness.add
+                undo.callback(self.completeness.close)
+                undo.callback(self.separability.release)
+                self.completeness.attach()
+            self._undo = undo.pop_all()
+
+    def end(self) -> None:
+        """Undo everything that this pass has put on the model, whatever has happened."""
+        self._undo.callback(self._release)
+        self._undo.close()
+
+    def _release(self) -> None:
+        self._stop_watching()
+        fallback, self._fallback = self._fallback, None
+        if fallback is not None:
+            fallback.release()
+
+    # ── the model's calls ─────────────────────────────────────────────────────────────────────
+
+    def _watched(self) -> set[str]:
+        """A checked pass watches every parameter, to find uses that no layer explains."""
+        return set(self._assignment.parameters) if self.checked else self._assignment.fallback
+
+    def enter(self, host: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+        """A call of the model, or of its host, begins."""
+        if self._host is not None or not torch.is_grad_enabled() or in_backward():
+            return
+        if self.batch is None:
+            self.accumulator.batch = self.axis.batch = leading_axis((*args, *(kwargs or {}).values()))
+        watched = self._watched()
+        if self.batch is None or not watched:
+            return
+        if self._fallback is None:
+            self._fallback = self._make_fallback(watched, self.batch)
+        self._fallback.__enter__()
+        self._host = host
+
+    def _make_fallback(self, watched: set[str], batch: int) -> Fallback:
+        found = {n: p for n, p in self._assignment.parameters.items() if n in watched}
+        known = {id(p) for p in found.values()}
+        constants = [p for p in self._model.parameters() if id(p) not in known]
+        return Fallback(
+            found,
+            [*constants, *self._model.buffers()],
+            batch,
+            self._tape,
+            self.axis,
+            self.guard,
+            self.accumulator.add_use,
+            self.obstacles.setdefault,
+        )
+
+    def leave(self, host: nn.Module, output: Any) -> None:
+        """The call has come to its end."""
+        if host is self._host:
+            self._stop_watching()
+            if output is not None:  # None: the forward has failed
+                self.axis.test(output, self._tape.calls.keys() - self._assignment.declined)
+
+    def _stop_watching(self) -> None:
+        if self._host is not None and self._fallback is not None:
+            self._fallback.__exit__(None, None, None)
+            self._host = None
+            self._assignment.fallback |= self._fallback.close() - self._assignment.missing.keys()
+
+    # ── the layers' calls ─────────────────────────────────────────────────────────────────────
+
+    def on_forward(self, layer: str, inputs: Tensor, output: Tensor) -> OnBackward | None:
+        """A layer was called; what to do with its output's gradient."""
+        if self.guard.error is None and self.batch is None:
+            raise CaptureError(
+                f"{layer} was called outside of any call of the model: pass the calls of the module that "
+                "runs it to enter_model and leave_model",
+                kind="outside",
+            )
+        sums = None if self._reuse is None else self._reuse.sums(layer)
+        if self._is_declined(layer, inputs, output):
+            return None if sums is None or self._reuse is None else partial(self._reuse.fill, layer, sums)
+        self.axis.rely_on(output, layer)
+        return partial(self._on_backward, layer, sums)
+
+    def _is_declined(self, layer: str, inputs: Tensor, output: Tensor) -> bool:
+        """Whether the rule does not explain this call, so that the fallback has the layer's parameters."""
+        assignment = self._assignment
+        if layer not in assignment.declined and not self._is_explained(layer, inputs, output):
+            assignment.declined.add(layer)
+            watched = self.checked or assignment.fallback.issuperset(assignment.names_of([layer]))
+            if not watched:
+                self.guard.keep(
+                    RecheckNeeded(
+                        f"{layer} is used in another way than when coverage was checked; this pass is "
+                        "discarded and the next one re-checks",
+                        names=[layer],
+                    )
+                )
+        return layer in assignment.declined
+
+    def _is_explained(self, layer: str, inputs: Tensor, output: Tensor) -> bool:
+        owned = self._assignment.layers[layer]
+        if not self.axis.samples_first(output) or not owned.is_as_found():
+            return False
+        if self._fallback is None:
+            return True
+        if self._fallback.is_constant(inputs):
+            return False
+        # A recomputation is not watched: it was the first forward that showed what it does.
+        return in_backward() or self._fallback.claim(output, owned.parameters.values())
+
+    def _on_backward(self, layer: str, sums: Sums | None, inputs: Tensor | None, grad_output: Tensor) -> None:
+        if inputs is None:
+            self.guard.keep(CaptureError(f"{layer} was differentiated a second time", kind="double backward"))
+            return
+        try:
+            if self.guard.error is None:
+                with exactly(grad_output):
+                    calls = self._tape.calls[layer]
+                    self.accumulator.add_layer(layer, inputs, grad_output, calls, sums)
+                return
+        except Exception as error:  # the backward belongs to someone else
+            self.guard.keep(error)
+        if sums is not None and self._reuse is not None:
+            self._reuse.fill(layer, sums, inputs, grad_output)
