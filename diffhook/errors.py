@@ -19,6 +19,10 @@ class LogError(DiffHookError):
     """A run log is missing, foreign, damaged, or of another configuration."""
 
 
+class LogUnavailableError(LogError):
+    """The place where a log lies cannot be reached or written just now; later it may be."""
+
+
 class CaptureError(DiffHookError, RuntimeError):
     """Per-sample gradients could not be formed for a pass; no row of it is kept."""
 

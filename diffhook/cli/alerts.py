@@ -18,7 +18,7 @@ from rich.text import Text
 from diffhook.cli.printing import print_json, print_table
 from diffhook.cli.values import count
 from diffhook.log import RunLog, open_log
-from diffhook.log.alerts import follow_alerts
+from diffhook.log.following import follow_alerts
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 

@@ -77,6 +77,11 @@ def describe(store: Store) -> str:
     return str(store.root) if isinstance(store, LocalStore) else str(store)
 
 
+def is_folder(store: Store) -> bool:
+    """Whether the log lies in a folder, whose errors are the disk's, not a network's."""
+    return isinstance(store, LocalStore)
+
+
 def check_name(name: str) -> str:
     """Raises LogError unless ``name`` is safe as one component of a key."""
     if not _NAME.fullmatch(name) or ".." in name:

@@ -91,6 +91,7 @@ class TorchHook(Attachment):
         self._scales: tuple[float, float] | None = None  # of the losses within step()
         self._resumed = False
         self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
+        self._after: str | None = None  # id of the session that the checkpoint is of
         for given in model_and_optimizer:
             self.watch(given)
 
@@ -187,7 +188,8 @@ class TorchHook(Attachment):
                 late = [] if self._ranks is None else self._ranks.settle_all(self.step_count)
                 if late:
                     logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
-        return {"step": self.step_count, "lr_sum": lr_sum} if self.step_count else {}
+        session = self._after if recorder is None else recorder.writer.position()
+        return checkpoint.Position(self.step_count, lr_sum, session).to_json()
 
     def _settle(self, step: int) -> bool:
         """See all rows to disk, unless not all ``step`` steps have been taken."""
@@ -206,8 +208,9 @@ class TorchHook(Attachment):
         with self.guarded():
             self._resumed = True
             self._end_log()
-            self.session.step_count = int(state.get("step", 0))
-            self._lr_sum = float(state.get("lr_sum", 0.0))
+            position = checkpoint.Position.from_json(state)
+            self.session.step_count = position.step
+            self._lr_sum, self._after = position.lr_sum, position.session
 
     # ── what hooks tell ───────────────────────────────────────────────────────────────────────
 
@@ -279,12 +282,16 @@ class TorchHook(Attachment):
         probe = training_probe(settings.probe, settings.objective, self._loader, self.identity)
         if session.step_count == 0:
             session.step_count = self._steps_before()
+        self._ranks = Ranks(session.rank, session.processes, self._settle)
         recorder = Recorder(
             engine,
             self.path,
-            describe_run(engine, settings.objective),
+            describe_run(engine, settings.objective, self._loader),
             rank=session.rank,
+            processes=session.processes,
             start_step=session.step_count,
+            after=self._after,
+            run=self._ranks.agree_on_run(),
             lr_sum=self._lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
