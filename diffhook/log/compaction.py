@@ -109,13 +109,13 @@ class _Copy:
     """The new log.
 
     Attributes:
-        session: the only one that it has.
+        session: the only one that it has; None: nothing was ever written.
         change: what is done to rows on the way.
     """
 
     store: Store
     config: dict[str, Any]
-    session: Session
+    session: Session | None
     change: Change | None
 
     def table(self, name: str) -> TableWriter:
@@ -125,7 +125,7 @@ class _Copy:
         # A sum of many rows is worth keeping exactly, and there are few of them.
         dtype = "float32" if "aggregate" in identity and name in LINKED else projection_dtype(kind)
         writer = TableWriter(self.store, f"{name}/rank-0000", dim, dtype)
-        if name in LINKED:
+        if name in LINKED and self.session is not None:
             writer.begin_session([self.session])
         return writer
 
@@ -146,7 +146,7 @@ def copy_logs(
     tables = _tables(logs)
     ids = [session.id for log in logs for session in log.sessions[-1:]]
     with new_store(target) as store, progress_bar(progress) as bar:
-        copy = _Copy(store, config, Session(ids[0] if ids else "", 0), change)
+        copy = _Copy(store, config, Session(ids[0], 0) if ids else None, change)
         blocks = {name: sum(1 for t in parts for _ in t.blocks()) for name, parts in tables.items()}
         task = bar.add_task("copying", total=sum(blocks.values()) + len(snapshots))
         for name, parts in tables.items():

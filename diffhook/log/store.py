@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
@@ -32,6 +31,8 @@ def open_store(location: Location, *, read_only: bool) -> Store:
     Raises:
         LogError: nothing is there, or nothing that could be a log.
     """
+    if type(location) is LocalStore:
+        location = location.root
     if isinstance(location, Store):
         return location
     if isinstance(location, str) and location.startswith("file://"):
@@ -133,6 +134,8 @@ def set_uncommitted(store: Store, key: str, *parts: bytes | memoryview) -> None:
 
 def get(store: Store, key: str) -> bytes | None:
     """A file's content, or None where there is none."""
+    if isinstance(store, DurableStore):
+        return store.read(key)
     found = sync(store.get(key, prototype=default_buffer_prototype()))
     return None if found is None else found.to_bytes()
 
@@ -143,12 +146,16 @@ def exists(store: Store, key: str) -> bool:
 
 def names(store: Store, prefix: str) -> Iterator[str]:
     """Sorted names of the entries directly below ``prefix``."""
-    yield from sorted({name.rstrip("/") for name in _collect(store.list_dir(prefix))} - {""})
+    found = store.names(prefix) if isinstance(store, DurableStore) else _collect(store.list_dir(prefix))
+    yield from sorted({name.rstrip("/") for name in found} - {""})
 
 
 def keys(store: Store, prefix: str) -> Iterator[str]:
     """Sorted keys of all files below ``prefix``."""
-    yield from sorted(_collect(store.list_prefix(f"{prefix}/" if prefix else "")))
+    if isinstance(store, DurableStore):
+        yield from sorted(store.keys(prefix))
+    else:
+        yield from sorted(_collect(store.list_prefix(f"{prefix}/" if prefix else "")))
 
 
 def size(store: Store, key: str) -> int:
@@ -162,7 +169,7 @@ def _collect(entries: AsyncIterator[str]) -> list[str]:
 
     try:
         return sync(collect())
-    except (FileNotFoundError, asyncio.CancelledError):
+    except FileNotFoundError:
         return []
 
 

@@ -282,7 +282,7 @@ class TorchHook(Attachment):
         probe = training_probe(settings.probe, settings.objective, self._loader, self.identity)
         if session.step_count == 0:
             session.step_count = self._steps_before()
-        self._ranks = Ranks(session.rank, session.processes, self._settle)
+        ranks = Ranks(session.rank, session.processes, self._settle)
         recorder = Recorder(
             engine,
             self.path,
@@ -291,7 +291,7 @@ class TorchHook(Attachment):
             processes=session.processes,
             start_step=session.step_count,
             after=self._after,
-            run=self._ranks.agree_on_run(),
+            run=ranks.agree_on_run(),
             lr_sum=self._lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
@@ -300,7 +300,8 @@ class TorchHook(Attachment):
             strict=settings.strict,
         )
         session.recorder, self.started = recorder, True
-        self._ranks = Ranks(session.rank, session.processes, self._settle)
+        self._ranks = ranks
+        ranks.listen()
         session.began = time.perf_counter()
         recorder.keep_names(self.identity.names)
         if session.rank == 0:

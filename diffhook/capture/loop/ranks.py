@@ -45,9 +45,6 @@ class Ranks:
         if processes > 1 and dist.is_available() and dist.is_initialized():
             shared = distributed_c10d._get_default_store()
             self._store = distributed_c10d.PrefixStore(f"diffhook-{next(_numbers)}", shared)
-            if rank > 0:
-                self._thread = threading.Thread(target=self._work, name="diffhook-ranks", daemon=True)
-                self._thread.start()
 
     def agree_on_run(self) -> str | None:
         """An id of this start of the run, drawn by the first process, which all of them must ask.
@@ -69,6 +66,12 @@ class Ranks:
                 return None
             time.sleep(_PAUSE / 10)
         return bytes(self._store.get("run")).decode()
+
+    def listen(self) -> None:
+        """Answer the first process from now on, until :meth:`leaving`."""
+        if self._store is not None and self._rank > 0:
+            self._thread = threading.Thread(target=self._work, name="diffhook-ranks", daemon=True)
+            self._thread.start()
 
     def settle_all(self, step: int) -> list[int]:
         """Have every other process's rows of the steps before ``step`` on disk; the first one's to ask.
