@@ -1,5 +1,7 @@
 """Every error that diffhook raises on purpose."""
 
+from diffhook.words import printable
+
 
 class DiffHookError(Exception):
     """Bad use or bad input: the message says what was found, what was expected and what to do.
@@ -9,6 +11,9 @@ class DiffHookError(Exception):
     """
 
     told = False
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))  # it may quote what a log from elsewhere says
 
 
 class ConfigurationError(DiffHookError, ValueError):

@@ -230,9 +230,7 @@ class DurableStore(LocalStore):
             return None
 
     def _foreign(self, path: Path) -> LogError:
-        return LogError(
-            f"{path} is no regular file: a log holds no links, pipes or devices, and follows none"
-        )
+        return LogError(f"{path} is no regular file: links, pipes and devices in a log are not followed")
 
 
 def _sync(paths: Iterable[Path]) -> None:

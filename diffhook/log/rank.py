@@ -89,7 +89,7 @@ class RankGroup:
         found: list[dict[str, Any]] = self.attributes.get("sessions", [])
         return found
 
-    @property
+    @cached_property
     def history(self) -> tuple[Session, ...]:
         """The same sessions, without what is this rank's own."""
         return tuple(Session(s["id"], s["start_step"], s["parent"]) for s in self.sessions)
