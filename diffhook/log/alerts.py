@@ -23,6 +23,10 @@ END = "end"
 
 Line = dict[str, Any]
 
+_LEAST: Line = {
+    "kind": "", "level": "info", "message": "", "samples": [], "step": None, "session": 0, "rank": 0,
+    "time": 0.0,
+}  # fmt: skip
 _FILE = re.compile(r"rank-(\d{4,6})\.jsonl")
 
 
@@ -68,12 +72,23 @@ def readable_lines(store: Store, key: str) -> bytes:
 
 
 def _line(text: bytes, place: str) -> Line:
-    line = unseal(parse(text, place), place)
-    if type(line.get("step")) is not int or type(line.get("session", 0)) is not int:
-        raise LogError(f"{place} is damaged: it has no step")
-    if line.get("session", 0) < 0:
-        raise LogError(f"{place} is damaged: session {line['session']}")
+    line = {**_LEAST, **unseal(parse(text, place), place)}
+    sound = (
+        _is_count(line["session"])
+        and type(line["step"]) is int
+        and abs(line["step"]) < 1 << 48
+        and all(isinstance(line[key], str) for key in ("kind", "level", "message"))
+        and isinstance(line["samples"], list)
+        and all(_is_count(sample) for sample in [*line["samples"], line["rank"]])
+        and isinstance(line["time"], int | float)
+    )
+    if not sound:
+        raise LogError(f"{place} is damaged: no alert of a step of a session")
     return line
+
+
+def _is_count(found: Any) -> bool:
+    return type(found) is int and 0 <= found < 1 << 53
 
 
 def read_alerts(store: Store, path: Path) -> list[Line]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from diffhook.errors import LogError
 from diffhook.log import LogWriter, open_log
 from diffhook.log.mark import put_attributes
 from diffhook.log.verification import verify
-from tests.log import fuzz
+from tests.log import fuzz, hostile_folders
 from tests.log.test_log import CONFIG, make_rows
 
 
@@ -38,6 +39,12 @@ def test_a_mutated_log_reads_right_or_names_the_damage(
     bad = [outcome.words for outcome in outcomes if outcome.kind not in ("right", "error")]
     assert bad == []
     assert any(outcome.kind == "error" for outcome in outcomes)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes in folders")
+def test_a_prepared_folder_harms_nobody_who_runs_a_command_on_it(files: fuzz.Files) -> None:
+    outcomes = [hostile_folders.check(seed, files) for seed in range(len(hostile_folders.KINDS))]
+    assert [outcome.words for outcome in outcomes if outcome.kind not in ("right", "error")] == []
 
 
 @pytest.mark.parametrize(
