@@ -18,7 +18,7 @@ Job = Callable[[], None]
 
 _LONGEST_PAUSE = 30.0  # seconds between attempts at a disk that fails
 HANGS = 60.0  # seconds without a write after which a disk is not waited for
-_LAST_TRIES = 5.0  # seconds that a disk that fails is still tried, at the end
+LAST_TRIES = 5.0  # seconds that a disk that fails is still tried, at the end
 _TRIES = 2.0  # the same, at a checkpoint
 _SLOWEST = 10 << 20  # bytes/s: a job that needs longer than this and the time given is one that hangs
 
@@ -33,6 +33,7 @@ class Backlog:
         where: the log's location, for messages.
         memory: bytes that may wait; a single larger job is taken when nothing else waits.
         patience: seconds.
+        last_tries: seconds that a place that fails is still tried, at the end.
         strict: what failed is not tried again: it has failed for good.
         ended: called by the thread when it is over, which after a wait in vain is later than
             :meth:`close`.
@@ -44,6 +45,7 @@ class Backlog:
         *,
         memory: int,
         patience: float,
+        last_tries: float = LAST_TRIES,
         strict: bool = False,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
@@ -52,6 +54,7 @@ class Backlog:
         self._ended = ended
         self._memory = memory
         self._patience = patience
+        self._last_tries = last_tries
         self._jobs: deque[tuple[Job, int]] = deque()
         self._bytes = 0
         self._written = 0  # files and commits
@@ -133,8 +136,8 @@ class Backlog:
         """Finish and stop the thread. Idempotent.
 
         Args:
-            timeout: seconds without a file written after which it is given up; of a disk that fails,
-                5 at most. A large file has a second more for each 10 MiB.
+            timeout: seconds without a file written after which it is given up; of a place that
+                fails, ``last_tries`` at most. A large file has a second more for each 10 MiB.
 
         Raises:
             LogError: not all jobs could be done.
@@ -146,7 +149,7 @@ class Backlog:
             with self._changed:
                 self._hurry = True
                 self._changed.notify_all()
-                done = self._wait_while_it_works(lambda: not self._jobs, timeout, _LAST_TRIES)
+                done = self._wait_while_it_works(lambda: not self._jobs, timeout, self._last_tries)
                 self._end_wait(done, f"nothing more was written for {timeout:g} s")
         finally:
             self._stop()

@@ -40,7 +40,7 @@ class FaultyApp:
         self._app = app
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        self.left, self.share = 0, 0.5
+        self.left, self.share = 0, 0.25
         self.seen: Counter[str] = Counter()
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
@@ -147,7 +147,7 @@ def train(location: str | None, steps: int, app: FaultyApp | None = None, faults
 
 def check(steps: int, faults: int, seed: int = 0) -> tuple[dict[str, Any], list[str]]:
     """Train beside the faults. Returns the counts, and what was wrong."""
-    rows_per_shard, writing.rows_per_shard = writing.rows_per_shard, lambda dim, dtype: 16
+    rows_per_shard, writing.rows_per_shard = writing.rows_per_shard, lambda dim, dtype: 64
     try:
         with faulty_s3(seed) as app:
             plain = train(None, steps)

@@ -98,7 +98,7 @@ def test_two_queries_of_one_name_are_not_computed_at_once(tmp_path: Path) -> Non
     store = LogWriter(tmp_path, CONFIG).store
     with query_lock(store, "mine"), query_lock(store, "another"):
         with pytest.raises(
-            LogError, match="writing queries 'mine' .* already: wait for it, or choose another"
+            LogError, match=r"writing queries 'mine' .* already: wait for it, or choose another"
         ):
             query_lock(store, "mine").__enter__()
     with query_lock(store, "mine"):

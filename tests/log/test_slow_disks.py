@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,13 +99,18 @@ def test_a_store_that_turns_out_to_hold_another_log_ends_the_capture_and_is_left
     assert before == {key: value.to_bytes() for key, value in memory._store_dict.items()}
 
 
-def test_a_disk_that_stays_full_does_not_keep_a_short_run_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_stays_full_does_not_keep_a_short_run_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No wait is longer than what is allowed a disk that fails: it is not waited for as if it were slow."""
     monkeypatch.setattr("diffhook.log.backlog._TRIES", 0.2)
-    monkeypatch.setattr("diffhook.log.backlog._LAST_TRIES", 0.2)
-    store = FaultyStore(MemoryStore())
-    writer = LogWriter(store, CONFIG)
-    store.fault = fails(errno.ENOSPC)
+    monkeypatch.setattr("diffhook.log.writer.LAST_TRIES", 0.2)
+    writer = LogWriter(tmp_path, CONFIG)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "ENOSPC")
+
+    monkeypatch.setattr("diffhook.log.durable.DurableStore.write", full)
     for step in range(10):
         writer.put("train", make_rows(4, 4 * step, step=step))
     for end in (writer.flush, writer.close):  # each may wait a minute for one that works
