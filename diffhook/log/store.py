@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from zarr.abc.store import Store
 from zarr.buffer import cpu, default_buffer_prototype
@@ -22,6 +23,10 @@ Location = str | os.PathLike[str] | Store
 
 _writing = threading.local()  # .tell: whom a thread's writes are told
 
+_S3: dict[str, Any] = {
+    "use_listings_cache": False,  # what another process wrote since must be seen
+    "config_kwargs": {"connect_timeout": 10, "read_timeout": 20},  # an answer that is lost is asked for again
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -50,8 +55,7 @@ def open_store(location: Location, *, read_only: bool) -> Store:
 
 
 def _open_url(url: str, read_only: bool) -> Store:
-    # What another process wrote since must be seen: an object store's listings are not kept.
-    options = {"use_listings_cache": False} if url.startswith("s3://") else None
+    options = _S3 if url.startswith("s3://") else None
     try:
         return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
     except (ImportError, ValueError) as error:

@@ -172,7 +172,7 @@ class LogWriter:
         size = sum(column.nbytes for column in rows.values())
         taken = self._backlog.offer(lambda: self._table(table).append(rows), size)
         if taken:
-            self._submit(lambda: self._commit_tables() if self._backlog.idle else None)
+            self._submit(self._catch_up)
             return True
         steps, count = self._dropped.get(table, (0, 0))
         if not self._dropped and not self._backlog.failing:
@@ -210,7 +210,7 @@ class LogWriter:
         """Add one alert to this rank's alerts. Always taken, however far behind the disk is: they are few."""
         told = dict(alert)
         self._submit(lambda: self._add_alert(told))
-        self._submit(lambda: self._write_alerts() if self._backlog.idle else None)
+        self._submit(self._catch_up)
 
     def thumbnail(self, sample_id: int, png: bytes) -> bool:
         """Keep a small image of a sample. Nobody calls this unless asked to.
@@ -274,9 +274,12 @@ class LogWriter:
     def _submit(self, job: Callable[[], None], size: int = 0) -> bool:
         return self._backlog.offer(job, size)
 
-    def _commit_tables(self) -> None:
-        for table in self._tables.values():
-            table.commit()
+    def _catch_up(self) -> None:
+        """Make count what was written, where nothing else waits for the disk."""
+        if self._backlog.idle:
+            for table in self._tables.values():
+                table.commit()
+            self._write_alerts()
 
     def _flush_tables(self) -> None:
         for name, table in self._tables.items():

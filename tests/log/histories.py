@@ -336,6 +336,8 @@ def check(seeds: range, tell: Callable[[int], None] = lambda done: None) -> tupl
                 history.live()
             rows += history.rows
             problems += history.problems
+            for problem in history.problems:
+                print(problem, flush=True)
             tell(done)
     finally:
         writing.rows_per_shard, durable._sync_one = rows_per_shard, sync
