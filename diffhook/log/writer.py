@@ -75,6 +75,7 @@ class LogWriter:
     ) -> None:
         self.store = files.open_store(location, read_only=False)
         self.rank = rank
+        self._location = location
         self._config, self._processes = config, processes
         self._start_step, self._after, self._run = start_step, after, run
         projection = config["identity"]["projection"]
@@ -126,7 +127,8 @@ class LogWriter:
         """
         if self._sessions is None:
             raise LogUnavailableError(f"{files.describe(self.store)} is waited for")
-        return RunLog(self.store, self.store, sessions=self._sessions)
+        store = files.open_store(self._location, read_only=True)  # not what waits to be published
+        return RunLog(store, self._location, sessions=self._sessions)
 
     def will_supersede(self) -> str:
         """What this run will do to the rows that are there, as a sentence; "" where there are none, or where
