@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from diffhook.words import printable
+
 
 class DiffHookError(Exception):
     """Bad use or bad input: the message says what was found, what was expected and what to do.
@@ -14,6 +16,9 @@ class DiffHookError(Exception):
 
     told = False
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))  # it may quote what a log from elsewhere says
+
 
 class ConfigurationError(DiffHookError, ValueError):
     """An argument, or a combination of arguments, cannot work."""
@@ -21,6 +26,10 @@ class ConfigurationError(DiffHookError, ValueError):
 
 class LogError(DiffHookError):
     """A run log is missing, foreign, damaged, or of another configuration."""
+
+
+class LogUnavailableError(LogError):
+    """The place where a log lies cannot be reached or written just now; later it may be."""
 
 
 class CaptureError(DiffHookError, RuntimeError):

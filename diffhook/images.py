@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+import warnings
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from diffhook.errors import ConfigurationError
+
+_MOST_PIXELS = 100_000_000
 
 
 def to_image(value: Any) -> Image.Image:
@@ -24,9 +28,9 @@ def to_image(value: Any) -> Image.Image:
         ConfigurationError: another shape, or other integers.
     """
     if isinstance(value, bytes):
-        value = Image.open(io.BytesIO(value))
-        value.load()
+        value = open_image(io.BytesIO(value))
     if isinstance(value, Image.Image):
+        _check_size(value)
         if value.mode != "F" and not value.mode.startswith("I"):
             return value
         value = _scaled_down(value)
@@ -48,6 +52,33 @@ def to_image(value: Any) -> Image.Image:
             values = (values + 1) / 2
         array = (values.clip(0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(array)
+
+
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """An image file's picture, in memory.
+
+    Raises:
+        ConfigurationError: it has more than 100 million pixels: a small file can claim any number.
+        OSError: it cannot be read, or is no image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the limit
+            image = Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise ConfigurationError(f"too large an image: {error}") from error
+    with image:
+        _check_size(image)
+        image.load()
+        return image
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > _MOST_PIXELS:
+        raise ConfigurationError(
+            f"an image of {width:,} × {height:,} pixels; {_MOST_PIXELS // 10**6:,} million are read at most"
+        )
 
 
 def _scaled_down(image: Image.Image) -> npt.NDArray[Any]:

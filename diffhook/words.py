@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 _NO_UNICODE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Commands to a terminal, and what turns text around; not newline and tab."""
 _DECIMALS = 9  # float32 has no more
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -84,8 +86,20 @@ def at_steps(steps: Sequence[int]) -> str:
 
 
 def printable(text: str) -> str:
-    """With a "�" for what is no Unicode: bytes of a file name that is not UTF-8."""
-    return _NO_UNICODE.sub("\ufffd", text)
+    """With a "�" for what is no Unicode, such as bytes of a file name that is not UTF-8, and "\\x1b" for what
+    would command a terminal; lines stay lines."""
+    shown = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _NO_UNICODE.sub("\ufffd", shown)
+
+
+def one_line(text: str) -> str:
+    """:func:`printable`, and no text can look like two entries of a list."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def spreadsheet_cell(text: str) -> str:
+    """With a quote before what a spreadsheet would compute: such a name is data."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def plural(count: int, noun: str) -> str:

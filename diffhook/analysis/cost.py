@@ -42,14 +42,13 @@ def cost_of(table: Table, plan: Plan, samples: int, kept: int, execution: Execut
         kept: bytes of the result and of what goes along with every task.
     """
     rows, blocks = len(table), list(table.blocks())
-    masks = sum(group.committed for group in table.groups if group.is_old)
     steps = 0 if all(group.all_count for group in table.groups) else 9  # of a row, and whether it counts
     block_rows = max((block.stop - block.start for block in blocks), default=0)
     block = block_rows * (table.dim * 4 * _COPIES + plan.width * 16 + steps)
     return Cost(
         rows=rows,
         read=rows * (table.dim * _itemsize(table, blocks) + 44),
-        memory=execution.workers * block + plan.memory(execution) + 8 * samples + masks + kept,
+        memory=execution.workers * block + plan.memory(execution) + 8 * samples + kept,
         spilled=0 if plan.parts == 1 else rows * (plan.width * 4 + 8),
     )
 

@@ -29,6 +29,7 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows, RunLog, Snapshot, Table
 from diffhook.log import store as files
+from diffhook.log.lock import query_lock
 from diffhook.log.schema import differences, json_like, projection_dtype
 from diffhook.log.table_writer import TableWriter
 
@@ -109,7 +110,7 @@ def query(
         if not overwrite:
             raise LogError(f"{log.location} has queries {name!r} already, {_difference(digests)}")
     writer: TableWriter | None = None
-    with borrowed(model), progress_bar(progress) as bar:
+    with query_lock(log.writable_store(), name), borrowed(model), progress_bar(progress) as bar:
         task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids))
         for rows in _measured(
             engine, objective, batch, query_ids, grid, snapshots, batch_size, preconditioned
@@ -117,10 +118,15 @@ def query(
             writer = writer or _writer(log, name)  # not before something fits the model
             writer.append(rows)
             bar.advance(task, len(rows["sample"]) / grid.rows)
-    assert writer is not None
-    writer.flush()
-    writer.describe(description)
-    table = log.queries[name]
+        assert writer is not None
+        writer.flush()
+        writer.describe(description)
+    table = log.refresh().queries.get(name)
+    if table is None:
+        raise LogError(
+            f"queries {name!r} were computed at snapshots that a resumed run has superseded meanwhile: "
+            "compute them again, at those that count now"
+        )
     tell_broken(table, name)
     return table
 
@@ -219,9 +225,7 @@ def _writer(log: RunLog, name: str) -> TableWriter:
     path = f"queries/{name}"
     files.delete(store, path)
     dtype = projection_dtype(projection["kind"])
-    writer = TableWriter(store, f"{path}/rank-0000", projection["dim"], dtype)
-    writer.begin_session(0)
-    return writer
+    return TableWriter(store, f"{path}/rank-0000", projection["dim"], dtype)
 
 
 def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE, ROLE, name_id, sample_words, split_id
 from diffhook.notebook import Displayed
+from diffhook.words import spreadsheet_cell
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler, Subset
@@ -83,7 +84,10 @@ class Ranking(Displayed):
             named = ["name"] if self.names else []
             writer = csv.DictWriter(file, ["rank", "sample", *named, "score", "flags", *self.parts])
             writer.writeheader()
-            writer.writerows(self.records(k))
+            writer.writerows(
+                {key: spreadsheet_cell(v) if isinstance(v, str) else v for key, v in record.items()}
+                for record in self.records(k)
+            )
 
     def to_json(self, path: str | Path, k: int | None = None) -> None:
         document = {"title": self.title, "samples": self.records(k)}
@@ -104,9 +108,11 @@ class Ranking(Displayed):
         write_parquet(path, columns)
 
     def exclude(self, path: str | Path, k: int | None = None, *, threshold: float | None = None) -> None:
-        """Write :meth:`excluded`, a line each: the name of a sample that has one, the id of any other."""
-        ids = self.excluded(k, threshold=threshold)
-        lines = "".join(f"{self.named(int(sample))}\n" for sample in ids)
+        """Write :meth:`excluded`, a line each: the name of a sample that has one of one line, the id of any
+        other."""
+        ids = self.excluded(k, threshold=threshold).tolist()
+        names = {sample: self.named(sample) for sample in ids}
+        lines = "".join(f"{n if len(n.splitlines()) == 1 else sample}\n" for sample, n in names.items())
         Path(path).write_text(lines, encoding="utf-8", errors=NAMES_AS_THEY_ARE)
 
     def named(self, sample: int) -> str:

@@ -17,6 +17,7 @@ from diffhook.analysis.score_pass import ScorePass, strongest
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE, sample_words
 from diffhook.notebook import Displayed
+from diffhook.words import spreadsheet_cell
 
 
 class Top(NamedTuple):
@@ -134,7 +135,7 @@ class Scores(Displayed):
             writer.writerow([*header, *(["name"] if self.names else [])])
             for query, *of_query in zip(self.query_ids, *columns, strict=True):
                 for rank, (sample, *numbers) in enumerate(zip(*of_query, strict=True), 1):
-                    name = [sample_words(sample, self.names)] if self.names else []
+                    name = [spreadsheet_cell(sample_words(sample, self.names))] if self.names else []
                     writer.writerow([query, rank, sample, *(repr(float(n)) for n in numbers), *name])
 
     def _errors_of(self, top: Top, whole: bool) -> Iterator[npt.NDArray[np.float32]]:

@@ -18,7 +18,7 @@ from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import LogWriter, Rows, Snapshot, open_log
+from diffhook.log import LogWriter, Rows, Snapshot
 from diffhook.log.samples import ROLE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
@@ -40,8 +40,10 @@ class Recorder:
         engine: on the trained model.
         location: the log's.
         config: the run's configuration, see :class:`diffhook.log.LogWriter`.
-        rank: this process.
+        rank, processes: this process, and how many there are.
         start_step: optimiser steps taken before.
+        after, run: of which session the checkpoint is, and an id of this start, see
+            :class:`diffhook.log.LogWriter`.
         lr_sum: sum of the learning rates since the last snapshot, when resuming.
         alerts: who looks for trouble and who is told; None for the usual.
         objective, probe: what to probe at snapshots; None for no probes.
@@ -57,7 +59,10 @@ class Recorder:
         config: Mapping[str, Any],
         *,
         rank: int = 0,
+        processes: int | None = None,
         start_step: int = 0,
+        after: str | None = None,
+        run: str | None = None,
         lr_sum: float = 0.0,
         alerts: Alerts | Sequence[Detector] | None = None,
         objective: Objective | None = None,
@@ -67,9 +72,18 @@ class Recorder:
     ) -> None:
         self.engine = engine
         self._strict = strict
-        self.writer = LogWriter(location, config, rank=rank, start_step=start_step, strict=strict)
+        self.writer = LogWriter(
+            location,
+            config,
+            rank=rank,
+            processes=processes,
+            start_step=start_step,
+            after=after,
+            run=run,
+            strict=strict,
+        )
         self.rank = rank
-        self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank, strict)
+        self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
         self.objective = objective
         self.probe = probe
         self._preconditioner = preconditioner
@@ -88,12 +102,16 @@ class Recorder:
         self._last_snapshot: int | None = None
         self._batch_per_step = 1
         if start_step:
-            self._resume_watch(location)
+            self._resume(start_step)
         engine.attach()
 
-    def _resume_watch(self, location: Location) -> None:
+    def _resume(self, step: int) -> None:
+        """Learn what was before: the detectors' thresholds, and whether the checkpoint's step is probed."""
         try:
-            self.watch.resume(open_log(location))
+            past = self.writer.past()
+            if any(snapshot.step == step for snapshot in past.snapshots):
+                self._last_snapshot = step
+            self.watch.resume(past)
         except LogError as error:
             logger.warning("detectors warm up again, because the rows of before cannot be read: %s", error)
 
@@ -247,7 +265,7 @@ class Recorder:
         parameters = {
             name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.parameters.items()
         }
-        snapshot = Snapshot(step, self._lr, self.lr_sum, self.writer.session)
+        snapshot = Snapshot(step, self._lr, self.lr_sum)
         return self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step))
 
     def _divisors(self, step: int) -> bytes | None:

@@ -15,10 +15,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from diffhook import words
 from diffhook.cli.printing import print_json, print_table
 from diffhook.cli.values import count
 from diffhook.log import RunLog, open_log
-from diffhook.log.alerts import follow_alerts
+from diffhook.log.following import follow_alerts
 
 _STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 
@@ -78,5 +79,5 @@ def _follow(log: RunLog, top: int, as_json: bool, stopped: Callable[[], bool]) -
 def _line(alert: dict[str, Any], ranks: int) -> Text:
     where = f"step {alert['step']}" + (f", rank {alert.get('rank', 0)}" if ranks > 1 else "")
     line = Text(f"{where}  ")
-    line.append(alert["kind"], style=_STYLES.get(alert["level"], ""))
-    return line.append(f"  {alert['message']}")
+    line.append(words.one_line(str(alert["kind"])), style=_STYLES.get(alert["level"], ""))
+    return line.append(f"  {words.one_line(str(alert['message']))}")

@@ -27,6 +27,11 @@ _SHARING = (
     "configuration and the versions of libraries. {names} {queries} {images}"
 )
 
+_BRANCHES = (
+    "A start of the run is a session. Rows of another branch are kept and do not count; "
+    "diffhook.open_log(path, session=N) reads the run as session N knows it."
+)
+
 
 def arguments(command: argparse.ArgumentParser) -> None:
     pass
@@ -40,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
         return
     shown = {**facts, "snapshots": words.at_steps(facts["snapshots"])}
     shown["class images"] = facts["class images"] or None
+    sessions = shown.pop("sessions")
     shown["parameters left out"] = _left_out(facts["parameters left out"])
     rows = [(name, _words(value)) for name, value in shown.items() if value is not None]
     count = facts["thumbnails"]
@@ -52,6 +58,8 @@ def run(args: argparse.Namespace) -> None:
         else "No query holds a caption or a path."
     )
     print_table("", ["", "value"], rows, _SHARING.format(names=names, queries=queries, images=images))
+    if len(sessions) > 1:
+        print_table("Sessions", list(sessions[0]), [list(s.values()) for s in sessions], _BRANCHES)
 
 
 def describe(log: RunLog) -> dict[str, Any]:
@@ -82,6 +90,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "probe rows": len(log.probe),
         "queries": {name: len(table) for name, table in log.queries.items()},
         "snapshots": [snapshot.step for snapshot in log.snapshots],
+        "sessions": _sessions(log),
         "alerts": len(log.alerts()),
         "steps left out": steps,
         "rows left out": rows,
@@ -92,6 +101,20 @@ def describe(log: RunLog) -> dict[str, Any]:
         "holds images": bool(log.thumbnails),
         "bytes": sizes(log),
     }
+
+
+def _sessions(log: RunLog) -> list[dict[str, Any]]:
+    """Every start of the run: where it went on from, its training rows, and which of them count."""
+    found = []
+    for number, (session, rows) in enumerate(zip(log.sessions, log.index.session_rows, strict=True)):
+        span = log.index.path.get(number)
+        counts = "none: another branch"
+        if span is not None:
+            counts = "all" if span.is_open else f"before step {span.stop}"
+        after = "the beginning" if session.parent is None else f"session {session.parent}"
+        told = {"session": number, "goes on from": after, "at step": session.start_step}
+        found.append({**told, "rows": rows, "count": counts})
+    return found
 
 
 def sizes(log: RunLog) -> dict[str, int]:

@@ -22,6 +22,7 @@ from diffhook.cli import (
     verify,
 )
 from diffhook.errors import DiffHookError
+from diffhook.words import one_line
 
 COMMANDS = (run, info, verify, compact, merge, outliers, query, influence, bias, report, alerts, evaluate)
 
@@ -68,6 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("diffhook: interrupted", file=sys.stderr)
         return 130
     except OSError as error:  # a path of the user's that cannot be written or read
-        print(f"diffhook: {error}", file=sys.stderr)
+        print(f"diffhook: {one_line(str(error))}", file=sys.stderr)
         return 2
     return status

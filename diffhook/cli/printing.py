@@ -51,12 +51,12 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
     for row in cells:
         table.add_row(*(Text(_cell(value)) for value in row))  # Text: brackets are not markup
     if title:
-        console.print(Text(title, style="bold"))
+        console.print(Text(words.one_line(title), style="bold"))
         console.print()
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
     console.print()
     if reading:
-        console.print(Text(reading))
+        console.print(Text(words.printable(reading)))
         console.print()
 
 
@@ -72,7 +72,7 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if _is_number(value) and not isinstance(value, Integral):
         return words.number(float(value))
-    return words.printable(str(value))  # an id is copied as it stands
+    return words.one_line(str(value))  # an id is copied as it stands
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from diffhook import words
 from diffhook.cli.printing import print_json
 from diffhook.console import progress_bar
 from diffhook.log import open_log
@@ -34,9 +35,8 @@ def run(args: argparse.Namespace) -> int:
         told = {"problems": [str(f) for f in findings], "repairs": done, "left": [str(f) for f in left]}
         print_json({**told, "notes": notes})
     else:
-        print("\n".join([*map(str, findings), *done, *notes] if findings or notes else []), end="")
-        if findings or notes:
-            print()
+        for line in [*map(str, findings), *done, *notes]:
+            print(words.one_line(line))
         if not left:
             print("whole: every row and snapshot can be read")
     return 1 if left else 0

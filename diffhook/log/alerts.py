@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.lineage import Path
 from diffhook.log.schema import json_like
 from diffhook.log.seal import parse, seal, unseal
-
-if TYPE_CHECKING:
-    from diffhook.log.reader import RunLog
 
 END = "end"
 
 Line = dict[str, Any]
 
+_LEAST: Line = {
+    "kind": "", "level": "info", "message": "", "samples": [], "step": None, "session": 0, "rank": 0,
+    "time": 0.0,
+}  # fmt: skip
 _FILE = re.compile(r"rank-(\d{4,6})\.jsonl")
 
 
@@ -71,57 +72,39 @@ def readable_lines(store: Store, key: str) -> bytes:
 
 
 def _line(text: bytes, place: str) -> Line:
-    line = unseal(parse(text, place), place, required=False)
-    if type(line.get("step")) is not int or type(line.get("session", 0)) is not int:
-        raise LogError(f"{place} is damaged: it has no step")
-    if line.get("session", 0) < 0:
-        raise LogError(f"{place} is damaged: session {line['session']}")
+    line = {**_LEAST, **unseal(parse(text, place), place)}
+    sound = (
+        _is_count(line["session"])
+        and type(line["step"]) is int
+        and abs(line["step"]) < 1 << 48
+        and all(isinstance(line[key], str) for key in ("kind", "level", "message"))
+        and isinstance(line["samples"], list)
+        and all(_is_count(sample) for sample in [*line["samples"], line["rank"]])
+        and isinstance(line["time"], int | float)
+    )
+    if not sound:
+        raise LogError(f"{place} is damaged: no alert of a step of a session")
     return line
 
 
-def read_alerts(store: Store, session_starts: Callable[[int], list[int]]) -> list[Line]:
-    """Alerts of all ranks, by step; not those of steps that a later session took again.
+def _is_count(found: Any) -> bool:
+    return type(found) is int and 0 <= found < 1 << 53
 
-    Args:
-        session_starts: rank → the step at which each of its sessions began.
-    """
-    found = []
-    for rank, lines in _lines(store).items():
-        starts = session_starts(rank)
-        for line in lines:
-            superseded_from = min(starts[line.get("session", 0) + 1 :], default=line["step"] + 1)
-            if line.get("kind") != END and line["step"] < superseded_from:
-                found.append(line)
+
+def read_alerts(store: Store, path: Path) -> list[Line]:
+    """Alerts of all ranks on a path of sessions, by step."""
+    found = [
+        line
+        for lines in all_lines(store).values()
+        for line in lines
+        if line.get("kind") != END and _counts(line, path)
+    ]
     return sorted(found, key=lambda line: line["step"])
 
 
-def follow_alerts(
-    log: RunLog, interval: float = 1.0, stopped: Callable[[], bool] = lambda: False
-) -> Iterator[list[Line]]:
-    """New alerts of all ranks, in the order in which they were raised, as they come.
-
-    Args:
-        log: of a run that still trains, or has ended.
-        interval: seconds between looks.
-        stopped: asked between looks; ends it.
-
-    Yields:
-        What is new at each look, perhaps nothing. Ends when the last session of every rank has.
-    """
-    read: dict[int, int] = {}
-    while True:
-        found = _lines(log.store)
-        new = [line for rank, lines in found.items() for line in lines[read.get(rank, 0) :]]
-        read = {rank: len(lines) for rank, lines in found.items()}
-        yield sorted((n for n in new if n.get("kind") != END), key=lambda n: (n.get("time", 0.0), n["step"]))
-        ends = [lines[-1] for lines in found.values() if lines and lines[-1].get("kind") == END]
-        begun = len(log.session_starts()) - 1
-        if len(ends) >= max(log.ranks, 1) and max(end["session"] for end in ends) >= begun:
-            return
-        for _ in range(10):
-            if stopped():
-                return
-            time.sleep(interval / 10)
+def _counts(line: Line, path: Path) -> bool:
+    span = path.get(line.get("session", 0))
+    return span is not None and span.has_row(line["step"])
 
 
 def alert_files(store: Store) -> list[tuple[int, str]]:
@@ -130,6 +113,6 @@ def alert_files(store: Store) -> list[tuple[int, str]]:
     return [(int(match[1]), f"alerts/{match[0]}") for match in matches if match]
 
 
-def _lines(store: Store) -> dict[int, list[Line]]:
-    """Rank → its lines."""
+def all_lines(store: Store) -> dict[int, list[Line]]:
+    """Rank → its lines, the ends included."""
     return {rank: read_rank(store, key) for rank, key in alert_files(store)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
-from diffhook.errors import LogError
+from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import store as files
 
 logger = logging.getLogger("diffhook")
@@ -17,7 +18,8 @@ Job = Callable[[], None]
 
 _LONGEST_PAUSE = 30.0  # seconds between attempts at a disk that fails
 HANGS = 60.0  # seconds without a write after which a disk is not waited for
-_LAST_TRIES = 10.0  # seconds that a disk that fails is still tried, at the end
+LAST_TRIES = 5.0  # seconds that a disk that fails is still tried, at the end
+_TRIES = 2.0  # the same, at a checkpoint
 _SLOWEST = 10 << 20  # bytes/s: a job that needs longer than this and the time given is one that hangs
 
 
@@ -31,6 +33,7 @@ class Backlog:
         where: the log's location, for messages.
         memory: bytes that may wait; a single larger job is taken when nothing else waits.
         patience: seconds.
+        last_tries: seconds that a place that fails is still tried, at the end.
         strict: what failed is not tried again: it has failed for good.
         ended: called by the thread when it is over, which after a wait in vain is later than
             :meth:`close`.
@@ -42,6 +45,7 @@ class Backlog:
         *,
         memory: int,
         patience: float,
+        last_tries: float = LAST_TRIES,
         strict: bool = False,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
@@ -50,6 +54,7 @@ class Backlog:
         self._ended = ended
         self._memory = memory
         self._patience = patience
+        self._last_tries = last_tries
         self._jobs: deque[tuple[Job, int]] = deque()
         self._bytes = 0
         self._written = 0  # files and commits
@@ -61,6 +66,21 @@ class Backlog:
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="diffhook-writer", daemon=True)
         self._thread.start()
+
+    def begin(self, job: Job, timeout: float) -> None:
+        """Do the first job. Comes back when it is done or was tried once, or after ``timeout`` seconds.
+
+        Raises:
+            LogError: it failed for good, and the thread is over.
+        """
+        with self._changed:
+            self._add(job, 0)
+            self._changed.wait_for(lambda: not self._jobs or self._failure or self._trouble, timeout)
+            failure = self._failure
+        if failure is not None:
+            self._closing = True
+            self._stop()
+            raise failure if isinstance(failure, LogError) else self._error(failure)
 
     def offer(self, job: Job, size: int) -> bool:
         """Hand a job over. False: there was no room, and it will not be done.
@@ -101,7 +121,7 @@ class Backlog:
             return True
 
     def drain(self, timeout: float) -> None:
-        """Wait until every job is done.
+        """Wait until every job is done: ``timeout`` seconds at most, and 2 where the disk fails.
 
         Raises:
             LogError: one failed for good, or the time is over; the jobs stay.
@@ -109,15 +129,15 @@ class Backlog:
         with self._changed:
             self._hurry = True
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: not self._jobs or self._failure is not None, timeout)
+            done = self._wait_while_it_works(lambda: not self._jobs, timeout, _TRIES, total=timeout)
             self._end_wait(done, f"it took longer than {timeout:g} s")
 
     def close(self, timeout: float) -> None:
         """Finish and stop the thread. Idempotent.
 
         Args:
-            timeout: seconds without a file written after which it is given up; of a disk that fails,
-                10 at most. A large file has a second more for each 10 MiB.
+            timeout: seconds without a file written after which it is given up; of a place that
+                fails, ``last_tries`` at most. A large file has a second more for each 10 MiB.
 
         Raises:
             LogError: not all jobs could be done.
@@ -129,13 +149,16 @@ class Backlog:
             with self._changed:
                 self._hurry = True
                 self._changed.notify_all()
-                done = self._wait_while_it_works(lambda: not self._jobs, timeout, _LAST_TRIES)
+                done = self._wait_while_it_works(lambda: not self._jobs, timeout, self._last_tries)
                 self._end_wait(done, f"nothing more was written for {timeout:g} s")
         finally:
-            with self._changed:
-                self._given_up = True
-                self._changed.notify_all()
-            self._thread.join(1.0 if self._jobs else None)  # a disk that hangs does not keep us
+            self._stop()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+        self._thread.join(1.0 if self._jobs else None)  # a disk that hangs does not keep us
 
     @property
     def failing(self) -> bool:
@@ -165,9 +188,12 @@ class Backlog:
     def _fits(self, size: int) -> bool:
         return not self._jobs or self._bytes + size <= self._memory
 
-    def _wait_while_it_works(self, ready: Callable[[], bool], timeout: float, failing: float) -> bool:
+    def _wait_while_it_works(
+        self, ready: Callable[[], bool], timeout: float, failing: float, total: float = math.inf
+    ) -> bool:
         """Wait as long as files get written. False: none was for ``timeout`` seconds and what the size
-        of the job adds, or for ``failing`` seconds while attempts fail."""
+        of the job adds, or for ``failing`` seconds while attempts fail; or it took ``total`` seconds."""
+        until = time.monotonic() + total
         seen: str | int | None = None
         since = 0.0
         while not ready() and self._failure is None:
@@ -176,7 +202,7 @@ class Backlog:
                 seen, since = now, time.monotonic()
             size = self._jobs[0][1] if self._jobs else 0
             limit = min(timeout, failing) if self.failing else timeout + size / _SLOWEST
-            left = since + limit - time.monotonic()
+            left = min(since + limit, until) - time.monotonic()
             if left <= 0:
                 return False
             self._changed.wait(min(left, 1.0))  # what happens within a job is not notified
@@ -215,6 +241,7 @@ class Backlog:
                     return
                 job, size = self._jobs[0]
             self._do(job)
+            del job  # it may keep its giver alive
             with self._changed:
                 self._jobs.popleft()
                 self._bytes -= size
@@ -231,14 +258,13 @@ class Backlog:
                 job()
                 self._recovered()
                 return
-            except LogError as error:  # trying again would not help
-                self._failure = error
             except Exception as error:
-                if self._strict:
+                if self._strict or not _may_pass(error):
                     self._failure = error
                     return
                 self._tell(error)
                 with self._changed:
+                    self._changed.notify_all()
                     if self._changed.wait_for(lambda: self._hurry or self._given_up, pause):
                         self._hurry, pause = False, 0.1
                     if self._given_up:
@@ -258,3 +284,8 @@ class Backlog:
         if self._trouble is not None:
             logger.warning("diffhook can write to %s again", self._where)
             self._trouble = None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether to try again can help: a full disk, a network; not a log that is damaged or another's."""
+    return isinstance(error, LogUnavailableError) or not isinstance(error, LogError)

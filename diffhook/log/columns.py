@@ -32,7 +32,6 @@ class Layout:
         rows: rows of a shard (projection) or chunk (all others).
         dim: D, for the projection; None for scalars.
         inner_rows: rows of a chunk within a shard.
-        checksums: whether chunks carry a crc32c; logs of schema 1 do not.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Layout:
     rows: int
     dim: int | None = None
     inner_rows: int = 0
-    checksums: bool = True
 
     @property
     def row_bytes(self) -> int:
@@ -114,13 +112,10 @@ def read_layout(store: Store, path: str, name: str) -> tuple[Layout, int, zarr.A
     try:
         layout, length = _layout(name, found)
         _check(layout, length)
-        if layout.checksums:
-            differing = _difference(found, layout.metadata(length))
-            if differing:
-                raise ValueError(differing)
-            return layout, length, layout.array(store, path, length)
-        _check_old(found, layout)
-        return layout, length, zarr.Array.from_dict(StorePath(store, f"{path}/{name}"), found)
+        differing = _difference(found, layout.metadata(length))
+        if differing:
+            raise ValueError(differing)
+        return layout, length, layout.array(store, path, length)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise LogError(f"{place} is damaged: {type(error).__name__}: {error}") from error
 
@@ -136,15 +131,9 @@ def _layout(name: str, found: dict[str, Any]) -> tuple[Layout, int]:
     dtypes = ("float16", "float32") if projection else (BY_NAME[name].dtype,)
     if found["data_type"] not in dtypes:
         raise ValueError(f"data type {found['data_type']!r}; expected {' or '.join(dtypes)}")
-    codecs = found["codecs"]
-    inner = 0
-    if projection:
-        codecs = codecs[0]["configuration"]
-        inner = codecs["chunk_shape"][0]
-        codecs = codecs["codecs"]
-    checksums = codecs[-1]["name"] == "crc32c"
+    inner = found["codecs"][0]["configuration"]["chunk_shape"][0] if projection else 0
     dim = shape[1] if projection else None
-    return Layout(name, found["data_type"], chunk[0], dim, inner, checksums), shape[0]
+    return Layout(name, found["data_type"], chunk[0], dim, inner), shape[0]
 
 
 def _check(layout: Layout, length: int) -> None:
@@ -168,41 +157,5 @@ def _difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return ""
 
 
-def _check_old(found: dict[str, Any], layout: Layout) -> None:
-    """Schema 1 compressed scalars with zstd and had no checksums."""
-    expected = layout.metadata(found["shape"][0])
-    for key in ("zarr_format", "node_type", "chunk_key_encoding", "fill_value", "storage_transformers"):
-        if _json(found.get(key)) != _json(expected[key]):
-            raise ValueError(f"{key} is {_json(found.get(key))[:200]}")
-    codecs = found["codecs"]
-    if layout.dim is not None:
-        configuration = codecs[0]["configuration"]
-        allowed = {**layout._sharding()["configuration"], "codecs": [layout._bytes()]}
-        if configuration != allowed or codecs[0]["name"] != "sharding_indexed" or len(codecs) != 1:
-            raise ValueError(f"codecs are {_json(codecs)[:200]}")
-    elif [c["name"] for c in codecs] != ["bytes", "zstd"] or codecs[0] != layout._bytes():
-        raise ValueError(f"codecs are {_json(codecs)[:200]}")
-
-
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def check_frame(store: Store, layout: Layout, key: str) -> None:
-    """A zstd frame of schema 1 must claim no more than a chunk, before it is inflated.
-
-    Raises:
-        LogError: it claims more, or does not say (RFC 8878, 3.1.1.1).
-    """
-    if layout.checksums or layout.dim is not None:
-        return
-    head = (files.get(store, key) or b"")[:18]
-    if head[:4] != b"\x28\xb5\x2f\xfd":
-        raise LogError(f"{key} is damaged: no zstd frame")
-    descriptor = head[4]
-    kind, single = descriptor >> 6, descriptor >> 5 & 1
-    start = 5 + (not single) + (0, 1, 2, 4)[descriptor & 3]
-    width = (1 if single else 0, 2, 4, 8)[kind]
-    claimed = int.from_bytes(head[start : start + width], "little") + (256 if width == 2 else 0)
-    if width == 0 or claimed != layout.rows * layout.row_bytes:
-        raise LogError(f"{key} is damaged: it claims {claimed:,} bytes")

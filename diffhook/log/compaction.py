@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import glob
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from zarr.abc.store import Store
 
 from diffhook.console import progress_bar
-from diffhook.errors import ConfigurationError, LogError
+from diffhook.errors import ConfigurationError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
 from diffhook.log.alerts import write_alerts
-from diffhook.log.lock import ROOT as LOCKS
-from diffhook.log.lock import lock_rank, release_rank
+from diffhook.log.index import LINKED
+from diffhook.log.lineage import Session
 from diffhook.log.reader import RunLog, open_log
+from diffhook.log.root import write_root
 from diffhook.log.samples import NameWriter
 from diffhook.log.schema import Rows, differences, projection_dtype
 from diffhook.log.snapshots import Snapshot, in_session, write_snapshot
 from diffhook.log.store import Location
 from diffhook.log.table import Table
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.writer import write_root
-
-SUMMED = ("train", "probe")
+from diffhook.log.target import new_store
 
 Change = Callable[[Rows], Rows]
 
@@ -59,7 +53,8 @@ def compact(
 ) -> None:
     """Copy a log: the rows that count, of all ranks, in whole shards of one group for each table.
 
-    What later sessions superseded, what repairs took out and what was never committed stays behind.
+    Other branches, what repairs took out and what was never committed stay behind. The copy has one session,
+    with the live one's id: a checkpoint of the run goes on in the copy as it does in the log.
 
     Args:
         source: the log; it is left as it is.
@@ -109,6 +104,35 @@ def merge(sources: Sequence[Location], target: Location, *, progress: bool = Tru
     copy_logs(logs, target, logs[0].config, None, None, progress)
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """The new log.
+
+    Attributes:
+        session: the only one that it has; None: nothing was ever written.
+        change: what is done to rows on the way.
+    """
+
+    store: Store
+    config: dict[str, Any]
+    session: Session | None
+    change: Change | None
+
+    def table(self, name: str) -> TableWriter:
+        """A new table, of one rank."""
+        identity = self.config["identity"]
+        dim, kind = identity["projection"]["dim"], identity["projection"]["kind"]
+        # A sum of many rows is worth keeping exactly, and there are few of them.
+        dtype = "float32" if "aggregate" in identity and name in LINKED else projection_dtype(kind)
+        writer = TableWriter(self.store, f"{name}/rank-0000", dim, dtype)
+        if name in LINKED and self.session is not None:
+            writer.begin_session([self.session])
+        return writer
+
+    def changed(self, rows: Rows) -> Rows:
+        return rows if self.change is None or not len(rows["sample"]) else self.change(rows)
+
+
 def copy_logs(
     logs: Sequence[RunLog],
     target: Location,
@@ -120,15 +144,17 @@ def copy_logs(
     """Write what the logs hold into a new one."""
     snapshots = _snapshots(logs)
     tables = _tables(logs)
-    with _new_store(target) as store, progress_bar(progress) as bar:
+    ids = [session.id for log in logs for session in log.sessions[-1:]]
+    with new_store(target) as store, progress_bar(progress) as bar:
+        copy = _Copy(store, config, Session(ids[0], 0) if ids else None, change)
         blocks = {name: sum(1 for t in parts for _ in t.blocks()) for name, parts in tables.items()}
         task = bar.add_task("copying", total=sum(blocks.values()) + len(snapshots))
         for name, parts in tables.items():
-            if aggregation is not None and name in SUMMED:
-                _sum_table(store, logs[0], name, parts, config, change, aggregation)
+            if aggregation is not None and name in LINKED:
+                _sum_table(copy, logs[0], name, parts, aggregation)
                 bar.advance(task, blocks[name])
             else:
-                _copy_table(store, name, parts, config, change, lambda: bar.advance(task))
+                _copy_table(copy, name, parts, lambda: bar.advance(task))
         for snapshot in snapshots:
             write_snapshot(store, in_session(snapshot, 0), snapshot.parameters(), snapshot.preconditioner())
             bar.advance(task)
@@ -164,19 +190,12 @@ def _folding(log: RunLog, dim: int) -> Change:
     return change
 
 
-def _copy_table(
-    store: Store,
-    name: str,
-    parts: Sequence[Table],
-    config: dict[str, Any],
-    change: Change | None,
-    advance: Callable[[], None],
-) -> None:
-    writer = _new_table(store, name, config)
+def _copy_table(copy: _Copy, name: str, parts: Sequence[Table], advance: Callable[[], None]) -> None:
+    writer = copy.table(name)
     for table in parts:
         for block in table.blocks():
             rows: Rows = {column: table.read(block, column) for column in table.columns}
-            writer.append(change(rows) if change is not None and len(rows["sample"]) else rows)
+            writer.append(copy.changed(rows))
             advance()
     _note_dropped(writer, parts)
     writer.flush()
@@ -187,30 +206,12 @@ def _copy_table(
         writer.describe({**description, "snapshots": at})
 
 
-def _sum_table(
-    store: Store,
-    log: RunLog,
-    name: str,
-    parts: Sequence[Table],
-    config: dict[str, Any],
-    change: Change | None,
-    aggregation: Aggregation,
-) -> None:
-    writer = _new_table(store, name, config)
+def _sum_table(copy: _Copy, log: RunLog, name: str, parts: Sequence[Table], aggregation: Aggregation) -> None:
+    writer = copy.table(name)
     if len(log.train if name == "train" else log.probe):
-        aggregation(log, name, lambda rows: writer.append(change(rows) if change is not None else rows))
+        aggregation(log, name, lambda rows: writer.append(copy.changed(rows)))
     _note_dropped(writer, parts)
     writer.flush()
-
-
-def _new_table(store: Store, name: str, config: dict[str, Any]) -> TableWriter:
-    identity = config["identity"]
-    dim, kind = identity["projection"]["dim"], identity["projection"]["kind"]
-    # A sum of many rows is worth keeping exactly, and there are few of them.
-    dtype = "float32" if "aggregate" in identity and name in SUMMED else projection_dtype(kind)
-    writer = TableWriter(store, f"{name}/rank-0000", dim, dtype)
-    writer.begin_session(0)
-    return writer
 
 
 def _note_dropped(writer: TableWriter, parts: Sequence[Table]) -> None:
@@ -317,40 +318,3 @@ def _refuse_overlap(one: Table, other: Table) -> None:
                         f"two of the logs have different rows of {a.path}, step {steps[0]}: they are two "
                         "runs, not parts of one"
                     )
-
-
-@contextmanager
-def _new_store(target: Location) -> Iterator[Store]:
-    """A store that appears at ``target`` when all is written, or not at all."""
-    if not isinstance(target, str | os.PathLike) or "://" in str(target):
-        store = files.open_store(target, read_only=False)
-        if list(files.names(store, "")):
-            raise LogError(f"{files.describe(store)} is not empty: choose another place for the copy")
-        yield store  # no log before its root is written
-        return
-    path = Path(target)
-    if path.exists():
-        raise LogError(f"{path} exists: choose another place for the copy")
-    _clear_killed(path)
-    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
-    store = files.open_store(beside, read_only=False)
-    lock_rank(store, 0, store)
-    try:
-        yield store
-        shutil.rmtree(beside / LOCKS, ignore_errors=True)
-        beside.rename(path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    finally:
-        release_rank(store, 0, store)
-
-
-def _clear_killed(path: Path) -> None:
-    """Remove what copies to ``path`` left that were killed; not one that is at work."""
-    for beside in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.unfinished"):
-        with suppress(LogError):
-            store = files.open_store(beside, read_only=False)
-            lock_rank(store, 0, store)
-            shutil.rmtree(beside, ignore_errors=True)
-            release_rank(store, 0, store)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any, Self
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
+
+from diffhook.errors import LogError
 
 _LARGE = 1 << 20  # bytes from which a file is brought to the disk while others are still being written
 _PARTIAL = re.compile(r".*\.[0-9a-f]{32}\.partial")  # ours and zarr's own
@@ -42,6 +45,7 @@ class DurableStore(LocalStore):
         self._waiting: dict[str, Path] = {}
         self._changed: set[Path] = set()  # folders with entries that may not be on the disk
         self._syncing: dict[Path, Future[None]] = {}
+        self._folders: set[Path] = set()  # known to be folders, and no links
 
     def with_read_only(self, read_only: bool = False) -> Self:
         other = super().with_read_only(read_only)
@@ -106,6 +110,8 @@ class DurableStore(LocalStore):
             self._make(folder.parent)
             folder.mkdir(exist_ok=True)
             self._changed.add(folder.parent)
+        elif not self._is_folder(folder):
+            raise NotADirectoryError(folder)
 
     def _forget(self, key: str) -> None:
         partial = self._waiting.pop(key, None)
@@ -129,31 +135,102 @@ class DurableStore(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        return await super().get(self._readable(key), prototype, byte_range)
+        path = self._file(key)
+        return None if path is None else await super().get(self._key(path), prototype, byte_range)
 
     def get_sync(self, key: str, **options: Any) -> Buffer | None:
-        return super().get_sync(self._readable(key), **options)
+        path = self._file(key)
+        return None if path is None else super().get_sync(self._key(path), **options)
 
     async def exists(self, key: str) -> bool:
-        return await super().exists(self._readable(key))
+        return self._file(key) is not None
+
+    async def getsize(self, key: str) -> int:
+        path = self._file(key)
+        if path is None:
+            raise FileNotFoundError(key)
+        return path.stat().st_size
 
     async def delete(self, key: str) -> None:
         self._forget(key)
         await super().delete(key)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        async for name in super().list_dir(prefix):
-            if not is_partial(name):
-                yield name
+        for name in self.names(prefix):
+            yield name
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        async for key in super().list_prefix(prefix):
-            if not is_partial(key):
-                yield key
+        for key in self.keys(prefix.rstrip("/")):
+            yield key
 
-    def _readable(self, key: str) -> str:
-        waiting = self._waiting.get(key)
-        return key if waiting is None else waiting.relative_to(self.root).as_posix()
+    # ── reading ───────────────────────────────────────────────────────────────────────────────
+
+    def read(self, key: str) -> bytes | None:
+        """A file's content; None where there is none.
+
+        Raises:
+            LogError: it is a link, a pipe or a device, or lies behind a link. A log may come from anywhere:
+                what it points to is not a part of it, and a pipe may never end.
+        """
+        path = self._file(key)
+        try:
+            return None if path is None else path.read_bytes()
+        except FileNotFoundError:  # replaced or removed meanwhile
+            return None
+
+    def names(self, prefix: str) -> list[str]:
+        """Names directly below ``prefix``, in no order."""
+        folder = self.root / prefix
+        try:
+            found = os.listdir(folder) if self._is_folder(folder) else []
+        except FileNotFoundError:  # removed meanwhile
+            return []
+        return [name for name in found if not is_partial(name)]
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Keys of all files below ``prefix``, links and others that cannot be read included."""
+        if not self._is_folder(self.root / prefix):
+            return
+        for folder, folders, others in os.walk(self.root / prefix):
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            for name in [*others, *links]:
+                if not is_partial(name):
+                    yield self._key(Path(folder, name))
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _file(self, key: str) -> Path | None:
+        path = self._waiting.get(key) or self.root / key
+        mode = self._mode(path) if self._is_folder(path.parent) else None
+        if mode is None or stat.S_ISDIR(mode):
+            return None
+        if not stat.S_ISREG(mode):
+            raise self._foreign(path)
+        return path
+
+    def _is_folder(self, folder: Path) -> bool:
+        """Whether there is such a folder in the log, reached through no link."""
+        if folder == self.root or folder in self._folders:
+            return True
+        if self.root not in folder.parents:
+            raise LogError(f"{folder} is not in the log at {self.root}")
+        mode = self._mode(folder) if self._is_folder(folder.parent) else None
+        if mode is not None and stat.S_ISLNK(mode):
+            raise self._foreign(folder)
+        if mode is None or not stat.S_ISDIR(mode):
+            return False
+        self._folders.add(folder)
+        return True
+
+    def _mode(self, path: Path) -> int | None:
+        try:
+            return path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _foreign(self, path: Path) -> LogError:
+        return LogError(f"{path} is no regular file: links, pipes and devices in a log are not followed")
 
 
 def _sync(paths: Iterable[Path]) -> None:

@@ -1,9 +1,13 @@
-"""One live writer for each rank of a log in a folder. The lock dies with the process that holds it."""
+"""One live writer for each part of a log in a folder. The lock dies with the process that holds it."""
 
 from __future__ import annotations
 
 import os
+import stat
+import struct
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,7 @@ except ImportError:  # Windows: two writers there are not told apart
 
 ROOT = "locks"
 
-# path → handle, and who claims it; closing another handle of the file would let go of the lock
-_held: dict[str, tuple[int, weakref.ref[Any]]] = {}
+_held: dict[str, tuple[int, weakref.ref[Any]]] = {}  # path → handle, and who claims it
 
 
 def lock_rank(store: Store, rank: int, owner: Any) -> None:
@@ -31,30 +34,58 @@ def lock_rank(store: Store, rank: int, owner: Any) -> None:
     Raises:
         LogError: another process, or another owner in this one, writes there.
     """
+    close = "close the earlier hook or writer"
+    _claim(store, _rank(rank), owner, f"rank {rank}", "choose another path", close)
+
+
+def release_rank(store: Store, rank: int, owner: Any) -> None:
+    """Let others write there. Nothing happens where the owner claims nothing."""
+    _release(store, _rank(rank), owner)
+
+
+@contextmanager
+def query_lock(store: Store, name: str) -> Iterator[None]:
+    """Claim a query set while it is computed: two of one name at once would write over each other.
+
+    Raises:
+        LogError: it is being computed already.
+    """
+    owner = _Owner()
+    _claim(store, f"query-{name}", owner, f"queries {name!r}", "choose another name", "wait for it")
+    try:
+        yield
+    finally:
+        _release(store, f"query-{name}", owner)
+
+
+class _Owner:
+    """Of a lock that belongs to nothing else."""
+
+
+def _rank(rank: int) -> str:
+    return f"rank-{rank:04d}"
+
+
+def _claim(store: Store, name: str, owner: Any, what: str, choose: str, close: str) -> None:
     if fcntl is None or not isinstance(store, LocalStore):
         return
-    path = _path(store, rank)
+    path = (store.root / ROOT / name).resolve()
+    where = f"{what} of the log at {store.root}"
     if str(path) in _held:
         handle, earlier = _held[str(path)]
         if earlier() not in (None, owner):
-            raise LogError(
-                f"this process is writing rank {rank} of the log at {store.root} already: close the earlier "
-                "hook or writer, or choose another path"
-            )
+            raise LogError(f"this process is writing {where} already: {close}, or {choose}")
         _held[str(path)] = handle, weakref.ref(owner)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = _open(path)
     try:
-        # Not flock: a forked DataLoader worker would hold that lock too, and outlive its parent.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle)
     except (BlockingIOError, PermissionError) as error:
         writer = os.read(handle, 20).decode(errors="replace").strip()
         os.close(handle)
-        raise LogError(
-            f"process {writer or 'unknown'} is writing rank {rank} of the log at {store.root}: wait for it "
-            "or end it, or choose another path"
-        ) from error
+        known = writer if writer.isdecimal() else "unknown"
+        raise LogError(f"process {known} is writing {where}: wait for it or end it, or {choose}") from error
     except OSError:  # no locks here
         os.close(handle)
         return
@@ -63,18 +94,42 @@ def lock_rank(store: Store, rank: int, owner: Any) -> None:
     _held[str(path)] = handle, weakref.ref(owner)
 
 
-def release_rank(store: Store, rank: int, owner: Any) -> None:
-    """Let others write there. Nothing happens where the owner claims nothing."""
-    path = str(_path(store, rank)) if isinstance(store, LocalStore) else ""
+def _release(store: Store, name: str, owner: Any) -> None:
+    path = str((store.root / ROOT / name).resolve()) if isinstance(store, LocalStore) else ""
     handle, claimant = _held.get(path, (None, None))
     if handle is not None and claimant is not None and claimant() is owner:
         del _held[path]
         os.close(handle)
 
 
-def _path(store: LocalStore, rank: int) -> Path:
-    return (store.root / ROOT / f"rank-{rank:04d}").resolve()
+def _open(path: Path) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise LogError(f"{path} is no regular file: a log has no others")
+    return handle
+
+
+def _lock(handle: int) -> None:
+    """Of the open file, not of the process: a POSIX lock would go when anything in the process, such as a
+    copy of the log, closes the same file.
+
+    Raises:
+        OSError: somebody else has it, or the file system has no locks.
+    """
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        whole_file = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        fcntl.fcntl(handle, fcntl.F_OFD_SETLK, whole_file)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _forget_in_child() -> None:
+    """A child has its parent's open files: a worker that outlives the run would go on holding the lock."""
+    for handle, _ in _held.values():
+        os.close(handle)
+    _held.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_held.clear)  # a child holds no lock of its parent's
+    os.register_at_fork(after_in_child=_forget_in_child)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,38 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 
-from diffhook.errors import LogError
+from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import store as files
-from diffhook.log.columns import Layout, check_frame, read_layout
+from diffhook.log.columns import Layout, read_layout
+from diffhook.log.lineage import Path, Session, Span
+from diffhook.log.mark import read_mark
 from diffhook.log.schema import BY_NAME, REQUIRED
-from diffhook.log.seal import parse, seal, unseal
 
 Array = npt.NDArray[Any]
 Ranges = list[tuple[int, int]]
+
+_CHUNKS_LOOKED_UP = 1000  # one by one, where a listing lacks them
+
+
+class DamagedRowsError(LogError):
+    """Rows cannot be read.
+
+    Attributes:
+        reason: why, without saying where.
+    """
+
+    def __init__(self, path: str, column: str, start: int, stop: int, reason: str) -> None:
+        super().__init__(f"{path}/{column}, rows {start} to {stop - 1}: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows [start, stop) are of one session; ``span`` is None where it is on another branch."""
+
+    start: int
+    stop: int
+    span: Span | None
 
 
 class RankGroup:
@@ -29,14 +55,17 @@ class RankGroup:
     Args:
         store: the log's.
         path: key of the group, such as "train/rank-0000".
+        lineage: gives the path of sessions whose rows count; None: those of all sessions do.
 
     Raises:
         LogError: from any attribute or method: something is damaged; the message names the file.
     """
 
-    def __init__(self, store: Store, path: str) -> None:
+    def __init__(self, store: Store, path: str, lineage: Callable[[], Path] | None = None) -> None:
         self.store = store
         self.path = path
+        self._lineage = lineage
+        self._of_probes = path.startswith("probe/")
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -47,50 +76,49 @@ class RankGroup:
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """What the writer says of its rows; {} of a group that was only begun."""
-        place = f"{self.path}/zarr.json"
-        content = files.get(self.store, place)
-        if content is None:
-            if any("/c/" in key for key in files.keys(self.store, self.path)):
-                raise LogError(f"{place} is missing")
-            return {}
-        found = parse(content, place)
-        attributes = found.get("attributes") if isinstance(found, dict) else None
-        if not isinstance(attributes, dict) or found.get("node_type") != "group":
-            raise LogError(f"{place} is damaged: no zarr group")
-        fields = unseal(attributes, place, required="committed" in attributes)
-        _check_attributes(fields, place)
-        return fields
+        return read_mark(self.store, self.path)
 
     @property
     def description(self) -> Any:
         return self.attributes.get("description")
 
     @property
-    def sessions(self) -> list[dict[str, int]]:
-        """Where each process start began: first_row, start_step, and what it had to drop."""
-        found: list[dict[str, int]] = self.attributes.get("sessions", [])
+    def sessions(self) -> list[dict[str, Any]]:
+        """What this rank knows of each session, by number: id, parent, start_step, its own first_row there,
+        and what it had to drop."""
+        found: list[dict[str, Any]] = self.attributes.get("sessions", [])
         return found
 
-    @property
+    @cached_property
+    def history(self) -> tuple[Session, ...]:
+        """The same sessions, without what is this rank's own."""
+        return tuple(Session(s["id"], s["start_step"], s["parent"]) for s in self.sessions)
+
+    @cached_property
     def lost(self) -> Ranges:
-        """Row ranges that ``diffhook verify --repair`` has taken out."""
-        return [(start, stop) for start, stop in self.attributes.get("lost", [])]
+        """Row ranges that ``diffhook verify --repair`` has taken out, in order and apart."""
+        ranges = np.array(self.attributes.get("lost", []), np.int64).reshape(-1, 2)
+        ranges = ranges[ranges[:, 0] < ranges[:, 1]]
+        ranges = ranges[np.argsort(ranges[:, 0])]
+        if not len(ranges):
+            return []
+        until = np.maximum.accumulate(ranges[:, 1])
+        begins = np.concatenate([[True], ranges[1:, 0] > until[:-1]])
+        ends = np.concatenate([begins[1:], [True]])
+        return list(zip(ranges[begins, 0].tolist(), until[ends].tolist(), strict=True))
 
     @cached_property
     def _columns(self) -> dict[str, tuple[Layout, int, zarr.Array[Any]]]:
-        present = [name for name in BY_NAME if f"{self.path}/{name}/zarr.json" in self.keys]
-        if not self.attributes and "sample" not in present:
-            return {}  # only begun: the last column is missing
-        found = {name: read_layout(self.store, self.path, name) for name in present}
-        missing = [name for name in self.attributes.get("columns", REQUIRED) if name not in found]
-        if missing and self.attributes:
-            raise LogError(f"{self.path} lacks {', '.join(missing)}")
+        if not self.attributes:
+            return {}
+        names = self.attributes["columns"]
+        if not set(REQUIRED) <= set(names) <= set(BY_NAME):
+            raise LogError(f"{self.path}/zarr.json is damaged: its columns are {', '.join(names)[:200]}")
+        found = {name: read_layout(self.store, self.path, name) for name in BY_NAME if name in names}
         sizes = {layout.rows for layout, _, _ in found.values()}
         if len(sizes) > 1:
             raise LogError(f"{self.path} is damaged: columns in chunks of {sorted(sizes)} rows")
-        if self.attributes and found["sample"][0].checksums and "committed" not in self.attributes:
-            raise LogError(f"{self.path}/zarr.json is damaged: it does not say how many rows count")
-        committed = self.attributes.get("committed", 0)
+        committed = self.attributes["committed"]
         for name, (_, length, _) in found.items():
             if length < committed:
                 raise LogError(
@@ -116,27 +144,37 @@ class RankGroup:
         """D, the length of the projections; 0 where there are none."""
         return self.layout("projection").dim or 0 if "projection" in self._columns else 0
 
-    @cached_property
-    def committed(self) -> int:
-        """Rows that were written whole."""
-        if not self._columns:
-            return 0
-        if "committed" not in self.attributes:  # schema 1: the shortest column, as far as it is stored
-            stored = max((i + 1 for i in self._stored_chunks("sample")), default=0)
-            lengths = (length for _, length, _ in self._columns.values())
-            return min(*lengths, stored * self.shard_rows)
-        committed: int = self.attributes["committed"]
-        chunks = -(-committed // self.shard_rows)
-        if self.layout("sample").checksums and sum(1 for _ in self._stored_chunks("sample")) < chunks:
-            raise LogError(f"{self.path}/sample is damaged: not all of its {chunks} chunks are there")
+    @property
+    def marked(self) -> int:
+        """Rows that the mark vouches for, whether their files are there or not."""
+        committed: int = self.attributes.get("committed", 0)
         return committed
 
-    def _stored_chunks(self, column: str) -> Iterator[int]:
+    @cached_property
+    def committed(self) -> int:
+        """Rows that were written whole, with all of their ids: a number alone claims no rows."""
+        if not self._columns:
+            return 0
+        chunks = -(-self.marked // self.shard_rows)
+        listed = set(self._listed_chunks("sample"))
+        unseen = chunks - sum(1 for index in listed if index < chunks)
+        layout = self.layout("sample")
+        if unseen > _CHUNKS_LOOKED_UP or not all(
+            files.exists(self.store, layout.chunk_key(self.path, index))
+            for index in range(chunks if unseen else 0)
+            if index not in listed
+        ):
+            raise LogError(f"{self.path}/sample is damaged: not all of its {chunks} chunks are there")
+        return self.marked
+
+    def _listed_chunks(self, column: str) -> Iterator[int]:
         prefix = f"{self.path}/{column}/c/"
         for key in self.keys:
             index = key.removeprefix(prefix).split("/")[0] if key.startswith(prefix) else ""
             if index.isdecimal() and len(index) < 16:
                 yield int(index)
+
+    # ── which rows count ──────────────────────────────────────────────────────────────────────
 
     @property
     def count(self) -> int:
@@ -151,9 +189,9 @@ class RankGroup:
         return np.array([self._valid_in(*shard).sum() for shard in self._shards], np.int64)
 
     def valid_in(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        """(stop − start,): which rows of [start, stop) are neither lost nor superseded by a later session.
+        """(stop − start,): which rows of [start, stop) are neither lost nor of another branch.
 
-        Reads their steps where a session begins, and nothing where all rows of a shard count, or none.
+        Reads their steps where a branch leaves, and nothing where all rows of a shard count, or none.
         """
         if self.all_count or start == stop:
             return np.ones(stop - start, np.bool_)
@@ -164,22 +202,16 @@ class RankGroup:
             return np.full(stop - start, counted > 0)
         return self._valid_in(start, stop)
 
-    @property
+    @cached_property
     def all_count(self) -> bool:
         """Whether every row counts."""
-        return not self.is_old and not self.lost and len(self.sessions) < 2
-
-    @property
-    def is_old(self) -> bool:
-        """Whether it is of schema 1, which does not say how many rows count: :attr:`valid` is held then."""
-        return "committed" not in self.attributes
+        return not self.lost and all(
+            part.span is not None and part.span.is_whole(probes=self._of_probes) for part in self._parts
+        )
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
         """(committed,): :meth:`valid_in` of all rows."""
-        if self.is_old:
-            known = self.read("sample", 0, self.committed) >= 0 if self.committed else np.ones(0, np.bool_)
-            return self._unsuperseded(0, self.committed, known)
         return np.concatenate([np.ones(0, np.bool_), *(self.valid_in(*shard) for shard in self._shards)])
 
     @property
@@ -188,22 +220,38 @@ class RankGroup:
             for start in range(0, self.committed, self.shard_rows):
                 yield start, min(start + self.shard_rows, self.committed)
 
-    def _valid_in(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
-        if self.is_old:
-            return self.valid[start:stop]
-        return self._unsuperseded(start, stop, np.ones(stop - start, np.bool_))
+    @cached_property
+    def _parts(self) -> list[_Part]:
+        """The sessions that have rows here, in order."""
+        if self._lineage is None:
+            return []
+        spans = self._lineage()
+        edges = [min(session["first_row"], self.committed) for session in self.sessions]
+        return [
+            _Part(start, stop, spans.get(number))
+            for number, (start, stop) in enumerate(pairwise([*edges, self.committed]))
+            if start < stop
+        ]
 
-    def _unsuperseded(self, start: int, stop: int, valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """``valid`` without rows [start, stop) that are lost or superseded."""
-        for low, high in self.lost:
+    def _valid_in(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        valid = np.ones(stop - start, np.bool_)
+        for low, high in _overlapping(self.lost, start, stop):
             valid[max(low - start, 0) : max(high - start, 0)] = False
-        later = [(s["first_row"] - start, s["start_step"]) for s in self.sessions[1:]]
-        if any(rows > 0 for rows, _ in later) and valid.any():
-            step = self.read("step", start, stop, valid)
-            for rows, start_step in later:
-                if rows > 0:
-                    valid[:rows] &= step[:rows] < start_step
+        parts = self._parts
+        for index in range(max(bisect_right(parts, start, key=lambda part: part.start) - 1, 0), len(parts)):
+            part = parts[index]
+            if part.start >= stop:
+                break
+            low, high = max(part.start, start), min(part.stop, stop)
+            among = valid[low - start : high - start]
+            if part.span is None:
+                among[:] = False
+            elif low < high and among.any() and not part.span.is_whole(probes=self._of_probes):
+                steps = self.read("step", low, high, among)
+                among &= part.span.rows(steps, probes=self._of_probes)
         return valid
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────
 
     def read(self, column: str, start: int, stop: int, among: Array | None = None) -> Array:
         """Rows [start, stop) of one column, counting or not.
@@ -232,9 +280,7 @@ class RankGroup:
     def _check_chunks(self, layout: Layout, start: int, stop: int) -> None:
         for index in range(start // layout.rows, -(-stop // layout.rows)):
             key = layout.chunk_key(self.path, index)
-            if key in self.keys:
-                check_frame(self.store, layout, key)
-            elif layout.checksums:
+            if key not in self.keys and not files.exists(self.store, key):
                 raise LogError(f"{key} is missing")
 
     @contextmanager
@@ -242,46 +288,16 @@ class RankGroup:
         """Whatever a damaged chunk raises becomes an error that says where it lies."""
         try:
             yield
+        except (DamagedRowsError, LogUnavailableError):
+            raise
+        except OSError as error:
+            if not files.is_folder(self.store):
+                raise LogUnavailableError(f"cannot read {self.path}/{column}: {error}") from error
+            raise DamagedRowsError(self.path, column, start, stop, str(error)) from error
         except Exception as error:
-            reason = "a checksum is wrong" if "checksum do not match" in str(error) else error
-            raise LogError(f"{self.path}/{column}, rows {start} to {stop - 1}: {reason}") from error
+            raise DamagedRowsError(self.path, column, start, stop, str(error)) from error
 
 
-def put_attributes(store: Store, path: str, attributes: dict[str, Any]) -> None:
-    """Write a group's own zarr.json: the commit mark of its rows."""
-    files.put(store, f"{path}/zarr.json", group_json(seal(attributes)))
-
-
-def group_json(attributes: dict[str, Any]) -> bytes:
-    return json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}, indent=1).encode()
-
-
-def _check_attributes(fields: dict[str, Any], place: str) -> None:
-    committed = fields.get("committed", 0)
-    sound = (
-        _is_count(committed)
-        and _are(fields.get("columns", []), lambda name: isinstance(name, str))
-        and _are(fields.get("sessions", []), _is_session)
-        and _are(fields.get("lost", []), lambda r: _are(r, _is_count) and len(r) == 2 and r[0] <= r[1])
-    )
-    if not sound:
-        raise LogError(f"{place} is damaged: its attributes make no sense")
-
-
-def _are(found: Any, sound: Callable[[Any], bool]) -> bool:
-    return isinstance(found, list) and all(sound(item) for item in found)
-
-
-def _is_count(found: Any) -> bool:
-    return type(found) is int and 0 <= found <= 1 << 48
-
-
-def _is_session(found: Any) -> bool:
-    counts = ("first_row", "dropped_steps", "dropped_rows", "dropped_snapshots")
-    return (
-        isinstance(found, dict)
-        and all(_is_count(found.get(key, 0)) for key in counts)
-        and type(found.get("start_step")) is int
-        and abs(found["start_step"]) < 1 << 62
-        and "first_row" in found
-    )
+def _overlapping(ranges: Ranges, start: int, stop: int) -> Ranges:
+    first = max(bisect_right(ranges, start, key=lambda r: r[0]) - 1, 0)
+    return ranges[first : bisect_right(ranges, stop, key=lambda r: r[0])]

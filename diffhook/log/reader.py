@@ -2,109 +2,118 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log.alerts import read_alerts
-from diffhook.log.rank import RankGroup
-from diffhook.log.samples import read_names
+from diffhook.log.index import LogIndex
+from diffhook.log.lineage import Session
+from diffhook.log.root import read_config
 from diffhook.log.schema import SCHEMA_VERSION
-from diffhook.log.seal import is_sealed, parse, unseal
-from diffhook.log.snapshots import Snapshot, read_snapshots
+from diffhook.log.snapshots import Snapshot
 from diffhook.log.store import Location
 from diffhook.log.table import Table
-from diffhook.log.thumbnails import Thumbnails
+from diffhook.log.verification import verify
 from diffhook.notebook import Displayed
 
 if TYPE_CHECKING:
     import xarray
 
-_RANK = re.compile(r"rank-(\d{4,6})")
-_KINDS = ("sketch", "full", "none")
-
 
 class RunLog(Displayed):
-    """A run's log: tables of rows, snapshots, alerts and the configuration they belong to."""
+    """A run's log: tables of rows, snapshots, alerts and the configuration they belong to.
 
-    def __init__(self, store: Store, path: Location) -> None:
+    What it has read once stays as it was, while a run may still write; see :meth:`refresh`. For the
+    arguments see :func:`open_log` and :class:`~diffhook.log.index.LogIndex`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        path: Location,
+        session: int | None = None,
+        sessions: Sequence[Session] | None = None,
+    ) -> None:
         self.store = store
         self._path = path
+        self._seen_as = session, sessions
         self.location = files.describe(store)
-        attributes = read_attributes(store)
-        self.schema: int = attributes["schema"]
-        self.config: dict[str, Any] = attributes["config"]
+        self.config: dict[str, Any] = read_config(store)
+        self.schema = SCHEMA_VERSION
+        self.index = LogIndex(store, *self._seen_as)
 
     def __repr__(self) -> str:
         return f"<RunLog {self.location}: {len(self.train)} train rows, {len(self.probe)} probe rows>"
 
-    @cached_property
+    def refresh(self) -> Self:
+        """See what was written since. Tables that were handed out stay as they were."""
+        self.index = LogIndex(self.store, *self._seen_as)
+        return self
+
+    @property
     def train(self) -> Table:
         """Rows of the training's own steps."""
-        return self._table("train")
+        return self.index.table("train")
 
-    @cached_property
+    @property
     def probe(self) -> Table:
         """Rows of probes at snapshots."""
-        return self._table("probe")
+        return self.index.table("probe")
 
     @property
     def queries(self) -> Mapping[str, Table]:
         """Query name → its rows.
 
-        Not those whose computation was cut short, or whose snapshots a later session superseded.
+        Not those whose computation was cut short, or whose snapshots are of another branch.
         """
-        present = {(s.step, s.session) for s in self.snapshots}
-        found = {}
-        for name in query_names(self.store):
-            table = self._table(f"queries/{name}")
-            if _snapshots_of(table) <= present:
-                found[name] = table
-        return found
+        return self.index.queries
 
     @property
     def snapshots(self) -> list[Snapshot]:
         """Snapshots by step."""
-        return read_snapshots(self.store, self.session_starts())
+        return self.index.snapshots
 
     @property
     def thumbnails(self) -> Mapping[int, bytes]:
         """Sample id → PNG; empty unless the run was asked to keep them."""
-        return Thumbnails(self.store)
+        return self.index.thumbnails
 
     @property
     def ranks(self) -> int:
-        """Processes that trained."""
-        return len(rank_groups(self.store, "train"))
+        """Processes that have trained, in whichever session."""
+        return len(self.index.groups("train"))
 
-    def session_starts(self, rank: int | None = None) -> list[int]:
-        """The step at which each session began, as one rank saw it; by default the first."""
-        for number, group in rank_groups(self.store, "train"):
-            if rank is None or number == rank:
-                return [session["start_step"] for session in group.sessions] or [0]
-        return [0]
+    @property
+    def live_ranks(self) -> set[int]:
+        """Those that train in the live session, or did until it ended."""
+        count = len(self.sessions)
+        groups = self.index.groups("train").items()
+        return {rank for rank, group in groups if count and len(group.sessions) == count}
+
+    @property
+    def sessions(self) -> Sequence[Session]:
+        """Every start of a run that has left something here; the last one is live."""
+        return self.index.sessions
 
     def dropped(self) -> tuple[int, int]:
         """Steps and rows that were not written because the disk could not take them in time."""
-        table = self._table("train")  # as it is now
-        return table.dropped("steps"), table.dropped("rows")
+        return self.train.dropped("steps"), self.train.dropped("rows")
 
     def dropped_snapshots(self) -> int:
         """Snapshots that were not written for the same reason."""
-        return self._table("train").dropped("snapshots")
+        return self.train.dropped("snapshots")
 
     def names(self) -> dict[int, str]:
         """Sample id → name; empty where samples are numbered. See :mod:`diffhook.log.samples`."""
-        return read_names(self.store)
+        return self.index.names
 
     def alerts(self) -> list[dict[str, Any]]:
         """Alerts of all ranks, by step."""
-        return read_alerts(self.store, self.session_starts)
+        return read_alerts(self.store, self.index.path)
 
     def to_xarray(self, table: str = "train") -> xarray.Dataset:
         """One table as a Dataset over the dimension "row" (and "projection_dim").
@@ -116,7 +125,7 @@ class RunLog(Displayed):
             import xarray
         except ImportError as error:
             raise LogError("to_xarray needs xarray: pip install diffhook[xarray]") from error
-        rows = self._table(table)
+        rows = self.index.table(table)
         columns = {name: (("row", "projection_dim")[: rows[name].ndim], rows[name]) for name in rows.columns}
         return xarray.Dataset(columns, attrs={"table": table})
 
@@ -126,88 +135,21 @@ class RunLog(Displayed):
 
     def verify(self) -> list[str]:
         """Read everything once. Returns what is wrong, a line each; empty: the log is whole."""
-        from diffhook.log.verification import verify
-
         return [str(finding) for finding in verify(self.store)]
 
-    def _table(self, name: str) -> Table:
-        return Table(name, [group for _, group in rank_groups(self.store, name)])
 
-
-def rank_groups(store: Store, table: str) -> list[tuple[int, RankGroup]]:
-    """The ranks' groups of a table, by number."""
-    matches = [_RANK.fullmatch(name) for name in files.names(store, table)]
-    return [(int(match[1]), RankGroup(store, f"{table}/{match[0]}")) for match in matches if match]
-
-
-def query_names(store: Store) -> list[str]:
-    """Names of all query sets, finished or not.
-
-    Raises:
-        LogError: a name that could lead out of the log.
-    """
-    return [files.check_name(name) for name in files.names(store, "queries") if name != "zarr.json"]
-
-
-def _snapshots_of(table: Table) -> set[tuple[int, int]]:
-    """The (step, session) of the snapshots that a query was computed at; impossible ones if unfinished."""
-    description = table.description
-    at = description.get("snapshots") if isinstance(description, dict) else None
-    if not isinstance(at, list):
-        return {(-1, -1)}
-    try:
-        return {(int(step), int(session)) for step, session in at}
-    except (TypeError, ValueError) as error:
-        raise LogError(f"{table.name}: its description is damaged: {error}") from error
-
-
-def read_attributes(store: Store) -> dict[str, Any]:
-    """The root's own attributes: schema and config.
-
-    Raises:
-        LogError: there is no log there, or one of a newer schema, or a damaged one.
-    """
-    where = files.describe(store)
-    try:
-        content = files.get(store, "zarr.json")
-    except OSError as error:
-        raise LogError(f"cannot read {where}: {error}") from error
-    if content is None:
-        raise LogError(f"no diffhook log at {where}: it holds no zarr group")
-    place = f"{where}/zarr.json"
-    found = parse(content, place)
-    own = found.get("attributes") if isinstance(found, dict) else None
-    attributes = own.get("diffhook") if isinstance(own, dict) else None
-    if not isinstance(attributes, dict) or "schema" not in attributes:
-        raise LogError(f"no diffhook log at {where}: a zarr group, but not one of diffhook's")
-    schema = attributes["schema"]
-    if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
-        raise LogError(
-            f"the log at {where} has schema {schema!r}; this diffhook reads up to "
-            f"{SCHEMA_VERSION}: upgrade diffhook"
-        )
-    attributes = unseal(attributes, place, required=schema > 1 or is_sealed(attributes))
-    _check_config(attributes.get("config"), place)
-    return attributes
-
-
-def _check_config(config: Any, place: str) -> None:
-    identity = config.get("identity") if isinstance(config, dict) else None
-    projection = identity.get("projection") if isinstance(identity, dict) else None
-    if not isinstance(projection, dict):
-        raise LogError(f"{place} is damaged: the configuration does not describe the projection")
-    dim, kind = projection.get("dim"), projection.get("kind")
-    if type(dim) is not int or not 0 <= dim < 1 << 40 or kind not in _KINDS:
-        raise LogError(f"{place} is damaged: a projection of kind {kind!r} and dimension {dim!r}")
-
-
-def open_log(path: Location) -> RunLog:
+def open_log(path: Location, session: int | None = None) -> RunLog:
     """Open a run's log for reading. Needs no torch.
 
     Args:
         path: a folder, an fsspec URL such as "s3://bucket/run", or a zarr Store.
+        session: the run as this start of it knows it, with what it went on from; by default the newest.
+            ``diffhook info`` lists them.
 
     Raises:
-        LogError: nothing is there, or something else.
+        LogError: nothing is there, or something else, or no such session.
     """
-    return RunLog(files.open_store(path, read_only=True), path)
+    log = RunLog(files.open_store(path, read_only=True), path, session)
+    if session is not None:
+        _ = log.index.path
+    return log

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from zarr.abc.store import Store
 
-from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log.alerts import alert_files, readable_lines
 from diffhook.log.encoding import put_chunk
-from diffhook.log.rank import RankGroup, put_attributes
+from diffhook.log.mark import put_attributes
+from diffhook.log.rank import RankGroup
 from diffhook.log.schema import BY_NAME
-from diffhook.log.verification import QUARANTINE, Finding
+from diffhook.log.verification import QUARANTINE, Finding, Kind
 
 
 def repair(store: Store, findings: list[Finding]) -> list[str]:
@@ -22,55 +22,44 @@ def repair(store: Store, findings: list[Finding]) -> list[str]:
 
     Rows of a damaged chunk no longer count; the chunk's file moves aside, and one that holds its
     readable rows takes its place. So do the readable lines of a damaged file of alerts. Damaged metadata
-    takes its rank's whole group aside.
+    takes its rank's whole group aside. Rows that are there twice stay: nobody knows which is the right one.
 
     Returns:
         What was done, a line each.
     """
     done = []
-    rows: dict[str, list[Finding]] = defaultdict(list)
-    whole = {f.group for f in findings if f.group and f.stop == f.start}
     alert_keys = {key for _, key in alert_files(store)}
     for finding in findings:
-        if finding.group in whole:
-            continue
-        if finding.group:
-            rows[finding.group].append(finding)
-        elif finding.key in alert_keys:
-            kept = readable_lines(store, finding.key)
+        if finding.kind is Kind.FILE:
+            kept = readable_lines(store, finding.key) if finding.key in alert_keys else b""
             done.append(_quarantine(store, finding.key))
             if kept:
                 files.put(store, finding.key, kept)
-        elif not _is_group(finding.key):
-            done.append(_quarantine(store, finding.key))
+    whole = {f.group for f in findings if f.kind is Kind.GROUP}
+    rows: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        if finding.kind in (Kind.ROWS, Kind.NO_SAMPLE) and finding.group not in whole:
+            rows[finding.group].append(finding)
     for group, lost in rows.items():
         done += _take_out(store, group, lost)
-    done += [_quarantine(store, group) for group in sorted(whole) if list(files.keys(store, group))]
-    return done
-
-
-def _is_group(key: str) -> bool:
-    """Rows that are there twice are told, not touched: which of them is the right one is unknown."""
-    return key.rpartition("/")[2].startswith("rank-") and "." not in key
+    return done + [_quarantine(store, group) for group in sorted(whole) if list(files.keys(store, group))]
 
 
 def _take_out(store: Store, path: str, findings: list[Finding]) -> list[str]:
     group = RankGroup(store, path)
-    if "committed" not in group.attributes:
-        raise LogError(f"{path} was written by an older diffhook, whose rows can be read but not repaired")
-    lost = np.zeros(group.attributes["committed"], np.bool_)
+    lost = np.zeros(group.marked, np.bool_)
     for start, stop in [*group.lost, *((f.start, f.stop) for f in findings)]:
         lost[start:stop] = True
     edges = np.flatnonzero(np.diff(np.concatenate([[0], lost, [0]]))).tolist()
     ranges = [list(pair) for pair in zip(edges[::2], edges[1::2], strict=True)]
     put_attributes(store, path, {**group.attributes, "lost": ranges})
     done = []
-    for key in dict.fromkeys(f.key for f in findings):
-        of_key = [f for f in findings if f.key == key]
-        if of_key[0].message != "no sample id":
-            content = _salvaged(group, of_key, len(lost))
-            done.append(_quarantine(store, key))
-            _replace(group, of_key[0], content, len(lost))
+    in_files = [f for f in findings if f.kind is Kind.ROWS]
+    for key in dict.fromkeys(f.key for f in in_files):
+        of_key = [f for f in in_files if f.key == key]
+        content = _salvaged(group, of_key, len(lost))
+        done.append(_quarantine(store, key))
+        _replace(group, of_key[0], content, len(lost))
     count = sum(f.stop - f.start for f in {(f.start, f.stop): f for f in findings}.values())
     done.append(f"{path}: {count} rows no longer count")
     return done

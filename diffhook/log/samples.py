@@ -25,7 +25,7 @@ from diffhook.log.seal import parse, seal, unseal
 logger = logging.getLogger("diffhook")
 
 ROOT = "names"
-_PART = re.compile(r"names/rank-(\d{4,6})-(\d{3,6})\.json")  # others are of before, without a checksum
+_PART = re.compile(r"rank-(\d{4,6})-(\d{3,6})\.json")
 _PART_NAMES = 10_000
 
 ROLE = 1 << 51
@@ -91,7 +91,7 @@ class NameWriter:
                 known |= read_name_file(self._store, key)
             except LogError as error:
                 logger.warning("names of samples are lost until the run meets them again: %s", error)
-        parts = filter(None, map(_PART.fullmatch, keys))
+        parts = filter(None, (_PART.fullmatch(key.removeprefix(f"{ROOT}/")) for key in keys))
         self._number = max((int(part[2]) + 1 for part in parts if int(part[1]) == self._rank), default=0)
         self._part = {sample: name for sample, name in names.items() if sample not in known}
         self._written = not self._part
@@ -117,7 +117,7 @@ class NameWriter:
 
 def name_files(store: Store) -> list[str]:
     """Keys of all files of names."""
-    return [f"{ROOT}/{name}" for name in files.names(store, ROOT)]
+    return [f"{ROOT}/{name}" for name in files.names(store, ROOT) if _PART.fullmatch(name)]
 
 
 def read_name_file(store: Store, key: str) -> dict[int, str]:
@@ -127,8 +127,7 @@ def read_name_file(store: Store, key: str) -> dict[int, str]:
         LogError: it is damaged.
     """
     place = f"{files.describe(store)}: {key}"
-    found = parse(files.get(store, key) or b"", place)
-    names = unseal(found, place, required=_PART.fullmatch(key) is not None)
+    names = unseal(parse(files.get(store, key) or b"", place), place)
     if not all(sample.isdecimal() and isinstance(name, str) for sample, name in names.items()):
         raise LogError(f"{place} is damaged: expected an object of sample id → name")
     return {int(sample): name for sample, name in names.items()}

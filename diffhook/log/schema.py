@@ -1,14 +1,14 @@
 """What a log holds. One row is one per-sample gradient. FORMAT.md, beside this file, has the details.
 
 LOG/
-  zarr.json                   attributes: {"diffhook": {"schema": 2, "config": {…}, "crc32": …}}
+  zarr.json                   attributes: {"diffhook": {"schema": 3, "config": {…}, "crc32": …}}
   train/rank-0000/<column>    the training's own steps, one group per process
   probe/rank-0000/<column>    chosen samples on a grid of timesteps, at every snapshot
   queries/<name>/rank-0000/…  the images one asks about, likewise
   snapshots/step-00000500/    parameters.safetensors, then snapshot.json as commit mark;
                               preconditioner.safetensors, only where it was asked for
   alerts/rank-0000.jsonl      one JSON object a line
-  names/rank-0000.json        sample id → name, where samples have names: see samples.py
+  names/rank-0000-000.json    sample id → name, where samples have names: see samples.py
   thumbnails/rank-0000-000.zip  images, only where they were asked for
 """
 
@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""What is written and read. A change of the format raises it, and FORMAT.md, "Versions", says what else."""
 
 Rows = Mapping[str, npt.NDArray[Any]]  # column name → (rows,) array, or (rows, D) for projection
 

@@ -17,16 +17,11 @@ def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, _KEY: _checksum(fields)}
 
 
-def is_sealed(fields: Mapping[str, Any]) -> bool:
-    return _KEY in fields
-
-
-def unseal(fields: Any, place: str, *, required: bool = True) -> dict[str, Any]:
+def unseal(fields: Any, place: str) -> dict[str, Any]:
     """The fields without the checksum.
 
     Args:
         place: where they lie, for the message.
-        required: False for what older versions wrote without one.
 
     Raises:
         LogError: no object, or the checksum is missing or wrong.
@@ -34,13 +29,12 @@ def unseal(fields: Any, place: str, *, required: bool = True) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise LogError(f"{place} is damaged: expected a JSON object, found {type(fields).__name__}")
     content = {key: value for key, value in fields.items() if key != _KEY}
-    if is_sealed(fields) or required:
-        try:
-            whole = fields.get(_KEY) == _checksum(content)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise LogError(f"{place} is damaged: {error}") from error
-        if not whole:
-            raise LogError(f"{place} is damaged: its checksum is missing or wrong")
+    try:
+        whole = fields.get(_KEY) == _checksum(content)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LogError(f"{place} is damaged: {error}") from error
+    if not whole:
+        raise LogError(f"{place} is damaged: its checksum is missing or wrong")
     return content
 
 

@@ -13,7 +13,8 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
-from diffhook.log.seal import is_sealed, parse, seal, unseal
+from diffhook.log.lineage import Path
+from diffhook.log.seal import parse, seal, unseal
 
 ROOT = "snapshots"
 _FOLDER = re.compile(r"step-\d{8,18}(-session-\d{1,6})?")
@@ -38,7 +39,7 @@ class Snapshot:
     details: Mapping[str, Any] = field(default_factory=dict)
     store: Store | None = field(default=None, repr=False, compare=False)
     folder: str = field(default="", repr=False, compare=False)
-    digest: str | None = field(default=None, repr=False, compare=False)  # SHA-256, of the parameters
+    digest: str = field(default="", repr=False, compare=False)  # SHA-256, of the parameters
     preconditioner_digest: str | None = field(default=None, repr=False, compare=False)  # None: not kept
 
     @property
@@ -60,12 +61,12 @@ class Snapshot:
         known = self.preconditioner_digest
         return None if known is None else self._read("preconditioner", known)
 
-    def _read(self, name: str, digest: str | None) -> bytes:
+    def _read(self, name: str, digest: str) -> bytes:
         assert self.store is not None
         content = files.get(self.store, f"{self.key}/{name}.safetensors")
         if content is None:
             raise LogError(f"{files.describe(self.store)}: {self.key} has lost its {name}")
-        if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        if hashlib.sha256(content).hexdigest() != digest:
             raise LogError(
                 f"{files.describe(self.store)}: {self.key}/{name}.safetensors is damaged: "
                 "it is not what was written"
@@ -93,11 +94,8 @@ def write_snapshot(
     files.put(store, f"{snapshot.key}/snapshot.json", json.dumps(seal(description), indent=1).encode())
 
 
-def read_snapshots(store: Store, starts: list[int]) -> list[Snapshot]:
-    """All committed snapshots that no later session supersedes, by step.
-
-    Args:
-        starts: the step at which each session began.
+def read_snapshots(store: Store, path: Path) -> list[Snapshot]:
+    """All finished snapshots on a path of sessions, by step.
 
     Raises:
         LogError: a description is damaged.
@@ -105,11 +103,8 @@ def read_snapshots(store: Store, starts: list[int]) -> list[Snapshot]:
     found: dict[int, Snapshot] = {}
     for folder in snapshot_folders(store):
         snapshot = read_snapshot(store, folder)
-        later = starts[snapshot.session + 1 :] if snapshot is not None else []
-        if snapshot is None or (later and snapshot.step > min(later)):
-            continue
-        other = found.get(snapshot.step)
-        if other is None or other.session < snapshot.session:
+        span = None if snapshot is None else path.get(snapshot.session)
+        if snapshot is not None and span is not None and span.has_snapshot(snapshot.step):
             found[snapshot.step] = snapshot
     return [found[step] for step in sorted(found)]
 
@@ -128,11 +123,9 @@ def read_snapshot(store: Store, folder: str) -> Snapshot | None:
     content = files.get(store, place)
     if content is None:
         return None
-    described = parse(content, place)
-    sealed = isinstance(described, dict) and is_sealed(described)
-    fields = unseal(described, place, required=isinstance(described, dict) and "sha256" in described)
+    fields = unseal(parse(content, place), place)
     try:
-        digest = fields.pop("sha256") if sealed else None
+        digest = fields.pop("sha256")
         preconditioner = fields.pop("preconditioner_sha256", None)
         step, session = fields.pop("step"), fields.pop("session")
         lr, lr_sum = float(fields.pop("lr")), float(fields.pop("lr_sum"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import re
@@ -10,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from zarr.abc.store import Store
 from zarr.buffer import cpu, default_buffer_prototype
@@ -23,6 +23,10 @@ Location = str | os.PathLike[str] | Store
 
 _writing = threading.local()  # .tell: whom a thread's writes are told
 
+_S3: dict[str, Any] = {
+    "use_listings_cache": False,  # what another process wrote since must be seen
+    "config_kwargs": {"connect_timeout": 10, "read_timeout": 20},  # an answer that is lost is asked for again
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -32,6 +36,8 @@ def open_store(location: Location, *, read_only: bool) -> Store:
     Raises:
         LogError: nothing is there, or nothing that could be a log.
     """
+    if type(location) is LocalStore:
+        location = location.root
     if isinstance(location, Store):
         return location
     if isinstance(location, str) and location.startswith("file://"):
@@ -49,8 +55,7 @@ def open_store(location: Location, *, read_only: bool) -> Store:
 
 
 def _open_url(url: str, read_only: bool) -> Store:
-    # What another process wrote since must be seen: an object store's listings are not kept.
-    options = {"use_listings_cache": False} if url.startswith("s3://") else None
+    options = _S3 if url.startswith("s3://") else None
     try:
         return FsspecStore.from_url(url, storage_options=options, read_only=read_only)
     except (ImportError, ValueError) as error:
@@ -75,6 +80,11 @@ def settled(location: Location) -> Location:
 def describe(store: Store) -> str:
     """The location in words, for messages."""
     return str(store.root) if isinstance(store, LocalStore) else str(store)
+
+
+def is_folder(store: Store) -> bool:
+    """Whether the log lies in a folder, whose errors are the disk's, not a network's."""
+    return isinstance(store, LocalStore)
 
 
 def check_name(name: str) -> str:
@@ -128,6 +138,8 @@ def set_uncommitted(store: Store, key: str, *parts: bytes | memoryview) -> None:
 
 def get(store: Store, key: str) -> bytes | None:
     """A file's content, or None where there is none."""
+    if isinstance(store, DurableStore):
+        return store.read(key)
     found = sync(store.get(key, prototype=default_buffer_prototype()))
     return None if found is None else found.to_bytes()
 
@@ -138,12 +150,16 @@ def exists(store: Store, key: str) -> bool:
 
 def names(store: Store, prefix: str) -> Iterator[str]:
     """Sorted names of the entries directly below ``prefix``."""
-    yield from sorted({name.rstrip("/") for name in _collect(store.list_dir(prefix))} - {""})
+    found = store.names(prefix) if isinstance(store, DurableStore) else _collect(store.list_dir(prefix))
+    yield from sorted({name.rstrip("/") for name in found} - {""})
 
 
 def keys(store: Store, prefix: str) -> Iterator[str]:
     """Sorted keys of all files below ``prefix``."""
-    yield from sorted(_collect(store.list_prefix(f"{prefix}/" if prefix else "")))
+    if isinstance(store, DurableStore):
+        yield from sorted(store.keys(prefix))
+    else:
+        yield from sorted(_collect(store.list_prefix(f"{prefix}/" if prefix else "")))
 
 
 def size(store: Store, key: str) -> int:
@@ -157,7 +173,7 @@ def _collect(entries: AsyncIterator[str]) -> list[str]:
 
     try:
         return sync(collect())
-    except (FileNotFoundError, asyncio.CancelledError):
+    except FileNotFoundError:
         return []
 
 

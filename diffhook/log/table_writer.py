@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log.columns import new_layout
 from diffhook.log.encoding import put_chunk
-from diffhook.log.rank import RankGroup, put_attributes
+from diffhook.log.lineage import Session
+from diffhook.log.mark import put_attributes
+from diffhook.log.rank import RankGroup
 from diffhook.log.schema import (
     BY_NAME,
     COLUMNS,
@@ -36,7 +39,7 @@ class TableWriter:
         before_commit: called before rows count that did not.
 
     Raises:
-        LogError: the group is damaged, or of an older schema.
+        LogError: the group is damaged.
     """
 
     def __init__(
@@ -79,13 +82,10 @@ class TableWriter:
         self._failed_commits = files.failed_commits(store)  # when they were written
         self._length = committed  # of the arrays, at least
         self._marked = True  # the attributes on disk are ours
+        if not group.attributes:  # before the first chunk: chunks without a mark have lost it
+            self._mark(self._attributes)
 
     def _check(self, group: RankGroup) -> None:
-        if not group.layout("sample").checksums:
-            raise LogError(
-                f"{self._path} was written by an older diffhook: to continue it, copy the log with "
-                "`diffhook compact`, which writes today's format"
-            )
         missing = set(self._layouts) - group.columns
         if missing and group.committed:
             raise LogError(f"{self._path} lacks {', '.join(sorted(missing))}")
@@ -93,11 +93,15 @@ class TableWriter:
     def __len__(self) -> int:
         return self._boundary + self._tail_rows
 
-    def begin_session(self, start_step: int) -> int:
-        """Rows from here on belong to a run that starts at ``start_step``. Returns its number."""
-        sessions = [*self._attributes["sessions"], {"first_row": len(self), "start_step": start_step}]
-        self._mark({**self._attributes, "sessions": sessions})
-        return len(sessions) - 1
+    def begin_session(self, sessions: Sequence[Session]) -> None:
+        """Rows from here on are of the last of these sessions, which are all that the log has.
+
+        Those that this rank took no part in have no rows here. On the disk with the next :meth:`commit`.
+        """
+        known: list[dict[str, Any]] = self._attributes["sessions"]
+        new = [{**asdict(session), "first_row": len(self)} for session in sessions[len(known) :]]
+        self._attributes["sessions"] = [*known, *new]
+        self._marked = self._marked and not new
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Keep a description of the rows beside them."""

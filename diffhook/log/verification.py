@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 
 import numpy as np
 from zarr.abc.store import Store
 
-from diffhook.errors import LogError
+from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
 from diffhook.log.alerts import alert_files, read_rank
 from diffhook.log.columns import read_layout
-from diffhook.log.rank import RankGroup
-from diffhook.log.reader import query_names, rank_groups, read_attributes
+from diffhook.log.index import LINKED, LogIndex
+from diffhook.log.lineage import Session, longest, path_to
+from diffhook.log.rank import DamagedRowsError, RankGroup
+from diffhook.log.root import read_config
 from diffhook.log.samples import name_files, read_name_file
 from diffhook.log.schema import BY_NAME
 from diffhook.log.snapshots import ROOT as SNAPSHOTS
@@ -27,11 +30,22 @@ QUARANTINE = "quarantine"  # where a repair moves things to
 Step = Callable[[], None]
 
 
+class Kind(Enum):
+    """What is to be done about a finding."""
+
+    FILE = "a file, or a folder of files, is damaged"
+    GROUP = "all rows of a rank's group are lost"
+    ROWS = "some rows are lost with the file that holds them"
+    NO_SAMPLE = "some rows say of no sample that they are its own"
+    TOLD = "nothing can be done"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong.
 
     Attributes:
+        kind: what it costs.
         key: the file, or the folder, that is damaged.
         message: in words.
         group: key of the rank's group whose rows are lost; "" if none are.
@@ -39,6 +53,7 @@ class Finding:
         start, stop: rows [start, stop) that are lost.
     """
 
+    kind: Kind
     key: str
     message: str
     group: str = ""
@@ -62,12 +77,17 @@ def verify(store: Store, advance: Step = lambda: None) -> list[Finding]:
     Raises:
         LogError: there is no log, or its own attributes are damaged.
     """
-    read_attributes(store)
+    read_config(store)
+    index = LogIndex(store)
     found: list[Finding] = []
-    for path in table_paths(store):
-        found += _gaps(store, path)
-        for _, group in rank_groups(store, path):
-            found += _check_group(group, advance)
+    sessions, contradictions = _readable_sessions(index)
+    live = path_to(sessions)
+    for path in table_paths(index):
+        found += _gaps(index, path)
+        for group in index.groups(path).values():
+            lineage = (lambda: live) if path in LINKED else None
+            found += _check_group(RankGroup(store, group.path, lineage), advance)
+    found += contradictions
     found += _check_snapshots(store, advance)
     for _, key in alert_files(store):
         found += _attempt(key, partial(read_rank, store, key))
@@ -79,23 +99,25 @@ def verify(store: Store, advance: Step = lambda: None) -> list[Finding]:
 
 def count_steps(store: Store) -> int:
     """How often :func:`verify` will call ``advance``, nearly."""
+    index = LogIndex(store)
     shards = 0
-    for path in table_paths(store):
-        for _, group in rank_groups(store, path):
+    for path in table_paths(index):
+        for group in index.groups(path).values():
             shards += sum(1 for key in files.keys(store, group.path) if "/projection/c/" in key) or 1
     return shards + len(snapshot_folders(store))
 
 
-def table_paths(store: Store) -> list[str]:
+def table_paths(index: LogIndex) -> list[str]:
     """Keys of all tables."""
-    return ["train", "probe", *(f"queries/{name}" for name in query_names(store))]
+    return [*LINKED, *(f"queries/{name}" for name in index.query_names)]
 
 
 def repaired(store: Store) -> list[str]:
     """What earlier repairs have taken out, a line each."""
     lines = []
-    for path in table_paths(store):
-        for _, group in rank_groups(store, path):
+    index = LogIndex(store)
+    for path in table_paths(index):
+        for group in index.groups(path).values():
             rows = sum(stop - start for start, stop in group.lost)
             if rows:
                 lines.append(f"{group.path}: {rows} rows were taken out by an earlier repair")
@@ -120,36 +142,33 @@ def _part(key: str) -> str:
     return "/".join(folders[: depth + 1])
 
 
-def _gaps(store: Store, path: str) -> Iterator[Finding]:
-    ranks = {rank for rank, _ in rank_groups(store, path)}
+def _gaps(index: LogIndex, path: str) -> Iterator[Finding]:
+    ranks = set(index.groups(path))
     for rank in sorted(set(range(min(ranks, default=0), max(ranks, default=0))) - ranks):
         key = f"{path}/rank-{rank:04d}"
-        yield Finding(key, "the whole rank is missing", key)
+        yield Finding(Kind.GROUP, key, "the whole rank is missing", key)
+
+
+def _readable_sessions(index: LogIndex) -> tuple[Sequence[Session], list[Finding]]:
+    """The sessions as those ranks tell them whose marks can be read, and whether they agree."""
+    groups = [group for table in LINKED for group in index.groups(table).values()]
+    damaged = {g.path for g in groups if _attempt(g.path, partial(getattr, g, "attributes"))}
+    histories = [group.history for group in groups if group.path not in damaged]
+    contradictions = _attempt("train", lambda: longest(histories), Kind.TOLD)
+    return max(histories, key=len, default=()), contradictions
 
 
 def _check_group(group: RankGroup, advance: Step) -> Iterator[Finding]:
-    try:
-        _ = group.attributes
-    except LogError as error:
-        yield Finding(f"{group.path}/zarr.json", str(error), group.path)
+    damage = _attempt(f"{group.path}/zarr.json", lambda: group.attributes, Kind.GROUP, group.path)
+    damage = damage or list(_check_layouts(group))
+    if not damage and not _is_plausible(group):
+        damage = _attempt(group.path, lambda: group.committed, Kind.GROUP, group.path)
+    yield from damage
+    if damage or not group.columns:
         return
-    broken = list(_check_layouts(group))
-    if broken:
-        yield from broken
-        return
-    try:
-        committed = group.committed
-    except LogError as error:
-        committed = group.attributes.get("committed", 0)
-        if committed > len(group.keys) * group.shard_rows:  # absurd: nothing there to go through
-            yield Finding(group.path, str(error), group.path)
-            return
-        group.__dict__["committed"] = committed
-    if not group.columns:
-        return
-    damaged = np.zeros(committed, np.bool_)
-    for start in range(0, committed, group.shard_rows):
-        stop = min(start + group.shard_rows, committed)
+    damaged = np.zeros(group.marked, np.bool_)
+    for start in range(0, group.marked, group.shard_rows):
+        stop = min(start + group.shard_rows, group.marked)
         for finding in _check_shard(group, start, stop):
             damaged[finding.start : finding.stop] = True
             yield finding
@@ -158,53 +177,62 @@ def _check_group(group: RankGroup, advance: Step) -> Iterator[Finding]:
         yield from _check_rows(group)
 
 
+def _is_plausible(group: RankGroup) -> bool:
+    """Whether there is something to go through: a mark alone can claim any number of rows."""
+    return not group.columns or group.marked <= len(group.keys) * group.shard_rows
+
+
 def _check_layouts(group: RankGroup) -> Iterator[Finding]:
     for name in BY_NAME:
         key = f"{group.path}/{name}/zarr.json"
         if any(k.startswith(f"{group.path}/{name}/") for k in group.keys):
-            for finding in _attempt(key, partial(read_layout, group.store, group.path, name)):
-                yield Finding(key, finding.message, group.path, name)
-    if not group.attributes and not group.keys:
-        return
-    try:
-        _ = group.columns
-    except LogError as error:
-        yield Finding(group.path, str(error), group.path)
+            yield from _attempt(
+                key, partial(read_layout, group.store, group.path, name), Kind.GROUP, group.path
+            )
+    yield from _attempt(group.path, lambda: group.columns, Kind.GROUP, group.path)
 
 
 def _check_shard(group: RankGroup, start: int, stop: int) -> Iterator[Finding]:
     for name in sorted(group.columns):
         layout = group.layout(name)
+        if _damage(group, name, start, stop) is None:
+            continue
         key = layout.chunk_key(group.path, start // group.shard_rows)
-        try:
-            group.read(name, start, stop)
-        except LogError as error:
-            rows = layout.inner_rows or group.shard_rows
-            for low in range(start, stop, rows):
-                high = min(low + rows, stop)
-                if _attempt(key, partial(group.read, name, low, high)):
-                    reason = str(error).rpartition(f"to {stop - 1}: ")[2]
-                    yield Finding(key, f"{name}: {reason}", group.path, name, low, high)
+        rows = layout.inner_rows or group.shard_rows
+        for low in range(start, stop, rows):
+            high = min(low + rows, stop)
+            reason = _damage(group, name, low, high)
+            if reason is not None:
+                yield Finding(Kind.ROWS, key, f"{name}: {reason}", group.path, name, low, high)
+
+
+def _damage(group: RankGroup, column: str, start: int, stop: int) -> str | None:
+    """Why rows cannot be read; None where they can."""
+    try:
+        group.read(column, start, stop)
+    except DamagedRowsError as error:
+        return error.reason
+    return None
 
 
 def _check_rows(group: RankGroup) -> Iterator[Finding]:
-    """What checksums cannot see: ids, rows without a projection, rows that are there twice."""
-    valid = np.flatnonzero(group.valid)
+    """What checksums cannot see: ids, rows that are there twice."""
+    counted = np.flatnonzero(group.valid)
     columns = {
-        name: group.read(name, 0, group.committed, group.valid)[valid]
+        name: group.read(name, 0, group.committed, group.valid)[counted]
         for name in sorted(group.columns - {"projection"})
     }
-    for row in valid[columns["sample"] < 0][:10]:
+    for row in counted[columns["sample"] < 0][:10].tolist():
         key = f"{group.path}/sample"
-        yield Finding(key, "no sample id", group.path, "sample", int(row), int(row) + 1)
+        yield Finding(Kind.NO_SAMPLE, key, "no sample id", group.path, "sample", row, row + 1)
     bits = np.stack(
         [columns[name].view(f"i{columns[name].itemsize}").astype(np.int64) for name in columns], 1
     )
     _, first = np.unique(bits, axis=0, return_index=True)
-    again = np.setdiff1d(np.arange(len(valid)), first)
+    again = np.setdiff1d(np.arange(len(counted)), first)
     if len(again):
-        rows = ", ".join(map(str, valid[again][:10])) + (" …" if len(again) > 10 else "")
-        yield Finding(group.path, f"{len(again)} rows are there twice: {rows}")
+        rows = ", ".join(map(str, counted[again][:10])) + (" …" if len(again) > 10 else "")
+        yield Finding(Kind.TOLD, group.path, f"{len(again)} rows are there twice: {rows}")
 
 
 def _check_snapshots(store: Store, advance: Step) -> Iterator[Finding]:
@@ -216,7 +244,7 @@ def _check_snapshots(store: Store, advance: Step) -> Iterator[Finding]:
                 snapshot.parameters()
                 snapshot.preconditioner()
         except LogError as error:
-            yield Finding(key, str(error))
+            yield Finding(Kind.FILE, key, str(error))
         advance()
 
 
@@ -226,9 +254,12 @@ def _check_thumbnails(store: Store) -> Iterator[Finding]:
         yield from _attempt(key, partial(thumbnails.check_pack, store, name))
 
 
-def _attempt(key: str, read: Callable[[], object]) -> list[Finding]:
+def _attempt(key: str, read: Callable[[], object], kind: Kind = Kind.FILE, group: str = "") -> list[Finding]:
+    """What is wrong if ``read`` fails. A store that does not answer says nothing of the log."""
     try:
         read()
+    except LogUnavailableError:
+        raise
     except LogError as error:
-        return [Finding(key, str(error))]
+        return [Finding(kind, key, str(error), group)]
     return []

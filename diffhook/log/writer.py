@@ -5,32 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from zarr.abc.store import Store
 
-from diffhook.errors import LogError
-from diffhook.log import alerts
+from diffhook.errors import LogError, LogUnavailableError
+from diffhook.log import alerts, opening
 from diffhook.log import store as files
-from diffhook.log.backlog import Backlog
-from diffhook.log.lock import ROOT as LOCKS
+from diffhook.log.backlog import LAST_TRIES, Backlog
+from diffhook.log.index import LogIndex
+from diffhook.log.lineage import Session, continued, has_checkpoint
 from diffhook.log.lock import lock_rank, release_rank
-from diffhook.log.rank import group_json
-from diffhook.log.reader import read_attributes
+from diffhook.log.reader import RunLog
+from diffhook.log.root import write_root
 from diffhook.log.samples import NameWriter
-from diffhook.log.schema import (
-    COLUMNS,
-    SCALARS,
-    SCHEMA_VERSION,
-    Rows,
-    differences,
-    json_like,
-    projection_dtype,
-)
-from diffhook.log.seal import seal
+from diffhook.log.schema import COLUMNS, SCALARS, Rows, projection_dtype
 from diffhook.log.snapshots import Snapshot, write_snapshot
 from diffhook.log.store import Location
 from diffhook.log.table_writer import TableWriter
@@ -38,25 +31,32 @@ from diffhook.log.thumbnails import ThumbnailWriter, check_png
 
 logger = logging.getLogger("diffhook")
 
-
-_PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine", "names", LOCKS}
+_NETWORK_TRIES = 60.0  # seconds at the end: a network comes back, and a full disk stays full
+_OPENING = 5.0  # seconds that the loop waits for a store to be opened; it then goes on without
 
 
 class LogWriter:
     """One process's end of a log.
 
+    A session begins with the first row, snapshot or alert, not before: to open a log changes nothing in it.
+
     Args:
-        location: folder, URL or Store; created where there is nothing.
+        location: folder, URL or Store; created where there is nothing. One that is away is waited for in
+            the background: what comes meanwhile waits in ``memory``.
         config: the run's configuration; its part "identity" must equal the log's.
-        rank: this process's number.
+        rank, processes: this process's number, and how many there are.
         start_step: the optimiser step at which this process starts.
+        after: id of the session that the checkpoint stands for from which training goes on; None: at
+            ``start_step`` of the newest one.
+        run: drawn at random, the same for all processes of this start of the run; None where they cannot
+            talk to each other.
         memory: bytes of rows that may wait for the disk, besides up to five shards of each table.
         patience: seconds that :meth:`put` waits for room there, once, until half of it is written.
         strict: the first write that fails is not tried again: the next call raises.
 
     Raises:
-        LogError: something else is there, or a log of another configuration or an older schema; or
-            another process is writing this rank (in folders; object stores are not guarded).
+        LogError: something else is there, or a log of another configuration or dataset; or another process
+            is writing this rank (in folders; object stores are not guarded).
     """
 
     def __init__(
@@ -65,19 +65,24 @@ class LogWriter:
         config: Mapping[str, Any],
         *,
         rank: int = 0,
+        processes: int | None = None,
         start_step: int = 0,
+        after: str | None = None,
+        run: str | None = None,
         memory: int = 256 << 20,
         patience: float = 1.0,
         strict: bool = False,
     ) -> None:
         self.store = files.open_store(location, read_only=False)
         self.rank = rank
-        self._open(config)
+        self._location = location
+        self._config, self._processes = config, processes
+        self._start_step, self._after, self._run = start_step, after, run
         projection = config["identity"]["projection"]
         self._dim = int(projection["dim"])
         self._dtype = projection_dtype(projection["kind"])
+        self._sessions: Sequence[Session] | None = None  # of the log, ours the last one; once it is open
         self._tables: dict[str, TableWriter] = {}
-        self._start_step = start_step
         self._closed = False
         self._alerts: list[str] | None = None
         self._alerts_key = alerts.key(rank)
@@ -86,16 +91,53 @@ class LogWriter:
         self._names = NameWriter(self.store, rank)
         self._dropped: dict[str, tuple[int, int]] = {}
         self.dropped_snapshots = 0
-        self.session = self._table("train").begin_session(start_step)
-        if f"rank-{rank:04d}" in files.names(self.store, "probe"):
-            self._table("probe")  # its rows of an earlier session are superseded from now on
         self._backlog = Backlog(
             files.describe(self.store),
             memory=memory,
             patience=patience,
+            last_tries=LAST_TRIES if files.is_folder(self.store) else _NETWORK_TRIES,
             strict=strict,
             ended=partial(_release, weakref.ref(self)),
         )
+        self._backlog.begin(self._open, _OPENING)
+
+    # ── where it stands ───────────────────────────────────────────────────────────────────────
+
+    @property
+    def session(self) -> int:
+        """Number of this start of the run: its rows are, or will be, the log's rows of that session.
+        −1 while a log is waited for that is away."""
+        return -1 if self._sessions is None else len(self._sessions) - 1
+
+    def position(self) -> str | None:
+        """Id of the session that a checkpoint which is written now stands for: ours, or, where it has left
+        nothing in the log, the one that we go on from. None: of no session."""
+        if self._sessions is None:
+            return self._after
+        own = self._sessions[-1]
+        if self._tables:
+            return own.id
+        return None if own.parent is None else self._sessions[own.parent].id
+
+    def past(self) -> RunLog:
+        """The log as this run goes on from it: what was before its own first row, and its own rows.
+
+        Raises:
+            LogError: it cannot be read, or not yet.
+        """
+        if self._sessions is None:
+            raise LogUnavailableError(f"{files.describe(self.store)} is waited for")
+        store = files.open_store(self._location, read_only=True)  # not what waits to be published
+        return RunLog(store, self._location, sessions=self._sessions)
+
+    def will_supersede(self) -> str:
+        """What this run will do to the rows that are there, as a sentence; "" where there are none, or where
+        they cannot be read."""
+        if self._sessions:
+            *before, own = self._sessions
+            with suppress(LogError, OSError):
+                return opening.superseding(self.store, before, own)
+        return ""
 
     @property
     def bytes_per_row(self) -> int:
@@ -132,7 +174,7 @@ class LogWriter:
         size = sum(column.nbytes for column in rows.values())
         taken = self._backlog.offer(lambda: self._table(table).append(rows), size)
         if taken:
-            self._submit(lambda: self._commit_tables() if self._backlog.idle else None)
+            self._submit(self._catch_up)
             return True
         steps, count = self._dropped.get(table, (0, 0))
         if not self._dropped and not self._backlog.failing:
@@ -156,7 +198,7 @@ class LogWriter:
         self._submit(self._flush_tables)
         size = len(parameters) + len(preconditioner or b"")
         taken = self._backlog.offer_patiently(
-            lambda: write_snapshot(self.store, snapshot, parameters, preconditioner), size
+            lambda: self._write_snapshot(snapshot, parameters, preconditioner), size
         )
         if not taken:
             self.dropped_snapshots += 1
@@ -168,9 +210,9 @@ class LogWriter:
 
     def alert(self, alert: Mapping[str, Any]) -> None:
         """Add one alert to this rank's alerts. Always taken, however far behind the disk is: they are few."""
-        line = alerts.to_line({**alert, "session": self.session})
-        self._submit(lambda: self._add_alert(line))
-        self._submit(lambda: self._write_alerts() if self._backlog.idle else None)
+        told = dict(alert)
+        self._submit(lambda: self._add_alert(told))
+        self._submit(self._catch_up)
 
     def thumbnail(self, sample_id: int, png: bytes) -> bool:
         """Keep a small image of a sample. Nobody calls this unless asked to.
@@ -190,7 +232,11 @@ class LogWriter:
         Args:
             names: id → name; gets what the log has already, and may grow until :meth:`close`.
         """
-        self._names.keep(names)
+        with suppress(OSError):
+            if self._sessions is not None:
+                self._names.keep(names)
+                return
+        self._submit(lambda: self._names.keep(names))  # once the store is there
 
     def record(self, key: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file about the run, such as its measured overhead, beside the tables."""
@@ -210,8 +256,8 @@ class LogWriter:
         """Flush and stop the thread. Idempotent.
 
         Args:
-            timeout: seconds without progress after which the rest is given up; 10 at most where the
-                disk fails. One that works is waited for, however slow it is.
+            timeout: seconds without progress after which the rest is given up; where a
+                disk fails 5 at most. One that works is waited for, however slow it is.
 
         Raises:
             LogError: not everything could be written.
@@ -220,8 +266,7 @@ class LogWriter:
             return
         self._closed = True
         try:
-            end = alerts.end_line(self.session)
-            self._submit(lambda: self._add_alert(end))
+            self._submit(self._add_end)
             self._submit(self._flush_tables)
         finally:
             self._backlog.close(timeout)
@@ -231,9 +276,12 @@ class LogWriter:
     def _submit(self, job: Callable[[], None], size: int = 0) -> bool:
         return self._backlog.offer(job, size)
 
-    def _commit_tables(self) -> None:
-        for table in self._tables.values():
-            table.commit()
+    def _catch_up(self) -> None:
+        """Make count what was written, where nothing else waits for the disk."""
+        if self._backlog.idle:
+            for table in self._tables.values():
+                table.commit()
+            self._write_alerts()
 
     def _flush_tables(self) -> None:
         for name, table in self._tables.items():
@@ -252,17 +300,35 @@ class LogWriter:
         if name not in self._tables:
             path = f"{name}/rank-{self.rank:04d}"
             table = TableWriter(self.store, path, self._dim, self._dtype, self._names.flush)
-            if name != "train":
-                table.begin_session(self._start_step)
+            assert self._sessions is not None
+            table.begin_session(self._sessions)
             self._tables[name] = table
         return self._tables[name]
+
+    def _begin(self) -> None:
+        """From now on this session is in the log, if it has no row yet."""
+        self._table("train").commit()
+
+    def _write_snapshot(self, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None) -> None:
+        self._begin()
+        own = replace(snapshot, session=self.session, folder="")
+        write_snapshot(self.store, own, parameters, preconditioner)
 
     def _add_thumbnail(self, sample_id: int, png: bytes) -> None:
         if self._thumbnails is None:
             self._thumbnails = ThumbnailWriter(self.store, self.rank)
         self._thumbnails.add(sample_id, png)
 
-    def _add_alert(self, line: str) -> None:
+    def _add_alert(self, alert: Mapping[str, Any]) -> None:
+        self._begin()
+        self._add_line(alerts.to_line({**alert, "session": self.session}))
+
+    def _add_end(self) -> None:
+        """Where this session has left nothing, the one before has ended too: it has no other writer."""
+        session = self.session if self._tables else max(self.session - 1, 0)
+        self._add_line(alerts.end_line(session))
+
+    def _add_line(self, line: str) -> None:
         if self._alerts is None:
             self._alerts = (files.get(self.store, self._alerts_key) or b"").decode().splitlines()
         self._alerts.append(line)
@@ -274,48 +340,25 @@ class LogWriter:
             files.put(self.store, self._alerts_key, ("\n".join(self._alerts) + "\n").encode())
             self._alerts_waiting = False
 
-    # ── opening ───────────────────────────────────────────────────────────────────────────────
-
-    def _open(self, config: Mapping[str, Any]) -> None:
-        where = files.describe(self.store)
-        entries = list(files.names(self.store, ""))
-        if "zarr.json" in entries:
-            self._check_same(config, where)
-        else:
-            foreign = [name for name in entries if name not in _PARTS]
-            if foreign:
-                raise LogError(
-                    f"{where} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "
-                    "another path"
-                )
-        lock_rank(self.store, self.rank, self)
-        if "zarr.json" not in entries:  # every rank writes the same: each may have a disk of its own
-            write_root(self.store, config)
-        self._clean()
-
-    def _check_same(self, config: Mapping[str, Any], where: str) -> None:
-        attributes = read_attributes(self.store)
-        differing = list(differences(attributes["config"]["identity"], json_like(config["identity"])))
-        if differing:
-            more = f" (and {len(differing) - 5} more)" if len(differing) > 5 else ""
-            raise LogError(
-                f"the log at {where} belongs to another configuration: "
-                f"{'; '.join(differing[:5])}{more}. Choose another path, or restore the "
-                "configuration to continue this one"
-            )
-        if attributes["schema"] < SCHEMA_VERSION:
-            raise LogError(
-                f"the log at {where} has schema {attributes['schema']}, which is read but not written: "
-                "to continue it, copy it with `diffhook compact`"
-            )
-
-    def _clean(self) -> None:
-        """What an earlier process was killed in the middle of."""
-        files.clean(self.store, "", older_than=60.0)  # other ranks begin at the same time
-        if self.rank == 0:
-            files.clean(self.store, "snapshots")
-        for part in ("alerts", "thumbnails"):
-            files.clean(self.store, part, only=f"rank-{self.rank:04d}")
+    def _open(self) -> None:
+        """The first thing that the thread does, as often as it takes."""
+        with opening.refusals(self.store):
+            ours = opening.is_ours(self.store, self._config)
+            lock_rank(self.store, self.rank, self)
+            if not ours:  # every rank writes the same: each may have a disk of its own
+                write_root(self.store, self._config)
+            opening.clean(self.store, self.rank)
+            if self.rank == 0 and self._processes is not None:
+                opening.clean_gone(self.store, self._processes, self)
+        index = LogIndex(self.store)
+        known, start = index.sessions, self._start_step
+        if self._after is not None and start and not has_checkpoint(known, self._after, start):
+            logger.warning(
+                "the checkpoint is of a session that the log at %s does not have: new rows go on from step "
+                "%d of its newest one", files.describe(self.store), start,
+            )  # fmt: skip
+        begun = len(index.history(self.rank)) == len(known)
+        self._sessions = continued(known, start, self._after, self._run, has_begun=begun)
 
 
 def _release(writer: weakref.ref[LogWriter]) -> None:
@@ -323,11 +366,3 @@ def _release(writer: weakref.ref[LogWriter]) -> None:
     owner = writer()
     if owner is not None:
         release_rank(owner.store, owner.rank, owner)
-
-
-def write_root(store: Store, config: Mapping[str, Any]) -> None:
-    """Write what makes a place a log, and the groups of its tables."""
-    for table in ("train", "probe"):
-        files.set_uncommitted(store, f"{table}/zarr.json", group_json({}))
-    attributes = {"diffhook": seal({"schema": SCHEMA_VERSION, "config": json_like(config)})}
-    files.put(store, "zarr.json", group_json(attributes))

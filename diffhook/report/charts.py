@@ -21,6 +21,7 @@ INK, SOFT, LINE, ACCENT, WARM = _STAND_IN.values()
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a "$" in a name is no formula
     "svg.hashsalt": "diffhook",
     "font.size": 9.5,
     "text.color": INK,

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from PIL import Image
-
 from diffhook.errors import ConfigurationError
+from diffhook.images import open_image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -72,8 +71,6 @@ def _image_files(paths: Iterable[Path]) -> list[Path]:
 
 def _read(file: Path) -> Any:
     try:
-        with Image.open(file) as image:
-            image.load()
-            return image
+        return open_image(file)
     except OSError as error:
         raise ConfigurationError(f"cannot read {file}: {error}") from error

@@ -1,6 +1,9 @@
 """Truncate and mutate a log a thousand times: each time it reads right or ends in a LogError.
 
-    python examples/benchmarks/fuzz.py [--stores 1000] [--seed 0]
+    python examples/benchmarks/fuzz.py [--stores 1000] [--folders 1000] [--seed 0]
+
+Folders are prepared on a disk, with links, pipes, devices, bombs of names and escape sequences, and commands
+are run on them.
 
 Saves the counts to examples/results/fuzz.json, and says which logs read wrong, crashed or hung, if any.
 """
@@ -20,12 +23,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from machine import machine  # noqa: E402
 
-from tests.log import fuzz  # noqa: E402
+from tests.log import fuzz, hostile_folders  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--stores", type=int, default=1000)
+    parser.add_argument("--folders", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "examples/results/fuzz.json")
     args = parser.parse_args()
@@ -33,11 +37,13 @@ def main() -> None:
     files = fuzz.original()
     expected = fuzz.contents(files)
     found = [fuzz.check(seed, files, expected) for seed in range(args.seed, args.seed + args.stores)]
+    found += [hostile_folders.check(seed, files) for seed in range(args.seed, args.seed + args.folders)]
     outcomes = Counter(outcome.kind for outcome in found)
     document = {
         "date": date.today().isoformat(),
         "machine": machine(),
-        "stores": len(found),
+        "stores": args.stores,
+        "folders": args.folders,
         "read_right": outcomes["right"],
         "log_errors": outcomes["error"],
         "wrong": outcomes["wrong"],

@@ -51,7 +51,6 @@ def make_log(path: Path, rows: int, samples: int, dim: int) -> diffhook.RunLog:
         table.append(random_rows(rng, np.arange(start, stop) % samples, steps[start:stop], dim))
     table.flush()
     asked = TableWriter(store, "queries/q/rank-0000", dim, "float16")
-    asked.begin_session(0)
     for step in range(SNAPSHOTS):
         asked.append(random_rows(rng, np.arange(QUERIES), np.full(QUERIES, step), dim))
     asked.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from diffhook.capture import Alert
@@ -19,6 +20,9 @@ class Webhook:
         url: http or https.
         headers: sent along, such as {"Authorization": "Bearer …"}.
         timeout: seconds for the connection and for each read.
+
+    A redirect is not followed: the headers may hold a password, and the alert would not arrive where it was
+    sent. Like any answer but a success it is an error, which the hook tells.
 
     Raises:
         ConfigurationError: another kind of URL.
@@ -35,5 +39,13 @@ class Webhook:
         text = f"diffhook, step {alert.step}: {alert.message}"
         body = json.dumps({**alert.to_json(), "text": text, "content": text}).encode()
         request = urllib.request.Request(self.url, body, self._headers, method="POST")
-        with urllib.request.urlopen(request, timeout=self.timeout):
+        with _OPENER.open(request, timeout=self.timeout):
             pass
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        """None: the answer is an HTTPError."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)

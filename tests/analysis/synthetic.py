@@ -80,7 +80,6 @@ def write_queries(
     writer = TableWriter(
         diffhook.open_log(path).writable_store(), f"queries/{name}/rank-0000", DIM, "float32"
     )
-    writer.begin_session(0)
     writer.append(stored(rows))
     writer.flush()
     described = {

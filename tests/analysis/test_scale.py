@@ -65,7 +65,6 @@ def many_rows(path: Path, rows: int, samples: int, dim: int = 512) -> diffhook.R
     from diffhook.log.table_writer import TableWriter
 
     queries = TableWriter(diffhook.open_log(path).writable_store(), "queries/q/rank-0000", dim, "float16")
-    queries.begin_session(0)
     for step in (10, 30):
         queries.append(batch(5, 0, step, np.arange(5)))
     queries.flush()

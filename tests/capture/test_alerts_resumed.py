@@ -24,7 +24,7 @@ def _watched(path: Path, run: list[Rows], start: int, stop: int) -> list[dict[st
     writer = LogWriter(path, config(), start_step=start)
     watch = Watch(Alerts(rate=0.01, sinks=[], most=1000), writer.alert, list, rank=0)
     if start:
-        watch.resume(diffhook.open_log(path))
+        watch.resume(writer.past())
     for rows in run[start:stop]:
         writer.put(
             "train",

@@ -13,7 +13,8 @@ import torch
 
 from diffhook.cli import main
 from diffhook.log import LogWriter, open_log
-from diffhook.log.alerts import follow_alerts
+from diffhook.log.following import follow_alerts
+from diffhook.log.lock import release_rank
 from tests.runs import identified, train
 
 CONFIG = {"identity": {"projection": {"dim": 0, "seed": 0, "kind": "none"}, "parameters": [], "model": {}}}
@@ -60,15 +61,28 @@ def test_ranks_are_merged_in_time_and_the_last_to_end_ends_it(tmp_path: Path) ->
 
 
 def test_a_run_that_was_taken_up_again_is_followed_to_its_new_end(tmp_path: Path) -> None:
-    LogWriter(tmp_path / "log", CONFIG).close()
+    first = LogWriter(tmp_path / "log", CONFIG)
+    say(first, 3, 0.0)
+    first.close()
     again = LogWriter(tmp_path / "log", CONFIG, start_step=5)
-    looks = follow_alerts(open_log(tmp_path / "log"), interval=0)
-    assert next(looks) == [], "and the end of the first session is not its end"
     say(again, 6, 1.0)
     again.flush()
-    assert [a["step"] for a in next(looks)] == [6]
+    looks = follow_alerts(open_log(tmp_path / "log"), interval=0)
+    assert [a["step"] for a in next(looks)] == [3, 6], "and the end of the first session is not its end"
     again.close()
     assert list(looks) == [[]]
+
+
+def test_processes_that_a_resumed_run_does_not_have_any_more_are_not_waited_for(tmp_path: Path) -> None:
+    for rank in (0, 1):  # as if killed: no end
+        writer = LogWriter(tmp_path / "log", CONFIG, rank=rank)
+        say(writer, 3, 0.0)
+        writer.flush()
+        release_rank(writer.store, rank, writer)
+    again = LogWriter(tmp_path / "log", CONFIG, start_step=2)
+    say(again, 2, 1.0)
+    again.close()
+    assert [[a["rank"] for a in look] for look in follow_alerts(open_log(tmp_path / "log"), interval=0)]
 
 
 def test_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from tests.runs import identified
 HERE = Path(__file__).parent
 
 
-def _torchrun(script: str, *arguments: object, killed: bool = False) -> None:
+def _torchrun(script: str, *arguments: object, killed: bool = False, processes: int = 2) -> None:
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(HERE / script), *map(str, arguments),
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
+        "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+        str(HERE / script), *map(str, arguments),
     ]  # fmt: skip
     environment = {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -107,3 +109,23 @@ def test_ranks_that_resume_lose_and_double_nothing(sittings: Path, tmp_path: Pat
     shutil.copytree(sittings, tmp_path / "copy")
     _torchrun("two_sittings.py", tmp_path / "copy", saved)
     assert _visits(tmp_path / "copy/log") == _visits(sittings / "whole")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (4, 3)])
+def test_a_run_comes_back_with_another_number_of_processes(before: int, after: int, tmp_path: Path) -> None:
+    """Any one of them is killed beyond the last checkpoint, and the others are ended whatever they do."""
+    killed = random.Random(before).randrange(before)
+    _torchrun("world_sizes.py", tmp_path, 11, killed, processes=before, killed=True)
+    _torchrun("world_sizes.py", tmp_path, 14, -1, 8, processes=after)
+    log = diffhook.open_log(tmp_path / "log")
+    assert log.verify() == []
+    rows = sorted(zip(log.train["step"].tolist(), log.train["sample"].tolist(), strict=True))
+    first, second = ((before, 0, range(8)), (after, 8000, range(8, 14)))
+    assert rows == [
+        (step, base + number)
+        for processes, base, steps in (first, second)
+        for step in steps
+        for number in range(2 * step * processes, 2 * (step + 1) * processes)
+    ], "no row is lost, none is there twice"
+    assert [session.parent for session in log.sessions] == [None, 0], "the ranks have agreed on each session"
+    assert log.live_ranks == set(range(after))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 import torch
@@ -127,10 +128,15 @@ def server() -> Iterator[Any]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"null"
             served.posts.append((dict(self.headers), json.loads(body)))  # type: ignore[attr-defined]
-            self.send_response(204)
+            moved = self.path.startswith("/moved-")
+            self.send_response(int(self.path.removeprefix("/moved-")) if moved else 204)
+            if moved:
+                self.send_header("Location", f"http://localhost:{served.server_port}/elsewhere")
             self.end_headers()
+
+        do_GET = do_POST  # noqa: N815
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -149,6 +155,16 @@ def test_a_webhook_posts_the_alert(server: Any) -> None:
     assert headers["Authorization"] == "Bearer 1"
     assert body["samples"] == [7]
     assert body["text"] == "diffhook, step 12: sample 7 pulls hard"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_webhook_that_is_redirected_is_not_delivered_and_its_headers_go_nowhere_else(
+    server: Any, status: int
+) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/moved-{status}"
+    with pytest.raises(HTTPError, match=str(status)):
+        Webhook(url, {"Authorization": "Bearer 1"})(make_alert())
+    assert len(server.posts) == 1, "nobody else was asked"
 
 
 def test_apprise_notifies_and_tells_when_it_could_not(server: Any) -> None:

@@ -7,6 +7,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from zarr.abc.store import Store
 from zarr.core.buffer import Buffer, cpu
@@ -65,3 +66,23 @@ class FaultyStore(WrapperStore[Store]):
 
     async def set(self, key: str, value: Buffer) -> None:
         await self._store.set(key, await asyncio.to_thread(self.fault, key, value))
+
+
+class UnreachableStore(WrapperStore[Store]):
+    """Nothing can be read or written while it is ``away``."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.away = True
+
+    def _reach(self) -> None:
+        if self.away:
+            raise TimeoutError("the network is away")
+
+    async def get(self, *args: Any, **options: Any) -> Buffer | None:
+        self._reach()
+        return await self._store.get(*args, **options)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self._reach()
+        await self._store.set(key, value)

@@ -36,8 +36,8 @@ def original() -> Files:
     store = MemoryStore()
     rows_per_shard, writing.rows_per_shard = writing.rows_per_shard, lambda dim, dtype: 16
     try:
-        for rank in (0, 1):
-            for session in range(2 - rank):
+        for session in (0, 1):  # two processes, then one
+            for rank in range(2 - session):
                 log = LogWriter(store, CONFIG, rank=rank, start_step=8 * session)
                 log.put("train", make_rows(40, 1000 * rank + 100 * session))
                 log.put("probe", make_rows(10, step=9))
@@ -45,11 +45,10 @@ def original() -> Files:
                     log.keep_names({sample: f"{sample}.png" for sample in range(3 + session)})
                 log.alert({"step": 3, "kind": "test", "message": "…"})
                 if rank == 0:
-                    log.snapshot(Snapshot(9, 0.1, 0.9, log.session), b"weights of session %d" % session)
+                    log.snapshot(Snapshot(9, 0.1, 0.9), b"weights of session %d" % session)
                     log.thumbnail(3, PNG)
                 log.close()
         query = TableWriter(store, "queries/q/rank-0000", DIM, "float16")
-        query.begin_session(0)
         query.append(make_rows(5, step=9))
         query.flush()
         query.describe({"snapshots": [[9, 1]]})

@@ -21,16 +21,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from diffhook.capture import DiffusionObjective, Grid, Probe
 from diffhook.errors import LogError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import RunLog, open_log
 from diffhook.log import table_writer as writing
-from tests.runs import TinyDenoiser, denoising_losses, identified
+from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
 
 STEPS, BATCH, SAVE_EVERY = 48, 4, 6
 LONGEST_LIFE = 2 * SAVE_EVERY  # steps: so that a killed run comes on, however crowded the machine is
 HANGS = 300.0  # seconds
-Key = tuple[int, int]
+Key = tuple[Any, ...]
 Row = tuple[Any, ...]
 
 
@@ -46,9 +47,13 @@ def train(folder: Path, steps_taken: Any) -> None:
     model = TinyDenoiser()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     accelerator = Accelerator(cpu=True)
-    hook = DiffHook(accelerator, folder / "log", projection_dim=16, snapshot_every=9, strict=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
     data = identified()
+    probe = Probe([0, 5, 9], Grid(2), dataset=[(image,) for image in data])
+    hook = DiffHook(
+        accelerator, folder / "log", projection_dim=16, snapshot_every=9, strict=True,
+        probe=probe, objective=DiffusionObjective(SCHEDULER),
+    )  # fmt: skip
+    model, optimizer = accelerator.prepare(model, optimizer)
     saved = sorted(folder.glob("checkpoint-??"))
     start = 0
     if saved:
@@ -71,18 +76,24 @@ def train(folder: Path, steps_taken: Any) -> None:
 
 
 def rows_of(log: RunLog) -> list[tuple[Key, Row]]:
-    """(step, sample) and everything else in the row, bit for bit."""
-    table = log.train
-    if not len(table):
-        return []
-    columns = [table[name] for name in table.columns]
-    rows = [tuple(value.tobytes() for value in row) for row in zip(*columns, strict=True)]
-    keys = zip(table["step"].tolist(), table["sample"].tolist(), strict=True)
-    return list(zip(keys, rows, strict=True))
+    """What each row, of training and probes, and each snapshot is called, and all that is in it, bit for bit.
+
+    A key begins with the number of steps after which it must be on the disk if a checkpoint is.
+    """
+    found: list[tuple[Key, Row]] = []
+    for name, table in (("train", log.train), ("probe", log.probe)):
+        if len(table):
+            columns = [table[column] for column in table.columns]
+            rows = [tuple(value.tobytes() for value in row) for row in zip(*columns, strict=True)]
+            names = ("step", "sample", "timestep", "noise_seed")
+            keys = zip(*(table[n].tolist() for n in names), strict=True)
+            for (step, *rest), row in zip(keys, rows, strict=True):
+                found.append(((step + (name == "train"), name, *rest), row))
+    return found + [((s.step, "snapshot"), (s.lr, s.lr_sum, s.parameters())) for s in log.snapshots]
 
 
 class Harness:
-    """Kills, and counts what must be zero.
+    """Kills, and counts what must be zero. Snapshots count as rows.
 
     Attributes:
         kills, runs: processes that were killed, and runs that were finished in spite of it.
@@ -108,7 +119,8 @@ class Harness:
         self._run(reference, killed=False)
         self._pace = (time.perf_counter() - began) / STEPS
         self.reference = dict(rows_of(open_log(reference / "log")))
-        assert len(self.reference) == STEPS * BATCH
+        assert sum(key[1] == "train" for key in self.reference) == STEPS * BATCH
+        assert {key[1] for key in self.reference} == {"train", "probe", "snapshot"}
 
     def kill(self, count: int, tell: Callable[[int], None] = lambda done: None) -> None:
         """Kill ``count`` processes, and finish the runs that they were."""
@@ -159,7 +171,7 @@ class Harness:
             return
         found = dict(rows)
         wrong = [key for key, row in found.items() if self.reference.get(key) != row]
-        lost = [key for key in self.reference if key[0] < safe and key not in found]
+        lost = [key for key in self.reference if key[0] <= safe and key not in found]
         twice = [key for key, count in Counter(key for key, _ in rows).items() if count > 1]
         self.rows_checked += len(rows)
         self.corrupt += self._count(damaged, "damaged") + self._count(wrong, "unlike the reference")

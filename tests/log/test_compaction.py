@@ -41,7 +41,6 @@ def write(location: Path, ranks: Any = (0, 1, 2), steps: Any = range(6), first: 
 def add_query(location: Path, name: str, first: int = 0) -> None:
     log = open_log(location)
     writer = TableWriter(log.writable_store(), f"queries/{name}/rank-0000", DIM, "float16")
-    writer.begin_session(0)
     writer.append(make_rows(4, first, step=6))
     writer.flush()
     writer.describe({"snapshots": [[s.step, s.session] for s in log.snapshots]})
@@ -63,17 +62,17 @@ def test_a_compact_copy_holds_the_rows_that_count_in_whole_shards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "log")
-    write(tmp_path / "log", ranks=(0,), steps=range(4, 8), first=500)  # supersedes steps 4 and 5
+    write(tmp_path / "log", ranks=(0,), steps=range(4, 8), first=500)  # 4 and 5 again, without rank 1
     add_query(tmp_path / "log", "q")
     before = {p: p.read_bytes() for p in (tmp_path / "log").rglob("*") if p.is_file()}
     assert main(["compact", str(tmp_path / "log"), "--out", str(tmp_path / "new")]) == 0
-    assert capsys.readouterr().out.strip() == f"{tmp_path / 'new'}: 60 train rows, 5 probe rows"
+    assert capsys.readouterr().out.strip() == f"{tmp_path / 'new'}: 48 train rows, 5 probe rows"
     assert before == {p: p.read_bytes() for p in (tmp_path / "log").rglob("*") if p.is_file()}
     old, new = open_log(tmp_path / "log"), open_log(tmp_path / "new")
     for table in ("train", "probe", "q"):
         assert_same(rows(tmp_path / "new", table), rows(tmp_path / "log", table))
     sizes = [block.stop - block.start for block in new.train.blocks()]
-    assert sizes == [16, 16, 16, 12]
+    assert sizes == [16, 16, 16]
     kept = [{s.step: s.parameters() for s in log.snapshots} for log in (old, new)]
     assert kept[0] == kept[1]
     assert [a["message"] for a in new.alerts()] == [a["message"] for a in old.alerts()]
@@ -81,8 +80,10 @@ def test_a_compact_copy_holds_the_rows_that_count_in_whole_shards(
     assert new.config == old.config
     assert new.verify() == []
     writer = LogWriter(tmp_path / "new", CONFIG, start_step=2)  # and a run goes on from it
+    writer.put("train", make_rows(4, 9000, step=2))
     writer.close()
-    assert set(open_log(tmp_path / "new").train["step"]) == {0, 1}
+    assert set(open_log(tmp_path / "new").train["step"]) == {0, 1, 2}
+    assert open_log(tmp_path / "new").train["step"].tolist().count(2) == 4
 
 
 def test_folding_gives_the_sketch_that_a_smaller_dim_would_have_made() -> None:

@@ -23,7 +23,7 @@ def test_it_says_what_is_in_a_log_and_how_large_it_is(
     writer.close()
     assert main(["info", str(tmp_path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert (facts["schema"], facts["train rows"], facts["samples"], facts["snapshots"]) == (2, 10, 10, [5])
+    assert (facts["schema"], facts["train rows"], facts["samples"], facts["snapshots"]) == (3, 10, 10, [5])
     assert facts["holds images"] is False
     found = {part.name: 0 for part in tmp_path.iterdir()}
     for path in (p for p in tmp_path.rglob("*") if p.is_file()):
@@ -65,7 +65,6 @@ def test_names_captions_and_paths_are_told_before_a_log_is_shared(
     dim = CONFIG["identity"]["projection"]["dim"]
     for query, samples in (("mine", {"captions": ["a face"]}), ("none", {})):
         table = TableWriter(writer.store, f"queries/{query}/rank-0000", dim, "float16")
-        table.begin_session(0)
         table.append(make_rows(1))
         table.flush()
         table.describe({"snapshots": [], "samples": samples})

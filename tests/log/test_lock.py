@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, open_log
+from diffhook.log.lock import query_lock
 from tests.log.test_log import CONFIG, make_rows
 from tests.waiting import wait_until
 
@@ -75,6 +78,41 @@ def test_a_child_neither_holds_nor_loses_its_parents_lock(tmp_path: Path) -> Non
     with pytest.raises(AssertionError):
         begin(tmp_path)
     writer.close()
+
+
+def test_a_copy_that_the_run_makes_of_its_own_log_does_not_let_another_process_in(tmp_path: Path) -> None:
+    """The lock file is opened and closed by whoever copies the folder."""
+    writer = LogWriter(tmp_path / "log", CONFIG)
+    shutil.copytree(tmp_path / "log", tmp_path / "copy")
+    (tmp_path / "log/locks/rank-0000").read_bytes()
+    with pytest.raises(AssertionError):
+        begin(tmp_path / "log")
+    LogWriter(tmp_path / "copy", CONFIG).close()
+    writer.close()
+    other = begin(tmp_path / "log")
+    other.kill()
+    other.wait()
+
+
+def test_two_queries_of_one_name_are_not_computed_at_once(tmp_path: Path) -> None:
+    store = LogWriter(tmp_path, CONFIG).store
+    with query_lock(store, "mine"), query_lock(store, "another"):
+        with pytest.raises(
+            LogError, match=r"writing queries 'mine' .* already: wait for it, or choose another"
+        ):
+            query_lock(store, "mine").__enter__()
+    with query_lock(store, "mine"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: os.symlink("/dev/null", path)], ids=["pipe", "link"]
+)
+def test_a_lock_that_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    make(tmp_path / "locks/rank-0000")
+    with pytest.raises((LogError, OSError)):
+        LogWriter(tmp_path, CONFIG)
 
 
 def test_a_second_writer_in_one_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from zarr.core.buffer import Buffer
@@ -15,7 +14,7 @@ from zarr.storage import MemoryStore
 from diffhook.cli import main
 from diffhook.integrations.torch import TorchHook
 from diffhook.log import LogWriter, open_log
-from diffhook.log.samples import NameWriter, name_id, read_names
+from diffhook.log.samples import NameWriter, read_names
 from tests.log.faults import FaultyStore
 from tests.log.test_log import CONFIG, make_rows
 from tests.runs import TinyDenoiser, denoising_losses, identified
@@ -133,15 +132,3 @@ def test_a_run_goes_on_without_damaged_names_and_adds_those_it_meets(
     assert told.levelno == logging.WARNING
     damaged.unlink()
     assert sorted(open_log(tmp_path).names()) == [2, 10, 11, 12]
-
-
-def test_names_without_a_checksum_are_read_as_older_logs_have_them(tmp_path: Path) -> None:
-    LogWriter(tmp_path, CONFIG).close()
-    (tmp_path / "names").mkdir()
-    (tmp_path / "names/rank-0000.json").write_text(json.dumps({str(name_id("a")): "a"}))
-    assert open_log(tmp_path).names() == {name_id("a"): "a"}
-    assert open_log(tmp_path).verify() == []
-    writer = LogWriter(tmp_path, CONFIG)
-    writer.keep_names({name_id("b"): "b"})
-    writer.close()
-    assert np.array_equal(sorted(open_log(tmp_path).names().values()), ["a", "b"])

@@ -13,6 +13,7 @@ import pytest
 from diffhook.cli import main
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
+from tests.log import s3_faults
 from tests.log.test_log import CONFIG, make_rows
 
 
@@ -103,6 +104,14 @@ def test_a_damaged_object_is_quarantined_in_the_store(s3: Any) -> None:
     assert main(["verify", "s3://runs/damaged", "--repair"]) == 0
     assert s3.exists("runs/damaged/quarantine/000/train/rank-0000/projection/c/1/0")
     assert open_log("s3://runs/damaged").train["sample"].tolist() == [*range(16), *range(32, 48)]
+
+
+def test_faults_of_the_store_cost_time_and_neither_rows_nor_the_training() -> None:
+    """503, 500, slow answers and none, from the opening on."""
+    counts, problems = s3_faults.check(steps=12, faults=6)
+    assert problems == []
+    assert sum(counts["faults"].values()) == 6
+    assert counts["rows"] + counts["counted_as_dropped"] == 12 * s3_faults.BATCH
 
 
 def test_what_is_not_there_is_a_log_error(s3: Any) -> None:

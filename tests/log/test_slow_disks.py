@@ -6,6 +6,8 @@ import errno
 import logging
 import re
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from diffhook.capture import Recorder
 from diffhook.cli.info import describe
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
-from tests.log.faults import FaultyStore, fails, hangs, slow, sound
+from tests.log.faults import FaultyStore, UnreachableStore, fails, hangs, slow, sound
 from tests.log.test_log import CONFIG, make_rows
 
 ROW_BYTES = sum(column.nbytes for column in make_rows(1).values())
@@ -61,6 +63,61 @@ def test_a_slow_disk_holds_training_up_once_and_then_costs_whole_steps(
     assert (writer.dropped_steps, writer.dropped_rows) == log.dropped()
     assert log.verify() == []
     assert [r.levelno for r in caplog.records if "leaves out steps" in r.message] == [logging.WARNING]
+
+
+def test_a_store_that_is_away_at_the_opening_is_waited_for_and_no_row_is_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = FaultyStore(MemoryStore())
+    store.fault = fails(errno.ENOSPC)
+    writer = LogWriter(store, CONFIG)
+    assert (writer.session, writer.will_supersede(), writer.position()) == (-1, "", None)
+    assert all(writer.put("train", make_rows(4, 4 * step, step=step)) for step in range(20))
+    writer.alert({"kind": "drift", "samples": [], "step": 3})
+    assert writer.snapshot(Snapshot(20, 0.1, 0.1), b"weights")
+    store.fault = sound
+    writer.close()
+    log = open_log(store)
+    assert log.train["sample"].tolist() == list(range(80))
+    assert [s.step for s in log.snapshots] == [20]
+    assert [a["step"] for a in log.alerts()] == [3]
+    assert "keeps trying, and training goes on" in caplog.text
+
+
+def test_a_store_that_turns_out_to_hold_another_log_ends_the_capture_and_is_left_alone() -> None:
+    memory = MemoryStore()
+    other = {"identity": {**CONFIG["identity"], "dataset": {"samples": 3}}}  # type: ignore[dict-item]
+    LogWriter(memory, other).close()
+    before = {key: value.to_bytes() for key, value in memory._store_dict.items()}
+    store = UnreachableStore(memory)
+    mine = {"identity": {**CONFIG["identity"], "dataset": {"samples": 4}}}  # type: ignore[dict-item]
+    writer = LogWriter(store, mine)
+    writer.put("train", make_rows(4))
+    store.away = False
+    with pytest.raises(LogError, match=r"another dataset: dataset\.samples: the log has 3, this run 4"):
+        writer.close()
+    assert before == {key: value.to_bytes() for key, value in memory._store_dict.items()}
+
+
+def test_a_disk_that_stays_full_does_not_keep_a_short_run_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No wait is longer than what is allowed a disk that fails: it is not waited for as if it were slow."""
+    monkeypatch.setattr("diffhook.log.backlog._TRIES", 0.2)
+    monkeypatch.setattr("diffhook.log.writer.LAST_TRIES", 0.2)
+    writer = LogWriter(tmp_path, CONFIG)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "ENOSPC")
+
+    monkeypatch.setattr("diffhook.log.durable.DurableStore.write", full)
+    for step in range(10):
+        writer.put("train", make_rows(4, 4 * step, step=step))
+    for end in (writer.flush, writer.close):  # each may wait a minute for one that works
+        began = time.monotonic()
+        with pytest.raises(LogError, match="ENOSPC"):
+            end()
+        assert time.monotonic() - began < 30, "the limit is that of a disk that works"
 
 
 def test_alerts_are_taken_though_the_disk_cannot_take_rows() -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diffhook.log import LogWriter, RunLog, open_log
-from diffhook.log.rank import RankGroup, put_attributes
+from diffhook.log.mark import put_attributes
+from diffhook.log.rank import RankGroup
 from tests.log.test_log import CONFIG, make_rows
 
 SHARD = 16

@@ -154,5 +154,6 @@ def test_rows_that_are_there_twice_are_told_and_left_alone(log: Path) -> None:
 
 def test_a_missing_rank_is_named(log: Path) -> None:
     writer = LogWriter(log, CONFIG, rank=3)
+    writer.put("train", make_rows(4, 30_000))
     writer.close()
     assert open_log(log).verify() == ["train/rank-0002: all rows are lost: the whole rank is missing"]

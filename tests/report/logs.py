@@ -107,7 +107,6 @@ def write_queries(path: Path, name: str, measurement: str = "loss") -> None:
     steps = [snapshot.step for snapshot in open_log(path).snapshots]
     store = files.open_store(path, read_only=False)
     writer = TableWriter(store, f"queries/{name}/rank-0000", DIM, "float16")
-    writer.begin_session(0)
     for step in steps:
         query = np.repeat(np.arange(QUERIES), 10)
         writer.append(_rows(rng, query, np.full(len(query), step), _directions(QUERIES)))

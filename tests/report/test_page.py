@@ -59,6 +59,7 @@ def test_after_a_resume_the_overhead_is_said_to_be_one_sessions(tmp_path: Path) 
     whole = write_log(tmp_path / "log", 16, 1)
     assert "session" not in run_part(whole).html
     writer = LogWriter(tmp_path / "log", CONFIG, start_step=2)
+    writer.alert({"step": 2, "kind": "test", "message": "…"})
     writer.record("summary.json", {**SUMMARY, "probe_seconds": 2.0, "snapshot_seconds": 61.0})
     writer.close()
     took = "29.0 s of training; snapshots took 1 min 1 s; probes took 2.0 s"

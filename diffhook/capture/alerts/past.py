@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from diffhook.log import RunLog, Table
-from diffhook.log.reader import rank_groups
 from diffhook.log.schema import SCALARS, Rows
 
 _MOST = 32_768  # rows that a resumed run looks at again: thresholds are learned anew from fewer
@@ -19,8 +18,8 @@ def past_steps(log: RunLog, rank: int, most: int = _MOST) -> Iterator[Rows]:
     Raises:
         LogError: the log is damaged.
     """
-    groups = [group for number, group in rank_groups(log.store, "train") if number == rank]
-    table = Table("train", groups)
+    group = log.index.groups("train").get(rank)
+    table = Table("train", [] if group is None else [group])
     parts: list[Rows] = []
     for block in reversed(list(table.blocks())):  # a log may have far more rows than a process should hold
         parts.insert(0, {name: table.read(block, name) for name in SCALARS})

@@ -18,7 +18,7 @@ from diffhook.capture.alerts.past import past_steps
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.settings import Alerts
 from diffhook.log import Rows, RunLog
-from diffhook.words import printable
+from diffhook.words import one_line
 
 logger = logging.getLogger("diffhook")
 
@@ -119,7 +119,7 @@ class Watch:
         self._limit.held_back.clear()
 
     def _tell(self, alert: Alert) -> None:
-        message = printable(alert.message)
+        message = one_line(alert.message)
         alert = replace(alert, message=message, rank=self.rank, time=time.time())
         self._write(alert.to_json())
         self._delivery.send(alert)

@@ -79,6 +79,7 @@ class Capture:
         self._ranks: Ranks | None = None
         self._resumed = False
         self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
+        self._after: str | None = None  # id of the session that the checkpoint is of
         self._began = time.perf_counter()
         self.shield = Shield(self._failed)
         self.attachment = Attachment(self.shield, self.detach)
@@ -188,7 +189,8 @@ class Capture:
             late = [] if self._ranks is None else self._ranks.settle_all(session.step_count)
             if late:
                 logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
-        return {"step": session.step_count, "lr_sum": lr_sum} if session.step_count else {}
+        after = self._after if session.recorder is None else session.recorder.writer.position()
+        return checkpoint.Position(session.step_count, lr_sum, after).to_json()
 
     def _settle(self, step: int) -> bool:
         """See all rows to disk, unless not all ``step`` steps have been taken."""
@@ -209,8 +211,9 @@ class Capture:
     def _resume(self, state: Mapping[str, Any]) -> None:
         self._resumed = True
         self._end_log()
-        self.session.step_count = int(state.get("step", 0))
-        self._lr_sum = float(state.get("lr_sum", 0.0))
+        position = checkpoint.Position.from_json(state)
+        self.session.step_count = position.step
+        self._lr_sum, self._after = position.lr_sum, position.session
 
     def flush(self) -> None:
         """See the rows of all finished steps to the disk, so that a reader finds them."""
@@ -243,12 +246,16 @@ class Capture:
         probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
         if session.step_count == 0:
             session.step_count = self._steps_before()
+        ranks = Ranks(session.rank, session.processes, self._settle)
         recorder = Recorder(
             engine,
             self.path,
-            describe_run(engine, settings.objective),
+            describe_run(engine, settings.objective, self.loader),
             rank=session.rank,
+            processes=session.processes,
             start_step=session.step_count,
+            after=self._after,
+            run=ranks.agree_on_run(),
             lr_sum=self._lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
@@ -258,7 +265,8 @@ class Capture:
         )
         with ExitStack() as undo:
             undo.callback(recorder.close)
-            self._ranks = Ranks(session.rank, session.processes, self._settle)
+            self._ranks = ranks
+            ranks.listen()
             self._began = time.perf_counter()
             recorder.keep_names(self.identity.names)
             self._tell_plan(recorder, batch)

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from diffhook.capture import Objective
 from diffhook.capture.adapter import describe_adapters
@@ -31,8 +32,22 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {**described, "adapters": adapters} if adapters else described
 
 
-def describe_run(engine: PerSampleGradients, objective: Objective | None) -> dict[str, Any]:
-    """The log's configuration: "identity" must stay the same for rows to be comparable."""
+def describe_dataset(loader: Any) -> dict[str, Any] | None:
+    """How many samples there are to draw from; None for a stream, and where no loader is known."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return None
+    return {"samples": len(dataset)}
+
+
+def describe_run(
+    engine: PerSampleGradients, objective: Objective | None, loader: Any = None
+) -> dict[str, Any]:
+    """The log's configuration: "identity" must stay the same for rows to be comparable.
+
+    Args:
+        loader: the training's, where an adapter knows it.
+    """
     sketch = engine.sketch
     return {
         "identity": {
@@ -44,6 +59,7 @@ def describe_run(engine: PerSampleGradients, objective: Objective | None) -> dic
             "parameters": [[n, list(p.shape)] for n, p in engine.parameters.items()],
             "model": describe_model(engine.model),
             "objective": objective.describe() if objective is not None else None,
+            "dataset": describe_dataset(loader),
         },
         "versions": {"python": platform.python_version(), **_versions()},
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from diffhook.errors import ConfigurationError, DiffHookError, LogError
+from diffhook.errors import ConfigurationError, DiffHookError, LogError, LogUnavailableError
 
 logger = logging.getLogger("diffhook")
 
@@ -39,12 +39,13 @@ class Failures:
             captured: micro-batches captured so far.
         """
         # Bad use is told before the first step, while nothing is lost by stopping there.
-        bad_use = isinstance(error, ConfigurationError | LogError) and not self.started
+        away = isinstance(error, LogUnavailableError)
+        bad_use = isinstance(error, ConfigurationError | LogError) and not (away or self.started)
         if self._strict or bad_use:
             return "raise"
         self._in_a_row = self._in_a_row + 1 if captured == self._captured else 1
         self._captured = captured
-        stop = isinstance(error, LogError) or self._in_a_row >= IN_A_ROW
+        stop = (isinstance(error, LogError) and not away) or self._in_a_row >= IN_A_ROW
         self._tell(error, stop)
         return "stop" if stop else "go on"
 

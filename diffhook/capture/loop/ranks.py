@@ -1,8 +1,9 @@
-"""Checkpoints of several processes: when the first one writes one, the rows of all reach the disk.
+"""What the processes of a run tell each other: which run it is, and when a checkpoint is being written.
 
-Many scripts save on the main process alone, and the others never hear of it. They are asked through
-the key-value store by which torch's processes found each other: no collective, which the loop would
-have to expect. A thread answers, since the loop of a process may wait at a barrier meanwhile.
+Rows of all processes must reach the disk when the first one writes a checkpoint. Many scripts save on the
+main process alone, and the others never hear of it. They are asked through the key-value store by which
+torch's processes found each other: no collective, which the loop would have to expect. A thread answers,
+since the loop of a process may wait at a barrier meanwhile.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 _PAUSE = 0.05  # seconds between two looks for a request
-_PATIENCE = 10.0  # seconds that a checkpoint waits for the other processes
+_PATIENCE = 10.0  # seconds that a checkpoint, or the beginning, waits for the other processes
 
 _numbers = itertools.count()  # processes start their hooks in the same order
 
@@ -43,9 +45,33 @@ class Ranks:
         if processes > 1 and dist.is_available() and dist.is_initialized():
             shared = distributed_c10d._get_default_store()
             self._store = distributed_c10d.PrefixStore(f"diffhook-{next(_numbers)}", shared)
-            if rank > 0:
-                self._thread = threading.Thread(target=self._work, name="diffhook-ranks", daemon=True)
-                self._thread.start()
+
+    def agree_on_run(self) -> str | None:
+        """An id of this start of the run, drawn by the first process, which all of them must ask.
+
+        Returns:
+            None: there are others, and no word from the first one.
+        """
+        own = uuid.uuid4().hex[:16]
+        if self._processes == 1:
+            return own
+        if self._store is None:
+            return None
+        if self._rank == 0:
+            self._store.set("run", own)
+            return own
+        until = time.monotonic() + _PATIENCE
+        while not self._store.check(["run"]):
+            if time.monotonic() > until:
+                return None
+            time.sleep(_PAUSE / 10)
+        return bytes(self._store.get("run")).decode()
+
+    def listen(self) -> None:
+        """Answer the first process from now on, until :meth:`leaving`."""
+        if self._store is not None and self._rank > 0:
+            self._thread = threading.Thread(target=self._work, name="diffhook-ranks", daemon=True)
+            self._thread.start()
 
     def settle_all(self, step: int) -> list[int]:
         """Have every other process's rows of the steps before ``step`` on disk; the first one's to ask.

@@ -50,6 +50,7 @@ def plan_text(
             + (f" × {grid.replicates} replicates" if grid.replicates > 1 else "")
             + f", {words.size(samples * grid.rows * per_row)} each"
         )
+    lines += [f"  {told}" for told in [recorder.writer.will_supersede()] if told]
     return "\n".join(lines)
 
 

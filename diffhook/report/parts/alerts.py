@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from diffhook import words
 from diffhook.report import charts
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
@@ -72,7 +73,7 @@ def _draw(axes: charts.Axes, alerts: list[dict[str, Any]], lanes: list[str], las
         )
     axes.set_ylim(len(lanes) - 0.4, -0.6)
     axes.set_xlim(-0.01 * max(last_step, 1), 1.01 * max(last_step, 1))
-    axes.set_yticks(range(len(lanes)), lanes)
+    axes.set_yticks(range(len(lanes)), [words.one_line(lane) for lane in lanes])
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0, labelcolor=charts.INK)
     axes.set_xlabel("training step")

@@ -91,7 +91,7 @@ def _overhead(log: RunLog, summary: dict[str, Any]) -> str:
         f"{words.duration(training)} of training"
     )
     text += "".join(f"; {name} took {words.duration(took)}" for name, took in beside.items() if took)
-    sessions = len(log.session_starts())
+    sessions = len(log.sessions)
     return text + (f"; in the last session that ended, of {sessions}" if sessions > 1 else "")
 
 

@@ -1,0 +1,124 @@
+"""What a log holds, each part read once: a look at one moment, however long one works with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+
+from zarr.abc.store import Store
+
+from diffhook.errors import LogError
+from diffhook.log import store as files
+from diffhook.log.lineage import Path, Session, longest, path_to
+from diffhook.log.rank import RankGroup
+from diffhook.log.samples import read_names
+from diffhook.log.snapshots import Snapshot, read_snapshots
+from diffhook.log.table import Table
+from diffhook.log.thumbnails import Thumbnails
+
+_RANK = re.compile(r"rank-(\d{4,6})")
+LINKED = ("train", "probe")
+"""Tables whose rows are of sessions; those of a query set all count."""
+
+
+class LogIndex:
+    """The tables, sessions and snapshots of a log. Nothing is read before it is asked for, or twice.
+
+    Args:
+        session: whose path counts; None: the live one's.
+        sessions: in place of those that are in the log, with one that is about to begin.
+
+    Raises:
+        LogError: from any attribute or method: something is damaged; the message names the file.
+    """
+
+    def __init__(
+        self, store: Store, session: int | None = None, sessions: Sequence[Session] | None = None
+    ) -> None:
+        self.store = store
+        self._session = session
+        if sessions is not None:
+            self.sessions = tuple(sessions)
+        self._groups: dict[str, dict[int, RankGroup]] = {}
+        self._tables: dict[str, Table] = {}
+
+    def groups(self, table: str) -> dict[int, RankGroup]:
+        """Rank → its group of a table."""
+        if table not in self._groups:
+            lineage = (lambda: self.path) if table in LINKED else None
+            matches = [_RANK.fullmatch(name) for name in files.names(self.store, table)]
+            self._groups[table] = {
+                int(m[1]): RankGroup(self.store, f"{table}/{m[0]}", lineage) for m in matches if m
+            }
+        return self._groups[table]
+
+    def table(self, name: str) -> Table:
+        if name not in self._tables:
+            self._tables[name] = Table(name, list(self.groups(name).values()))
+        return self._tables[name]
+
+    @cached_property
+    def sessions(self) -> tuple[Session, ...]:
+        """Every start of a run that has left something in the log."""
+        return longest(group.history for table in LINKED for group in self.groups(table).values())
+
+    def history(self, rank: int) -> tuple[Session, ...]:
+        """The sessions as one rank knows them, up to the last one that it took part in."""
+        group = self.groups("train").get(rank)
+        return () if group is None else group.history
+
+    @cached_property
+    def path(self) -> Path:
+        """Which rows, snapshots and alerts count."""
+        return path_to(self.sessions, self._session)
+
+    @cached_property
+    def session_rows(self) -> list[int]:
+        """How many training rows each session has written, on the path or not."""
+        rows = [0] * len(self.sessions)
+        for group in self.groups("train").values():
+            edges = [*(session["first_row"] for session in group.sessions), group.marked]
+            for number, (start, stop) in enumerate(pairwise(edges)):
+                rows[number] += max(stop - start, 0)
+        return rows
+
+    @cached_property
+    def snapshots(self) -> list[Snapshot]:
+        """Those that count, by step."""
+        return read_snapshots(self.store, self.path)
+
+    @cached_property
+    def query_names(self) -> list[str]:
+        """Names of all query sets, finished or not."""
+        return [files.check_name(name) for name in files.names(self.store, "queries") if name != "zarr.json"]
+
+    @cached_property
+    def queries(self) -> dict[str, Table]:
+        """The query sets that count: finished ones, at snapshots that count."""
+        present = {(s.step, s.session) for s in self.snapshots}
+        tables = {name: self.table(f"queries/{name}") for name in self.query_names}
+        return {name: table for name, table in tables.items() if snapshots_of(table) <= present}
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Sample id → name."""
+        return read_names(self.store)
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        """Sample id → PNG."""
+        return Thumbnails(self.store)
+
+
+def snapshots_of(table: Table) -> set[tuple[int, int]]:
+    """The (step, session) of the snapshots of a query set; impossible ones where it is unfinished."""
+    description = table.description
+    at = description.get("snapshots") if isinstance(description, dict) else None
+    if not isinstance(at, list):
+        return {(-1, -1)}
+    try:
+        return {(int(step), int(session)) for step, session in at}
+    except (TypeError, ValueError) as error:
+        raise LogError(f"{table.name}: its description is damaged: {error}") from error

@@ -1,0 +1,122 @@
+"""Where a run may write: what it will do to what lies there, and to whom the place belongs."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from zarr.abc.store import Store
+
+from diffhook.errors import LogError
+from diffhook.log import store as files
+from diffhook.log.index import LINKED, LogIndex
+from diffhook.log.lineage import Path, Session, path_to
+from diffhook.log.lock import ROOT as LOCKS
+from diffhook.log.lock import lock_rank, release_rank
+from diffhook.log.rank import RankGroup
+from diffhook.log.root import find_config
+from diffhook.log.schema import differences, json_like
+
+_PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine", "names", LOCKS}
+_FOR_GOOD = (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+_BY_RANK = ("alerts", "thumbnails", "names")  # with files of each rank
+
+
+@contextmanager
+def refusals(store: Store) -> Iterator[None]:
+    """What waiting does not mend becomes a LogError; a full disk or a network stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PermissionError | FileNotFoundError) or error.errno in _FOR_GOOD:
+            raise LogError(f"cannot write a log at {files.describe(store)}: {error}") from error
+        raise
+
+
+def is_ours(store: Store, config: Mapping[str, Any]) -> bool:
+    """Whether there is a log of this configuration already.
+
+    Raises:
+        LogError: something else is there, or a log of another configuration or dataset.
+    """
+    found = find_config(store)
+    if found is not None:
+        _check_same(found["identity"], json_like(config["identity"]), files.describe(store))
+        return True
+    foreign = [name for name in files.names(store, "") if name not in _PARTS]
+    if foreign:
+        raise LogError(
+            f"{files.describe(store)} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "
+            "another path"
+        )
+    return False
+
+
+def _check_same(found: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:
+    if found.get("dataset") is None or own.get("dataset") is None:
+        # A loop that names its samples tells of no dataset.
+        found, own = {**found, "dataset": None}, {**own, "dataset": None}
+    differing = list(differences(found, own))
+    if differing:
+        more = f" (and {len(differing) - 5} more)" if len(differing) > 5 else ""
+        what = "another dataset" if differing[0].startswith("dataset") else "another configuration"
+        raise LogError(
+            f"the log at {where} belongs to {what}: {'; '.join(differing[:5])}{more}. "
+            "Choose another path, or restore the configuration to continue this one"
+        )
+
+
+def clean(store: Store, rank: int) -> None:
+    """Remove what an earlier process of this rank was killed in the middle of writing."""
+    files.clean(store, "", older_than=60.0)  # other ranks begin at the same time
+    if rank == 0:
+        files.clean(store, "snapshots")
+    for part in _BY_RANK:
+        files.clean(store, part, only=f"rank-{rank:04d}")
+    for table in LINKED:
+        files.clean(store, f"{table}/rank-{rank:04d}")
+
+
+def clean_gone(store: Store, processes: int, owner: object) -> None:
+    """The same for the ranks that a run of fewer processes does not have any more."""
+    for rank in LogIndex(store).groups("train"):
+        if rank >= processes:
+            with suppress(LogError):  # it is being written, after all
+                lock_rank(store, rank, owner)
+                clean(store, rank)
+                release_rank(store, rank, owner)
+
+
+def superseding(store: Store, sessions: Sequence[Session], new: Session) -> str:
+    """What a run will do to the rows that are there, as a sentence; "" where there are none.
+
+    Args:
+        sessions: those that the log has.
+        new: the one that begins with the run's first row.
+    """
+    before, after = path_to(sessions), path_to([*sessions, new])
+    index = LogIndex(store)
+    rows = superseded = 0
+    samples: set[int] = set()
+    for group in (g for g in index.groups("train").values() if g.columns):
+        counts, stays = (_counting(group, path) for path in (before, after))
+        rows += int(counts.sum())
+        superseded += int((counts & ~stays).sum())
+        samples.update(np.unique(group.read("sample", 0, group.committed)[counts]).tolist())
+    if not rows:
+        return ""
+    held = f"{rows:,} rows of an earlier run of {len(samples):,} samples"
+    if not superseded:
+        return f"the log holds {held}; this run goes on after them, from step {new.start_step:,}"
+    which = "they are" if superseded == rows else f"{superseded:,} of them are"
+    return (
+        f"the log holds {held}; {which} superseded from step {new.start_step:,} on, once the first new row "
+        f"is written, and kept: open_log(path, session={len(sessions) - 1}) reads them"
+    )
+
+
+def _counting(group: RankGroup, path: Path) -> Any:
+    return RankGroup(group.store, group.path, lambda: path).valid

@@ -1,0 +1,56 @@
+"""Where a copy of a log appears: all at once, or not at all."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from zarr.abc.store import Store
+
+from diffhook.errors import LogError
+from diffhook.log import store as files
+from diffhook.log.lock import ROOT as LOCKS
+from diffhook.log.lock import lock_rank, release_rank
+from diffhook.log.store import Location
+
+
+@contextmanager
+def new_store(target: Location) -> Iterator[Store]:
+    """A store that appears at ``target`` when all is written, or not at all."""
+    if not isinstance(target, str | os.PathLike) or "://" in str(target):
+        store = files.open_store(target, read_only=False)
+        if list(files.names(store, "")):
+            raise LogError(f"{files.describe(store)} is not empty: choose another place for the copy")
+        yield store  # no log before its root is written
+        return
+    path = Path(target)
+    if path.exists():
+        raise LogError(f"{path} exists: choose another place for the copy")
+    _clear_killed(path)
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
+    store = files.open_store(beside, read_only=False)
+    lock_rank(store, 0, store)
+    try:
+        yield store
+        shutil.rmtree(beside / LOCKS, ignore_errors=True)
+        beside.rename(path)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    finally:
+        release_rank(store, 0, store)
+
+
+def _clear_killed(path: Path) -> None:
+    """Remove what copies to ``path`` left that were killed; not one that is at work."""
+    for beside in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.unfinished"):
+        with suppress(LogError):
+            store = files.open_store(beside, read_only=False)
+            lock_rank(store, 0, store)
+            shutil.rmtree(beside, ignore_errors=True)
+            release_rank(store, 0, store)

@@ -1,0 +1,160 @@
+"""Real trainings that are resumed: which rows count is told by the checkpoint, however odd its file is."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+import diffhook
+from diffhook.capture import Grid, Probe
+from diffhook.capture.loop.checkpoint import Position, read_state, write_state
+from diffhook.integrations.accelerate import DiffHook
+from diffhook.log import open_log
+from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
+
+BATCH = 4
+OBJECTIVE = diffhook.DiffusionObjective(SCHEDULER)
+
+
+def sit(folder: Path, *, resume: int = 0, stop: int, save: tuple[int, ...] = ()) -> DiffHook:
+    """One process's life, in a deterministic training with probes of three samples."""
+    torch.manual_seed(3)
+    model = TinyDenoiser()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    accelerator = Accelerator(cpu=True)
+    data = identified()
+    probe = Probe([0, 5, 9], Grid(2), dataset=[(image,) for image in data])
+    hook = DiffHook(
+        accelerator, folder / "log", projection_dim=16, probe=probe, objective=OBJECTIVE, strict=True
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if resume:
+        accelerator.load_state(str(folder / f"at-{resume}"))
+    for step in range(resume, stop):
+        torch.manual_seed(step)
+        ids = torch.randperm(len(data))[:BATCH]
+        batch = (data[ids], torch.randn_like(data[ids]), torch.randint(0, 1000, (BATCH,)))
+        with hook.step(sample_ids=ids, timesteps=batch[2]):
+            accelerator.backward(denoising_losses(model, batch).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        if step + 1 in save:
+            accelerator.save_state(str(folder / f"at-{step + 1}"))
+    accelerator.end_training()
+    return hook
+
+
+def rows(folder: Path, table: str = "train") -> Counter[tuple[Any, ...]]:
+    found = getattr(open_log(folder / "log"), table)
+    columns = [found[name].tolist() for name in ("step", "sample", "timestep", "lr", "weight", "grad_norm")]
+    return Counter(zip(*columns, strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    sit(folder, stop=20, save=(5, 10, 15))
+    return folder
+
+
+def test_probes_of_the_checkpoints_own_step_are_those_of_a_run_that_never_stopped(
+    whole: Path, tmp_path: Path
+) -> None:
+    """With their weight: the learning rates since the snapshot before."""
+    sit(tmp_path, stop=13, save=(5, 10))
+    sit(tmp_path, resume=10, stop=20, save=(15,))
+    kept = rows(tmp_path, "probe")
+    assert kept == rows(whole, "probe")
+    assert {step for step, *_ in kept} == {5, 10, 15, 20}
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_a_run_of_one_checkpoint_a_session_keeps_all_probes(whole: Path, tmp_path: Path) -> None:
+    for start in (0, 5, 10, 15):
+        sit(tmp_path, resume=start, stop=start + 5, save=(start + 5,))
+    assert rows(tmp_path, "probe") == rows(whole, "probe")
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_a_wrong_checkpoint_and_the_right_one_again_give_the_run_that_never_stopped(
+    whole: Path, tmp_path: Path
+) -> None:
+    sit(tmp_path, stop=15, save=(5, 15))
+    sit(tmp_path, resume=5, stop=6)
+    sit(tmp_path, resume=15, stop=20)
+    assert rows(tmp_path) == rows(whole)
+    assert len(open_log(tmp_path / "log").sessions) == 3
+
+
+def test_to_save_again_before_the_first_step_doubles_no_probe(whole: Path, tmp_path: Path) -> None:
+    sit(tmp_path, stop=10, save=(5, 10))
+    accelerator_saves_at_once = sit(tmp_path, resume=10, stop=10)
+    assert accelerator_saves_at_once.step_count == 10
+    sit(tmp_path, resume=10, stop=20, save=(15,))
+    assert rows(tmp_path, "probe") == rows(whole, "probe")
+
+
+def test_queries_at_snapshots_that_a_resume_superseded_do_not_count_and_others_do(tmp_path: Path) -> None:
+    sit(tmp_path, stop=10, save=(5, 10))
+    log = open_log(tmp_path / "log")
+    ask = {"objective": OBJECTIVE, "model": TinyDenoiser(), "grid": Grid(1)}
+    diffhook.query(log, (identified()[:2],), "before", **ask)
+    assert list(log.queries) == ["before"], "the log that was asked knows the answer"
+    sit(tmp_path, resume=10, stop=12)
+    assert list(open_log(tmp_path / "log").queries) == ["before"]
+    sit(tmp_path, resume=5, stop=6)
+    assert list(open_log(tmp_path / "log").queries) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b'{"step": 1e30}', b'{"step": -7}', b'{"step": "5"}', b'{"step": true}', b"[]", b"null",
+        b'{"step": 5, "lr_sum": "x"}', b'{"step": 5, "lr_sum": NaN}', b'{"step": 5, "session": 7}',
+        b'{"step": 99999999999999999999}', b"\xff\xfe", b"[" * 60_000, b" " * 100_000,
+    ],
+    ids=lambda content: repr(content[:24]),
+)  # fmt: skip
+def test_an_absurd_file_in_a_checkpoint_is_told_and_taken_for_none(
+    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "diffhook.json").write_bytes(content)
+    assert read_state(tmp_path) == {}
+    (told,) = caplog.records
+    assert told.levelno == logging.WARNING
+    assert "diffhook.json cannot be used (" in told.message
+
+
+def test_capture_goes_on_from_a_checkpoint_whose_file_is_damaged(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sit(tmp_path, stop=10, save=(5, 10))
+    (tmp_path / "at-10/diffhook.json").write_text('{"step": 1e30}')
+    sit(tmp_path, resume=10, stop=20)
+    assert "expected a number of optimiser steps" in caplog.text
+    assert rows(tmp_path) == rows(whole), "Adam knows how many steps it has taken"
+
+
+def test_a_checkpoints_file_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = Position(5, 0.5, "abc").to_json()
+    write_state(tmp_path, state)
+    assert Position.from_json(read_state(tmp_path)) == Position(5, 0.5, "abc")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_state(tmp_path, Position(9, 0.9, "abc").to_json())
+    assert json.loads((tmp_path / "diffhook.json").read_text()) == state
+    assert [p.name for p in tmp_path.iterdir()] == ["diffhook.json"]
