@@ -14,6 +14,7 @@ from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.inverted_lists import nearest_by_faiss
 from diffhook.analysis.methods import ReTrac
+from diffhook.analysis.raw_arrays import allocate, fill, mapped
 from diffhook.analysis.samples import SampleRows, reduce_samples
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
@@ -69,14 +70,14 @@ def nearest_neighbours(table: Table, execution: Execution, *, by_faiss: bool = F
     """The neighbours among a table's samples."""
     ids = distinct_samples(table, execution)
     with execution.scratch() as folder:
-        path = os.path.join(folder, "units.npy")
-        np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), table.dim)).flush()
+        path = os.path.join(folder, "units")
+        allocate(path, np.float32, (len(ids), table.dim))
         rows = SampleRows(ReTrac(), ids, np.zeros(1, np.int64))  # all snapshots together
         reduce_samples(table, rows, _Units(path), execution, "summing up samples")
         if by_faiss:
-            index, cosines = nearest_by_faiss(np.load(path, mmap_mode="r"))
+            index, cosines = nearest_by_faiss(mapped(path, np.float32, table.dim))
         else:
-            tasks = [delayed(_nearest)(path, start) for start in range(0, len(ids), _TILE)]
+            tasks = [delayed(_nearest)(path, table.dim, start) for start in range(0, len(ids), _TILE)]
             tiles = execution.compute(delayed(list)(tasks), "comparing samples")
             index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
     return Neighbours(ids, ids[index], cosines)
@@ -92,17 +93,15 @@ class _Units:
         vectors = values[:, 2:]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-        file = np.lib.format.open_memmap(self.path, "r+")
-        file[start : start + len(units)] = units
-        file.flush()
+        fill(self.path, start, units.astype(np.float32))
 
     def combine(self, results: list[None]) -> None:
         return None
 
 
-def _nearest(path: str, start: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+def _nearest(path: str, dim: int, start: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Position and cosine of the nearest other sample, for the samples of one tile."""
-    units = np.load(path, mmap_mode="r")
+    units = mapped(path, np.float32, dim)
     mine = np.asarray(units[start : start + _TILE])
     best = np.full(len(mine), -np.inf, np.float32)
     index = np.zeros(len(mine), np.intp)
