@@ -12,6 +12,7 @@ from diffhook.analysis.directions import query_directions, tell_broken
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import Method, find_method
+from diffhook.analysis.pairing import TRAIN, check_noise, kind_of
 from diffhook.analysis.samples import sample_sums
 from diffhook.analysis.score_pass import RowScores, ScorePass
 from diffhook.analysis.scores import Scores
@@ -71,7 +72,8 @@ def prepare(log: RunLog, queries: str, method: Method, source: str, execution: E
     """Read the queries, and of the training side what the method wants to know first."""
     table, asked = source_table(log, source, method=method), query_table(log, queries)
     check_gradients(log, method, source, queries)
-    directions = query_directions(asked, method)
+    check_noise(log, source, queries)
+    directions = query_directions(asked, method, own_noise=kind_of(source) == TRAIN)
     sample_ids = distinct_samples(table, execution)
     sums = factors = None
     if method.wants:

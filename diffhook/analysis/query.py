@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from diffhook.analysis.digest import digest
 from diffhook.analysis.directions import tell_broken
+from diffhook.analysis.pairing import KINDS, probe_grid
 from diffhook.analysis.rebuilt import (
     borrowed,
     build_model,
@@ -45,6 +46,7 @@ def query(
     model: nn.Module | None = None,
     pipeline: SavedPipeline | None = None,
     grid: Grid | None = None,
+    against: str | Sequence[str] | None = None,
     preconditioned: bool = False,
     batch_size: int = 32,
     overwrite: bool = False,
@@ -68,7 +70,11 @@ def query(
         model: the model, with the right parameters trainable; by default :func:`build_model`'s. It is
             as before afterwards.
         pipeline: whose denoiser was trained, where the log does not hold all of its parameters.
-        grid: timesteps and noise draws; by default 10 × 4.
+        grid: timesteps and noise draws; by default that of the log's probes, or else 10 × 4.
+        against: which rows the queries are to be set against. Probes, and other query sets as the source,
+            share the grid's noise with them draw by draw ("probe"); the training's own rows each drew
+            their own, and so must queries ("train"). By default all that the log holds; each kind costs a
+            pass of its own.
         preconditioned: divide gradients by Adam's √v̂ + ε, for the methods "adam-tracin" and
             "adam-retrac", at the snapshots that keep it: of a run with ``keep_preconditioner=True``.
         batch_size: rows of one forward pass.
@@ -86,20 +92,23 @@ def query(
     """
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1")
-    grid = grid or Grid(10, draws=4)
+    grid = grid or default_grid(log)
     files.check_name(name)
     snapshots = _snapshots(log, preconditioned)
     batch, query_ids = _collated(samples, ids)
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model
     engine = _engine(log, model, grid)
+    described = json_like(objective.describe())
+    kinds = _kinds(log, against, described.get("measurement", "loss"))
     description = {
-        "objective": json_like(objective.describe()),
+        "objective": described,
         "grid": grid.describe(),
+        "against": kinds,
         "snapshots": [[s.step, s.session] for s in snapshots],
         "samples": json_like(details or {}),
         "preconditioned": preconditioned,
-        "digest": _digest(batch, query_ids, objective, model, grid, snapshots, preconditioned),
+        "digest": _digest(batch, query_ids, objective, model, grid, kinds, snapshots, preconditioned),
     }
     if name in log.queries:
         digests = log.queries[name].description.get("digest"), description["digest"]
@@ -110,9 +119,9 @@ def query(
             raise LogError(f"{log.location} has queries {name!r} already, {_difference(digests)}")
     writer: TableWriter | None = None
     with borrowed(model), progress_bar(progress) as bar:
-        task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids))
+        task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids) * len(kinds))
         for rows in _measured(
-            engine, objective, batch, query_ids, grid, snapshots, batch_size, preconditioned
+            engine, objective, batch, query_ids, grid, kinds, snapshots, batch_size, preconditioned
         ):
             writer = writer or _writer(log, name)  # not before something fits the model
             writer.append(rows)
@@ -131,6 +140,7 @@ def _measured(
     batch: Any,
     ids: Sequence[int],
     grid: Grid,
+    kinds: Sequence[str],
     snapshots: Sequence[Snapshot],
     batch_size: int,
     preconditioned: bool,
@@ -140,9 +150,33 @@ def _measured(
         load_snapshot(engine, snapshot)
         if preconditioned:
             load_preconditioner(engine, snapshot)
-        where: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
-        with refused(f"the model cannot take these queries ({json_like(_shapes(batch))})"):
-            yield from measure(engine, objective, batch, ids, grid, batch_size=batch_size, **where)
+        options: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
+        options["batch_size"] = batch_size
+        for kind in kinds:
+            own_noise = kind == "train"
+            with refused(f"the model cannot take these queries ({json_like(_shapes(batch))})"):
+                yield from measure(engine, objective, batch, ids, grid, own_noise=own_noise, **options)
+
+
+def default_grid(log: RunLog) -> Grid:
+    """That of the log's probes, so that queries share their noise; 10 × 4 where there are none."""
+    described = probe_grid(log)
+    return Grid(10, draws=4) if described is None else Grid(**described)
+
+
+def _kinds(log: RunLog, against: str | Sequence[str] | None, measurement: str) -> list[str]:
+    """Of "train" and "probe", those that are asked for, or by default those that the log can serve."""
+    if against is not None:
+        kinds = [against] if isinstance(against, str) else list(against)
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds:
+            raise ConfigurationError(f"against is {against!r}; expected 'train', 'probe', or both")
+        return [kind for kind in KINDS if kind in kinds]
+    if measurement != "loss":  # the training's own rows hold gradients of the loss
+        return ["probe"]
+    if probe_grid(log) is None:
+        return ["train"]
+    return list(KINDS) if len(log.train) else ["probe"]
 
 
 def _difference(digests: tuple[str | None, str | None]) -> str:
@@ -152,7 +186,7 @@ def _difference(digests: tuple[str | None, str | None]) -> str:
             "and whether to the same question cannot be told: an objective of your own, or with functions of "
             "your own, cannot be compared. Use those that are there by their name, overwrite, or rename"
         )
-    return "from other samples, grid, objective or model: overwrite, or rename"
+    return "from other samples, grid, objective or model, or against other rows: overwrite, or rename"
 
 
 def _digest(
@@ -161,6 +195,7 @@ def _digest(
     objective: Objective,
     model: nn.Module,
     grid: Grid,
+    kinds: Sequence[str],
     snapshots: Sequence[Snapshot],
     preconditioned: bool,
 ) -> str | None:
@@ -170,7 +205,9 @@ def _digest(
     at = [[s.step, s.session] for s in snapshots]
     trained = (model, describe_adapters(model))  # an adapter's scale is no parameter
     divided = ["preconditioned"] if preconditioned else []
-    return digest(batch, list(ids), objective.describe(), *trained, grid.describe(), at, *divided)
+    return digest(
+        batch, list(ids), objective.describe(), *trained, grid.describe(), list(kinds), at, *divided
+    )
 
 
 def _snapshots(log: RunLog, preconditioned: bool) -> list[Snapshot]:

@@ -32,7 +32,7 @@ class SampleRows:
     steps: npt.NDArray[np.int64]
 
     def __call__(self, table: Table, block: Block) -> Partial:
-        columns = {c: table.read(block, c) for c in ("sample", "step", "lr", "weight", "grad_norm")}
+        columns = {c: table.read(block, c) for c in ("sample", "step", *self.method.columns)}
         weights = self.method.row_weights(columns)
         projection = table.read(block, "projection").astype(np.float32)
         projection *= weights[:, None].astype(np.float32)

@@ -36,7 +36,7 @@ class RowScores:
     directions: npt.NDArray[np.float32]
 
     def __call__(self, table: Table, block: Block) -> Partial:
-        columns = {c: table.read(block, c) for c in ("sample", "step", "lr", "weight", "grad_norm")}
+        columns = {c: table.read(block, c) for c in ("sample", "step", *self.method.columns)}
         sample = np.searchsorted(self.sample_ids, columns["sample"])
         snapshot = nearest(columns["step"], self.steps)
         weights = self.weights(columns, sample, snapshot)

@@ -100,7 +100,7 @@ class _Binned:
         wanted = np.flatnonzero(np.isin(sample, self.asked))
         if not len(wanted):
             return np.empty(0, np.intp), np.empty((0, 1))
-        columns = {c: table.read(block, c)[wanted] for c in ("sample", "step", "lr", "weight", "grad_norm")}
+        columns = {c: table.read(block, c)[wanted] for c in ("sample", "step", *rows.method.columns)}
         snapshot = nearest(columns["step"], rows.steps)
         weights = rows.weights(columns, np.searchsorted(rows.sample_ids, columns["sample"]), snapshot)
         timestep = np.nan_to_num(table.read(block, "timestep")[wanted], nan=self.edges[0])

@@ -66,6 +66,8 @@ class Recorder:
         strict: bool = False,
     ) -> None:
         self.engine = engine
+        if objective is not None and probe is not None:
+            config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
         self.writer = LogWriter(location, config, rank=rank, start_step=start_step, strict=strict)
         self.rank = rank
         self.watch = Watch(alerts, self.writer.alert, lambda: open_log(location).alerts(), rank, strict)

@@ -16,6 +16,7 @@ from diffhook.log.table_writer import TableWriter
 DIM = 24
 STEPS = (4, 8)
 TIMES = (100.0, 500.0, 900.0)
+GRID = {"timesteps": list(TIMES), "draws": 1, "seed": 0, "replicates": 3}
 SAMPLES = np.array([2, 3, 5, 7, 11, 13, 17])
 
 
@@ -42,6 +43,7 @@ def make_rows(rng: np.random.Generator, cells: Sequence[tuple[int, int, float, i
         "step": step.astype(np.int64),
         "timestep": timestep.astype(np.float32),
         "noise_seed": seed.astype(np.int64),
+        "replicate": seed.clip(0).astype(np.int16),
         "lr": (0.01 * (1 + step)).astype(np.float32),
         "loss": rng.uniform(0.5, 2, len(cells)).astype(np.float32),
         "weight": np.full(len(cells), weight, np.float32),
@@ -70,7 +72,8 @@ def config(measurement: str = "loss") -> dict[str, Any]:
             "parameters": [["w", [DIM]]],
             "model": {"class": "tests.Random"},
             "objective": {"kind": "diffusion", "measurement": measurement},
-        }
+        },
+        "probe": {"grid": GRID},
     }
 
 
@@ -81,10 +84,13 @@ def write_queries(
         diffhook.open_log(path).writable_store(), f"queries/{name}/rank-0000", DIM, "float32"
     )
     writer.begin_session(0)
-    writer.append(stored(rows))
+    for own_noise in (0, 1):  # the same again, to be set against the training's own rows
+        writer.append({**stored(rows), "own_noise": np.full(len(rows), own_noise, np.int8)})
     writer.flush()
     described = {
         "objective": {"measurement": measurement},
+        "grid": GRID,
+        "against": ["train", "probe"],
         "snapshots": [[step, 0] for step in STEPS],
         "preconditioned": preconditioned,
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import diffhook
 from diffhook.analysis.tables import loss_queries
-from diffhook.capture.noise import noise_bank
+from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.integrations.torch import TorchHook
@@ -55,9 +55,11 @@ def query_gradients(snapshot: diffhook.log.Snapshot, query: int) -> list[Tensor]
     model = TinyDenoiser()
     model.load_state_dict(safetensors.torch.load(snapshot.parameters()))
     clean = IMAGES[query].expand(DRAWS, -1, -1, -1)
-    noise = noise_bank(torch.arange(DRAWS), clean)
+    seeds = {t: torch.tensor([noise_seed(0, t, m, query) for m in range(DRAWS)]) for t in TIMES}
     return [
-        sample_gradients(model, denoising_losses, (clean, noise, torch.full((DRAWS,), t))).mean(0)
+        sample_gradients(
+            model, denoising_losses, (clean, noise_bank(seeds[t], clean), torch.full((DRAWS,), t))
+        ).mean(0)
         for t in TIMES
     ]
 

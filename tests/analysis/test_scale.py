@@ -67,9 +67,9 @@ def many_rows(path: Path, rows: int, samples: int, dim: int = 512) -> diffhook.R
     queries = TableWriter(diffhook.open_log(path).writable_store(), "queries/q/rank-0000", dim, "float16")
     queries.begin_session(0)
     for step in (10, 30):
-        queries.append(batch(5, 0, step, np.arange(5)))
+        queries.append({**batch(5, 0, step, np.arange(5)), "own_noise": np.ones(5, np.int8)})
     queries.flush()
-    queries.describe({"objective": {}, "snapshots": [[10, 0], [30, 0]]})
+    queries.describe({"objective": {}, "snapshots": [[10, 0], [30, 0]], "against": ["train"]})
     return diffhook.open_log(path)
 
 

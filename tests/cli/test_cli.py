@@ -60,7 +60,7 @@ def test_the_whole_road(workspace: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert run("info", log, "--json") == 0
     info = json.loads(capsys.readouterr().out)
     assert info["train rows"] == 36
-    assert info["queries"] == {"again": 24}
+    assert info["queries"] == {"again": 2 * 24}, "rows to be set against events, and against probes"
     assert run("influence", log, "--queries", "again", "--top", 3, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     expected = diffhook.influence(diffhook.open_log(log), "again").top(3)

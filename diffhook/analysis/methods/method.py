@@ -46,6 +46,7 @@ class Method(ABC):
         measurement: the scalar whose gradients both sides must hold.
         preconditioned: whether the queries' gradients must be divided by Adam's √v̂ + ε. Those of the
             training rows never are.
+        columns: what of a row, beside its projection, its weight depends on.
         wants: what of :class:`SampleSums` it needs, of "sums", "gram" and "residual"; nothing: no first pass.
     """
 
@@ -54,6 +55,7 @@ class Method(ABC):
     source: str
     measurement = "loss"
     preconditioned = False
+    columns: tuple[str, ...] = ("lr", "weight", "grad_norm", "own_noise")
     wants: frozenset[str] = frozenset()
 
     @abstractmethod
@@ -69,9 +71,10 @@ class Method(ABC):
         return directions
 
     def row_weights(self, columns: Mapping[str, Floats]) -> Floats:
-        """(rows,) float64 c_r; 0 for rows whose gradient is zero or not finite."""
+        """(rows,) float64 c_r; 0 for rows whose gradient is zero or not finite, or that have noise of their
+        own (of query sets, as the source): on a grid, noise is shared."""
         norm = columns["grad_norm"].astype(np.float64)
-        usable = np.isfinite(norm) & (norm > 0)
+        usable = np.isfinite(norm) & (norm > 0) & (columns["own_noise"] == 0)
         return np.where(usable, self.rates(columns) * self.length(np.where(usable, norm, 1.0)), 0.0)
 
     def rates(self, columns: Mapping[str, Floats]) -> Floats:
