@@ -41,7 +41,7 @@ class Directions:
 
 
 def query_directions(table: Table, method: Method, *, own_noise: bool) -> Directions:
-    """The directions of a query set, before the method turns them.
+    """The directions of a query set, before the method transforms them.
 
     Args:
         own_noise: from the rows with noise of the query's own; or from those with the grid's.
@@ -111,7 +111,7 @@ class _Rows:
             mean, length = self._mean(rows[kept[rows]])
             if length > 0:
                 found[self.snapshot[rows[0]], self.query[rows[0]]] += (
-                    share * method.length(np.array(length)) / length * mean
+                    share * method.norm_factor(np.array(length)) / length * mean
                 )
         return found
 

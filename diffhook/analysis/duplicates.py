@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from dask import delayed
 
+from diffhook.analysis.defaults import as_log
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.inverted_lists import nearest_by_faiss
@@ -19,6 +20,7 @@ from diffhook.analysis.samples import SampleRows, reduce_samples
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table
+from diffhook.log.store import Location
 
 _TILE = 2048  # samples against as many
 
@@ -39,7 +41,7 @@ class Neighbours:
 
 
 def near_duplicates(
-    log: RunLog,
+    log: RunLog | Location,
     source: str = "probe",
     *,
     index: Literal["exact", "faiss"] = "exact",
@@ -63,7 +65,7 @@ def near_duplicates(
     if index not in ("exact", "faiss"):
         raise ConfigurationError(f'index is {index!r}; expected "exact" or "faiss"')
     execution = Execution(client, scheduler, memory, progress)
-    return nearest_neighbours(source_table(log, source), execution, by_faiss=index == "faiss")
+    return nearest_neighbours(source_table(as_log(log), source), execution, by_faiss=index == "faiss")
 
 
 def nearest_neighbours(table: Table, execution: Execution, *, by_faiss: bool = False) -> Neighbours:

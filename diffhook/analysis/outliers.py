@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from diffhook.analysis.defaults import as_log, best_source
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.ranking import Ranking
 from diffhook.analysis.signals import SIGNALS, Found, Signal, View
@@ -14,14 +15,15 @@ from diffhook.analysis.standardize import robust_deviations
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
+from diffhook.log.store import Location
 
 PAIRWISE = 20_000  # samples up to which all pairs are compared unless asked
 _HIGHEST = 8.0  # deviations; beyond it a part says no more
 
 
 def outliers(
-    log: RunLog,
-    source: str = "train",
+    log: RunLog | Location,
+    source: str | None = None,
     parts: Sequence[str] | None = None,
     *,
     client: Any = None,
@@ -40,7 +42,8 @@ def outliers(
     timestep is learned from 2²¹ rows, evenly spaced, where there are more.
 
     Args:
-        source: "train" or "probe".
+        source: "train" or "probe"; by default the best there is: probes, where they hold all samples that
+            were trained on.
         parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`: "norm", "repeat", "loss",
             "input", "tracin", "retrac", "duplicate". By default all that the log can tell; "duplicate", which
             compares all pairs, for up to 20,000 samples. A log captured with projection_dim=0 has
@@ -51,12 +54,9 @@ def outliers(
         LogError: no rows.
         ConfigurationError: no such part, or none that counts can be told.
     """
-    view = View(
-        log,
-        source,
-        source_table(log, source, projected=False),
-        Execution(client, scheduler, memory, progress),
-    )
+    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    source = best_source(log, execution=execution) if source is None else source
+    view = View(log, source, source_table(log, source, projected=False), execution)
     found = {s.name: told for s in _signals(view, parts) if (told := s.look(view)) is not None}
     counted = [told for name, told in found.items() if SIGNALS[name].counts]
     if not counted:

@@ -33,6 +33,11 @@ def probe_grid(log: RunLog) -> dict[str, Any] | None:
     return found if len(log.probe) else None
 
 
+def serves(log: RunLog, queries: str, kind: str) -> bool:
+    """Whether a query set holds rows to be set against a kind of rows."""
+    return kind in (_described(query_table(log, queries)).get("against") or ())
+
+
 def check_noise(log: RunLog, source: str, queries: str) -> None:
     """The queries must hold rows for the source's kind; those of the grid should be on the source's grid.
 

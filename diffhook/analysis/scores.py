@@ -44,12 +44,14 @@ class Scores(Displayed):
         query_ids: (Q,) int64.
         sample_ids: (N,) int64, ascending.
         method: the method's name.
+        source: which rows were scored: "train", "probe", or a query set of training samples.
         names: id → name, of samples that have one.
     """
 
     query_ids: npt.NDArray[np.int64]
     sample_ids: npt.NDArray[np.int64]
     method: str
+    source: str
     _pass: ScorePass = field(repr=False)
     names: Mapping[int, str] = field(default_factory=dict, repr=False)
 

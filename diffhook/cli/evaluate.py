@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from diffhook.analysis import Scores, influence, outliers
 from diffhook.analysis import evaluation as judge
+from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.score_pass import strongest
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table
@@ -32,8 +33,10 @@ _INDICES = 10_000_000  # ids up to here are taken for a dataset's indices, unles
 def arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--queries", metavar="NAME", help="the query set whose scores are judged")
-    add("--methods", nargs="+", default=["tracin", "retrac"], metavar="METHOD", help="default tracin retrac")
-    add("--source", default="train", help="which rows to score (default train)")
+    add(
+        "--methods", nargs="+", default=list(COMPARED), metavar="METHOD", help=f"default {' '.join(COMPARED)}"
+    )
+    add("--source", help="which rows to score (default: the best there is)")
     add("--top", type=int, default=10, metavar="K", help="strongest samples per query (10)")
     add("--sources", metavar="FILE", help="source or label of every sample, by id: .npy, or a line each")
     add("--query-sources", metavar="FILE", help="the queries' own, likewise: gives tracing precision")
@@ -95,7 +98,7 @@ def _row(scores: str, figure: str, estimate: Any, beside: str = "") -> dict[str,
 
 
 def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
-    ranking = outliers(log, "probe" if args.source == "probe" else "train", **execution(args))
+    ranking = outliers(log, args.source, **execution(args))
     found = judge.detection(ranking, _ids(args.outliers))
     base = f"at random {found.base_rate:.3f}"
     return [

@@ -1,6 +1,6 @@
 """List the training samples that most influenced each query.
 
-example: diffhook influence runs/butterflies --queries generated --method retrac --top 10
+example: diffhook influence runs/butterflies --queries generated --top 10
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from diffhook.analysis import METHODS, Scores, influence
+from diffhook.analysis.methods import DEFAULT
 from diffhook.analysis.scores import Certainty, Top
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, sample_cell, tell
@@ -21,11 +22,10 @@ from diffhook.log.samples import sample_words
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--queries", help="name of the query set")
+    command.add_argument("--method", help=f'default {DEFAULT}; "help" lists them, without LOG')
     command.add_argument(
-        "--method", default="retrac", help='default "retrac"; "help" lists them, without LOG'
-    )
-    command.add_argument(
-        "--source", default="train", help='which rows: "train", "probe", or a query set of training samples'
+        "--source",
+        help='which rows: "train", "probe", or a query set of training samples (default: the best there is)',
     )
     command.add_argument("--top", type=int, default=10, metavar="K", help="per query (default 10)")
     command.add_argument("--opponents", action="store_true", help="the lowest scores instead")
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         known = ", ".join(log.queries) or "none yet: see `diffhook query --help`"
         raise ConfigurationError(f"--queries is missing; the log has {known}")
     scores = influence(log, args.queries, args.method, args.source, **execution(args))
-    tell(f"{args.method}: {scores.cost}")
+    tell(f"{scores.method}, {scores.source} rows: {scores.cost}")
     if scores.has_errors:
         tell(f"errors: {scores.certainty_cost}")
     if args.csv:
@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> None:
     certainty = scores.certainty(top, opponents=args.opponents)
     if args.json:
         found = _found(scores, top, certainty)
-        print_json({"method": args.method, "source": args.source, "queries": found})
+        print_json({"method": scores.method, "source": scores.source, "queries": found})
     else:
-        title = f"influence on {args.queries} ({args.method}, {args.source} rows)"
+        title = f"influence on {args.queries} ({scores.method}, {scores.source} rows)"
         _print(title, scores, top, certainty)
 
 

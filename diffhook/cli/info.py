@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from diffhook import words
+from diffhook.analysis.effective_dimension import effective_dimension
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.cli.printing import print_json, print_table
@@ -19,6 +20,7 @@ from diffhook.log import RunLog, Table, open_log
 from diffhook.log import store as files
 from diffhook.log.samples import ROLE
 
+_MUCH = 1 << 29  # numbers of projections, a gigabyte
 _NAMED = 3  # of the parameters left out
 _SHARING = (
     "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, the mean, "
@@ -75,6 +77,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "parameters left out": read_summary(log).get("parameters_left_out", {}),
         "projection": projection["kind"],
         "projection dimension": projection["dim"],
+        "filled": _filled(log),
         "rows summed for": identity.get("aggregate", "nothing: they are as captured"),
         "train rows": len(log.train),
         "samples": own,
@@ -92,6 +95,14 @@ def describe(log: RunLog) -> dict[str, Any]:
         "holds images": bool(log.thumbnails),
         "bytes": sizes(log),
     }
+
+
+def _filled(log: RunLog) -> str | None:
+    """Whether the projection is large enough; None where that would take reading much, or cannot be told."""
+    if log.config["identity"].get("aggregate") or not log.train.dim:
+        return None
+    numbers = max(len(log.train), len(log.probe)) * log.train.dim
+    return str(effective_dimension(log)) if numbers <= _MUCH else None
 
 
 def sizes(log: RunLog) -> dict[str, int]:

@@ -23,7 +23,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         default="all",
         help="all signals together (default), one of them, or bare self-influence",
     )
-    command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
+    command.add_argument("--source", choices=("train", "probe"), help="which rows (default: the best)")
     command.add_argument("--top", type=count, default=20, metavar="K", help="how many to show (default 20)")
     command.add_argument("--csv", metavar="FILE", help="write the whole ranking as CSV")
     command.add_argument("--parquet", metavar="FILE", help="write the whole ranking as Parquet")

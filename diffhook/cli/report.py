@@ -33,7 +33,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="a query set's images; may be repeated, and NAME= left out where there is one set",
     )
-    command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
+    command.add_argument(
+        "--source", choices=("train", "probe"), help="which rows (default: the best there are)"
+    )
     command.add_argument("--top", type=count, default=500, metavar="K", help="samples in the gallery (500)")
     command.add_argument("--title", default="", help="heading; default: the log's place")
     add_execution(command)

@@ -31,12 +31,22 @@ class Rows:
         return len(self.gradient)
 
 
-def make_rows(rng: np.random.Generator, cells: Sequence[tuple[int, int, float, int]], weight: float) -> Rows:
-    """Rows for (sample, step, timestep, noise seed) cells; a sample's gradients have something in common."""
+def make_rows(
+    rng: np.random.Generator,
+    cells: Sequence[tuple[int, int, float, int]],
+    weight: float,
+    shared: float = 0.0,
+) -> Rows:
+    """Rows for (sample, step, timestep, noise seed) cells; a sample's gradients have something in common.
+
+    Args:
+        shared: length of what all gradients have in common, where a sample's own is 1.
+    """
+    common = shared * np.random.default_rng(1000).standard_normal(DIM)
     gradient = np.empty((len(cells), DIM))
     for row, (sample, _, timestep, _) in enumerate(cells):
         own = np.random.default_rng(int(sample)).standard_normal(DIM)
-        gradient[row] = (own + rng.standard_normal(DIM)) * (0.1 + timestep / 300)
+        gradient[row] = (common + own + rng.standard_normal(DIM)) * (0.1 + timestep / 300)
     sample, step, timestep, seed = (np.array(column) for column in zip(*cells, strict=True))
     columns = {
         "sample": sample.astype(np.int64),
@@ -97,8 +107,11 @@ def write_queries(
     writer.describe(described)
 
 
-def synthetic(path: Path, replicates: int = 3, visits: int = 10) -> Synthetic:
-    """Train and probe rows, and queries "new", "squared", "train-squared", "mean", "train-mean"."""
+def synthetic(
+    path: Path, replicates: int = 3, visits: int = 10, probed: Any = SAMPLES, shared: float = 0.0
+) -> Synthetic:
+    """Train and probe rows, and queries "new", "squared", "train-squared", "mean", "train-mean"; and "twins",
+    which resemble samples 2 and 3."""
     rng = np.random.default_rng(0)
     events = [
         (int(sample), step, float(rng.integers(1, 1000)), -1)
@@ -106,9 +119,10 @@ def synthetic(path: Path, replicates: int = 3, visits: int = 10) -> Synthetic:
         for sample in rng.permutation(SAMPLES)
     ]
     grid = [(int(s), step, t, 0) for step in STEPS for t in TIMES for s in SAMPLES]
+    twins = [(q, step, t, 0) for step in STEPS for t in TIMES for q in (2, 3)]
     asked = [(q, step, t, r) for step in STEPS for t in TIMES for r in range(replicates) for q in range(4)]
-    train = make_rows(rng, events, 0.25)
-    probe = make_rows(rng, grid, 0.5 / len(TIMES))
+    train = make_rows(rng, events, 0.25, shared)
+    probe = make_rows(rng, [cell for cell in grid if cell[0] in probed], 0.5 / len(TIMES), shared)
     writer = LogWriter(path, config())
     writer.put("train", stored(train))
     writer.put("probe", stored(probe))
@@ -117,6 +131,8 @@ def synthetic(path: Path, replicates: int = 3, visits: int = 10) -> Synthetic:
     writer.close()
     queries = {"new": make_rows(rng, asked, 1 / (len(TIMES) * replicates))}
     write_queries(path, "new", queries["new"])
+    queries["twins"] = make_rows(rng, twins, 1 / len(TIMES), shared)
+    write_queries(path, "twins", queries["twins"])
     for name, measurement in (("squared", "squared-output"), ("mean", "mean-output")):
         queries[name] = make_rows(rng, asked, 1 / (len(TIMES) * replicates))
         queries[f"train-{name}"] = make_rows(rng, grid, 1 / len(TIMES))

@@ -73,7 +73,7 @@ def many_rows(path: Path, rows: int, samples: int, dim: int = 512) -> diffhook.R
     return diffhook.open_log(path)
 
 
-@pytest.mark.parametrize("method", ["retrac", "cosine", "trak"])
+@pytest.mark.parametrize("method", ["retrac", "cosine", "trak", "whitened-retrac"])
 def test_sums_through_files_equal_sums_in_memory(made: Synthetic, method: str) -> None:
     roomy = diffhook.influence(made.log, "new", method)
     tight = diffhook.influence(made.log, "new", method, memory=TIGHT)
@@ -133,9 +133,10 @@ def test_peak_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
 
 def test_threads_and_synchronous_agree_to_the_bit(large: diffhook.RunLog) -> None:
     for memory in (1 << 30, 1 << 18):
-        one = diffhook.influence(large, "q", "trak", scheduler="synchronous", memory=memory).values
-        other = diffhook.influence(large, "q", "trak", scheduler="threads", memory=memory).values
-        assert (one == other).all()
+        for method in ("trak", "whitened-retrac"):
+            one = diffhook.influence(large, "q", method, scheduler="synchronous", memory=memory).values
+            other = diffhook.influence(large, "q", method, scheduler="threads", memory=memory).values
+            assert (one == other).all()
 
 
 def test_samples_are_listed_once_in_order(large: diffhook.RunLog) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import diffhook
+from diffhook.analysis.methods import COMPARED
 from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.errors import ConfigurationError, LogError
 from tests.analysis.synthetic import synthetic, write_queries
@@ -284,9 +285,9 @@ def test_bias_reports_what_it_should(full: Any) -> None:
     np.testing.assert_allclose(report.p_value, expected.pvalue, rtol=0.1)
     assert sum(b.rows for b in report.norms) == len(run.events)
     names = {(g.queries, g.method) for g in report.generality}
-    assert names == {(q, m) for q in ("new", "training") for m in ("tracin", "retrac")}
+    assert names == {(q, m) for q in ("new", "training") for m in COMPARED}
     for g in report.generality:
-        top = diffhook.influence(log, g.queries, g.method).top(3).sample_ids
+        top = diffhook.influence(log, g.queries, g.method, g.source).top(3).sample_ids
         assert g.cardinality == len(np.unique(top)) / top.size
         often = [i for i in np.unique(top) if (top == i).sum() > 0.5 * len(top)]
         assert g.general_samples == len(often)

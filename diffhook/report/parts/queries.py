@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from diffhook import words
 from diffhook.analysis import Scores
+from diffhook.analysis.methods import title_of
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
 
-LABELS = {"tracin": "TracIn", "retrac": "ReTrac"}
 _LEVELS = 5  # shades of the heat strip
 
 
@@ -34,7 +34,8 @@ class Influence:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one method says of one query."""
+    """What one method says of one query. A sample without a positive score is no proponent, and one without a
+    negative score no opponent, though it may be among the highest or the lowest."""
 
     method: str
     unit: str
@@ -96,7 +97,7 @@ def queries_part(
         names=scores[0].names,
         queries=asked,
         total=len(scores[0].query_ids),
-        methods=[LABELS.get(each.method, each.method) for each in scores],
+        methods=[title_of(each.method) for each in scores],
         span=None if edges is None else (edges[0], edges[-1]),
         errors=any(each.errors is not None for each in scores),
     )
@@ -130,9 +131,9 @@ def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | N
         ]
         half = ids.shape[1] // 2
         unit = words.power(exponent) if exponent else "1"
-        found.append(
-            Answer(LABELS.get(scores.method, scores.method), unit, influences[:half], influences[half:])
-        )
+        pro = [one for one, value in zip(influences[:half], values[row, :half], strict=True) if value > 0]
+        con = [one for one, value in zip(influences[half:], values[row, half:], strict=True) if value < 0]
+        found.append(Answer(title_of(scores.method), unit, pro, con))
     return found
 
 
