@@ -19,9 +19,9 @@ from diffhook.log import RunLog, open_log
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--by",
-        choices=("all", *(s.name for s in SIGNALS.values() if s.counts), "self-tracin", "self-retrac"),
+        choices=("all", *(s.name for s in SIGNALS.values() if s.ranks), "self-tracin", "self-retrac"),
         default="all",
-        help="all signals together (default), one of them, or bare self-influence",
+        help="the signals that count together (default), one of them, or bare self-influence",
     )
     command.add_argument("--source", choices=("train", "probe"), help="which rows (default: the best)")
     command.add_argument("--top", type=count, default=20, metavar="K", help="how many to show (default 20)")
@@ -75,4 +75,4 @@ def _ranking(log: RunLog, args: argparse.Namespace) -> Ranking:
 def _reading(by: str) -> str:
     if by.startswith("self-"):
         return "High: the sample pulls the model by itself."
-    return "Robust standard deviations above the median sample, root mean square over the signals (0 to 8)."
+    return "Sum over the signals of −log10 of the chance of so high a value (Fisher's method)."

@@ -70,7 +70,7 @@ def test_the_whole_road(workspace: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert len(list(csv.DictReader(file))) == 12 * 12
     capsys.readouterr()
     assert run("bias", log, "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)["generality"]) == 3, "the default, and the paper's two methods"
+    assert len(json.loads(capsys.readouterr().out)["generality"]) == 3, "the default and the paper's two"
     assert run("verify", log) == 0
     assert "whole" in capsys.readouterr().out
     assert run("alerts", log) == 0

@@ -19,7 +19,7 @@ def test_error_bars_and_stability_are_shown_where_noise_was_drawn_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], opponents: bool
 ) -> None:
     made = synthetic(tmp_path / "log", replicates=3)
-    scores = diffhook.influence(made.log, "new", "retrac", "probe")
+    scores = diffhook.influence(made.log, "new", source="probe")
     expected = scores.certainty(scores.top(3, opponents=opponents), opponents=opponents)
     assert expected is not None
     command = ["influence", str(tmp_path / "log"), "--queries", "new", "--source", "probe", "--top", "3"]

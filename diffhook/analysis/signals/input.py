@@ -19,6 +19,7 @@ class Input(Signal):
 
     name = "input"
     meaning = "mean, contrast and roughness of the sample itself"
+    counted_on = frozenset({"train", "probe"})
 
     def look(self, view: View) -> Found | None:
         train = view.log.train  # knows, whatever is ranked

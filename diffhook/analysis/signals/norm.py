@@ -11,6 +11,7 @@ class Norm(Signal):
 
     name = "norm"
     meaning = "gradient norm standardised within timestep bins"
+    counted_on = frozenset({"train"})
 
     def look(self, view: View) -> Found:
         high, seen = view.norms.notable.astype(int), view.norms.seen.astype(int)

@@ -81,14 +81,18 @@ class Signal(ABC):
     Attributes:
         name: its name among ``Ranking.parts``.
         meaning: in words.
-        counts: whether it enters the combined score, or is told beside it.
+        counted_on: the sources on which it enters the combined score; on others it is told beside it.
+        ranks: whether one can rank by it at all.
         projected: whether it needs projections.
+        pairwise: whether it compares all pairs of samples.
     """
 
     name: str
     meaning: str
-    counts = True
+    counted_on: frozenset[str] = frozenset()
+    ranks = True
     projected = False
+    pairwise = False
 
     @abstractmethod
     def look(self, view: View) -> Found | None:
