@@ -73,9 +73,7 @@ def nearest_neighbours(table: Table, execution: Execution, *, by_faiss: bool = F
     ids = distinct_samples(table, execution)
     with execution.scratch() as folder:
         path = os.path.join(folder, "units")
-        allocate(path, np.float32, (len(ids), table.dim))
-        rows = SampleRows(ReTrac(), ids, np.zeros(1, np.int64))  # all snapshots together
-        reduce_samples(table, rows, _Units(path), execution, "summing up samples")
+        write_units(path, table, ids, execution)
         if by_faiss:
             index, cosines = nearest_by_faiss(mapped(path, np.float32, table.dim))
         else:
@@ -83,6 +81,13 @@ def nearest_neighbours(table: Table, execution: Execution, *, by_faiss: bool = F
             tiles = execution.compute(delayed(list)(tasks), "comparing samples")
             index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
     return Neighbours(ids, ids[index], cosines)
+
+
+def write_units(path: str, table: Table, ids: npt.NDArray[np.int64], execution: Execution) -> None:
+    """Each sample's mean unit gradient over all rows, at length 1 (or 0), as (N, D) float32 in a raw file."""
+    allocate(path, np.float32, (len(ids), table.dim))
+    rows = SampleRows(ReTrac(), ids, np.zeros(1, np.int64))  # all snapshots together
+    reduce_samples(table, rows, _Units(path), execution, "summing up samples")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def outliers(
     source: str | None = None,
     parts: Sequence[str] | None = None,
     *,
+    labels: Mapping[int, Hashable] | Sequence[Hashable] | None = None,
     client: Any = None,
     scheduler: Any = None,
     memory: int = MEMORY,
@@ -49,7 +50,9 @@ def outliers(
             were trained on.
         parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`; all of these that can rank
             count. By default all that the log can tell; "duplicate", which compares all pairs, for up
-            to 20,000 samples. A log captured with projection_dim=0 has "norm", "repeat", "loss", "input".
+            to 20,000 samples. A log captured with projection_dim=0 has "norm", "repeat", "loss", "input"
+            and, where probes tried labels, "label".
+        labels: of the samples, by id or in the dataset's order, for "label" where no probe tried others.
         client, scheduler, memory, progress: as for :func:`diffhook.influence`.
 
     Raises:
@@ -58,7 +61,8 @@ def outliers(
     """
     log, execution = as_log(log), Execution(client, scheduler, memory, progress)
     source = best_source(log, execution=execution) if source is None else source
-    view = View(log, source, source_table(log, source, projected=False), execution)
+    known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
+    view = View(log, source, source_table(log, source, projected=False), execution, known)
     found = {s.name: told for s in _signals(view, parts) if (told := s.look(view)) is not None}
     counted = _counted(found, source, parts)
     scores = np.nan_to_num(counted[0]) if len(counted) == 1 else combined(counted)

@@ -22,7 +22,7 @@ from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.score_pass import strongest
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table
-from diffhook.cli.values import read_lines
+from diffhook.cli.values import read_array, read_labels, read_lines
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 from diffhook.log.samples import ROLE
@@ -115,7 +115,7 @@ def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
 def _tracing(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[str, Any]]:
     if not (args.sources and args.query_sources):
         raise ConfigurationError("tracing needs both --sources and --query-sources")
-    own, asked = _labels(args.sources), _labels(args.query_sources)
+    own, asked = read_labels(args.sources), read_labels(args.query_sources)
     rows = []
     for method, scores in scored.items():
         found = judge.tracing(_top(scores, args.top), own, asked)
@@ -202,27 +202,13 @@ def _top(scores: Scores, k: int) -> npt.NDArray[np.int64]:
     return scores.sample_ids[own][strongest(scores.values[:, own], k)]
 
 
-def _labels(path: str) -> npt.NDArray[np.str_]:
-    """Of a .npy array, or of a text file's lines."""
-    found = _array(path) if path.endswith(".npy") else [line.strip() for line in read_lines(path)]
-    return np.asarray(found, str)
-
-
 def _ids(path: str) -> npt.NDArray[np.int64]:
     """Of a .npy array, or of a text file, with blanks or newlines between them."""
-    found = _array(path) if path.endswith(".npy") else " ".join(read_lines(path)).split()
+    found = read_array(path) if path.endswith(".npy") else " ".join(read_lines(path)).split()
     try:
         return np.array([int(each) for each in found], np.int64)
     except (ValueError, OverflowError) as error:
         raise ConfigurationError(f"{path} holds no sample ids, an integer a line: {error}") from error
-
-
-def _array(path: str) -> npt.NDArray[Any]:
-    try:
-        found: npt.NDArray[Any] = np.load(path).reshape(-1)
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is no array of numbers or texts: {error}") from error
-    return found
 
 
 def _function(name: str | None, option: str) -> Callable[..., Any]:

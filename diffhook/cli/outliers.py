@@ -11,7 +11,7 @@ from diffhook.analysis import Ranking, outliers, self_influence
 from diffhook.analysis.signals import SIGNALS
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, sample_cell
-from diffhook.cli.values import count
+from diffhook.cli.values import count, read_labels
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 
@@ -22,6 +22,11 @@ def arguments(command: argparse.ArgumentParser) -> None:
         choices=("all", *(s.name for s in SIGNALS.values() if s.ranks), "self-tracin", "self-retrac"),
         default="all",
         help="the signals that count together (default), one of them, or bare self-influence",
+    )
+    command.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="labels by sample id, .npy or a line each: wrong ones are found without probes that try others",
     )
     command.add_argument("--source", choices=("train", "probe"), help="which rows (default: the best)")
     command.add_argument("--top", type=count, default=20, metavar="K", help="how many to show (default 20)")
@@ -69,7 +74,10 @@ def run(args: argparse.Namespace) -> None:
 def _ranking(log: RunLog, args: argparse.Namespace) -> Ranking:
     if args.by.startswith("self-"):
         return self_influence(log, args.by.removeprefix("self-"), args.source, **execution(args))
-    return outliers(log, args.source, None if args.by == "all" else [args.by], **execution(args))
+    labels = None if args.labels is None else read_labels(args.labels).tolist()
+    return outliers(
+        log, args.source, None if args.by == "all" else [args.by], labels=labels, **execution(args)
+    )
 
 
 def _reading(by: str) -> str:

@@ -50,6 +50,7 @@ COLUMNS = (
     Column("input_mean", "float32", np.nan, "mean of the clean sample, in the model's units", True),
     Column("input_contrast", "float32", np.nan, "standard deviation of the clean sample", True),
     Column("input_roughness", "float32", np.nan, "root mean square of its neighbours' differences", True),
+    Column("label_contrast", "float32", np.nan, "log loss, own label − best other label", True),
     Column("projection", "float16", 0, "projection of the gradient divided by grad_norm"),
     Column("sample", "int64", -1, "sample id"),
 )  # fmt: skip

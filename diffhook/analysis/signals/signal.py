@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -35,12 +35,17 @@ class Found:
 
 @dataclass(frozen=True)
 class View:
-    """A table seen sample by sample. Reads it shard by shard, and holds some numbers for each sample."""
+    """A table seen sample by sample. Reads it shard by shard, and holds some numbers for each sample.
+
+    Attributes:
+        labels: sample id → its label, where the user tells them.
+    """
 
     log: RunLog
     source: str
     table: Table
     execution: Execution
+    labels: Mapping[int, Hashable] | None = None
 
     @cached_property
     def sample_ids(self) -> npt.NDArray[np.int64]:
