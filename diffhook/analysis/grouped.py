@@ -53,19 +53,21 @@ class Plan:
     Attributes:
         count, width: the sums are (count, width) float64.
         parts: in so many parts; 1: held whole.
+        together: neighbouring positions that no part divides.
     """
 
     count: int
     width: int
     parts: int
+    together: int = 1
 
     @classmethod
-    def make(cls, count: int, width: int, execution: Execution) -> Plan:
-        whole = cls(count, width, 1)
+    def make(cls, count: int, width: int, execution: Execution, together: int = 1) -> Plan:
+        whole = cls(count, width, 1, together)
         if whole.memory(execution) <= execution.memory:
             return whole
         share = max(execution.memory // (4 * execution.workers), 1)
-        return cls(count, width, min(-(-count * width * 8 // share), count))
+        return cls(count, width, min(-(-count * width * 8 // share), count // together), together)
 
     def memory(self, execution: Execution) -> int:
         """Bytes of sums alive at once in one process."""
@@ -76,7 +78,8 @@ class Plan:
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
-        edges = [self.count * part // self.parts for part in range(self.parts + 1)]
+        groups = self.count // self.together
+        edges = [groups * part // self.parts * self.together for part in range(self.parts + 1)]
         return list(pairwise(edges))
 
 

@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from diffhook.analysis.defaults import as_log, best_source, default_method
 from diffhook.analysis.directions import Directions, query_directions, tell_broken
+from diffhook.analysis.draws import Draws
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import Method, SampleSums, find_method
-from diffhook.analysis.pairing import TRAIN, check_noise, kind_of
+from diffhook.analysis.pairing import PROBE, TRAIN, check_noise, holds_replicates, kind_of
+from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import sample_sums
-from diffhook.analysis.score_pass import RowScores, ScorePass
+from diffhook.analysis.score_pass import ScorePass
 from diffhook.analysis.scores import Scores
 from diffhook.analysis.tables import check_gradients, query_table, source_table
 from diffhook.log import RunLog
@@ -92,7 +94,8 @@ def prepare(
     table = source_table(log, source, method=method)
     check_gradients(log, method, source, queries)
     check_noise(log, source, queries)
-    directions = query_directions(asked, method, own_noise=kind_of(source) == TRAIN)
+    kind = kind_of(source)
+    directions = query_directions(asked, method, own_noise=kind == TRAIN)
     sample_ids = distinct_samples(table, execution)
     sums = factors = None
     if method.requires:
@@ -100,7 +103,14 @@ def prepare(
         factors = method.factors(sums)
     whole, without = _transformed(method, directions, sums)
     rows = RowScores(method, sample_ids, directions.steps, factors, whole)
-    return Prepared(method, source, directions.query_ids, ScorePass(table, rows, without, execution))
+    draws = Draws(
+        without,
+        paired=without is not None and kind == PROBE and holds_replicates(log, source, len(without)),
+        by_row=kind == TRAIN,
+        snapshots=len(directions.steps),
+    )
+    known = draws if draws.by_row or draws.replicates else None
+    return Prepared(method, source, directions.query_ids, ScorePass(table, rows, known, execution))
 
 
 def _transformed(

@@ -38,6 +38,12 @@ def serves(log: RunLog, queries: str, kind: str) -> bool:
     return kind in (_described(query_table(log, queries)).get("against") or ())
 
 
+def holds_replicates(log: RunLog, source: str, replicates: int) -> bool:
+    """Whether rows on the grid hold so many replicates of their noise."""
+    found = _source_grid(log, source) or {}
+    return int(found.get("replicates", 1)) == replicates
+
+
 def check_noise(log: RunLog, source: str, queries: str) -> None:
     """The queries must hold rows for the source's kind; those of the grid should be on the source's grid.
 

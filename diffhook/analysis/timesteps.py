@@ -13,8 +13,8 @@ from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import Partial, Plan, grouped
 from diffhook.analysis.influence import prepare
 from diffhook.analysis.methods import Method
+from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import Whole
-from diffhook.analysis.score_pass import RowScores
 from diffhook.analysis.tables import nearest, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import Block, RunLog, Table

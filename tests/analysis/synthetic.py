@@ -99,7 +99,7 @@ def write_queries(
     writer.flush()
     described = {
         "objective": {"measurement": measurement},
-        "grid": GRID,
+        "grid": {**GRID, "replicates": len(np.unique(rows.columns["replicate"]))},
         "against": ["train", "probe"],
         "snapshots": [[step, 0] for step in STEPS],
         "preconditioned": preconditioned,
@@ -118,12 +118,16 @@ def synthetic(
         for step in range(visits)
         for sample in rng.permutation(SAMPLES)
     ]
-    grid = [(int(s), step, t, 0) for step in STEPS for t in TIMES for s in SAMPLES]
+    drawn = range(replicates)
+    grid = [(int(s), step, t, r) for step in STEPS for t in TIMES for r in drawn for s in SAMPLES]
     twins = [(q, step, t, 0) for step in STEPS for t in TIMES for q in (2, 3)]
     asked = [(q, step, t, r) for step in STEPS for t in TIMES for r in range(replicates) for q in range(4)]
     train = make_rows(rng, events, 0.25, shared)
-    probe = make_rows(rng, [cell for cell in grid if cell[0] in probed], 0.5 / len(TIMES), shared)
-    writer = LogWriter(path, config())
+    probed_cells = [cell for cell in grid if cell[0] in probed]
+    probe = make_rows(rng, probed_cells, 0.5 / (len(TIMES) * replicates), shared)
+    described = config()
+    described["probe"] = {"grid": {**GRID, "replicates": replicates}}
+    writer = LogWriter(path, described)
     writer.put("train", stored(train))
     writer.put("probe", stored(probe))
     for step in STEPS:
@@ -135,7 +139,7 @@ def synthetic(
     write_queries(path, "twins", queries["twins"])
     for name, measurement in (("squared", "squared-output"), ("mean", "mean-output")):
         queries[name] = make_rows(rng, asked, 1 / (len(TIMES) * replicates))
-        queries[f"train-{name}"] = make_rows(rng, grid, 1 / len(TIMES))
+        queries[f"train-{name}"] = make_rows(rng, grid, 1 / (len(TIMES) * replicates))
         write_queries(path, name, queries[name], measurement)
         write_queries(path, f"train-{name}", queries[f"train-{name}"], measurement)
     return Synthetic(diffhook.open_log(path), train, probe, queries)

@@ -27,6 +27,7 @@ class Influence:
     picture: Thumbnail | None
     score: str  # in the unit of its query and method
     error: str
+    beyond: bool  # noise, as far as that is known
     bar: tuple[float, float, float]  # |score|, and the ends of its error bar; 1 is the longest
     strip: Sequence[int]  # per timestep bin −5 … 5
     strip_words: str
@@ -112,8 +113,10 @@ def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | N
     ids = shown(scores, k)
     columns = np.searchsorted(scores.sample_ids, ids)
     values = np.take_along_axis(scores.values, columns, 1).astype(np.float64)
-    known = scores.errors
-    errors = np.full(values.shape, np.nan) if known is None else np.take_along_axis(known, columns, 1)
+    errors, margins = (
+        np.full(values.shape, unknown) if known is None else np.take_along_axis(known, columns, 1)
+        for known, unknown in ((scores.errors, np.nan), (scores.margins, 0.0))
+    )
     found = []
     for row in range(len(ids)):
         exponent = _exponent(values[row])
@@ -124,6 +127,7 @@ def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | N
                 thumbnails(int(ids[row, column])),
                 f"{values[row, column] / 10**exponent:+.2f}".replace("-", "−"),
                 "" if math.isnan(errors[row, column]) else f"{errors[row, column] / 10**exponent:.2f}",
+                bool(abs(values[row, column]) > margins[row, column]),
                 _bar(float(values[row, column]), float(errors[row, column]), longest),
                 *_strip(when, row, column),
             )
