@@ -4,11 +4,13 @@ Queries hold R replicates of their noise. On a grid the training side holds the 
 one out leaves it out on both sides: the jackknife √((R−1)/R · Σ_r (s_−r − mean)²), with R − 1 degrees of
 freedom. The training's own rows each drew noise and timestep by themselves: of n rows near a snapshot, a
 score's part there has n times the variance of what a row adds. Both are independent of each other, and add
-up. Where a method whitens, its kernel is held fixed.
+up. What a method makes of all samples is held fixed, but for the share of the rows' variance that whitening
+lets through, see :meth:`~diffhook.analysis.methods.Method.variance_share`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -31,23 +33,40 @@ class Draws:
         without: (R, K, Q, D) float32: the queries' directions, each without one replicate; None: drawn once.
         paired: whether the training side holds the same replicates.
         by_row: whether each row of the training side is a draw of its own.
-        snapshots: K.
+        variance_share: () → (K,) of the variance of rows, what counts; called when errors are asked for.
     """
 
     without: npt.NDArray[np.float32] | None
     paired: bool
     by_row: bool
-    snapshots: int
+    variance_share: Callable[[], Floats]
+
+
+class Layout(NamedTuple):
+    """How sums over draws lie: sample by sample ``groups`` rows of 1 + 2 Q + R · Q numbers.
+
+    Attributes:
+        replicates: R; 0 where noise was drawn once.
+        groups: sums of a sample's rows that are kept apart: those near each snapshot where rows are draws.
+    """
+
+    queries: int
+    replicates: int
+    groups: int
+    by_row: bool
 
     @property
-    def replicates(self) -> int:
-        """R; 0 where noise was drawn once."""
-        return 0 if self.without is None else len(self.without)
+    def width(self) -> int:
+        return 1 + self.queries * (2 + self.replicates)
 
-    @property
-    def groups(self) -> int:
-        """Sums of a sample's rows that are kept apart."""
-        return self.snapshots if self.by_row else 1
+    def of_samples(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(n, groups, width)."""
+        return values.reshape(len(values) // self.groups, self.groups, -1)
+
+    def without(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """(n, R · Q) the scores without each replicate."""
+        found: npt.NDArray[np.float64] = self.of_samples(values)[:, :, 1 + 2 * self.queries :].sum(1)
+        return found
 
 
 class Uncertainty(NamedTuple):
@@ -62,55 +81,56 @@ class DrawSums:
     replicate, of what rows add to the scores."""
 
     def __init__(self, rows: RowScores, draws: Draws) -> None:
-        self.queries, self.draws = rows.directions.shape[1], draws
+        queries, snapshots = rows.directions.shape[1], len(rows.steps)
         parts = [rows.directions, *([] if draws.without is None else draws.without)]
         self.rows = replace(rows, directions=np.concatenate(parts, axis=1))
+        self.paired = draws.paired
+        self.layout = Layout(queries, len(parts) - 1, snapshots if draws.by_row else 1, draws.by_row)
 
     def plan(self, execution: Execution) -> Plan:
-        groups = self.draws.groups
-        width = 1 + self.queries * (2 + self.draws.replicates)
-        return Plan.make(len(self.rows.sample_ids) * groups, width, execution, together=groups)
+        groups = self.layout.groups
+        return Plan.make(len(self.rows.sample_ids) * groups, self.layout.width, execution, together=groups)
 
     def __call__(self, table: Table, block: Block) -> Partial:
         sample, snapshot, scores = self.rows.of_rows(table, block)
-        whole, without = scores[:, : self.queries], scores[:, self.queries :]
-        if self.draws.paired:
+        whole, without = np.split(scores, [self.layout.queries], axis=1)
+        if self.paired:
             without = self._left_out(table.read(block, "replicate"), without)
         usable = whole.any(1)
         values = np.column_stack([usable, whole, np.square(whole, dtype=np.float64), without])
-        groups = self.draws.groups
+        groups = self.layout.groups
         return add_rows(sample if groups == 1 else sample * groups + snapshot, values)
 
     def _left_out(self, replicate: npt.NDArray[Any], without: Floats) -> Floats:
         """A row counts for nothing without its replicate, and for R/(R − 1) without another."""
-        count = self.draws.replicates
+        count = self.layout.replicates
         kept = (replicate[:, None] != np.arange(count)) * (count / (count - 1))
-        return without * np.repeat(kept, self.queries, axis=1)
+        return without * np.repeat(kept, self.layout.queries, axis=1)
 
 
 @dataclass(frozen=True)
 class Spread:
     """The uncertainty of all scores, or of those at some positions ``at`` (Q, k) of each query."""
 
-    draws: Draws
-    queries: int
+    layout: Layout
+    share: Floats  # (K,), see Draws.variance_share
     at: npt.NDArray[np.intp] | None = None
 
     def reduce(self, start: int, values: npt.NDArray[np.float64]) -> Uncertainty:
-        groups, queries = self.draws.groups, self.queries
-        each = values.reshape(len(values) // groups, groups, -1)
+        layout = self.layout
         variances, freedoms = [], []
-        if self.draws.replicates:
-            without = each[:, :, 1 + 2 * queries :].sum(1).reshape(len(each), -1, queries)
-            variances.append(_jackknife(without))
-            freedoms.append(np.full_like(variances[-1], self.draws.replicates - 1))
-        if self.draws.by_row:
-            count, total, squares = np.split(each[:, :, : 1 + 2 * queries], [1, 1 + queries], axis=2)
-            variance, freedom = _of_rows(count, total, squares)
+        if layout.replicates:
+            without = layout.without(values)
+            variances.append(_jackknife(without.reshape(len(without), -1, layout.queries)))
+            freedoms.append(np.full_like(variances[-1], layout.replicates - 1))
+        if layout.by_row:
+            sums = layout.of_samples(values)[:, :, : 1 + 2 * layout.queries]
+            count, total, squares = np.split(sums, [1, 1 + layout.queries], axis=2)
+            variance, freedom = _of_rows(count, total, squares, self.share[:, None])
             variances.append(variance)
             freedoms.append(np.broadcast_to(freedom, variance.shape))
         variance, freedom = _added(variances, freedoms)
-        return self._chosen(start // groups, Uncertainty(np.sqrt(variance).T, freedom.T))
+        return self._chosen(start // layout.groups, Uncertainty(np.sqrt(variance).T, freedom.T))
 
     def _chosen(self, start: int, found: Uncertainty) -> Uncertainty:
         if self.at is None:
@@ -130,14 +150,11 @@ class Spread:
 class Without:
     """Another reduction, of the scores without each replicate: (positions, R · Q)."""
 
-    draws: Draws
-    queries: int
+    layout: Layout
     inner: Reduction
 
     def reduce(self, start: int, values: npt.NDArray[np.float64]) -> Any:
-        groups = self.draws.groups
-        without = values[:, 1 + 2 * self.queries :]
-        return self.inner.reduce(start // groups, without.reshape(len(values) // groups, groups, -1).sum(1))
+        return self.inner.reduce(start // self.layout.groups, self.layout.without(values))
 
     def combine(self, results: list[Any]) -> Any:
         return self.inner.combine(results)
@@ -150,7 +167,7 @@ def _jackknife(without: Floats) -> Floats:
     return found
 
 
-def _of_rows(count: Floats, total: Floats, squares: Floats) -> tuple[Floats, Floats]:
+def _of_rows(count: Floats, total: Floats, squares: Floats, share: Floats) -> tuple[Floats, Floats]:
     """(n, Q) variance of the sum over rows, and (n, 1) its degrees of freedom.
 
     A snapshot with one row has the mean variance of a row at the others. Where no snapshot has two, rows
@@ -158,6 +175,7 @@ def _of_rows(count: Floats, total: Floats, squares: Floats) -> tuple[Floats, Flo
 
     Args:
         count, total, squares: (n, K, 1) rows, (n, K, Q) Σ s and Σ s².
+        share: (K, 1) of the variance, what counts.
     """
     freedom = np.maximum(count - 1, 0)
     scatter = np.maximum(squares - np.square(total) / np.maximum(count, 1), 0)
@@ -168,7 +186,7 @@ def _of_rows(count: Floats, total: Floats, squares: Floats) -> tuple[Floats, Flo
     pooled = np.where(across, np.maximum(over_all, 0), scatter.sum(1, keepdims=True))
     of_row = np.divide(pooled, free, out=np.full(pooled.shape, np.nan), where=free > 0)
     own = np.divide(scatter, freedom, out=np.broadcast_to(of_row, scatter.shape).copy(), where=freedom > 0)
-    return np.where(count > 0, count * own, 0.0).sum(1), free[:, 0]
+    return np.where(count > 0, count * share * own, 0.0).sum(1), free[:, 0]
 
 
 def _added(variances: list[Floats], freedoms: list[Floats]) -> tuple[Floats, Floats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,9 +108,9 @@ def prepare(
         without,
         paired=without is not None and kind == PROBE and holds_replicates(log, source, len(without)),
         by_row=kind == TRAIN,
-        snapshots=len(directions.steps),
+        variance_share=partial(method.variance_share, sums, len(directions.steps)),
     )
-    known = draws if draws.by_row or draws.replicates else None
+    known = draws if draws.by_row or without is not None else None
     return Prepared(method, source, directions.query_ids, ScorePass(table, rows, known, execution))
 
 

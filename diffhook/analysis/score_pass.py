@@ -52,7 +52,8 @@ class ScorePass:
         """(Q, N) each."""
         if self.draws is None:
             return None
-        found: Uncertainty = self._run_draws(self.draws, Spread(self.draws, self.queries))
+        sums = DrawSums(self.rows, self.draws)
+        found: Uncertainty = self._run_draws(sums, Spread(sums.layout, self.draws.variance_share()))
         return found
 
     def uncertainty_at(
@@ -62,15 +63,14 @@ class ScorePass:
         replicate, None where there are none. Both from one pass."""
         if self.draws is None:
             return None
-        replicates = self.draws.replicates
-        spread = Spread(self.draws, self.queries, at)
-        if not replicates:
-            return self._run_draws(self.draws, spread), None
-        top = Without(
-            self.draws, self.queries, _TopK(self.rows.sample_ids, at.shape[1], -1 if opponents else 1)
-        )
-        found, tops = self._run_draws(self.draws, _Both(spread, top))
-        return found, tops.sample_ids.reshape(replicates, self.queries, -1).swapaxes(0, 1)
+        sums = DrawSums(self.rows, self.draws)
+        layout = sums.layout
+        spread = Spread(layout, self.draws.variance_share(), at)
+        if not layout.replicates:
+            return self._run_draws(sums, spread), None
+        top = _TopK(self.rows.sample_ids, at.shape[1], -1 if opponents else 1)
+        found, tops = self._run_draws(sums, _Both(spread, Without(layout, top)))
+        return found, tops.sample_ids.reshape(layout.replicates, self.queries, -1).swapaxes(0, 1)
 
     def cost(self) -> Cost:
         return self._cost(self.rows)
@@ -89,10 +89,9 @@ class ScorePass:
             kept += rows.factors.nbytes
         return cost_of(self.table, plan, count, kept, self.execution)
 
-    def _run_draws(self, draws: Draws, reduction: Reduction) -> Any:
-        sums = DrawSums(self.rows, draws)
-        plan = sums.plan(self.execution)
-        return grouped(self.table, sums, plan, reduction, self.execution, "scoring rows of other draws")
+    def _run_draws(self, sums: DrawSums, reduction: Reduction) -> Any:
+        title = "scoring rows of other draws"
+        return grouped(self.table, sums, sums.plan(self.execution), reduction, self.execution, title)
 
     def _run(self, rows: RowScores, reduction: Reduction) -> Any:
         plan = Plan.make(len(rows.sample_ids), rows.directions.shape[1], self.execution)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 import diffhook
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.methods import WhitenedReTrac
+from diffhook.analysis.samples import sample_sums
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.table_writer import TableWriter
 from tests.analysis.synthetic import DIM, SAMPLES, STEPS, Synthetic, config, synthetic
-from tests.analysis.test_methods import _nearest, _query
+from tests.analysis.test_methods import _feature, _nearest, _query
 
 TIMES = (100.0, 500.0, 900.0)
 
@@ -50,6 +53,20 @@ def test_errors_on_events_add_the_scatter_of_rows_to_the_queries_jackknife(
     np.testing.assert_allclose(found.errors, np.sqrt(variance), rtol=2e-3)
 
 
+def test_whitening_lets_through_what_the_leverage_leaves(made: Synthetic) -> None:
+    """Of the samples' mean leverage, the trace of the hat matrix over their number."""
+    found = diffhook.influence(made.log, "new", source="train")
+    method = WhitenedReTrac()
+    rows = found._pass.rows
+    sums = sample_sums(made.log, made.log.train, method, rows.sample_ids, rows.steps, Execution())
+    share = method.variance_share(sums, len(STEPS))
+    for k, step in enumerate(STEPS):
+        units = np.array([_feature(made.train, s, step, "whitened-retrac") for s in SAMPLES])
+        gram = units.T @ units
+        kernel = np.linalg.inv(gram + 0.1 * np.trace(gram) / len(SAMPLES) * np.eye(DIM))
+        assert share[k] == pytest.approx(1 - np.trace(units @ kernel @ units.T) / len(SAMPLES), rel=1e-4)
+
+
 def test_a_single_row_tells_nothing_and_is_within_noise(tmp_path: Path) -> None:
     made = synthetic(tmp_path / "log", replicates=1, visits=1)
     found = diffhook.influence(made.log, "new", "retrac", "train")
@@ -63,15 +80,16 @@ def test_a_single_row_tells_nothing_and_is_within_noise(tmp_path: Path) -> None:
 
 # ── coverage: fresh draws of the same samples and queries ─────────────────────────────────────────
 
-COUNT, QUERIES, RUNS = 12, 4, 60
+QUERIES, RUNS = 4, 40
 
 
 class World:
     """Samples and queries whose gradients are a direction of their own and noise, drawn anew at will."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 12) -> None:
         rng = np.random.default_rng(5)
-        self.own = rng.standard_normal((COUNT, DIM)) / DIM**0.5
+        self.count = count
+        self.own = rng.standard_normal((count, DIM)) / DIM**0.5
         self.asked = self.own[:QUERIES] + 0.5 * rng.standard_normal((QUERIES, DIM)) / DIM**0.5
 
     def rows(self, rng: np.random.Generator, means: Any, cells: Any, weight: float) -> dict[str, Any]:
@@ -88,7 +106,7 @@ class World:
 
     def scores(self, path: Path, rng: np.random.Generator, method: str) -> diffhook.analysis.Scores:
         """Of new draws on both sides, sixteen events a sample and eight replicates of the queries' noise."""
-        events = [(i, step, 0.0, 0) for step in range(16) for i in range(COUNT)]
+        events = [(i, step, 0.0, 0) for step in range(16) for i in range(self.count)]
         asked = [(q, s, t, r) for s in (3, 12) for t in TIMES for r in range(8) for q in range(QUERIES)]
         writer = LogWriter(path, config())
         writer.put("train", self.rows(rng, self.own, events, 1.0))
@@ -105,9 +123,11 @@ class World:
         return diffhook.influence(diffhook.open_log(path), "q", method, "train", scheduler="synchronous")
 
 
-@pytest.mark.parametrize("method", ["tracin", "retrac"])
-def test_intervals_hold_the_mean_of_fresh_draws_in_95_of_100(tmp_path: Path, method: str) -> None:
-    world, rng = World(), np.random.default_rng(1)
+@pytest.mark.parametrize(("method", "samples"), [("tracin", 12), ("retrac", 12), ("whitened-retrac", 80)])
+def test_intervals_hold_the_mean_of_fresh_draws_in_95_of_100(
+    tmp_path: Path, method: str, samples: int
+) -> None:
+    world, rng = World(samples), np.random.default_rng(1)
     found = [world.scores(tmp_path / str(run), rng, method) for run in range(RUNS)]
     values = np.array([each.values for each in found])
     margins = np.array([each.margins for each in found])

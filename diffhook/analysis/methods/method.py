@@ -84,6 +84,10 @@ class Method(ABC):
         """(K, Q, D) query directions, as the training rows are to be multiplied by."""
         return directions
 
+    def variance_share(self, samples: SampleSums | None, snapshots: int) -> Floats:
+        """(K,) how much of the variance that a sample's own draws give its rows reaches its score."""
+        return np.ones(snapshots)
+
     def row_weights(self, columns: Mapping[str, Floats]) -> Floats:
         """(rows,) float64 c_r; 0 for rows whose gradient is zero or not finite, or that have noise of their
         own (of query sets, as the source): on a grid, noise is shared."""

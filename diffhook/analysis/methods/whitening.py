@@ -55,6 +55,20 @@ class Whitened(Method):
                     found[k][:, part] = scipy.linalg.solve(ridged, directions[k][:, part].T, assume_a="pos").T
         return found
 
+    def variance_share(self, samples: SampleSums | None, snapshots: int) -> Floats:
+        """1 − h, with h the samples' mean leverage, the effective dimension over their number.
+
+        A sample's own draws move φ_i and, through it, the kernel, which takes back h of the change: (1 − h)²
+        of the variance stays. Those of the others reach it through the kernel by Σ_j (φ_i (ΦᵀΦ + λI)⁻¹ φ_j)²,
+        which is about h (1 − h), for Φ (ΦᵀΦ + λI)⁻¹ Φᵀ is nearly a projection. Where samples are few for the
+        dimensions, that is too much, and errors are too large.
+        """
+        assert samples is not None
+        share = np.ones(snapshots)
+        for k in samples.grams or {}:
+            share[k] -= self.effective_dimension(samples, k) / max(int((samples.rate[k] > 0).sum()), 1)
+        return share.clip(0)
+
     def effective_dimension(self, samples: SampleSums, k: int) -> float:
         """tr(ΦᵀΦ (ΦᵀΦ + λI)⁻¹) at snapshot k: how many directions the samples fill, beyond λ."""
         assert samples.grams is not None
