@@ -23,6 +23,8 @@ from diffhook.log import RunLog
 from diffhook.log.store import Location
 from diffhook.notebook import Displayed
 
+_BINS = 1000  # more make neither a table nor a chart
+
 
 @dataclass(frozen=True)
 class NormBin:
@@ -102,6 +104,8 @@ def bias(
     for name, value in (("bins", bins), ("k", k)):
         if value < 1:
             raise ConfigurationError(f"{name} is {value}; expected at least 1")
+    if bins > _BINS:
+        raise ConfigurationError(f"bins is {bins}; expected at most {_BINS}")
     log = as_log(log)
     rows = source or ("train" if len(log.train) else "probe")
     table = source_table(log, rows, projected=False)

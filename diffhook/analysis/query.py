@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from diffhook.analysis.rebuilt import (
 )
 from diffhook.analysis.refusal import refused
 from diffhook.capture.adapter import describe_adapters
+from diffhook.capture.appearance import images_of
 from diffhook.capture.grid import Grid, measure, take, to_device
 from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline
@@ -47,7 +48,7 @@ def query(
     pipeline: SavedPipeline | None = None,
     grid: Grid | None = None,
     against: str | Sequence[str] | None = None,
-    preconditioned: bool = False,
+    preconditioned: bool | Literal["root"] = False,
     batch_size: int = 32,
     overwrite: bool = False,
     progress: bool = True,
@@ -75,8 +76,10 @@ def query(
             share the grid's noise with them draw by draw ("probe"); the training's own rows each drew
             their own, and so must queries ("train"). By default all that the log holds; each kind costs a
             pass of its own.
-        preconditioned: divide gradients by Adam's √v̂ + ε, for the methods "adam-tracin" and
-            "adam-retrac", at the snapshots that keep it: of a run with ``keep_preconditioner=True``.
+        preconditioned: divide gradients by Adam's √v̂ + ε, at the snapshots that keep it: of a run with
+            ``keep_preconditioner=True``. True: for the methods "adam-tracin" and "adam-retrac", against
+            plain rows. "root": by its root, for queries and for training samples as their source alike, which
+            keeps more of the products' order in a projection, and which every method can score.
         batch_size: rows of one forward pass.
         overwrite: replace other queries of that name.
         progress: show a progress bar, on a terminal.
@@ -92,10 +95,13 @@ def query(
     """
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1")
+    if preconditioned not in (False, True, "root"):
+        raise ConfigurationError(f'preconditioned is {preconditioned!r}; expected False, True or "root"')
     grid = grid or default_grid(log)
     files.check_name(name)
     snapshots = _snapshots(log, preconditioned)
     batch, query_ids = _collated(samples, ids)
+    _check_dtype(batch)
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model
     engine = _engine(log, model, grid)
@@ -143,13 +149,13 @@ def _measured(
     kinds: Sequence[str],
     snapshots: Sequence[Snapshot],
     batch_size: int,
-    preconditioned: bool,
+    preconditioned: bool | str,
 ) -> Iterator[Rows]:
     batch = to_device(batch, next(engine.model.parameters()).device)
     for snapshot in snapshots:
         load_snapshot(engine, snapshot)
         if preconditioned:
-            load_preconditioner(engine, snapshot)
+            load_preconditioner(engine, snapshot, root=preconditioned == "root")
         options: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
         options["batch_size"] = batch_size
         for kind in kinds:
@@ -197,20 +203,20 @@ def _digest(
     grid: Grid,
     kinds: Sequence[str],
     snapshots: Sequence[Snapshot],
-    preconditioned: bool,
+    preconditioned: bool | str,
 ) -> str | None:
     """None where the description of the objective does not say all that it does."""
     if not getattr(objective, "self_contained", False):
         return None
     at = [[s.step, s.session] for s in snapshots]
     trained = (model, describe_adapters(model))  # an adapter's scale is no parameter
-    divided = ["preconditioned"] if preconditioned else []
+    divided = ["preconditioned", preconditioned] if preconditioned else []
     return digest(
         batch, list(ids), objective.describe(), *trained, grid.describe(), list(kinds), at, *divided
     )
 
 
-def _snapshots(log: RunLog, preconditioned: bool) -> list[Snapshot]:
+def _snapshots(log: RunLog, preconditioned: bool | str) -> list[Snapshot]:
     snapshots = log.snapshots
     if not snapshots:
         raise LogError(f"{log.location} has no snapshots to compute gradients at")
@@ -276,6 +282,21 @@ def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:
     if not batched:
         return default_collate([samples[i] for i in chosen]), chosen
     return samples if ids is None else take(samples, torch.tensor(chosen)), chosen
+
+
+def _check_dtype(batch: Any) -> None:
+    """Clean samples are on the model's scale: integers are pixels that nobody has normalised.
+
+    Raises:
+        ConfigurationError: they are integers.
+    """
+    images = images_of(batch)
+    if images is not None and not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise ConfigurationError(
+            f"samples are {kind}, from {images.min()} to {images.max()}; expected floats as the model was "
+            "trained on, such as images / 127.5 - 1"
+        )
 
 
 def _count(batch: Any) -> int:

@@ -16,6 +16,7 @@ from diffhook.analysis.methods import DEFAULT
 from diffhook.analysis.scores import Certainty, Top
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, sample_cell, tell
+from diffhook.cli.values import check_writable
 from diffhook.errors import ConfigurationError
 from diffhook.log import open_log
 from diffhook.log.samples import sample_words
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
     if args.queries is None:
         known = ", ".join(log.queries) or "none yet: see `diffhook query --help`"
         raise ConfigurationError(f"--queries is missing; the log has {known}")
+    check_writable(args.csv, args.parquet)
     scores = influence(log, args.queries, args.method, args.source, **execution(args))
     tell(f"{scores.method}, {scores.source} rows: {scores.cost}")
     if scores.has_errors:

@@ -11,7 +11,7 @@ from diffhook.analysis import Ranking, outliers, self_influence
 from diffhook.analysis.signals import SIGNALS
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, sample_cell
-from diffhook.cli.values import count, read_labels
+from diffhook.cli.values import check_writable, count, read_labels
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 
@@ -49,6 +49,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
+    check_writable(args.csv, args.parquet, args.html, args.exclude and args.exclude[1])
     ranking = _ranking(log, args)
     if args.csv:
         ranking.to_csv(args.csv)

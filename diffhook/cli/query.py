@@ -55,7 +55,11 @@ def arguments(command: argparse.ArgumentParser) -> None:
     made.add_argument("--save", metavar="DIR", help="write the images there")
 
     command.add_argument(
-        "--preconditioned", action="store_true", help="divide by Adam's √v̂ + ε, for adam-tracin, adam-retrac"
+        "--preconditioned",
+        nargs="?",
+        const="full",
+        choices=("full", "root"),
+        help="divide by Adam's √v̂ + ε, for adam-tracin, adam-retrac; or, both sides, by its root",
     )
     grid = command.add_argument_group("the grid; by default that of the log's probes, or else 10 × 4 × 1")
     grid.add_argument("--timesteps", type=int, metavar="S", help="so many, evenly spaced")
@@ -96,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
         pipeline=pipeline,
         grid=_grid(log, args),
         against=("train", "probe") if args.against == "both" else args.against,
-        preconditioned=args.preconditioned,
+        preconditioned="root" if args.preconditioned == "root" else bool(args.preconditioned),
         batch_size=args.batch_size,
         overwrite=args.overwrite,
         details=details,
@@ -110,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         print(
             f"{count} queries at {len(steps)} snapshots; now: "
             f"diffhook influence {args.log} --queries {args.name}"
-            + (" --method adam-retrac" if args.preconditioned else "")
+            + (" --method adam-retrac" if args.preconditioned == "full" else "")
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from diffhook import words
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json
-from diffhook.cli.values import count
+from diffhook.cli.values import check_writable, count
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table, open_log
 
@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from diffhook.report import write_page
 
     log = open_log(args.log)
+    check_writable(args.out)
     size = write_page(
         args.out,
         log,

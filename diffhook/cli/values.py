@@ -63,6 +63,23 @@ def read_lines(path: str | Path, least: int = 0) -> list[str]:
     return lines
 
 
+def check_writable(*paths: str | None) -> None:
+    """Files that are to be written, before the work that they are for.
+
+    Raises:
+        ConfigurationError: one cannot be.
+    """
+    for path in filter(None, paths):
+        existed = Path(path).exists()
+        try:
+            with open(path, "ab"):
+                pass
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
+        if not existed:
+            Path(path).unlink()
+
+
 def read_labels(path: str) -> npt.NDArray[np.str_]:
     """Labels of a .npy array, or of a text file's lines.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,28 @@ def test_scores_equal_the_batch_1_loop(trained: tuple[Run, diffhook.RunLog], met
     plain = diffhook.influence(log, "plain", method.removeprefix("adam-")).values
     correlation = np.corrcoef(plain.ravel(), found.ravel())[0, 1]
     assert correlation < 0.99, "dividing changed nothing: the test cannot see whether it was done"
+
+
+@pytest.mark.parametrize("method", ["tracin", "adam-tracin"])
+def test_the_root_on_both_sides_gives_the_products_of_one_side_divided(
+    trained: tuple[Run, diffhook.RunLog], method: str
+) -> None:
+    """⟨√P g, √P g'⟩ = ⟨g, P g'⟩ for whole gradients; projections keep more of the order of the former."""
+    run, log = trained
+    kinds: dict[str, Any] = {"-plain": False, "-full": True, "-root": "root"}
+    for kind, preconditioned in kinds.items():
+        for name, images in (("samples", run.data), ("asked", IMAGES)):
+            diffhook.query(
+                log, (images,), name + kind, OBJECTIVE, model=TinyDenoiser(), against="probe",
+                grid=diffhook.Grid([20, 700]), preconditioned=preconditioned, overwrite=True,
+            )  # fmt: skip
+    expected = diffhook.influence(log, "asked-full", "adam-tracin", "samples-plain").values
+    found = diffhook.influence(log, "asked-root", method, "samples-root").values
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    assert diffhook.influence(log, "asked-root", source="samples-root").values.any()
+    for queries, source in (("asked-root", "samples-plain"), ("asked-plain", "samples-root")):
+        with pytest.raises(ConfigurationError, match=r"divided by the root of Adam's .* make both"):
+            diffhook.influence(log, queries, "tracin", source)
 
 
 def test_a_step_of_adam_lowers_the_querys_loss_by_the_score() -> None:

@@ -224,6 +224,8 @@ def test_what_cannot_be_asked_is_named(log: diffhook.RunLog) -> None:
     for nothing in ((torch.zeros(0, 1, 8, 8),), [], {}):
         with pytest.raises(ConfigurationError, match="there are no samples to query"):
             ask(log, nothing)
+    with pytest.raises(ConfigurationError, match=r"samples are uint8, from 0 to 255; expected floats as"):
+        ask(log, (torch.tensor([0, 255], dtype=torch.uint8).repeat(32).reshape(1, 1, 8, 8),))
     with pytest.raises(LogError, match=r"no snapshot of step 5; it has 4, 8, 9"):
         diffhook.generate(log, 1, model=TinyDenoiser(), step=5)
     with pytest.raises(ConfigurationError, match="0 samples in 50 denoising steps"):

@@ -209,6 +209,7 @@ def test_the_methods_are_listed_with_formula_and_source(
         (["outliers", "{root}/log", "--by", "duplicate"], "invalid choice: 'duplicate'"),
         (["bias", "{root}/log", "--bins", "-3"], "bins is -3; expected at least 1"),
         (["bias", "{root}/log", "--bins", "0"], "bins is 0; expected at least 1"),
+        (["bias", "{root}/log", "--bins", "100000"], "bins is 100000; expected at most 1000"),
         (["bias", "{root}/log", "--top", "0"], "k is 0; expected at least 1"),
         (
             ["query", "{root}/log", "--images", "{root}/images", "--name", "q", "--batch-size", "0"],
