@@ -15,7 +15,7 @@ from diffhook.analysis.draws import Draws
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import Method, SampleSums, find_method
-from diffhook.analysis.pairing import PROBE, TRAIN, check_noise, holds_replicates, kind_of
+from diffhook.analysis.pairing import KINDS, PROBE, TRAIN, check_noise, holds_replicates, kind_of
 from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import sample_sums
 from diffhook.analysis.score_pass import ScorePass
@@ -104,10 +104,14 @@ def prepare(
         factors = method.factors(sums)
     whole, without = _transformed(method, directions, sums)
     rows = RowScores(method, sample_ids, directions.steps, factors, whole)
+    summed = source in KINDS and "aggregate" in log.config["identity"]  # sums know of no draws
     draws = Draws(
         without,
-        paired=without is not None and kind == PROBE and holds_replicates(log, source, len(without)),
-        by_row=kind == TRAIN,
+        paired=without is not None
+        and kind == PROBE
+        and not summed
+        and holds_replicates(log, source, len(without)),
+        by_row=kind == TRAIN and not summed,
         variance_share=partial(method.variance_share, sums, len(directions.steps)),
     )
     known = draws if draws.by_row or without is not None else None

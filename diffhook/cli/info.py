@@ -99,10 +99,10 @@ def describe(log: RunLog) -> dict[str, Any]:
 
 def _filled(log: RunLog) -> str | None:
     """Whether the projection is large enough; None where that would take reading much, or cannot be told."""
-    if log.config["identity"].get("aggregate") or not log.train.dim:
+    numbers = max(len(table) * table.dim for table in (log.train, log.probe))
+    if "aggregate" in log.config["identity"] or not 0 < numbers <= _MUCH:
         return None
-    numbers = max(len(log.train), len(log.probe)) * log.train.dim
-    return str(effective_dimension(log)) if numbers <= _MUCH else None
+    return str(effective_dimension(log))
 
 
 def sizes(log: RunLog) -> dict[str, int]:

@@ -19,6 +19,7 @@ class Duplicate(Signal):
     """Cosine to the nearest other sample. Told beside the score: what occurs twice is no outlier for that."""
 
     name = "duplicate"
+    title = "nearness to another sample"
     meaning = "cosine of aggregated projections with the nearest other sample"
     ranks = False
     projected = True

@@ -18,6 +18,7 @@ class Label(Signal):
     samples of another label are than those of the same. Stands beside the score: mixed in, it is drowned."""
 
     name = "label"
+    title = "another label fits better"
     meaning = "loss under the sample's own label against that under others, or its neighbours' labels"
 
     def look(self, view: View) -> Found | None:

@@ -15,6 +15,7 @@ class Loss(Signal):
     over visits of the log loss's robust residual, within timestep bin and stage of training."""
 
     name = "loss"
+    title = "loss"
     meaning = "loss, standardised within timestep bins unless it is of a grid"
     counted_on = frozenset({"train", "probe"})
 

@@ -85,6 +85,7 @@ class Signal(ABC):
 
     Attributes:
         name: its name among ``Ranking.parts``.
+        title: what pages call it.
         meaning: in words.
         counted_on: the sources on which it enters the combined score; on others it is told beside it.
         ranks: whether one can rank by it at all.
@@ -93,6 +94,7 @@ class Signal(ABC):
     """
 
     name: str
+    title: str
     meaning: str
     counted_on: frozenset[str] = frozenset()
     ranks = True
