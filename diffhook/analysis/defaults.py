@@ -24,17 +24,14 @@ def default_method(log: RunLog) -> str:
 
 
 def best_source(log: RunLog, queries: str | None = None, execution: Execution | None = None) -> str:
-    """ "probe" where the probes hold all samples that the training's own rows hold, for they tell more; else
-    "train".
+    """Which rows tell most: "probe" where probes hold every sample that was trained on, else "train".
 
     Args:
         queries: a set that may be made for one of them only, which then decides.
     """
     if not len(log.probe) or not len(log.train):
         return PROBE if len(log.probe) else TRAIN
-    able = (
-        [PROBE, TRAIN] if queries is None else [kind for kind in (PROBE, TRAIN) if serves(log, queries, kind)]
-    )
+    able = [kind for kind in (PROBE, TRAIN) if queries is None or serves(log, queries, kind)]
     if len(able) == 1:
         return able[0]
     execution = execution or Execution()

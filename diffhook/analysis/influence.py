@@ -105,16 +105,14 @@ def prepare(
     whole, without = _transformed(method, directions, sums)
     rows = RowScores(method, sample_ids, directions.steps, factors, whole)
     summed = source in KINDS and "aggregate" in log.config["identity"]  # sums know of no draws
+    replicates = 0 if without is None else len(without)
     draws = Draws(
         without,
-        paired=without is not None
-        and kind == PROBE
-        and not summed
-        and holds_replicates(log, source, len(without)),
+        paired=kind == PROBE and not summed and holds_replicates(log, source, replicates),
         by_row=kind == TRAIN and not summed,
         variance_share=partial(method.variance_share, sums, len(directions.steps)),
     )
-    known = draws if draws.by_row or without is not None else None
+    known = draws if draws.by_row or replicates else None
     return Prepared(method, source, directions.query_ids, ScorePass(table, rows, known, execution))
 
 
