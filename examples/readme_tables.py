@@ -41,7 +41,8 @@ def mnist(result: dict[str, Any]) -> str:
         ):
             values = [f"{result[f'{key}_{name}_{method}']:.3f}" for method in ("tracin", "retrac")]
             lines.append(f"| {words}, {name} digits | {' | '.join(values)} |")
-    lines += ["", _provenance(result, "python examples/mnist.py", f", {result['seconds']:.0f} s in all")]
+    made = _provenance(result, "python examples/mnist.py", f", {result['seconds']:.0f} s in all")
+    lines += ["", made + evidence.outdated(result)]
     return "\n".join(lines)
 
 
@@ -205,7 +206,7 @@ def _provenance(result: dict[str, Any], command: str, more: str = "") -> str:
     return f"`{command}`, {result['date']}, {result['machine']}{more}."
 
 
-EVIDENCE = ("bias", "tracing", "outliers", "lds", "counterfactual", "ablations")
+EVIDENCE = ("specificity", "bias", "tracing", "outliers", "lds", "counterfactual", "ablations")
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "mnist": mnist,
     "capture": capture,

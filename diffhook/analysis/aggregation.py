@@ -1,7 +1,7 @@
 """One row for each sample and snapshot, in place of the sample's rows near it, that scores as they did.
 
-A row is ω · length(‖g‖) · p in every score, so rows of a sample at a snapshot add up. One sum cannot serve
-two lengths: TracIn's is Σ ω g, ReTrac's Σ ω g/‖g‖.
+A row is ω · norm_factor(‖g‖) · p in every score, so rows of a sample at a snapshot add up. One sum cannot
+serve two factors: TracIn's is Σ ω g, ReTrac's Σ ω g/‖g‖.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
-from diffhook.analysis.methods import Method, find_method
+from diffhook.analysis.methods import METHODS, Method, find_method
 from diffhook.analysis.samples import SampleRows, reduce_samples
 from diffhook.analysis.tables import snapshot_steps, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows, RunLog
 from diffhook.log.samples import split_id
 
-KINDS = ("tracin", "retrac")
+KINDS = tuple(name for name, method in METHODS.items() if method.additive)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Aggregation:
     """Sums up a table's rows for one method; see :func:`diffhook.log.compaction.compact`.
 
     Attributes:
-        name: "tracin" or "retrac".
+        name: of a method whose scores are sums over rows, see :attr:`Method.additive`: "tracin" or "retrac".
         memory: bytes that it may hold; larger sums go through files.
         progress: show a bar, on a terminal.
 
@@ -44,7 +44,8 @@ class Aggregation:
 
     def __post_init__(self) -> None:
         if self.name not in KINDS:
-            raise ConfigurationError(f"rows cannot be summed for {self.name!r}; expected tracin or retrac")
+            known = " or ".join(sorted(KINDS, reverse=True))
+            raise ConfigurationError(f"rows cannot be summed for {self.name!r}; expected {known}")
 
     def __call__(self, log: RunLog, source: str, write: Callable[[Rows], None]) -> None:
         """Sum up the rows of "train" or "probe".
@@ -80,7 +81,7 @@ class _Sums:
         self.missing[sample] = False
         rate, vectors = values[used, 0], values[used, 2:]
         norm = np.linalg.norm(vectors, axis=1) / rate
-        scale = rate * self.method.length(norm)
+        scale = rate * self.method.norm_factor(norm)
         vectors = np.divide(vectors, scale[:, None], out=np.zeros_like(vectors), where=norm[:, None] > 0)
         self.write(_rows(self.sample_ids[sample], self.steps[snapshot], rate, norm, vectors))
 

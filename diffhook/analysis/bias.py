@@ -10,14 +10,20 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
+from diffhook.analysis.defaults import as_log
+from diffhook.analysis.effective_dimension import EffectiveDimension, effective_dimension
 from diffhook.analysis.execution import MEMORY
 from diffhook.analysis.influence import influence
+from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.scores import Scores
 from diffhook.analysis.standardize import assign, bin_edges, looked_at
 from diffhook.analysis.tables import loss_queries, query_table, source_table
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog
+from diffhook.log.store import Location
 from diffhook.notebook import Displayed
+
+_BINS = 1000  # more make neither a table nor a chart
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Generality:
 
     queries: str
     method: str
+    source: str  # of the rows that were scored
     k: int
     cardinality: float  # see cardinality()
     general_samples: int  # in the top-k of more than general_share of the queries
@@ -56,14 +63,15 @@ class BiasReport(Displayed):
     correlation: float  # Spearman: timestep drawn against gradient norm
     p_value: float
     generality: list[Generality]
+    dimension: EffectiveDimension | None = None  # None without projections, or of sums of rows
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def bias(
-    log: RunLog,
-    source: str = "train",
+    log: RunLog | Location,
+    source: str | None = None,
     *,
     k: int = 10,
     general_share: float = 0.5,
@@ -74,13 +82,14 @@ def bias(
     memory: int = MEMORY,
     progress: bool = False,
 ) -> BiasReport:
-    """Norm against timestep, their rank correlation, and how alike the queries' top-k are.
+    """Norm against timestep, their rank correlation, how alike the queries' top-k are, and if D is enough.
 
     Norms are those of all rows, or of 2²¹, evenly spaced, where there are more.
 
     Args:
         log: the run; the last part needs query sets of two queries or more.
-        source: "train" or "probe".
+        source: "train" or "probe". By default norms are those of the training's own rows, if there are any,
+            and scores are of the best source for each query set.
         k: size of each query's top.
         general_share: a sample is generally influential when it is in the top-k of more than this
             share of the queries.
@@ -95,11 +104,15 @@ def bias(
     for name, value in (("bins", bins), ("k", k)):
         if value < 1:
             raise ConfigurationError(f"{name} is {value}; expected at least 1")
-    table = source_table(log, source, projected=False)
+    if bins > _BINS:
+        raise ConfigurationError(f"bins is {bins}; expected at most {_BINS}")
+    log = as_log(log)
+    rows = source or ("train" if len(log.train) else "probe")
+    table = source_table(log, rows, projected=False)
     norm, timestep = looked_at(table, ("grad_norm", "timestep")).values()
     usable = np.isfinite(norm) & np.isfinite(timestep)
     if usable.sum() < 3:
-        raise LogError(f"{log.location} has {usable.sum()} usable {source} rows; expected 3 or more")
+        raise LogError(f"{log.location} has {usable.sum()} usable {rows} rows; expected 3 or more")
     norm, timestep = norm[usable], timestep[usable]
     correlation, p_value = scipy.stats.spearmanr(timestep, norm)
     run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
@@ -107,10 +120,12 @@ def bias(
     for name in loss_queries(log) if queries is None else queries:
         if not table.dim or len(np.unique(query_table(log, name)["sample"])) < 2:
             continue
-        for method in ("tracin", "retrac"):
+        for method in COMPARED:
             scores = influence(log, name, method, source, **run)
             found.append(generality(scores, name, k, general_share))
-    return BiasReport(source, norm_bins(timestep, norm, bins), float(correlation), float(p_value), found)
+    dimension = effective_dimension(log, source, **run) if table.dim else None
+    norms = norm_bins(timestep, norm, bins)
+    return BiasReport(rows, norms, float(correlation), float(p_value), found, dimension)
 
 
 def norm_bins(timestep: npt.NDArray[np.floating], norm: npt.NDArray[np.floating], bins: int) -> list[NormBin]:
@@ -134,6 +149,7 @@ def generality(scores: Scores, name: str, k: int, general_share: float) -> Gener
     return Generality(
         queries=name,
         method=scores.method,
+        source=scores.source,
         k=size,
         cardinality=cardinality(top),
         general_samples=int((counts > general_share * queries).sum()),

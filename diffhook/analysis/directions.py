@@ -2,7 +2,7 @@
 
 The order is method.md's (arXiv 2401.09031): noise is averaged at a fixed timestep, then the method
 normalises, then timesteps are averaged. A row is a mean over M noise draws already; R replicates of
-it, with noise seeds of their own, are averaged here.
+it, with noise of their own, are averaged here.
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ class Directions:
     without: Floats | None
 
 
-def query_directions(table: Table, method: Method) -> Directions:
-    """The directions of a query set, before the method turns them."""
-    rows = _Rows.read(table)
-    replicates = np.unique(rows.seed)
+def query_directions(table: Table, method: Method, *, own_noise: bool) -> Directions:
+    """The directions of a query set, before the method transforms them.
+
+    Args:
+        own_noise: from the rows with noise of the query's own; or from those with the grid's.
+    """
+    rows = _Rows.read(table, own_noise)
+    replicates = np.unique(rows.replicate)
     without = None
     if len(replicates) > 1:
-        without = np.stack([rows.directions(method, rows.seed != seed) for seed in replicates])
-    return Directions(rows.ids, rows.steps, rows.directions(method, rows.seed == rows.seed), without)
+        without = np.stack([rows.directions(method, rows.replicate != each) for each in replicates])
+    whole = rows.directions(method, np.ones(len(rows.replicate), np.bool_))
+    return Directions(rows.ids, rows.steps, whole, without)
 
 
 def tell_broken(table: Table, name: str) -> None:
@@ -79,21 +84,23 @@ class _Rows:
     query: npt.NDArray[np.intp]
     snapshot: npt.NDArray[np.intp]
     timestep: Floats
-    seed: npt.NDArray[np.int64]
+    replicate: npt.NDArray[np.int16]
     weight: Floats
     norm: Floats
     projection: Floats
 
     @classmethod
-    def read(cls, table: Table) -> _Rows:
-        ids, query = np.unique(table["sample"], return_inverse=True)
-        steps, snapshot = np.unique(table["step"], return_inverse=True)
-        norm = table["grad_norm"].astype(np.float64)
+    def read(cls, table: Table, own_noise: bool) -> _Rows:
+        wanted = table["own_noise"] == own_noise
+        columns = ("sample", "step", "timestep", "replicate", "grad_norm", "weight")
+        sample, step, timestep, replicate, norm, weight = (table[name][wanted] for name in columns)
+        ids, query = np.unique(sample, return_inverse=True)
+        steps, snapshot = np.unique(step, return_inverse=True)
         usable = np.isfinite(norm) & (norm > 0)
-        weight = np.where(usable, table["weight"], 0.0)  # 1/S, shared by the replicates
         return cls(
-            ids, steps, query, snapshot, table["timestep"], table["noise_seed"], weight,
-            np.where(usable, norm, 1.0), table["projection"],
+            ids, steps, query, snapshot, timestep, replicate,
+            np.where(usable, weight, 0.0),  # 1/S, shared by the replicates
+            np.where(usable, norm, 1.0).astype(np.float64), table["projection"][wanted],
         )  # fmt: skip
 
     def directions(self, method: Method, kept: npt.NDArray[np.bool_]) -> Floats:
@@ -104,13 +111,13 @@ class _Rows:
             mean, length = self._mean(rows[kept[rows]])
             if length > 0:
                 found[self.snapshot[rows[0]], self.query[rows[0]]] += (
-                    share * method.length(np.array(length)) / length * mean
+                    share * method.norm_factor(np.array(length)) / length * mean
                 )
         return found
 
     def _timesteps(self) -> Iterator[npt.NDArray[np.intp]]:
         """The rows of each snapshot, query and timestep."""
-        keys = (self.seed, self.timestep, self.query, self.snapshot)
+        keys = (self.replicate, self.timestep, self.query, self.snapshot)
         order = np.lexsort(keys)
         change = np.zeros(len(order), bool)
         for key in keys[1:]:

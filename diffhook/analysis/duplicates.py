@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from dask import delayed
 
+from diffhook.analysis.defaults import as_log
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.inverted_lists import nearest_by_faiss
 from diffhook.analysis.methods import ReTrac
+from diffhook.analysis.raw_arrays import allocate, fill, mapped
 from diffhook.analysis.samples import SampleRows, reduce_samples
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table
+from diffhook.log.store import Location
 
 _TILE = 2048  # samples against as many
 
@@ -38,7 +41,7 @@ class Neighbours:
 
 
 def near_duplicates(
-    log: RunLog,
+    log: RunLog | Location,
     source: str = "probe",
     *,
     index: Literal["exact", "faiss"] = "exact",
@@ -62,24 +65,29 @@ def near_duplicates(
     if index not in ("exact", "faiss"):
         raise ConfigurationError(f'index is {index!r}; expected "exact" or "faiss"')
     execution = Execution(client, scheduler, memory, progress)
-    return nearest_neighbours(source_table(log, source), execution, by_faiss=index == "faiss")
+    return nearest_neighbours(source_table(as_log(log), source), execution, by_faiss=index == "faiss")
 
 
 def nearest_neighbours(table: Table, execution: Execution, *, by_faiss: bool = False) -> Neighbours:
     """The neighbours among a table's samples."""
     ids = distinct_samples(table, execution)
     with execution.scratch() as folder:
-        path = os.path.join(folder, "units.npy")
-        np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), table.dim)).flush()
-        rows = SampleRows(ReTrac(), ids, np.zeros(1, np.int64))  # all snapshots together
-        reduce_samples(table, rows, _Units(path), execution, "summing up samples")
+        path = os.path.join(folder, "units")
+        write_units(path, table, ids, execution)
         if by_faiss:
-            index, cosines = nearest_by_faiss(np.load(path, mmap_mode="r"))
+            index, cosines = nearest_by_faiss(mapped(path, np.float32, table.dim))
         else:
-            tasks = [delayed(_nearest)(path, start) for start in range(0, len(ids), _TILE)]
+            tasks = [delayed(_nearest)(path, table.dim, start) for start in range(0, len(ids), _TILE)]
             tiles = execution.compute(delayed(list)(tasks), "comparing samples")
             index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
     return Neighbours(ids, ids[index], cosines)
+
+
+def write_units(path: str, table: Table, ids: npt.NDArray[np.int64], execution: Execution) -> None:
+    """Each sample's mean unit gradient over all rows, at length 1 (or 0), as (N, D) float32 in a raw file."""
+    allocate(path, np.float32, (len(ids), table.dim))
+    rows = SampleRows(ReTrac(), ids, np.zeros(1, np.int64))  # all snapshots together
+    reduce_samples(table, rows, _Units(path), execution, "summing up samples")
 
 
 @dataclass(frozen=True)
@@ -92,17 +100,15 @@ class _Units:
         vectors = values[:, 2:]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         units = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-        file = np.lib.format.open_memmap(self.path, "r+")
-        file[start : start + len(units)] = units
-        file.flush()
+        fill(self.path, start, units.astype(np.float32))
 
     def combine(self, results: list[None]) -> None:
         return None
 
 
-def _nearest(path: str, start: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+def _nearest(path: str, dim: int, start: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Position and cosine of the nearest other sample, for the samples of one tile."""
-    units = np.load(path, mmap_mode="r")
+    units = mapped(path, np.float32, dim)
     mine = np.asarray(units[start : start + _TILE])
     best = np.full(len(mine), -np.inf, np.float32)
     index = np.zeros(len(mine), np.intp)

@@ -21,6 +21,7 @@ import scipy.sparse
 from dask import delayed
 
 from diffhook.analysis.execution import Execution
+from diffhook.analysis.raw_arrays import mapped, publish
 from diffhook.log import Block, Table
 
 Partial = tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]  # positions (u,), values (u, width)
@@ -52,19 +53,21 @@ class Plan:
     Attributes:
         count, width: the sums are (count, width) float64.
         parts: in so many parts; 1: held whole.
+        together: neighbouring positions that no part divides.
     """
 
     count: int
     width: int
     parts: int
+    together: int = 1
 
     @classmethod
-    def make(cls, count: int, width: int, execution: Execution) -> Plan:
-        whole = cls(count, width, 1)
+    def make(cls, count: int, width: int, execution: Execution, together: int = 1) -> Plan:
+        whole = cls(count, width, 1, together)
         if whole.memory(execution) <= execution.memory:
             return whole
         share = max(execution.memory // (4 * execution.workers), 1)
-        return cls(count, width, min(-(-count * width * 8 // share), count))
+        return cls(count, width, min(-(-count * width * 8 // share), count // together), together)
 
     def memory(self, execution: Execution) -> int:
         """Bytes of sums alive at once in one process."""
@@ -75,7 +78,8 @@ class Plan:
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
-        edges = [self.count * part // self.parts for part in range(self.parts + 1)]
+        groups = self.count // self.together
+        edges = [groups * part // self.parts * self.together for part in range(self.parts + 1)]
         return list(pairwise(edges))
 
 
@@ -182,18 +186,10 @@ def _spill_run(sums: BlockSums, table: Table, run: Sequence[Block], folder: str,
     for number, block in enumerate(run):
         name = os.path.join(folder, f"{index:06d}-{number:04d}")
         positions, values = sums(table, block)
-        _publish(name + ".values.npy", values.astype(np.float32))
-        _publish(name + ".positions.npy", positions)
+        publish(name + ".values", values.astype(np.float32))
+        publish(name + ".positions", positions.astype(np.int64))
         names.append(name)
     return names
-
-
-def _publish(path: str, array: npt.NDArray[Any]) -> None:
-    # A worker that replaces a killed one writes the same file again: whole, by rename.
-    partial = f"{path}.{os.getpid()}"
-    with open(partial, "wb") as file:
-        np.save(file, array)
-    os.replace(partial, path)
 
 
 def _joined(names: list[list[str]]) -> list[str]:
@@ -203,10 +199,10 @@ def _joined(names: list[list[str]]) -> list[str]:
 def _gather(reduction: Reduction, names: list[str], start: int, stop: int, width: int) -> Any:
     values = np.zeros((stop - start, width))
     for name in names:
-        positions = np.load(name + ".positions.npy", mmap_mode="r")
+        positions = mapped(name + ".positions", np.int64)
         first, last = np.searchsorted(positions, [start, stop])
         if first < last:
-            part = np.load(name + ".values.npy", mmap_mode="r")
+            part = mapped(name + ".values", np.float32, width)
             values[positions[first:last] - start] += part[first:last]
     return reduction.reduce(start, values)
 

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from diffhook.analysis.directions import query_directions, tell_broken
+from diffhook.analysis.defaults import as_log, best_source, default_method
+from diffhook.analysis.directions import Directions, query_directions, tell_broken
+from diffhook.analysis.draws import Draws
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
-from diffhook.analysis.methods import Method, find_method
+from diffhook.analysis.methods import Method, SampleSums, find_method
+from diffhook.analysis.pairing import KINDS, PROBE, TRAIN, check_noise, holds_replicates, kind_of
+from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import sample_sums
-from diffhook.analysis.score_pass import RowScores, ScorePass
+from diffhook.analysis.score_pass import ScorePass
 from diffhook.analysis.scores import Scores
 from diffhook.analysis.tables import check_gradients, query_table, source_table
 from diffhook.log import RunLog
+from diffhook.log.store import Location
 
 
 def influence(
-    log: RunLog,
+    log: RunLog | Location,
     queries: str,
-    method: str | Method = "retrac",
-    source: str = "train",
+    method: str | Method | None = None,
+    source: str | None = None,
     *,
     client: Any = None,
     scheduler: Any = None,
@@ -36,11 +42,14 @@ def influence(
     Nothing of the training side is computed again for another set of queries.
 
     Args:
-        log: the run.
+        log: the run, or where it lies.
         queries: name of a query set made with :func:`diffhook.query`.
-        method: a name, see ``diffhook influence --method help``, or a :class:`Method`.
+        method: a name, see ``diffhook influence --method help``, or a :class:`Method`. By default
+            "whitened-retrac", which predicts best what retrained models do; "tracin" and "retrac" are the
+            paper's.
         source: "train" for the training's own events, "probe" for the grid at snapshots, or the name
-            of a query set that holds training samples under their ids.
+            of a query set that holds training samples under their ids. By default the best there is for
+            these queries: probes, where they hold all samples that were trained on; the result names it.
         client: a dask.distributed Client; otherwise threads of this process.
         scheduler: another dask scheduler.
         memory: bytes that a process may hold.
@@ -49,13 +58,21 @@ def influence(
     Raises:
         LogError: no such queries, or no rows.
         ConfigurationError: no such method or source, or one side holds other gradients than the
-            method's: of another scalar, or with or without Adam's preconditioner.
+            method's: of another scalar, with or without Adam's preconditioner, or with noise that does not
+            fit the other side's.
     """
-    execution = Execution(client, scheduler, memory, progress)
-    prepared = prepare(log, queries, find_method(method), source, execution)
+    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    prepared = prepare(log, queries, method, source, execution)
     tell_broken(query_table(log, queries), queries)
     rows = prepared.pass_.rows
-    return Scores(prepared.query_ids, rows.sample_ids, prepared.method.name, prepared.pass_, log.names())
+    return Scores(
+        prepared.query_ids,
+        rows.sample_ids,
+        prepared.method.name,
+        prepared.source,
+        prepared.pass_,
+        log.names(),
+    )
 
 
 @dataclass(frozen=True)
@@ -63,23 +80,50 @@ class Prepared:
     """Everything that is known before the rows are scored."""
 
     method: Method
+    source: str
     query_ids: npt.NDArray[np.int64]
     pass_: ScorePass
 
 
-def prepare(log: RunLog, queries: str, method: Method, source: str, execution: Execution) -> Prepared:
-    """Read the queries, and of the training side what the method wants to know first."""
-    table, asked = source_table(log, source, method=method), query_table(log, queries)
+def prepare(
+    log: RunLog, queries: str, method: str | Method | None, source: str | None, execution: Execution
+) -> Prepared:
+    """Read the queries, and of the training side what the method requires first."""
+    method = find_method(default_method(log) if method is None else method)
+    asked = query_table(log, queries)
+    source = best_source(log, queries, execution) if source is None else source
+    table = source_table(log, source, method=method)
     check_gradients(log, method, source, queries)
-    directions = query_directions(asked, method)
+    check_noise(log, source, queries)
+    kind = kind_of(source)
+    directions = query_directions(asked, method, own_noise=kind == TRAIN)
     sample_ids = distinct_samples(table, execution)
     sums = factors = None
-    if method.wants:
+    if method.requires:
         sums = sample_sums(log, table, method, sample_ids, directions.steps, execution)
         factors = method.factors(sums)
-    whole = method.turn(directions.whole, sums).astype(np.float32)
-    without = None
-    if directions.without is not None:
-        without = np.stack([method.turn(part, sums) for part in directions.without]).astype(np.float32)
+    whole, without = _transformed(method, directions, sums)
     rows = RowScores(method, sample_ids, directions.steps, factors, whole)
-    return Prepared(method, directions.query_ids, ScorePass(table, rows, without, execution))
+    summed = source in KINDS and "aggregate" in log.config["identity"]  # sums know of no draws
+    replicates = 0 if without is None else len(without)
+    draws = Draws(
+        without,
+        paired=kind == PROBE and not summed and holds_replicates(log, source, replicates),
+        by_row=kind == TRAIN and not summed,
+        variance_share=partial(method.variance_share, sums, len(directions.steps)),
+    )
+    known = draws if draws.by_row or replicates else None
+    return Prepared(method, source, directions.query_ids, ScorePass(table, rows, known, execution))
+
+
+def _transformed(
+    method: Method, directions: Directions, sums: SampleSums | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """(K, Q, D) and, where there are replicates, (R, K, Q, D): all at once, for a method may solve a large
+    system."""
+    if directions.without is None:
+        return method.transform_queries(directions.whole, sums).astype(np.float32), None
+    parts = [directions.whole, *directions.without]
+    found = method.transform_queries(np.concatenate(parts, axis=1), sums).astype(np.float32)
+    whole, *without = np.split(found, len(parts), axis=1)
+    return np.ascontiguousarray(whole), np.stack(without)

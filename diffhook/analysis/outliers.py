@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from diffhook.analysis.defaults import as_log, best_source
 from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.fisher import combined
+from diffhook.analysis.non_finite import non_finite_samples
 from diffhook.analysis.ranking import Ranking
 from diffhook.analysis.signals import SIGNALS, Found, Signal, View
-from diffhook.analysis.standardize import robust_deviations
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
+from diffhook.log.store import Location
 
 PAIRWISE = 20_000  # samples up to which all pairs are compared unless asked
-_HIGHEST = 8.0  # deviations; beyond it a part says no more
 
 
 def outliers(
-    log: RunLog,
-    source: str = "train",
+    log: RunLog | Location,
+    source: str | None = None,
     parts: Sequence[str] | None = None,
     *,
+    labels: Mapping[int, Hashable] | Sequence[Hashable] | None = None,
     client: Any = None,
     scheduler: Any = None,
     memory: int = MEMORY,
@@ -31,68 +35,78 @@ def outliers(
 ) -> Ranking:
     """Rank samples by how unlike the others they are, with the reasons in words.
 
-    Each part is a number per sample (``Ranking.parts``). The score is the root mean square over
-    parts of how many robust standard deviations the sample lies above the median sample, from 0 to
-    8 in each, so that one loud part is heard among quiet ones; of a single part, the part itself.
-    A norm that is not finite comes before everything.
+    Each part is a number per sample (``Ranking.parts``). The score is the sum over parts of −log10 of the
+    probability of so high a number (Fisher's method, see :mod:`diffhook.analysis.fisher`); of a single
+    part, the part itself. By default appearance and loss count, and on the training's own rows the norm;
+    self-influence, repeats and the like stand beside the score with their reasons, for counting them
+    loses what the others find. Samples whose gradient was not finite come before everything, those first
+    whose was so first.
 
     Goes over the rows shard by shard, and holds some numbers for each sample. What is usual at a
     timestep is learned from 2²¹ rows, evenly spaced, where there are more.
 
     Args:
-        source: "train" or "probe".
-        parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`: "norm", "repeat", "loss",
-            "input", "tracin", "retrac", "duplicate". By default all that the log can tell; "duplicate", which
-            compares all pairs, for up to 20,000 samples. A log captured with projection_dim=0 has
-            the first four.
+        source: "train" or "probe"; by default the best there is: probes, where they hold all samples that
+            were trained on.
+        parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`; all of these that can rank
+            count. By default all that the log can tell; "duplicate", which compares all pairs, for up
+            to 20,000 samples. A log captured with projection_dim=0 has "norm", "repeat", "loss", "input"
+            and, where probes tried labels, "label".
+        labels: of the samples, by id or in the dataset's order, for "label" where no probe tried others.
         client, scheduler, memory, progress: as for :func:`diffhook.influence`.
 
     Raises:
         LogError: no rows.
         ConfigurationError: no such part, or none that counts can be told.
     """
-    view = View(
-        log,
-        source,
-        source_table(log, source, projected=False),
-        Execution(client, scheduler, memory, progress),
-    )
+    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    source = best_source(log, execution=execution) if source is None else source
+    known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
+    view = View(log, source, source_table(log, source, projected=False), execution, known)
     found = {s.name: told for s in _signals(view, parts) if (told := s.look(view)) is not None}
-    counted = [told for name, told in found.items() if SIGNALS[name].counts]
-    if not counted:
-        asked = "" if parts is None else f" from {', '.join(parts)}"
-        raise ConfigurationError(
-            f"nothing to rank by{asked}: expected norm, repeat, loss, input, tracin or retrac"
-        )
-    if len(counted) == 1:
-        scores = np.nan_to_num(np.array(counted[0].scores, np.float64))
-    else:
-        scores = np.sqrt(np.mean([np.square(_height(told)) for told in counted], axis=0))
-    flags: list[list[str]] = [[] for _ in view.sample_ids]
-    infinite = view.norms.infinite
-    visits = view.norms.seen + infinite
-    for index in np.flatnonzero(infinite):
-        flags[index].append(f"gradient not finite on {infinite[index]:.0f} of {visits[index]:.0f} visits")
+    counted = _counted(found, source, parts)
+    scores = np.nan_to_num(counted[0]) if len(counted) == 1 else combined(counted)
+    broken = non_finite_samples(view)
+    scores[list(broken)] = np.inf
+    flags = [[broken[i].words] if i in broken else [] for i in range(len(view.sample_ids))]
     for told in found.values():
         for position, reason in told.reasons.items():
             flags[position].append(reason)
-    scores[infinite > 0] = np.inf
-    title = f"outliers: {', '.join(name for name in found if SIGNALS[name].counts)} ({source} rows)"
-    values = {name: np.asarray(told.scores, np.float64) for name, told in found.items()}
-    return Ranking.sort(view.sample_ids, scores, flags, title, values, log.names())
+    order = np.array([*broken, *(i for i in range(len(flags)) if i not in broken)], np.intp)
+    return Ranking.sort(
+        view.sample_ids[order],
+        scores[order],
+        [flags[i] for i in order],
+        f"outliers: {', '.join(_names(found, source, parts))} ({source} rows)",
+        {name: np.asarray(told.scores, np.float64)[order] for name, told in found.items()},
+        log.names(),
+    )
+
+
+def _counted(
+    found: Mapping[str, Found], source: str, parts: Sequence[str] | None
+) -> list[npt.NDArray[np.float64]]:
+    names = _names(found, source, parts)
+    if not names:
+        asked = "" if parts is None else f" from {', '.join(parts)}"
+        able = ", ".join(signal.name for signal in SIGNALS.values() if signal.ranks)
+        raise ConfigurationError(f"nothing to rank by{asked}: expected one of {able}")
+    return [np.asarray(found[name].scores, np.float64) for name in names]
+
+
+def _names(found: Mapping[str, Found], source: str, parts: Sequence[str] | None) -> list[str]:
+    """Of the parts that the score is made of."""
+    if parts is not None:
+        return [name for name in found if SIGNALS[name].ranks]
+    return [name for name in found if source in SIGNALS[name].counted_on]
 
 
 def _signals(view: View, names: Sequence[str] | None) -> list[Signal]:
     """The signals asked for, or all that the table can serve."""
     if names is None:
         able = [s for s in SIGNALS.values() if view.table.dim or not s.projected]
-        return [s for s in able if s.name != "duplicate" or len(view.sample_ids) <= PAIRWISE]
+        return [s for s in able if not s.pairwise or len(view.sample_ids) <= PAIRWISE]
     unknown = [name for name in names if name not in SIGNALS]
     if unknown:
         raise ConfigurationError(f"no outlier part {unknown[0]!r}; there are {', '.join(SIGNALS)}")
     return [SIGNALS[name] for name in names]
-
-
-def _height(found: Found) -> Any:
-    """(N,) robust deviations above the median sample, within [0, 8]; 0 for samples without a score."""
-    return np.nan_to_num(robust_deviations(found.scores)).clip(0, _HIGHEST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 
 from diffhook.analysis.digest import digest
 from diffhook.analysis.directions import tell_broken
+from diffhook.analysis.pairing import KINDS, probe_grid
 from diffhook.analysis.rebuilt import (
     borrowed,
     build_model,
@@ -21,6 +22,7 @@ from diffhook.analysis.rebuilt import (
 )
 from diffhook.analysis.refusal import refused
 from diffhook.capture.adapter import describe_adapters
+from diffhook.capture.appearance import images_of
 from diffhook.capture.grid import Grid, measure, take, to_device
 from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline
@@ -46,7 +48,8 @@ def query(
     model: nn.Module | None = None,
     pipeline: SavedPipeline | None = None,
     grid: Grid | None = None,
-    preconditioned: bool = False,
+    against: str | Sequence[str] | None = None,
+    preconditioned: bool | Literal["root"] = False,
     batch_size: int = 32,
     overwrite: bool = False,
     progress: bool = True,
@@ -69,9 +72,15 @@ def query(
         model: the model, with the right parameters trainable; by default :func:`build_model`'s. It is
             as before afterwards.
         pipeline: whose denoiser was trained, where the log does not hold all of its parameters.
-        grid: timesteps and noise draws; by default 10 × 4.
-        preconditioned: divide gradients by Adam's √v̂ + ε, for the methods "adam-tracin" and
-            "adam-retrac", at the snapshots that keep it: of a run with ``keep_preconditioner=True``.
+        grid: timesteps and noise draws; by default that of the log's probes, or else 10 × 4.
+        against: which rows the queries are to be set against. Probes, and other query sets as the source,
+            share the grid's noise with them draw by draw ("probe"); the training's own rows each drew
+            their own, and so must queries ("train"). By default all that the log holds; each kind costs a
+            pass of its own.
+        preconditioned: divide gradients by Adam's √v̂ + ε, at the snapshots that keep it: of a run with
+            ``keep_preconditioner=True``. True: for the methods "adam-tracin" and "adam-retrac", against
+            plain rows. "root": by its root, for queries and for training samples as their source alike, which
+            keeps more of the products' order in a projection, and which every method can score.
         batch_size: rows of one forward pass.
         overwrite: replace other queries of that name.
         progress: show a progress bar, on a terminal.
@@ -87,20 +96,26 @@ def query(
     """
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1")
-    grid = grid or Grid(10, draws=4)
+    if preconditioned not in (False, True, "root"):
+        raise ConfigurationError(f'preconditioned is {preconditioned!r}; expected False, True or "root"')
+    grid = grid or default_grid(log)
     files.check_name(name)
     snapshots = _snapshots(log, preconditioned)
     batch, query_ids = _collated(samples, ids)
+    _check_dtype(batch)
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model
     engine = _engine(log, model, grid)
+    described = json_like(objective.describe())
+    kinds = _kinds(log, against, described.get("measurement", "loss"))
     description = {
-        "objective": json_like(objective.describe()),
+        "objective": described,
         "grid": grid.describe(),
+        "against": kinds,
         "snapshots": [[s.step, s.session] for s in snapshots],
         "samples": json_like(details or {}),
         "preconditioned": preconditioned,
-        "digest": _digest(batch, query_ids, objective, model, grid, snapshots, preconditioned),
+        "digest": _digest(batch, query_ids, objective, model, grid, kinds, snapshots, preconditioned),
     }
     if name in log.queries:
         digests = log.queries[name].description.get("digest"), description["digest"]
@@ -111,9 +126,9 @@ def query(
             raise LogError(f"{log.location} has queries {name!r} already, {_difference(digests)}")
     writer: TableWriter | None = None
     with query_lock(log.writable_store(), name), borrowed(model), progress_bar(progress) as bar:
-        task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids))
+        task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids) * len(kinds))
         for rows in _measured(
-            engine, objective, batch, query_ids, grid, snapshots, batch_size, preconditioned
+            engine, objective, batch, query_ids, grid, kinds, snapshots, batch_size, preconditioned
         ):
             writer = writer or _writer(log, name)  # not before something fits the model
             writer.append(rows)
@@ -137,18 +152,43 @@ def _measured(
     batch: Any,
     ids: Sequence[int],
     grid: Grid,
+    kinds: Sequence[str],
     snapshots: Sequence[Snapshot],
     batch_size: int,
-    preconditioned: bool,
+    preconditioned: bool | str,
 ) -> Iterator[Rows]:
     batch = to_device(batch, next(engine.model.parameters()).device)
     for snapshot in snapshots:
         load_snapshot(engine, snapshot)
         if preconditioned:
-            load_preconditioner(engine, snapshot)
-        where: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
-        with refused(f"the model cannot take these queries ({json_like(_shapes(batch))})"):
-            yield from measure(engine, objective, batch, ids, grid, batch_size=batch_size, **where)
+            load_preconditioner(engine, snapshot, root=preconditioned == "root")
+        options: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
+        options["batch_size"] = batch_size
+        for kind in kinds:
+            own_noise = kind == "train"
+            with refused(f"the model cannot take these queries ({json_like(_shapes(batch))})"):
+                yield from measure(engine, objective, batch, ids, grid, own_noise=own_noise, **options)
+
+
+def default_grid(log: RunLog) -> Grid:
+    """That of the log's probes, so that queries share their noise; 10 × 4 where there are none."""
+    described = probe_grid(log)
+    return Grid(10, draws=4) if described is None else Grid(**described)
+
+
+def _kinds(log: RunLog, against: str | Sequence[str] | None, measurement: str) -> list[str]:
+    """Of "train" and "probe", those that are asked for, or by default those that the log can serve."""
+    if against is not None:
+        kinds = [against] if isinstance(against, str) else list(against)
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds:
+            raise ConfigurationError(f"against is {against!r}; expected 'train', 'probe', or both")
+        return [kind for kind in KINDS if kind in kinds]
+    if measurement != "loss":  # the training's own rows hold gradients of the loss
+        return ["probe"]
+    if probe_grid(log) is None:
+        return ["train"]
+    return list(KINDS) if len(log.train) else ["probe"]
 
 
 def _difference(digests: tuple[str | None, str | None]) -> str:
@@ -158,7 +198,7 @@ def _difference(digests: tuple[str | None, str | None]) -> str:
             "and whether to the same question cannot be told: an objective of your own, or with functions of "
             "your own, cannot be compared. Use those that are there by their name, overwrite, or rename"
         )
-    return "from other samples, grid, objective or model: overwrite, or rename"
+    return "from other samples, grid, objective or model, or against other rows: overwrite, or rename"
 
 
 def _digest(
@@ -167,19 +207,22 @@ def _digest(
     objective: Objective,
     model: nn.Module,
     grid: Grid,
+    kinds: Sequence[str],
     snapshots: Sequence[Snapshot],
-    preconditioned: bool,
+    preconditioned: bool | str,
 ) -> str | None:
     """None where the description of the objective does not say all that it does."""
     if not getattr(objective, "self_contained", False):
         return None
     at = [[s.step, s.session] for s in snapshots]
     trained = (model, describe_adapters(model))  # an adapter's scale is no parameter
-    divided = ["preconditioned"] if preconditioned else []
-    return digest(batch, list(ids), objective.describe(), *trained, grid.describe(), at, *divided)
+    divided = ["preconditioned", preconditioned] if preconditioned else []
+    return digest(
+        batch, list(ids), objective.describe(), *trained, grid.describe(), list(kinds), at, *divided
+    )
 
 
-def _snapshots(log: RunLog, preconditioned: bool) -> list[Snapshot]:
+def _snapshots(log: RunLog, preconditioned: bool | str) -> list[Snapshot]:
     snapshots = log.snapshots
     if not snapshots:
         raise LogError(f"{log.location} has no snapshots to compute gradients at")
@@ -243,6 +286,21 @@ def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:
     if not batched:
         return default_collate([samples[i] for i in chosen]), chosen
     return samples if ids is None else take(samples, torch.tensor(chosen)), chosen
+
+
+def _check_dtype(batch: Any) -> None:
+    """Clean samples are on the model's scale: integers are pixels that nobody has normalised.
+
+    Raises:
+        ConfigurationError: they are integers.
+    """
+    images = images_of(batch)
+    if images is not None and not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise ConfigurationError(
+            f"samples are {kind}, from {images.min()} to {images.max()}; expected floats as the model was "
+            "trained on, such as images / 127.5 - 1"
+        )
 
 
 def _count(batch: Any) -> int:

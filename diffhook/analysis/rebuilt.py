@@ -96,8 +96,8 @@ def _from_config(described: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def load_preconditioner(engine: PerSampleGradients, snapshot: Snapshot) -> None:
-    """Let the engine divide gradients by Adam's √v̂ + ε, as a snapshot has it.
+def load_preconditioner(engine: PerSampleGradients, snapshot: Snapshot, *, root: bool = False) -> None:
+    """Let the engine divide gradients by Adam's √v̂ + ε, or its root, as a snapshot has it.
 
     Raises:
         LogError: the snapshot keeps none.
@@ -106,7 +106,8 @@ def load_preconditioner(engine: PerSampleGradients, snapshot: Snapshot) -> None:
     if content is None:
         raise LogError(f"the snapshot of step {snapshot.step} keeps no preconditioner")
     values = safetensors.torch.load(content)
-    engine.preconditioner = {name: values[name].to(p.device) for name, p in engine.parameters.items()}
+    factors = {name: values[name].to(p.device) for name, p in engine.parameters.items()}
+    engine.preconditioner = {name: f.sqrt() if root else f for name, f in factors.items()}
 
 
 def load_snapshot(engine: PerSampleGradients, snapshot: Snapshot) -> None:

@@ -13,6 +13,7 @@ from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Partial, Plan, Reduction, add_rows, grouped
 from diffhook.analysis.methods import Method, SampleSums
 from diffhook.analysis.methods.method import reciprocal
+from diffhook.analysis.methods.whitening import blocks
 from diffhook.analysis.tables import loss_table, nearest
 from diffhook.errors import LogError
 from diffhook.log import Block, RunLog, Table
@@ -22,7 +23,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class SampleRows:
-    """Block → per snapshot and sample: Σ ω, number of usable rows, Σ ω · length · p (D numbers).
+    """Block → per snapshot and sample: Σ ω, number of usable rows, Σ ω · norm_factor · p (D numbers).
 
     Position k · N + i: a part of the positions belongs to few snapshots.
     """
@@ -32,7 +33,7 @@ class SampleRows:
     steps: npt.NDArray[np.int64]
 
     def __call__(self, table: Table, block: Block) -> Partial:
-        columns = {c: table.read(block, c) for c in ("sample", "step", "lr", "weight", "grad_norm")}
+        columns = {c: table.read(block, c) for c in ("sample", "step", *self.method.columns)}
         weights = self.method.row_weights(columns)
         projection = table.read(block, "projection").astype(np.float32)
         projection *= weights[:, None].astype(np.float32)
@@ -60,46 +61,49 @@ def sample_sums(
     steps: npt.NDArray[np.int64],
     execution: Execution,
 ) -> SampleSums:
-    """What the method wants to know of the training samples before they are scored."""
-    rule = _Summary(len(sample_ids), len(steps), "gram" in method.wants)
+    """What the method requires of the training samples before they are scored."""
+    with_gram = "gram" in method.requires
+    rule = _Summary(len(sample_ids), with_gram)
     rows = SampleRows(method, sample_ids, steps)
     found: _Found = reduce_samples(table, rows, rule, execution, "summing up samples")
     shape = (len(steps), len(sample_ids))
-    residual = _residuals(log, sample_ids, execution) if "residual" in method.wants else None
-    return SampleSums(found.rate.reshape(shape), found.norm.reshape(shape), found.gram, residual)
+    residual = _residuals(log, sample_ids, execution) if "residual" in method.requires else None
+    grams = found.grams if with_gram else None
+    return SampleSums(found.rate.reshape(shape), found.norm.reshape(shape), grams, residual)
 
 
 class _Found(NamedTuple):
     rate: Floats
     norm: Floats
-    gram: Floats | None
+    grams: dict[int, list[Floats]]  # of the snapshots that a part has rows of
 
 
 @dataclass(frozen=True)
 class _Summary:
     samples: int
-    snapshots: int
     with_gram: bool
 
     def reduce(self, start: int, values: npt.NDArray[np.float64]) -> _Found:
         rate, vectors = values[:, 0], values[:, 2:]
-        gram = None
-        if self.with_gram:
-            gram = np.zeros((self.snapshots, vectors.shape[1], vectors.shape[1]))
-            features = np.divide(vectors, rate[:, None], out=np.zeros_like(vectors), where=rate[:, None] > 0)
-            snapshot = (start + np.arange(len(values))) // self.samples
-            for k in np.unique(snapshot):
-                mine = features[snapshot == k]
-                gram[k] = mine.T @ mine
-        return _Found(rate, np.linalg.norm(vectors, axis=1), gram)
+        norm = np.linalg.norm(vectors, axis=1)
+        if not self.with_gram:
+            return _Found(rate.copy(), norm, {})
+        snapshot = (start + np.arange(len(values))) // self.samples
+        grams = {}
+        for k in np.unique(snapshot[rate > 0]).tolist():
+            mine = (snapshot == k) & (rate > 0)
+            features = vectors[mine] / rate[mine, None]
+            grams[k] = [features[:, part].T @ features[:, part] for part in blocks(features.shape[1])]
+        return _Found(rate.copy(), norm, grams)
 
     def combine(self, results: list[_Found]) -> _Found:
-        grams = [found.gram for found in results if found.gram is not None]
-        return _Found(
-            np.concatenate([found.rate for found in results]),
-            np.concatenate([found.norm for found in results]),
-            sum(grams[1:], grams[0]) if grams else None,
-        )
+        grams: dict[int, list[Floats]] = {}
+        for found in results:
+            for k, parts in found.grams.items():
+                known = grams.get(k)
+                grams[k] = parts if known is None else [a + b for a, b in zip(known, parts, strict=True)]
+        rate, norm = (np.concatenate(parts) for parts in zip(*(found[:2] for found in results), strict=True))
+        return _Found(rate, norm, grams)
 
 
 @dataclass(frozen=True)

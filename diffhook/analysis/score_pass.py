@@ -1,63 +1,19 @@
-"""The one pass that scores are made of: rows against query directions, block by block."""
+"""The one pass that scores are made of, and what is asked of it: all, the strongest, how sure they are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.cost import Cost, cost_of
+from diffhook.analysis.draws import Draws, DrawSums, Spread, Uncertainty, Without
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Partial, Plan, Reduction, add_rows, grouped
-from diffhook.analysis.methods import Method
-from diffhook.analysis.tables import nearest
-from diffhook.log import Block, Table
-
-Floats = npt.NDArray[np.floating[Any]]
-
-_ROWS = 2048  # of a block converted to float32 at once
-
-
-@dataclass(frozen=True)
-class RowScores:
-    """Scores the rows of one block against all queries.
-
-    Attributes:
-        factors: (K, N) float32 on the rows of a sample at a snapshot; None: 1.
-        directions: (K, Q, D) float32.
-    """
-
-    method: Method
-    sample_ids: npt.NDArray[np.int64]
-    steps: npt.NDArray[np.int64]
-    factors: Floats | None
-    directions: npt.NDArray[np.float32]
-
-    def __call__(self, table: Table, block: Block) -> Partial:
-        columns = {c: table.read(block, c) for c in ("sample", "step", "lr", "weight", "grad_norm")}
-        sample = np.searchsorted(self.sample_ids, columns["sample"])
-        snapshot = nearest(columns["step"], self.steps)
-        weights = self.weights(columns, sample, snapshot)
-        projection = table.read(block, "projection")
-        scores = np.zeros((len(projection), self.directions.shape[1]), np.float32)
-        for start in range(0, len(projection), _ROWS):
-            part = slice(start, start + _ROWS)
-            numbers = projection[part].astype(np.float32)
-            for k in np.unique(snapshot[part]):
-                mine = snapshot[part] == k
-                if mine.all():
-                    np.matmul(numbers, self.directions[k].T, out=scores[part])
-                else:
-                    scores[part][mine] = numbers[mine] @ self.directions[k].T
-        scores *= weights[:, None].astype(np.float32)
-        return add_rows(sample, scores)
-
-    def weights(self, columns: Any, sample: npt.NDArray[np.intp], snapshot: npt.NDArray[np.intp]) -> Floats:
-        """(rows,) float64: c_r · f_k(r)[i]."""
-        weights = self.method.row_weights(columns)
-        return weights if self.factors is None else weights * self.factors[snapshot, sample]
+from diffhook.analysis.grouped import Plan, Reduction, grouped
+from diffhook.analysis.row_scores import RowScores
+from diffhook.log import Table
 
 
 class Strongest(NamedTuple):
@@ -70,12 +26,12 @@ class ScorePass:
     """A table to be scored: how its rows weigh, against what, and where it runs.
 
     Attributes:
-        without: (R, K, Q, D) float32: the directions again, each without one noise replicate.
+        draws: what is known of how far other draws of noise would move the scores; None: nothing.
     """
 
     table: Table
     rows: RowScores
-    without: npt.NDArray[np.float32] | None
+    draws: Draws | None
     execution: Execution
 
     @property
@@ -92,45 +48,50 @@ class ScorePass:
         found: Strongest = self._run(self.rows, _TopK(self.rows.sample_ids, k, -1 if opponents else 1))
         return found
 
-    def errors(self) -> npt.NDArray[np.float32] | None:
-        """(Q, N)."""
-        if self.without is None:
+    def uncertainty(self) -> Uncertainty | None:
+        """(Q, N) each."""
+        if self.draws is None:
             return None
-        found: npt.NDArray[np.float32] = self._run(self._replicated(), _Errors(len(self.without)))
+        sums = DrawSums(self.rows, self.draws)
+        found: Uncertainty = self._run_draws(sums, Spread(sums.layout, self.draws.variance_share()))
         return found
 
-    def certainty(
+    def uncertainty_at(
         self, at: npt.NDArray[np.intp], opponents: bool
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
-        """(Q, k) errors of the scores at positions ``at``, and (Q, R, k) ids of the top without each
-        replicate. Both from one pass."""
-        if self.without is None:
+    ) -> tuple[Uncertainty, npt.NDArray[np.int64] | None] | None:
+        """(Q, k) each, of the scores at positions ``at``, and (Q, R, k) ids of the top without each
+        replicate, None where there are none. Both from one pass."""
+        if self.draws is None:
             return None
-        rows, replicates = self._replicated(), len(self.without)
-        top = _TopK(rows.sample_ids, at.shape[1], -1 if opponents else 1)
-        errors, tops = self._run(rows, _Both(_ErrorsAt(_Errors(replicates), at), top))
-        ids = tops.sample_ids.reshape(replicates, self.queries, -1)
-        return errors, ids.swapaxes(0, 1)
+        sums = DrawSums(self.rows, self.draws)
+        layout = sums.layout
+        spread = Spread(layout, self.draws.variance_share(), at)
+        if not layout.replicates:
+            return self._run_draws(sums, spread), None
+        top = _TopK(self.rows.sample_ids, at.shape[1], -1 if opponents else 1)
+        found, tops = self._run_draws(sums, _Both(spread, Without(layout, top)))
+        return found, tops.sample_ids.reshape(layout.replicates, self.queries, -1).swapaxes(0, 1)
 
     def cost(self) -> Cost:
         return self._cost(self.rows)
 
-    def certainty_cost(self) -> Cost | None:
-        return None if self.without is None else self._cost(self._replicated())
+    def uncertainty_cost(self) -> Cost | None:
+        if self.draws is None:
+            return None
+        sums = DrawSums(self.rows, self.draws)
+        return self._cost(sums.rows, sums.plan(self.execution))
 
-    def _cost(self, rows: RowScores) -> Cost:
+    def _cost(self, rows: RowScores, plan: Plan | None = None) -> Cost:
         count, width = len(rows.sample_ids), rows.directions.shape[1]
-        plan = Plan.make(count, width, self.execution)
+        plan = plan or Plan.make(count, width, self.execution)
         kept = rows.directions.nbytes + count * width * 4
         if rows.factors is not None:
             kept += rows.factors.nbytes
         return cost_of(self.table, plan, count, kept, self.execution)
 
-    def _replicated(self) -> RowScores:
-        assert self.without is not None
-        replicates, snapshots, queries, dim = self.without.shape
-        directions = self.without.swapaxes(0, 1).reshape(snapshots, replicates * queries, dim)
-        return replace(self.rows, directions=directions)
+    def _run_draws(self, sums: DrawSums, reduction: Reduction) -> Any:
+        title = "scoring rows of other draws"
+        return grouped(self.table, sums, sums.plan(self.execution), reduction, self.execution, title)
 
     def _run(self, rows: RowScores, reduction: Reduction) -> Any:
         plan = Plan.make(len(rows.sample_ids), rows.directions.shape[1], self.execution)
@@ -143,37 +104,6 @@ class _Values:
 
     def combine(self, results: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         return np.concatenate(results, axis=1)
-
-
-@dataclass(frozen=True)
-class _Errors:
-    replicates: int
-
-    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        each = values.reshape(len(values), self.replicates, -1)
-        squares = np.square(each - each.mean(1, keepdims=True)).sum(1)
-        errors = np.sqrt(squares * (self.replicates - 1) / self.replicates)
-        return np.ascontiguousarray(errors.T, dtype=np.float32)
-
-    def combine(self, results: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        return np.concatenate(results, axis=1)
-
-
-@dataclass(frozen=True)
-class _ErrorsAt:
-    """The errors at some positions of each query."""
-
-    errors: _Errors
-    at: npt.NDArray[np.intp]  # (Q, k)
-
-    def reduce(self, start: int, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        here = (self.at >= start) & (self.at < start + len(values))
-        mine = np.where(here, self.at - start, 0)
-        found: npt.NDArray[np.float32] = np.take_along_axis(self.errors.reduce(start, values), mine, 1)
-        return np.where(here, found, np.float32(0))
-
-    def combine(self, results: list[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        return np.sum(results, axis=0)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.stats
 
 from diffhook.analysis.cost import Cost
+from diffhook.analysis.draws import Uncertainty
 from diffhook.analysis.score_pass import ScorePass, strongest
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE, sample_words
@@ -28,10 +30,11 @@ class Top(NamedTuple):
 
 
 class Certainty(NamedTuple):
-    """How sure a top is of itself, where the queries' noise was drawn several times."""
+    """How sure a top is of itself, as far as draws of noise can tell."""
 
     errors: npt.NDArray[np.float32]  # (Q, k), of the top's scores: see Scores.errors
-    stability: npt.NDArray[np.float64]  # (Q,): see Scores.stability
+    beyond: npt.NDArray[np.bool_]  # (Q, k): whether 0 lies outside the score's 95% interval
+    stability: npt.NDArray[np.float64] | None  # (Q,): see Scores.stability
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class Scores(Displayed):
         query_ids: (Q,) int64.
         sample_ids: (N,) int64, ascending.
         method: the method's name.
+        source: which rows were scored: "train", "probe", or a query set of training samples.
         names: id → name, of samples that have one.
     """
 
     query_ids: npt.NDArray[np.int64]
     sample_ids: npt.NDArray[np.int64]
     method: str
+    source: str
     _pass: ScorePass = field(repr=False)
     names: Mapping[int, str] = field(default_factory=dict, repr=False)
 
@@ -61,45 +66,59 @@ class Scores(Displayed):
 
     @cached_property
     def errors(self) -> npt.NDArray[np.float32] | None:
-        """(Q, N) float32: standard errors over the queries' noise; None where it was drawn once.
+        """(Q, N) float32: standard errors over other draws of noise, on both sides; None where unknown.
 
-        The jackknife over replicates (``Grid(replicates=R)``): √((R−1)/R · Σ_r (s_−r − mean)²), with
-        s_−r the score without replicate r.
+        The queries' part is known where their noise has replicates (``Grid(replicates=R)``), the training's
+        from its own rows, or from probes with the same replicates. See :mod:`diffhook.analysis.draws`.
         """
-        return self._pass.errors()
+        found = self._uncertainty
+        return None if found is None else found.error
+
+    @cached_property
+    def margins(self) -> npt.NDArray[np.float32] | None:
+        """(Q, N) float32: half the width of the scores' 95% intervals, by Student's distribution."""
+        found = self._uncertainty
+        return None if found is None else _margins(found)
+
+    @cached_property
+    def _uncertainty(self) -> Uncertainty | None:
+        return self._pass.uncertainty()
 
     def stability(self, k: int) -> npt.NDArray[np.float64] | None:
         """(Q,): the share of a query's top k that stays when a noise replicate is left out, on average.
 
-        None where the noise was drawn once. 1: every top is the same.
+        None where the queries' noise was drawn once. 1: every top is the same.
         """
         _positive(k)
         found = self.certainty(self.top(k)) if self.has_errors else None
         return None if found is None else found.stability
 
     def certainty(self, top: Top, *, opponents: bool = False) -> Certainty | None:
-        """The errors and the stability of what :meth:`top` gave, in one pass that does not hold all errors.
+        """How sure what :meth:`top` gave is, in one pass that does not hold all errors.
 
-        None where the noise was drawn once.
+        None where nothing is known of other draws.
 
         Args:
             opponents: whether it is the lowest scores.
         """
         ids = top.sample_ids
-        found = self._pass.certainty(np.searchsorted(self.sample_ids, ids), opponents)
+        found = self._pass.uncertainty_at(np.searchsorted(self.sample_ids, ids), opponents)
         if found is None:
             return None
-        errors, without = found
+        uncertainty, without = found
+        beyond = np.abs(top.scores) > _margins(uncertainty)
+        if without is None:
+            return Certainty(uncertainty.error, beyond, None)
         shares = [
             np.mean([len(np.intersect1d(mine, other)) for other in others]) / len(mine)
             for mine, others in zip(ids, without, strict=True)
         ]
-        return Certainty(errors, np.array(shares))
+        return Certainty(uncertainty.error, beyond, np.array(shares))
 
     @property
     def has_errors(self) -> bool:
-        """Whether the queries' noise was drawn several times."""
-        return self._pass.without is not None
+        """Whether something is known of other draws of noise."""
+        return self._pass.draws is not None
 
     @property
     def cost(self) -> Cost:
@@ -109,7 +128,7 @@ class Scores(Displayed):
     @property
     def certainty_cost(self) -> Cost | None:
         """What :attr:`errors` or :meth:`certainty` takes after that; None where there are none."""
-        return self._pass.certainty_cost()
+        return self._pass.uncertainty_cost()
 
     def top(self, k: int, *, opponents: bool = False) -> Top:
         """The k strongest proponents of each query, strongest first (or opponents). Of equals, the
@@ -140,7 +159,7 @@ class Scores(Displayed):
 
     def _errors_of(self, top: Top, whole: bool) -> Iterator[npt.NDArray[np.float32]]:
         """(Q, k); nothing where there are none."""
-        if whole or "errors" in self.__dict__:
+        if whole or "_uncertainty" in self.__dict__:
             if self.errors is not None:
                 yield np.take_along_axis(self.errors, np.searchsorted(self.sample_ids, top.sample_ids), 1)
         elif (found := self.certainty(top)) is not None:
@@ -154,6 +173,12 @@ class Scores(Displayed):
         columns = {f"query_{q}": row for q, row in zip(self.query_ids, self.values, strict=True)}
         names = [sample_words(sample, self.names) for sample in self.sample_ids] if self.names else []
         write_parquet(path, {"sample": self.sample_ids, **({"name": names} if names else {}), **columns})
+
+
+def _margins(found: Uncertainty) -> npt.NDArray[np.float32]:
+    """Half the width of 95% intervals; infinite where the error is not known."""
+    half = scipy.stats.t.ppf(0.975, np.maximum(found.dof, 1)) * found.error
+    return np.where(np.isnan(half), np.inf, half).astype(np.float32)
 
 
 def _positive(k: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.analysis.defaults import as_log, best_source
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import find_method
@@ -16,14 +17,15 @@ from diffhook.analysis.samples import SampleRows, reduce_samples
 from diffhook.analysis.tables import snapshot_steps, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
+from diffhook.log.store import Location
 
 SINGLE = "seen once per snapshot: its ReTrac self-influence is a constant"
 
 
 def self_influence(
-    log: RunLog,
+    log: RunLog | Location,
     method: str = "retrac",
-    source: str = "train",
+    source: str | None = None,
     *,
     client: Any = None,
     scheduler: Any = None,
@@ -37,22 +39,24 @@ def self_influence(
     training events (source="train") it is over the sample's visits nearest to each snapshot; where
     there was only one, normalised gradients leave ReTrac nothing to tell, and the sample is flagged.
 
-    One pass over the table. What the sums of all samples need beyond ``memory`` goes through files.
+    By default it is of the best source there is. One pass over the table; what the sums of all samples need
+    beyond ``memory`` goes through files.
 
     Raises:
         LogError, ConfigurationError: as :func:`influence`; or another method than TracIn and ReTrac.
     """
-    chosen = find_method(method)
-    table = source_table(log, source, method=chosen)
-    if chosen.wants or chosen.preconditioned:
-        raise ConfigurationError(f"self-influence is that of tracin or retrac, not of {chosen.name!r}")
+    log, chosen = as_log(log), find_method(method)
     execution = Execution(client, scheduler, memory, progress)
+    source = best_source(log, execution=execution) if source is None else source
+    table = source_table(log, source, method=chosen)
+    if not chosen.additive:
+        raise ConfigurationError(f"self-influence is that of tracin or retrac, not of {chosen.name!r}")
     rows = SampleRows(chosen, distinct_samples(table, execution), snapshot_steps(log))
     found = reduce_samples(table, rows, _Squares(), execution, f"{chosen.name} self-influence")
     shape = (len(rows.steps), len(rows.sample_ids))
     visits = found.visits.reshape(shape).max(0)
     summed = "aggregate" in log.config["identity"]  # of how many rows a sum is made nobody knows
-    constant = chosen.name == "retrac" and source == "train" and not summed
+    constant = chosen.unit and source == "train" and not summed
     flags = [[SINGLE] if constant and count <= 1 else [] for count in visits]
     title = f"self-influence ({chosen.name}, {source} rows)"
     scores = found.scores.reshape(shape).sum(0)

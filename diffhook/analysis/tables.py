@@ -9,6 +9,8 @@ from diffhook.analysis.methods import Method
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog, Table
 
+ROOT = "root"
+
 
 def source_table(log: RunLog, source: str, *, projected: bool = True, method: Method | None = None) -> Table:
     """The table that ``source`` names: "train", "probe", or a query set of training samples.
@@ -67,8 +69,8 @@ def loss_queries(log: RunLog) -> list[str]:
 
 
 def check_gradients(log: RunLog, method: Method, source: str, queries: str) -> None:
-    """Both sides must hold gradients of the scalar that the method asks for, the queries divided by
-    Adam's √v̂ + ε where it asks for that, the training rows never.
+    """Both sides must hold gradients of the scalar that the method asks for. The queries must be divided by
+    Adam's √v̂ + ε where it asks for that, the training rows not; or both by the root of it.
 
     Raises:
         ConfigurationError: they do not; says how to make them.
@@ -78,12 +80,21 @@ def check_gradients(log: RunLog, method: Method, source: str, queries: str) -> N
 
 
 def _check_preconditioner(log: RunLog, method: Method, source: str, queries: str) -> None:
-    if _preconditioned(log, source):
+    left, right = _preconditioned(log, source), _preconditioned(log, queries)
+    if left == right == ROOT:
+        return  # the products are Adam's, whatever a method makes of them
+    if ROOT in (left, right):
+        name, lacking = (queries, source) if left != ROOT else (source, queries)
+        raise ConfigurationError(
+            f"{name!r} holds gradients divided by the root of Adam's √v̂ + ε and {lacking!r} does not: make "
+            'both with diffhook.query(log, samples, name, preconditioned="root")'
+        )
+    if left:
         raise ConfigurationError(
             f"source {source!r} holds preconditioned gradients, which serve as queries only: name training "
             "rows without"
         )
-    if _preconditioned(log, queries) != method.preconditioned:
+    if right != method.preconditioned:
         wanted, found = ("preconditioned", "plain") if method.preconditioned else ("plain", "preconditioned")
         option = f"preconditioned={method.preconditioned}"
         raise ConfigurationError(
@@ -110,11 +121,12 @@ def _check_measurement(log: RunLog, method: Method, source: str, queries: str) -
             )
 
 
-def _preconditioned(log: RunLog, name: str) -> bool:
-    """Whether a table's gradients were divided by Adam's √v̂ + ε: of query sets made so."""
+def _preconditioned(log: RunLog, name: str) -> bool | str:
+    """Whether a table's gradients were divided by Adam's √v̂ + ε, or its root: of query sets made so."""
     if name in ("train", "probe"):
         return False
-    return bool((log.queries[name].description or {}).get("preconditioned", False))
+    found: bool | str = (log.queries[name].description or {}).get("preconditioned", False)
+    return found
 
 
 def _measurement(log: RunLog, name: str) -> str:

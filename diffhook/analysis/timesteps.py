@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.analysis.defaults import as_log
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import Partial, Plan, grouped
 from diffhook.analysis.influence import prepare
-from diffhook.analysis.methods import Method, find_method
+from diffhook.analysis.methods import Method
+from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import Whole
-from diffhook.analysis.score_pass import RowScores
 from diffhook.analysis.tables import nearest, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import Block, RunLog, Table
+from diffhook.log.store import Location
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class TimestepInfluence:
 
 
 def influence_by_timestep(
-    log: RunLog,
+    log: RunLog | Location,
     queries: str,
     sample_ids: npt.ArrayLike,
-    method: str | Method = "retrac",
-    source: str = "train",
+    method: str | Method | None = None,
+    source: str | None = None,
     *,
     bins: int = 20,
     client: Any = None,
@@ -56,9 +58,9 @@ def influence_by_timestep(
     Raises:
         LogError, ConfigurationError: as :func:`diffhook.influence`; or sample_ids do not fit.
     """
-    execution = Execution(client, scheduler, memory, progress)
-    source_table(log, source)  # raises where there are but sums over timesteps
-    prepared = prepare(log, queries, find_method(method), source, execution)
+    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    prepared = prepare(log, queries, method, source, execution)
+    source_table(log, prepared.source)  # raises where there are but sums over timesteps
     asked = np.asarray(sample_ids, np.int64)
     count = len(prepared.query_ids)
     if bins < 1:
@@ -70,7 +72,7 @@ def influence_by_timestep(
     rows, table = prepared.pass_.rows, prepared.pass_.table
     unknown = np.setdiff1d(asked, rows.sample_ids)
     if len(unknown):
-        raise ConfigurationError(f"sample {unknown[0]} has no rows in source {source!r}")
+        raise ConfigurationError(f"sample {unknown[0]} has no rows in source {prepared.source!r}")
     edges = np.linspace(*_span(table), bins + 1)
     plan = Plan(asked.size * bins, 1, 1)
     sums = grouped(table, _Binned(rows, asked, edges), plan, Whole(), execution, "scoring timesteps")
@@ -100,7 +102,7 @@ class _Binned:
         wanted = np.flatnonzero(np.isin(sample, self.asked))
         if not len(wanted):
             return np.empty(0, np.intp), np.empty((0, 1))
-        columns = {c: table.read(block, c)[wanted] for c in ("sample", "step", "lr", "weight", "grad_norm")}
+        columns = {c: table.read(block, c)[wanted] for c in ("sample", "step", *rows.method.columns)}
         snapshot = nearest(columns["step"], rows.steps)
         weights = rows.weights(columns, np.searchsorted(rows.sample_ids, columns["sample"]), snapshot)
         timestep = np.nan_to_num(table.read(block, "timestep")[wanted], nan=self.edges[0])

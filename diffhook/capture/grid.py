@@ -1,17 +1,18 @@
-"""A sparse grid of timesteps with a shared noise bank, and the gradients of samples on it."""
+"""A sparse grid of timesteps with noise draws at each, and the gradients of samples on it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffhook.capture.noise import noise_seed
 from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError, RecheckNeeded
 from diffhook.gradients import PerSampleGradients
@@ -20,22 +21,25 @@ from diffhook.log import Rows
 
 @dataclass(frozen=True)
 class Grid:
-    """S timesteps, evenly spaced in [1, T − 1] as in the paper's code, with R banks of M noise draws.
+    """S timesteps, evenly spaced in [1, T − 1] as in the paper's code, with R replicates of M noise draws.
 
-    A row is the gradient averaged over the M draws of one bank; R rows of a sample and timestep
-    tell how far the noise moves it. All samples share the banks: draw m of bank r has noise seed
-    ``first_seed + r · M + m`` at every timestep.
+    A row is the gradient averaged over the M draws of one replicate; R rows of a sample and timestep tell
+    how far the noise moves it. Draw m of replicate r at timestep t has the seed
+    ``noise_seed(seed, t, r · M + m)``, the same for all samples: what is set against each other on the grid
+    shares its noise draw by draw. Queries that are set against training events, each of which drew noise of
+    its own, have ``noise_seed(seed, t, r · M + m, query)`` in its place; see
+    :func:`~diffhook.capture.noise.noise_seed`.
 
     Attributes:
         timesteps: S, or the timesteps themselves.
         draws: M.
-        first_seed: of the first bank's first draw.
+        seed: of the noise.
         replicates: R.
     """
 
     timesteps: int | Sequence[float] = 10
     draws: int = 1
-    first_seed: int = 0
+    seed: int = 0
     replicates: int = 1
 
     def __post_init__(self) -> None:
@@ -55,10 +59,10 @@ class Grid:
         """Rows of one sample, S · R."""
         return self.count * self.replicates
 
-    @property
-    def banks(self) -> list[int]:
-        """The first seed of each bank."""
-        return [self.first_seed + r * self.draws for r in range(self.replicates)]
+    def seeds(self, timestep: float, replicate: int, sample: int | None = None) -> list[int]:
+        """(M,) seeds of a row's draws; with ``sample``, of its own."""
+        first = replicate * self.draws
+        return [noise_seed(self.seed, timestep, first + draw, sample) for draw in range(self.draws)]
 
     def steps(self, num_timesteps: int) -> list[Any]:
         """The timesteps for a scheduler with T of them.
@@ -67,6 +71,10 @@ class Grid:
             ConfigurationError: a timestep outside [0, T).
         """
         if isinstance(self.timesteps, int):
+            if self.timesteps >= num_timesteps:
+                raise ConfigurationError(
+                    f"a grid of {self.timesteps} timesteps; the schedule has {num_timesteps}, from 0 on"
+                )
             if self.timesteps == 1:
                 return [num_timesteps // 2]
             return np.linspace(1, num_timesteps - 1, self.timesteps).round().astype(int).tolist()
@@ -82,7 +90,7 @@ class Grid:
         return schedule(steps) if schedule is not None and isinstance(self.timesteps, int) else steps
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """As JSON; ``Grid(**description)`` is the same grid."""
         steps = self.timesteps if isinstance(self.timesteps, int) else list(self.timesteps)
         return {**asdict(self), "timesteps": steps}
 
@@ -97,6 +105,7 @@ def measure(
     step: int,
     lr: float,
     weight: float,
+    own_noise: bool = False,
     batch_size: int = 32,
 ) -> Iterator[Rows]:
     """Gradients of samples at every timestep of a grid; noise draws are averaged before norms.
@@ -107,46 +116,64 @@ def measure(
             in dicts, lists or tuples.
         sample_ids: their ids.
         step, lr, weight: what to write in these columns; weight is divided by S · R here.
+        own_noise: each sample has noise of its own; by default all share the grid's.
         batch_size: rows of one forward pass, at least ``grid.draws``.
 
     Yields:
         Rows, one per (sample, timestep, replicate), in chunks.
     """
-    timesteps = grid.timesteps_of(objective)
-    cells = [(i, t, bank) for t in timesteps for bank in grid.banks for i in range(len(sample_ids))]
+    cells = [
+        _Cell(i, t, r, grid.seeds(t, r, sample_ids[i] if own_noise else None))
+        for t in grid.timesteps_of(objective)
+        for r in range(grid.replicates)
+        for i in range(len(sample_ids))
+    ]
     size = max(batch_size // grid.draws, 1)
-    device = next(engine.model.parameters()).device
-    draws = torch.arange(grid.draws)
     for start in range(0, len(cells), size):
         part = cells[start : start + size]
-        index = torch.tensor([i for i, _, _ in part]).repeat_interleave(grid.draws)
-        times = torch.tensor([t for _, t, _ in part])
-        banks = torch.tensor([bank for _, _, bank in part])
-        arguments = (
-            take(batch, index.to(device)),
-            times.repeat_interleave(grid.draws).to(device),
-            (banks[:, None] + draws).flatten(),
-        )
-        try:
-            losses = _pass(engine, objective, arguments)
-        except RecheckNeeded:
-            losses = _pass(engine, objective, arguments)
+        losses = _checked_pass(engine, objective, batch, part, grid.draws)
         count = len(part)
         yield make_rows(
             engine,
-            sample=np.array([sample_ids[i] for i, _, _ in part]),
+            sample=np.array([sample_ids[cell.position] for cell in part]),
             step=np.full(count, step),
-            timestep=times.numpy(),
-            noise_seed=banks.numpy(),
+            timestep=np.array([cell.timestep for cell in part]),
+            noise_seed=np.array([cell.seeds[0] for cell in part]),
+            replicate=np.array([cell.replicate for cell in part]),
+            own_noise=np.full(count, own_noise),
             lr=np.full(count, lr),
             loss=losses.detach().float().view(count, grid.draws).mean(1).cpu().numpy(),
             weight=np.full(count, weight / grid.rows),
         )
 
 
-def _pass(engine: PerSampleGradients, objective: Objective, arguments: tuple[Any, Tensor, Tensor]) -> Tensor:
+class _Cell(NamedTuple):
+    """What becomes one row."""
+
+    position: int  # of the sample in the batch
+    timestep: Any
+    replicate: int
+    seeds: list[int]
+
+
+def _checked_pass(
+    engine: PerSampleGradients, objective: Objective, batch: Any, cells: Sequence[_Cell], draws: int
+) -> Tensor:
+    """A pass, again where it is discarded: the engine bounds how often in a row that happens."""
+    while True:
+        with suppress(RecheckNeeded):
+            return _pass(engine, objective, batch, cells, draws)
+
+
+def _pass(
+    engine: PerSampleGradients, objective: Objective, batch: Any, cells: Sequence[_Cell], draws: int
+) -> Tensor:
+    device = next(engine.model.parameters()).device
+    index = torch.tensor([cell.position for cell in cells]).repeat_interleave(draws)
+    timesteps = torch.tensor([cell.timestep for cell in cells]).repeat_interleave(draws)
+    seeds = torch.tensor([seed for cell in cells for seed in cell.seeds])
     with engine:
-        losses = objective(engine.model, *arguments)
+        losses = objective(engine.model, take(batch, index.to(device)), timesteps.to(device), seeds)
         losses.mean().backward()
     return losses
 
@@ -157,6 +184,8 @@ def make_rows(engine: PerSampleGradients, **columns: Any) -> Rows:
         "sample": np.int64,
         "step": np.int64,
         "noise_seed": np.int64,
+        "replicate": np.int16,
+        "own_noise": np.int8,
         "role": np.int8,
     }
     rows = {name: np.asarray(v, dtypes.get(name, np.float32)) for name, v in columns.items()}

@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
+
 import torch
 from torch import Tensor
+
+_SHARED = -1  # in the place of a sample's id
+
+
+def noise_seed(grid_seed: int, timestep: float, draw: int, sample: int | None = None) -> int:
+    """The seed of one noise draw, in 0 … 2⁶³ − 1.
+
+    A pure function, a hash (BLAKE2b) of its arguments: ranks, devices, batch splits, resumed runs and queries
+    asked years later agree on it, and no two timesteps or draws have the same noise.
+
+    Args:
+        grid_seed: of the grid.
+        timestep: in the scheduler's units.
+        draw: number of the draw at this timestep.
+        sample: the id of the sample whose own noise it is; None: noise that all samples of a grid share.
+    """
+    counter = struct.pack("<qdqq", grid_seed, float(timestep), draw, _SHARED if sample is None else sample)
+    return int.from_bytes(hashlib.blake2b(counter, digest_size=8).digest(), "little") >> 1
 
 
 def noise_bank(seeds: Tensor, like: Tensor, offset: float = 0.0) -> Tensor:

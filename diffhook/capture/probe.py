@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.data import default_collate
 
 from diffhook.capture.grid import Grid, measure, to_device, undisturbed
+from diffhook.capture.label_contrast import label_contrasts
 from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
@@ -26,6 +28,9 @@ class Probe:
         grid: timesteps and noise draws; by default 10 × 2, chosen by what examples/evidence/ablations.py
             says of them.
         batch_size: rows of one forward pass.
+        label_timesteps: of a class-conditional model, at how many timesteps each sample's loss under its own
+            label is set against that under others, to find wrong labels; 0: not at all. See
+            :mod:`diffhook.capture.label_contrast`.
         dataset: the dataset, if not that of the training's DataLoader.
         collate: how its items become a batch, likewise.
         identify: (batch, dataset indices) → sample ids, where these differ from the indices.
@@ -34,6 +39,7 @@ class Probe:
     samples: Sequence[int] | int | None = 512
     grid: Grid = field(default_factory=lambda: Grid(10, draws=2))
     batch_size: int = 32
+    label_timesteps: int = 6
     dataset: Any = None
     collate: Callable[[list[Any]], Any] | None = None
     identify: Callable[[Any, Sequence[int]], Sequence[int]] | None = None
@@ -68,22 +74,27 @@ class Probe:
 
         The model comes back in its mode, with its gradients, and no random state is touched.
         """
-        ids = self.ids(len(self.dataset))
         model: nn.Module = engine.model
-        device = next(model.parameters()).device
-        collate = self.collate or default_collate
+        weight = batch_per_step / len(self.dataset)
+        where: dict[str, Any] = {"step": step, "lr": lr_sum, "weight": weight, "batch_size": self.batch_size}
         with undisturbed(model):
-            for start in range(0, len(ids), self.batch_size):
-                part = ids[start : start + self.batch_size]
-                batch = to_device(collate([self.dataset[i] for i in part]), device)
-                yield from measure(
-                    engine,
-                    objective,
-                    batch,
-                    part if self.identify is None else self.identify(batch, part),
-                    self.grid,
-                    step=step,
-                    lr=lr_sum,
-                    weight=batch_per_step / len(self.dataset),
-                    batch_size=self.batch_size,
-                )
+            contrasts = self._label_contrasts(model, objective)
+            for ids, batch in self._batches(next(model.parameters()).device):
+                for rows in measure(engine, objective, batch, ids, self.grid, **where):
+                    found = [contrasts.get(i, np.nan) for i in rows["sample"].tolist()]
+                    yield {**rows, "label_contrast": np.array(found, np.float32)}
+
+    def _batches(self, device: torch.device) -> Iterator[tuple[Sequence[int], Any]]:
+        """Sample ids, and the collated samples."""
+        ids, collate = self.ids(len(self.dataset)), self.collate or default_collate
+        for start in range(0, len(ids), self.batch_size):
+            part = ids[start : start + self.batch_size]
+            batch = to_device(collate([self.dataset[i] for i in part]), device)
+            yield part if self.identify is None else self.identify(batch, part), batch
+
+    def _label_contrasts(self, model: nn.Module, objective: Objective) -> dict[int, float]:
+        if not self.label_timesteps:
+            return {}
+        device = next(model.parameters()).device
+        grid = Grid(self.label_timesteps, seed=self.grid.seed)
+        return label_contrasts(model, objective, lambda: self._batches(device), grid)

@@ -72,6 +72,8 @@ class Recorder:
     ) -> None:
         self.engine = engine
         self._strict = strict
+        if objective is not None and probe is not None:
+            config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
         self.writer = LogWriter(
             location,
             config,

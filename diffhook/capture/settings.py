@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
+from diffhook.capture.checks import check_choice, check_objective, check_whole
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import check_projection_dim
 
@@ -70,14 +71,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_projection_dim(self.projection_dim)
-        if self.snapshot_every is not None and self.snapshot_every < 1:
-            raise ConfigurationError(f"snapshot_every is {self.snapshot_every}; expected at least 1")
-        if not 0 <= self.thumbnails <= 512:
-            raise ConfigurationError(f"thumbnails is {self.thumbnails}; expected 0 to 512 pixels")
-        if self.workspace is not None and self.workspace < 1:
-            raise ConfigurationError(f"workspace is {self.workspace}; expected a positive number of bytes")
+        check_whole("every", self.every, 1)
+        check_whole("thumbnails", self.thumbnails, 0, 512)
+        for name in ("snapshot_every", "workspace"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1)
+        check_choice("reduction", self.reduction, ("mean", "sum"))
+        check_objective(self.objective)
         if self.probe is not None and self.objective is None:
             raise ConfigurationError("probes need an objective, such as DiffusionObjective(...)")
+        if self.probe is not None and self.objective is not None:
+            self.probe.grid.timesteps_of(self.objective)
+        Alerts.of(self.alerts)
         self.plan()
 
     def plan(self) -> Plan:

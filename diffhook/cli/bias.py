@@ -17,7 +17,11 @@ _BAR = 24  # characters
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
+    command.add_argument(
+        "--source",
+        choices=("train", "probe"),
+        help="which rows (default: norms of train, scores of the best)",
+    )
     command.add_argument("--top", type=int, default=10, metavar="K", help="size of each query's top (10)")
     command.add_argument("--bins", type=int, default=10, help="timestep bins (10)")
     add_execution(command)
@@ -34,11 +38,13 @@ def run(args: argparse.Namespace) -> None:
         share = report.generality[0].general_share
         print_table(
             f"How alike the top {args.top} of different queries are",
-            ["queries", "method", "cardinality", "generally influential samples"],
-            [(g.queries, g.method, g.cardinality, g.general_samples) for g in report.generality],
+            ["queries", "method", "rows", "cardinality", "generally influential samples"],
+            [(g.queries, g.method, g.source, g.cardinality, g.general_samples) for g in report.generality],
             "Cardinality 1: all different, but a random ranking has that too. Generally influential: in the "
             f"top of more than {share:.0%} of the queries.",
         )
+    if report.dimension is not None:
+        print(f"Projection: {report.dimension}.")
 
 
 def _print_norms(report: BiasReport) -> None:

@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from diffhook.analysis import Scores, influence, outliers
 from diffhook.analysis import evaluation as judge
+from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.score_pass import strongest
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table
-from diffhook.cli.values import read_lines
+from diffhook.cli.values import read_array, read_labels, read_lines
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 from diffhook.log.samples import ROLE
@@ -32,8 +33,10 @@ _INDICES = 10_000_000  # ids up to here are taken for a dataset's indices, unles
 def arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--queries", metavar="NAME", help="the query set whose scores are judged")
-    add("--methods", nargs="+", default=["tracin", "retrac"], metavar="METHOD", help="default tracin retrac")
-    add("--source", default="train", help="which rows to score (default train)")
+    add(
+        "--methods", nargs="+", default=list(COMPARED), metavar="METHOD", help=f"default {' '.join(COMPARED)}"
+    )
+    add("--source", help="which rows to score (default: the best there is)")
     add("--top", type=int, default=10, metavar="K", help="strongest samples per query (10)")
     add("--sources", metavar="FILE", help="source or label of every sample, by id: .npy, or a line each")
     add("--query-sources", metavar="FILE", help="the queries' own, likewise: gives tracing precision")
@@ -95,7 +98,7 @@ def _row(scores: str, figure: str, estimate: Any, beside: str = "") -> dict[str,
 
 
 def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
-    ranking = outliers(log, "probe" if args.source == "probe" else "train", **execution(args))
+    ranking = outliers(log, args.source, **execution(args))
     found = judge.detection(ranking, _ids(args.outliers))
     base = f"at random {found.base_rate:.3f}"
     return [
@@ -112,7 +115,7 @@ def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
 def _tracing(scored: dict[str, Scores], args: argparse.Namespace) -> list[dict[str, Any]]:
     if not (args.sources and args.query_sources):
         raise ConfigurationError("tracing needs both --sources and --query-sources")
-    own, asked = _labels(args.sources), _labels(args.query_sources)
+    own, asked = read_labels(args.sources), read_labels(args.query_sources)
     rows = []
     for method, scores in scored.items():
         found = judge.tracing(_top(scores, args.top), own, asked)
@@ -199,27 +202,13 @@ def _top(scores: Scores, k: int) -> npt.NDArray[np.int64]:
     return scores.sample_ids[own][strongest(scores.values[:, own], k)]
 
 
-def _labels(path: str) -> npt.NDArray[np.str_]:
-    """Of a .npy array, or of a text file's lines."""
-    found = _array(path) if path.endswith(".npy") else [line.strip() for line in read_lines(path)]
-    return np.asarray(found, str)
-
-
 def _ids(path: str) -> npt.NDArray[np.int64]:
     """Of a .npy array, or of a text file, with blanks or newlines between them."""
-    found = _array(path) if path.endswith(".npy") else " ".join(read_lines(path)).split()
+    found = read_array(path) if path.endswith(".npy") else " ".join(read_lines(path)).split()
     try:
         return np.array([int(each) for each in found], np.int64)
     except (ValueError, OverflowError) as error:
         raise ConfigurationError(f"{path} holds no sample ids, an integer a line: {error}") from error
-
-
-def _array(path: str) -> npt.NDArray[Any]:
-    try:
-        found: npt.NDArray[Any] = np.load(path).reshape(-1)
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is no array of numbers or texts: {error}") from error
-    return found
 
 
 def _function(name: str | None, option: str) -> Callable[..., Any]:

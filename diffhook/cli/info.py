@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from diffhook import words
+from diffhook.analysis.effective_dimension import effective_dimension
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.cli.printing import print_json, print_table
@@ -19,6 +20,7 @@ from diffhook.log import RunLog, Table, open_log
 from diffhook.log import store as files
 from diffhook.log.samples import ROLE
 
+_MUCH = 1 << 29  # numbers of projections, a gigabyte
 _NAMED = 3  # of the parameters left out
 _SHARING = (
     "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, the mean, "
@@ -83,6 +85,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "parameters left out": read_summary(log).get("parameters_left_out", {}),
         "projection": projection["kind"],
         "projection dimension": projection["dim"],
+        "filled": _filled(log),
         "rows summed for": identity.get("aggregate", "nothing: they are as captured"),
         "train rows": len(log.train),
         "samples": own,
@@ -115,6 +118,14 @@ def _sessions(log: RunLog) -> list[dict[str, Any]]:
         told = {"session": number, "goes on from": after, "at step": session.start_step}
         found.append({**told, "rows": rows, "count": counts})
     return found
+
+
+def _filled(log: RunLog) -> str | None:
+    """Whether the projection is large enough; None where that would take reading much, or cannot be told."""
+    numbers = max(len(table) * table.dim for table in (log.train, log.probe))
+    if "aggregate" in log.config["identity"] or not 0 < numbers <= _MUCH:
+        return None
+    return str(effective_dimension(log))
 
 
 def sizes(log: RunLog) -> dict[str, int]:

@@ -11,7 +11,7 @@ from diffhook.analysis import Ranking, outliers, self_influence
 from diffhook.analysis.signals import SIGNALS
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, sample_cell
-from diffhook.cli.values import count
+from diffhook.cli.values import check_writable, count, read_labels
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 
@@ -19,11 +19,16 @@ from diffhook.log import RunLog, open_log
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--by",
-        choices=("all", *(s.name for s in SIGNALS.values() if s.counts), "self-tracin", "self-retrac"),
+        choices=("all", *(s.name for s in SIGNALS.values() if s.ranks), "self-tracin", "self-retrac"),
         default="all",
-        help="all signals together (default), one of them, or bare self-influence",
+        help="the signals that count together (default), one of them, or bare self-influence",
     )
-    command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
+    command.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="labels by sample id, .npy or a line each: wrong ones are found without probes that try others",
+    )
+    command.add_argument("--source", choices=("train", "probe"), help="which rows (default: the best)")
     command.add_argument("--top", type=count, default=20, metavar="K", help="how many to show (default 20)")
     command.add_argument("--csv", metavar="FILE", help="write the whole ranking as CSV")
     command.add_argument("--parquet", metavar="FILE", help="write the whole ranking as Parquet")
@@ -44,6 +49,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
+    check_writable(args.csv, args.parquet, args.html, args.exclude and args.exclude[1])
     ranking = _ranking(log, args)
     if args.csv:
         ranking.to_csv(args.csv)
@@ -69,10 +75,13 @@ def run(args: argparse.Namespace) -> None:
 def _ranking(log: RunLog, args: argparse.Namespace) -> Ranking:
     if args.by.startswith("self-"):
         return self_influence(log, args.by.removeprefix("self-"), args.source, **execution(args))
-    return outliers(log, args.source, None if args.by == "all" else [args.by], **execution(args))
+    labels = None if args.labels is None else read_labels(args.labels).tolist()
+    return outliers(
+        log, args.source, None if args.by == "all" else [args.by], labels=labels, **execution(args)
+    )
 
 
 def _reading(by: str) -> str:
     if by.startswith("self-"):
         return "High: the sample pulls the model by itself."
-    return "Robust standard deviations above the median sample, root mean square over the signals (0 to 8)."
+    return "Sum over the signals of −log10 of the chance of so high a value (Fisher's method)."

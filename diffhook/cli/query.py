@@ -8,6 +8,7 @@ example: diffhook query runs/butterflies --images generated/ --name generated
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 from diffhook.cli.printing import print_json
@@ -54,12 +55,22 @@ def arguments(command: argparse.ArgumentParser) -> None:
     made.add_argument("--save", metavar="DIR", help="write the images there")
 
     command.add_argument(
-        "--preconditioned", action="store_true", help="divide by Adam's √v̂ + ε, for adam-tracin, adam-retrac"
+        "--preconditioned",
+        nargs="?",
+        const="full",
+        choices=("full", "root"),
+        help="divide by Adam's √v̂ + ε, for adam-tracin, adam-retrac; or, both sides, by its root",
     )
-    grid = command.add_argument_group("the grid")
-    grid.add_argument("--timesteps", type=int, default=10, metavar="S", help="default 10")
-    grid.add_argument("--draws", type=int, default=4, metavar="M", help="noise draws averaged in a row (4)")
-    grid.add_argument("--replicates", type=int, default=1, metavar="R", help="rows of other noise (1)")
+    grid = command.add_argument_group("the grid; by default that of the log's probes, or else 10 × 4 × 1")
+    grid.add_argument("--timesteps", type=int, metavar="S", help="so many, evenly spaced")
+    grid.add_argument("--draws", type=int, metavar="M", help="noise draws averaged in a row")
+    grid.add_argument("--replicates", type=int, metavar="R", help="rows of other noise")
+    grid.add_argument(
+        "--against",
+        choices=("train", "probe", "both"),
+        help="the rows they will be set against: the training's own, which need noise of the query's own; or "
+        "probes, which share theirs with the query (default: those that the log holds)",
+    )
     grid.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a forward (32)")
     command.add_argument("--overwrite", action="store_true", help="replace other queries of that name")
 
@@ -67,7 +78,6 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffhook.analysis.query import query
     from diffhook.analysis.rebuilt import build_model
-    from diffhook.capture import Grid
 
     log = open_log(args.log)
     device = _device(args.device)
@@ -88,8 +98,9 @@ def run(args: argparse.Namespace) -> None:
         ids=integers(args.ids, "--ids"),
         model=model,
         pipeline=pipeline,
-        grid=Grid(args.timesteps, args.draws, replicates=args.replicates),
-        preconditioned=args.preconditioned,
+        grid=_grid(log, args),
+        against=("train", "probe") if args.against == "both" else args.against,
+        preconditioned="root" if args.preconditioned == "root" else bool(args.preconditioned),
         batch_size=args.batch_size,
         overwrite=args.overwrite,
         details=details,
@@ -103,8 +114,15 @@ def run(args: argparse.Namespace) -> None:
         print(
             f"{count} queries at {len(steps)} snapshots; now: "
             f"diffhook influence {args.log} --queries {args.name}"
-            + (" --method adam-retrac" if args.preconditioned else "")
+            + (" --method adam-retrac" if args.preconditioned == "full" else "")
         )
+
+
+def _grid(log: RunLog, args: argparse.Namespace) -> Any:
+    from diffhook.analysis.query import default_grid
+
+    named = {name: getattr(args, name) for name in ("timesteps", "draws", "replicates")}
+    return replace(default_grid(log), **{name: value for name, value in named.items() if value is not None})
 
 
 def _device(name: str | None) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from diffhook import words
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json
-from diffhook.cli.values import count
+from diffhook.cli.values import check_writable, count
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table, open_log
 
@@ -33,7 +33,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="a query set's images; may be repeated, and NAME= left out where there is one set",
     )
-    command.add_argument("--source", choices=("train", "probe"), default="train", help="which rows")
+    command.add_argument(
+        "--source", choices=("train", "probe"), help="which rows (default: the best there are)"
+    )
     command.add_argument("--top", type=count, default=500, metavar="K", help="samples in the gallery (500)")
     command.add_argument("--title", default="", help="heading; default: the log's place")
     add_execution(command)
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from diffhook.report import write_page
 
     log = open_log(args.log)
+    check_writable(args.out)
     size = write_page(
         args.out,
         log,

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from diffhook.errors import ConfigurationError
 
@@ -57,3 +61,43 @@ def read_lines(path: str | Path, least: int = 0) -> list[str]:
     while len(lines) > least and not lines[-1].strip():
         lines.pop()
     return lines
+
+
+def check_writable(*paths: str | None) -> None:
+    """Files that are to be written, before the work that they are for.
+
+    Raises:
+        ConfigurationError: one cannot be.
+    """
+    for path in filter(None, paths):
+        existed = Path(path).exists()
+        try:
+            with open(path, "ab"):
+                pass
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
+        if not existed:
+            Path(path).unlink()
+
+
+def read_labels(path: str) -> npt.NDArray[np.str_]:
+    """Labels of a .npy array, or of a text file's lines.
+
+    Raises:
+        ConfigurationError: it holds none.
+    """
+    found = read_array(path) if path.endswith(".npy") else [line.strip() for line in read_lines(path)]
+    return np.asarray(found, str)
+
+
+def read_array(path: str) -> npt.NDArray[Any]:
+    """(n,) the values of a .npy file.
+
+    Raises:
+        ConfigurationError: it holds Python objects.
+    """
+    try:
+        found: npt.NDArray[Any] = np.load(path).reshape(-1)
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is no array of numbers or texts: {error}") from error
+    return found

@@ -40,7 +40,9 @@ class Column:
 COLUMNS = (
     Column("step", "int64", -1, "optimiser steps taken before this one"),
     Column("timestep", "float32", np.nan, "diffusion timestep, in the scheduler's units"),
-    Column("noise_seed", "int64", -1, "seed of the noise draw; -1: drawn by the training loop"),
+    Column("noise_seed", "int64", -1, "seed of the (first) noise draw; -1: drawn by the training loop"),
+    Column("replicate", "int16", 0, "which of a grid's noise replicates", True),
+    Column("own_noise", "int8", 0, "1: noise of the query's own; 0: of the grid or the training loop", True),
     Column("lr", "float32", np.nan, "learning rate of the step; probes: summed since the snapshot before"),
     Column("loss", "float32", np.nan, "the sample's own loss; NaN: not known"),
     Column("weight", "float32", np.nan, "factor on lr that makes scores sums over rows"),
@@ -49,6 +51,7 @@ COLUMNS = (
     Column("input_mean", "float32", np.nan, "mean of the clean sample, in the model's units", True),
     Column("input_contrast", "float32", np.nan, "standard deviation of the clean sample", True),
     Column("input_roughness", "float32", np.nan, "root mean square of its neighbours' differences", True),
+    Column("label_contrast", "float32", np.nan, "log loss, own label − best other label", True),
     Column("projection", "float16", 0, "projection of the gradient divided by grad_norm"),
     Column("sample", "int64", -1, "sample id"),
 )  # fmt: skip

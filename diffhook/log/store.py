@@ -74,7 +74,9 @@ def _refuse_links(path: Path) -> None:
 
 def settled(location: Location) -> Location:
     """The location, whatever becomes of the working directory."""
-    return location if isinstance(location, Store) or "://" in str(location) else os.path.abspath(location)
+    if isinstance(location, Store) or "://" in str(location):
+        return location
+    return os.path.abspath(os.path.expanduser(location))
 
 
 def describe(store: Store) -> str:

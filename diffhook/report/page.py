@@ -16,6 +16,7 @@ from diffhook import words
 from diffhook.analysis import Ranking, Scores, bias, influence, influence_by_timestep, outliers
 from diffhook.analysis.bias import Generality, generality
 from diffhook.analysis.execution import MEMORY
+from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.tables import loss_queries
 from diffhook.console import progress_bar
 from diffhook.errors import LogError
@@ -30,7 +31,6 @@ from diffhook.report.parts.run import run_part
 from diffhook.report.rendering import Part, render
 from diffhook.report.thumbnails import Thumbnails
 
-METHODS = ("tracin", "retrac")
 _QUERIES = 100  # of a set
 _TOP = 10  # of each query, for cardinality
 _SHARE = 0.5  # of the queries, for generally influential samples
@@ -43,7 +43,7 @@ def write_page(
     images: Any = None,
     *,
     queries: Mapping[str, Any] | None = None,
-    source: str = "train",
+    source: str | None = None,
     top: int = 500,
     k: int = 8,
     title: str = "",
@@ -62,7 +62,7 @@ def write_page(
             default the log's own thumbnails, if it has any.
         queries: the query sets to show, each with its images or None; by default all that
             :func:`~diffhook.analysis.tables.loss_queries` names, without.
-        source: rows to score, "train" or "probe".
+        source: rows to score and to rank, "train" or "probe"; by default the best there is.
         top: samples in the gallery.
         k: proponents and opponents of each query.
         title: heading; by default the log's place.
@@ -87,7 +87,7 @@ def write_page(
     parts = [
         run_part(log),
         outliers_part(ranking, thumbnails, top),
-        *_queries(log, asked, scores, thumbnails, source, k, run),
+        *_queries(log, asked, scores, thumbnails, k, run),
         _norms(log, source, run),
         generality_part(_generality(scores), scores, thumbnails),
         alerts_part(log.alerts(), _last_step(log), thumbnails, ranking.names),
@@ -104,8 +104,8 @@ def write_page(
     return len(content)
 
 
-def _scores(log: RunLog, name: str, source: str, run: Mapping[str, Any]) -> list[Scores]:
-    found = [influence(log, name, method, source, **run) for method in METHODS]
+def _scores(log: RunLog, name: str, source: str | None, run: Mapping[str, Any]) -> list[Scores]:
+    found = [influence(log, name, method, source, **run) for method in COMPARED]
     for each in found:
         _ = each.values  # one pass over the rows; all that follows reads it
     return found
@@ -116,14 +116,13 @@ def _queries(
     asked: Mapping[str, Any],
     scores: Mapping[str, list[Scores]],
     thumbnails: Thumbnails,
-    source: str,
     k: int,
     run: Mapping[str, Any],
 ) -> list[Part | None]:
     found = []
     for index, (name, group) in enumerate(scores.items()):
         pictures = Thumbnails(find_images(asked[name], group[0].query_ids), 128)
-        when = [_timesteps(log, name, each, shown(each, k), source, run) for each in group]
+        when = [_timesteps(log, name, each, shown(each, k), run) for each in group]
         part = queries_part(name, group, thumbnails, pictures, k=k, queries=_QUERIES, timesteps=when)
         pictures.check()
         found.append(part and replace(part, anchor=f"queries-{index}"))
@@ -131,9 +130,9 @@ def _queries(
 
 
 def _timesteps(
-    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], source: str, run: Mapping[str, Any]
+    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], run: Mapping[str, Any]
 ) -> Timesteps:
-    found = influence_by_timestep(log, name, ids, method=scores.method, source=source, bins=20, **run)
+    found = influence_by_timestep(log, name, ids, method=scores.method, source=scores.source, bins=20, **run)
     return Timesteps(found.values, found.edges)
 
 
@@ -152,7 +151,7 @@ def _last_step(log: RunLog) -> int:
     return max((int(step.max(initial=0)) for step in steps), default=0)
 
 
-def _norms(log: RunLog, source: str, run: Mapping[str, Any]) -> Part | None:
+def _norms(log: RunLog, source: str | None, run: Mapping[str, Any]) -> Part | None:
     try:
         return norms_part(bias(log, source, queries=(), **run))
     except LogError:  # too few rows to say anything

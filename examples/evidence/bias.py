@@ -3,9 +3,9 @@
     python examples/evidence/bias.py [--quick]
 
 An unconditional UNet is trained on digits while every step is captured. For each seed: gradient norm against
-timestep with their rank correlation; for queries held out and generated, under TracIn and ReTrac on the
-training's events, how different the queries' top-10 are (cardinality), how many samples are in the top-10
-of more than a fifth of the queries, and, because a random ranking has perfect cardinality, how
+timestep with their rank correlation; for queries held out and generated, under TracIn, ReTrac and whitened
+ReTrac on the training's events, how different the queries' top-10 are (cardinality), how many samples are in
+the top-10 of more than a fifth of the queries, and, because a random ranking has perfect cardinality, how
 often the top-10 carry the query's label. A quarter of an hour on two cores.
 """
 
@@ -24,7 +24,7 @@ import diffhook
 from diffhook.analysis.bias import generality
 from diffhook.analysis.evaluation import tracing
 
-METHODS = ("tracin", "retrac")
+METHODS = ("tracin", "retrac", "whitened-retrac")
 K, GENERAL = 10, 0.2
 
 

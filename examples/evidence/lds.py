@@ -39,6 +39,8 @@ METHODS = (
     ("ReTrac, events", "retrac", "train"),
     ("TracIn, grid", "tracin", "probe"),
     ("ReTrac, grid", "retrac", "probe"),
+    ("whitened ReTrac, events", "whitened-retrac", "train"),
+    ("whitened ReTrac, grid", "whitened-retrac", "probe"),
     ("cosine, events", "cosine", "train"),
     ("cosine, grid", "cosine", "probe"),
     ("TRAK, events", "trak", "train"),
@@ -211,14 +213,14 @@ def pooled(scores: Sequence[Scores], subsets: Sequence[Any], measured: Scores, s
 
 
 def show(result: Result) -> list[str]:
-    lines = [f"{'case':<16}{'queries':<11}{'method':<18}{'LDS':>16}   seeds agree"]
+    lines = [f"{'case':<16}{'queries':<11}{'method':<25}{'LDS':>16}   seeds agree"]
     for row in result["rows"]:
         lines.append(
-            f"{row['case']:<16}{row['queries']:<11}{row['method']:<18}{told(row, 3):>16}"
+            f"{row['case']:<16}{row['queries']:<11}{row['method']:<25}{told(row, 3):>16}"
             f"   {row['seeds_agree']}"
         )
     for row in result["ceilings"]:
-        lines.append(f"{row['case']:<16}{row['queries']:<11}{'ceiling':<18}{told(row, 3):>16}")
+        lines.append(f"{row['case']:<16}{row['queries']:<11}{'ceiling':<25}{told(row, 3):>16}")
     check = result["outside"]
     if "note" in check:
         lines.append(check["note"])

@@ -4,10 +4,10 @@
 
 For each of five seeds two trainings. In one, without labels, photographic patches, inverted digits and
 digits with noise are planted; in the other, which knows the classes, some labels are wrong. What the log
-tells (self-influence on the training's events and on a grid, norms and losses against others of their
-timestep, the looks of the samples, all signals together) is set beside the plain mean loss and the distance
-in pixels to the ten nearest samples (of the same label, where labels may be wrong). AUROC and average
-precision, mean and standard error over seeds.
+tells (losses under other labels, self-influence on the training's events and on a grid, norms and losses
+against others of their timestep, the looks of the samples, those that count together) is set beside the plain
+mean loss and the distance in pixels to the ten nearest samples (of the same label, where labels may be
+wrong). AUROC and average precision, mean and standard error over seeds.
 """
 
 from __future__ import annotations
@@ -86,21 +86,22 @@ def rankings(args: argparse.Namespace, samples: Samples, path: Any, seed: int) -
     probe = diffhook.Probe(samples=None, grid=diffhook.Grid(5), batch_size=64)
     train(samples, recipe, seed=seed, log=path, objective=LOSS, probe=probe)
     log = diffhook.open_log(path)
-    whole = diffhook.outliers(log)
     found = {
-        "all signals, events": by_sample(whole),
+        "all signals, events": by_sample(diffhook.outliers(log, "train")),
         "all signals, grid": by_sample(diffhook.outliers(log, "probe")),
-        "norm at its timestep": by_sample(diffhook.outliers(log, parts=["norm"])),
-        "loss at its timestep": by_sample(diffhook.outliers(log, parts=["loss"])),
-        "looks of the sample itself": by_sample(diffhook.outliers(log, parts=["input"])),
-        "TracIn self-influence, events": by_sample(diffhook.self_influence(log, "tracin")),
-        "ReTrac self-influence, events": by_sample(diffhook.self_influence(log, "retrac")),
+        "norm at its timestep": by_sample(diffhook.outliers(log, "train", ["norm"])),
+        "loss at its timestep": by_sample(diffhook.outliers(log, "train", ["loss"])),
+        "looks of the sample itself": by_sample(diffhook.outliers(log, "train", ["input"])),
+        "TracIn self-influence, events": by_sample(diffhook.self_influence(log, "tracin", "train")),
+        "ReTrac self-influence, events": by_sample(diffhook.self_influence(log, "retrac", "train")),
         "TracIn self-influence, grid": by_sample(diffhook.self_influence(log, "tracin", "probe")),
         "ReTrac self-influence, grid": by_sample(diffhook.self_influence(log, "retrac", "probe")),
         "mean loss, events": mean_loss(log.train, len(samples)),
         "mean loss, grid": mean_loss(log.probe, len(samples)),
         "distance in pixels": pixel_distance(samples),
     }
+    if samples.classes is not None:
+        found["loss under other labels, probes"] = by_sample(diffhook.outliers(log, parts=["label"]))
     return found
 
 
@@ -149,9 +150,11 @@ def draw(axes: Any, result: Result) -> None:
     kinds = list(dict.fromkeys(row["kind"] for row in result["rows"]))
     methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
     values = {(row["kind"], row["method"]): row["auroc"]["mean"] for row in result["rows"]}
-    table = np.array([[values[kind, method] for method in methods] for kind in kinds])
+    table = np.array([[values.get((kind, method), np.nan) for method in methods] for kind in kinds])
     axes.imshow(table, vmin=0.5, vmax=1, cmap="Blues", aspect="auto")
     for (row, column), value in np.ndenumerate(table):
+        if np.isnan(value):
+            continue
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", color="w" if value > 0.8 else "k")
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
     axes.set_yticks(range(len(kinds)), kinds)

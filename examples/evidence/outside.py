@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from training import LOSS, NOISING, make_model, train
 
 import diffhook
-from diffhook.capture.noise import noise_bank
+from diffhook.capture.noise import noise_bank, noise_seed
 
 if TYPE_CHECKING:
     from lds import Problem
@@ -76,6 +76,6 @@ def dattri_scores(problem: Problem, log: diffhook.RunLog, asked: Samples, normal
 def noised(samples: Samples) -> DataLoader[Any]:
     """Batches of (noisy images, noise, labels if any), with the noise that our grid draws."""
     clean, *labels = samples.batch().values()
-    noise = noise_bank(torch.zeros(len(clean), dtype=torch.int64), clean, 0.0)
+    noise = noise_bank(torch.full((len(clean),), noise_seed(0, _TIMESTEP, 0)), clean, 0.0)
     noisy = NOISING.add_noise(clean, noise, torch.full((len(clean),), _TIMESTEP))
     return DataLoader(TensorDataset(noisy, noise, *labels), batch_size=8)

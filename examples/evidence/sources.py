@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.datasets import load_sample_images
+from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import digits, patches
 
-__all__ = ["Samples", "cifar_planes", "colour_patches", "patches", "small_digits", "split", "zeros_in_colour"]
+__all__ = [
+    "Samples",
+    "cifar_planes",
+    "colour_patches",
+    "patches",
+    "small_digits",
+    "split",
+    "tiny_digits",
+    "zeros_in_colour",
+]
 
 Images = npt.NDArray[np.float32]  # (N, C, H, W), −1 … 1
 
@@ -62,6 +71,13 @@ def small_digits(conditional: bool = False) -> Samples:
     halved = images.reshape(len(images), 14, 2, 14, 2).mean((2, 4))
     framed = np.pad(halved, ((0, 0), (1, 1), (1, 1)), constant_values=-1)
     return Samples(framed[:, None], labels, 10 if conditional else None)
+
+
+def tiny_digits() -> Samples:
+    """scikit-learn's 1,797 digits at 8 × 8, with their classes."""
+    found = load_digits()
+    images = (found.images[:, None] / 8 - 1).astype(np.float32)
+    return Samples(images, found.target.astype(np.int64), 10)
 
 
 def split(samples: Samples, training: int, held_out: int, seed: int) -> tuple[Samples, Samples]:

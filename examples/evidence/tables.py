@@ -30,6 +30,19 @@ def bias(result: Result) -> str:
     return "\n".join(lines)
 
 
+def specificity(result: Result) -> str:
+    lines = [
+        "| rows | method | top-10 with the query's label | top-10 cardinality "
+        "| samples in more than a fifth of the tops |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        figures = (_told(row["own_label"]), _told(row["cardinality"]), _told(row["general_samples"], 1))
+        lines.append(_row([row["source"], _name(row["method"]), *figures]))
+    more = f"{result['training_samples']} digits, {result['asked']} queries; {_seeds(result)}"
+    return "\n".join([*lines, "", _made(result, "specificity", more)])
+
+
 def tracing(result: Result) -> str:
     queries = list(dict.fromkeys(row["queries"] for row in result["rows"]))
     lines = [
@@ -48,7 +61,10 @@ def outliers(result: Result) -> str:
     lines = [_row(["AUROC / average precision", *kinds]), "|---" * (len(kinds) + 1) + "|"]
     for method in dict.fromkeys(row["method"] for row in result["rows"]):
         rows = {row["kind"]: row for row in result["rows"] if row["method"] == method}
-        cells = (f"{_told(rows[k]['auroc'])} / {_told(rows[k]['average_precision'])}" for k in kinds)
+        cells = (
+            f"{_told(rows[k]['auroc'])} / {_told(rows[k]['average_precision'])}" if k in rows else "–"
+            for k in kinds
+        )
         lines.append(_row([method, *cells]))
     more = f"{result['of_each_kind']} planted of each kind among {result['samples']:,}; {_seeds(result)}"
     return "\n".join([*lines, "", _made(result, "outliers", more)])
@@ -127,9 +143,13 @@ def _told(value: Result, digits: int = 2) -> str:
 
 
 def _name(method: str) -> str:
-    return {"tracin": "TracIn", "retrac": "ReTrac", "trak": "TRAK", "pixels": "nearest pixels"}.get(
-        method, method
-    )
+    return {
+        "tracin": "TracIn",
+        "retrac": "ReTrac",
+        "trak": "TRAK",
+        "whitened-retrac": "whitened ReTrac",
+        "pixels": "nearest pixels",
+    }.get(method, method)
 
 
 def _p(value: float) -> str:
@@ -142,4 +162,14 @@ def _seeds(result: Result) -> str:
 
 def _made(result: Result, name: str, more: str) -> str:
     command = f"`python examples/evidence/{name}.py`"
-    return f"{command}, {result['date']}, {result['machine']}; {more}."
+    return f"{command}, {result['date']}, {result['machine']}; {more}.{outdated(result)}"
+
+
+def outdated(result: Result) -> str:
+    """A mark on what was measured before noise was drawn anew at every timestep."""
+    if "noise" in result:
+        return ""
+    return (
+        " **Outdated**: measured with the same noise at all timesteps and for all queries, and with the "
+        "ranking of that time; to be measured again."
+    )

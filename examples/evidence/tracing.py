@@ -24,7 +24,7 @@ from training import LOSS, Recipe, generate, train
 import diffhook
 from diffhook.analysis.evaluation import tracing
 
-METHODS = ("tracin", "retrac", "cosine", "trak")
+METHODS = ("tracin", "retrac", "cosine", "trak", "whitened-retrac")
 QUERIES = ("training", "held out", "generated")
 K = 6
 
@@ -94,10 +94,11 @@ def nearest(training: Samples, asked: Samples, k: int = K) -> npt.NDArray[np.int
 
 
 def show(result: Result) -> list[str]:
-    lines = [f"{'queries':<12}{'method':<9}{'wrong source in top-6':>24}{'cardinality':>15}"]
+    lines = [f"{'queries':<12}{'method':<17}{'wrong source in top-6':>24}{'cardinality':>15}"]
     for row in result["rows"]:
         lines.append(
-            f"{row['queries']:<12}{row['method']:<9}{told(row['wrong'], 3):>24}{told(row['cardinality']):>15}"
+            f"{row['queries']:<12}{row['method']:<17}{told(row['wrong'], 3):>24}"
+            f"{told(row['cardinality']):>15}"
         )
     return lines
 

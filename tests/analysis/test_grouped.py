@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+import diffhook
 from diffhook.analysis import grouped as module
 from diffhook.analysis.cost import cost_of
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Plan, add_rows, grouped
 from diffhook.analysis.samples import Whole
 from diffhook.log import Block
+from tests.analysis.synthetic import synthetic
 
 COUNT, WIDTH = 40, 3
 TREE, FILES = 1 << 30, 256  # bytes
@@ -97,3 +100,21 @@ def test_every_thread_has_partials_of_its_own() -> None:
     assert said[32] - said[1] == 31 * 2 * COUNT * WIDTH * 8
     tight = Execution(client=client, memory=said[32] - 1)
     assert Plan.make(COUNT, WIDTH, tight).parts > 1, "held whole, the sums take more than they may"
+
+
+def test_spilled_sums_are_read_without_parsing_a_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy parses .npy headers by ast.literal_eval, which CPython 3.11 does not survive in threads."""
+    import ast
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("a header was parsed")
+
+    made = synthetic(tmp_path / "log")
+    expected = diffhook.influence(made.log, "new", "trak").values, diffhook.near_duplicates(made.log, "train")
+    monkeypatch.setattr(ast, "literal_eval", refuse)
+    found = diffhook.influence(made.log, "new", "trak", memory=512).values
+    np.testing.assert_allclose(found, expected[0], rtol=1e-5, atol=1e-7)
+    again = diffhook.near_duplicates(made.log, "train", memory=512)
+    np.testing.assert_array_equal(again.neighbours, expected[1].neighbours)

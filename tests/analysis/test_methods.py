@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 import diffhook
-from diffhook.analysis.methods import METHODS, TRAK
+from diffhook.analysis.effective_dimension import effective_dimension
+from diffhook.analysis.methods import METHODS, TRAK, whitening
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError
 from tests.analysis.synthetic import SAMPLES, STEPS, TIMES, Rows, Synthetic, synthetic
@@ -18,6 +20,10 @@ from tests.analysis.synthetic import SAMPLES, STEPS, TIMES, Rows, Synthetic, syn
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     return synthetic(tmp_path_factory.mktemp("methods") / "log")
+
+
+UNIT = ("retrac", "das", "whitened-retrac")
+WHITENED = ("trak", "d-trak", "das", "whitened-retrac")
 
 
 def _query(rows: Rows, query: int, step: int, method: str, kept: list[int]) -> np.ndarray:
@@ -30,7 +36,7 @@ def _query(rows: Rows, query: int, step: int, method: str, kept: list[int]) -> n
             if (s, k, t) == (query, step, timestep) and seed in kept
         ]
         mean = np.mean(draws, axis=0)
-        by_time.append(mean / np.linalg.norm(mean) if method in ("retrac", "das") else mean)
+        by_time.append(mean / np.linalg.norm(mean) if method in UNIT else mean)
     return np.mean(by_time, axis=0)
 
 
@@ -60,14 +66,15 @@ def direct(
     scores = np.zeros((4, len(SAMPLES)))
     for step in STEPS:
         queries = [_query(asked, q, step, method, kept) for q in range(4)]
-        if method in ("trak", "d-trak", "das"):
+        if method in WHITENED:
             features = np.zeros((len(SAMPLES), rows.gradient.shape[1]))
             for i, sample in enumerate(SAMPLES):
                 mine = _sample_rows(rows, sample, step)
-                each = [(g / np.linalg.norm(g) if method == "das" else g, w) for g, _, w in mine]
+                each = [(g / np.linalg.norm(g) if method in UNIT else g, w) for g, _, w in mine]
                 features[i] = sum(w * g for g, w in each) / sum(w for _, w in each)
             gram = features.T @ features
-            kernel = np.linalg.inv(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)))
+            count = len(SAMPLES) if method == "whitened-retrac" else len(gram)
+            kernel = np.linalg.inv(gram + ridge * np.trace(gram) / count * np.eye(len(gram)))
             scores += np.array(queries) @ kernel @ features.T / len(STEPS)
             continue
         for i, sample in enumerate(SAMPLES):
@@ -84,15 +91,117 @@ def direct(
     return scores
 
 
+def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
+    """(Q, N) without one replicate on either side; what a method takes from all samples is that of all."""
+    kept = [r for r in range(3) if r != gone]
+    asked = made.queries["new"]
+    if method not in ("cosine", *WHITENED):
+        return direct(some(made.probe, kept), asked, method, kept)
+    scores = np.zeros((4, len(SAMPLES)))
+    for step in STEPS:
+        whole, left = (
+            np.array([_feature(rows, sample, step, method) for sample in SAMPLES])
+            for rows in (made.probe, some(made.probe, kept))
+        )
+        queries = np.array([_query(asked, q, step, method, kept) for q in range(4)])
+        if method == "cosine":
+            rates = [sum(rate for _, rate, _ in _sample_rows(made.probe, s, step)) for s in SAMPLES]
+            norms = np.linalg.norm(whole, axis=1)
+            units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+            scores += units @ left.T * rates / norms
+        else:
+            gram = whole.T @ whole
+            count = len(SAMPLES) if method == "whitened-retrac" else len(gram)
+            kernel = np.linalg.inv(gram + 0.1 * np.trace(gram) / count * np.eye(len(gram)))
+            scores += queries @ kernel @ left.T / len(STEPS)
+    return scores
+
+
+def some(rows: Rows, kept: list[int]) -> Rows:
+    """The rows of some replicates, in the place of all."""
+    chosen = np.isin(rows.columns["replicate"], kept)
+    columns = {name: values[chosen] for name, values in rows.columns.items()}
+    return Rows(rows.gradient[chosen], {**columns, "weight": columns["weight"] * 3 / len(kept)})
+
+
+def _feature(rows: Rows, sample: int, step: int, method: str) -> np.ndarray:
+    mine = _sample_rows(rows, sample, step)
+    return np.mean([g / np.linalg.norm(g) if method in UNIT else g for g, _, _ in mine], axis=0)
+
+
 def close(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("source", ["train", "probe"])
-@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak"])
+@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak", "whitened-retrac"])
 def test_scores_equal_the_formula(made: Synthetic, method: str, source: str) -> None:
     found = diffhook.influence(made.log, "new", method, source)
     close(found.values, direct(getattr(made, source), made.queries["new"], method))
+
+
+def test_the_default_is_whitened_retrac_on_probes_that_hold_every_sample(made: Synthetic) -> None:
+    found = diffhook.influence(made.log, "new")
+    assert (found.method, found.source) == ("whitened-retrac", "probe")
+    close(found.values, direct(made.probe, made.queries["new"], "whitened-retrac"))
+    np.testing.assert_array_equal(diffhook.influence(made.log.location, "new").values, found.values)
+
+
+def test_probes_that_lack_samples_are_not_the_default(tmp_path: Path) -> None:
+    made = synthetic(tmp_path / "log", probed=SAMPLES[1:])
+    assert diffhook.influence(made.log, "new").source == "train"
+    assert diffhook.influence(made.log, "new", source="probe").source == "probe"
+
+
+def test_many_dimensions_are_whitened_in_blocks(made: Synthetic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block with a ridge of its own, as if it were a projection by itself."""
+    monkeypatch.setattr(whitening, "BLOCK", 10)
+    expected = np.zeros((4, len(SAMPLES)))
+    for part in (slice(0, 10), slice(10, 20), slice(20, 24)):
+        for step in STEPS:
+            features, queries = np.zeros((len(SAMPLES), 24)), np.zeros((4, 24))
+            for i, sample in enumerate(SAMPLES):
+                mine = [g / np.linalg.norm(g) for g, _, _ in _sample_rows(made.probe, sample, step)]
+                features[i] = np.mean(mine, axis=0)
+            for q in range(4):
+                queries[q] = _query(made.queries["new"], q, step, "whitened-retrac", [0, 1, 2])
+            mine, asked = features[:, part], queries[:, part]
+            gram = mine.T @ mine
+            ridge = 0.1 * np.trace(gram) / len(SAMPLES) * np.eye(len(gram))
+            expected += asked @ np.linalg.inv(gram + ridge) @ mine.T / len(STEPS)
+    close(diffhook.influence(made.log, "new", source="probe").values, expected)
+    tight = diffhook.influence(made.log, "new", source="probe", memory=512).values
+    np.testing.assert_allclose(tight, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_all_samples_share_does_not_decide_after_whitening(tmp_path: Path) -> None:
+    """A common direction five times as long as the samples' own hardly lets queries differ."""
+    made = synthetic(tmp_path / "log", shared=5.0)
+    own = [SAMPLES.tolist().index(s) for s in (2, 3)]
+    excess = {}
+    for method in ("retrac", "whitened-retrac"):
+        values = diffhook.influence(made.log, "twins", method, "probe").values
+        others = np.array([np.delete(row, i).mean() for row, i in zip(values, own, strict=True)])
+        excess[method] = values[[0, 1], own] / others - 1
+    assert (excess["retrac"] < 0.2).all(), "the common direction is most of every score"
+    assert (excess["whitened-retrac"] > 1).all(), "a query's own sample stands out"
+
+
+def test_the_effective_dimension_is_that_of_the_samples_features(made: Synthetic) -> None:
+    largest = 0.0
+    for step in STEPS:
+        features = []
+        for sample in SAMPLES:
+            units = [g / np.linalg.norm(g) for g, _, _ in _sample_rows(made.probe, sample, step)]
+            features.append(np.mean(units, axis=0))
+        gram = np.array(features).T @ np.array(features)
+        ridge = 0.1 * np.trace(gram) / len(SAMPLES)
+        largest = max(largest, np.trace(gram @ np.linalg.inv(gram + ridge * np.eye(len(gram)))))
+    found = effective_dimension(made.log)
+    assert found.value == pytest.approx(largest, rel=1e-4)
+    assert (found.dim, found.samples, found.source) == (24, len(SAMPLES), "probe")
+    assert found.enough, "7 samples cannot fill half of 24 dimensions"
+    assert "D is enough" in str(diffhook.bias(made.log).dimension)
 
 
 def test_d_trak_is_trak_on_the_squared_output(made: Synthetic) -> None:
@@ -132,13 +241,12 @@ def test_gradients_of_another_scalar_are_refused(
         diffhook.influence(made.log, queries, method, source)
 
 
-@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak"])
-def test_errors_are_the_jackknife_over_noise_replicates(made: Synthetic, method: str) -> None:
+@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak", "whitened-retrac"])
+def test_errors_on_the_grid_are_the_jackknife_over_replicates_of_both_sides(
+    made: Synthetic, method: str
+) -> None:
     found = diffhook.influence(made.log, "new", method, "probe")
-    without = [
-        direct(made.probe, made.queries["new"], method, [r for r in range(3) if r != gone])
-        for gone in range(3)
-    ]
+    without = [left_out(made, method, gone) for gone in range(3)]
     spread = np.square(np.array(without) - np.mean(without, axis=0)).sum(0)
     assert found.errors is not None
     np.testing.assert_allclose(
@@ -150,7 +258,7 @@ def test_stability_is_the_share_of_the_top_that_stays(made: Synthetic) -> None:
     found = diffhook.influence(made.log, "new", "retrac", "probe")
     expected = np.zeros(4)
     for gone in range(3):
-        other = direct(made.probe, made.queries["new"], "retrac", [r for r in range(3) if r != gone])
+        other = left_out(made, "retrac", gone)
         for q in range(4):
             mine = set(np.argsort(-found.values[q])[:3])
             expected[q] += len(mine & set(np.argsort(-other[q])[:3])) / 9
@@ -173,10 +281,15 @@ def test_the_certainty_of_a_top_is_that_of_all_scores(made: Synthetic, memory: i
     np.testing.assert_array_equal(certainty.errors, np.take_along_axis(found.errors, columns, 1))
     sign, expected = -1 if opponents else 1, np.zeros(4)
     for gone in range(3):
-        other = direct(made.probe, made.queries["new"], "retrac", [r for r in range(3) if r != gone])
+        other = left_out(made, "retrac", gone)
         for q in range(4):
             expected[q] += len(set(columns[q]) & set(np.argsort(-sign * other[q])[:3])) / 9
+    assert certainty.stability is not None
     np.testing.assert_allclose(certainty.stability, expected)
+    margins = found.errors * scipy.stats.t.ppf(0.975, 2)
+    np.testing.assert_array_equal(
+        certainty.beyond, np.take_along_axis(abs(found.values) > margins, columns, 1)
+    )
 
 
 def test_a_csv_has_the_error_of_every_score_where_there_are_any(made: Synthetic, tmp_path: Path) -> None:
@@ -202,7 +315,7 @@ def test_one_replicate_has_no_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["train", "probe"])
-@pytest.mark.parametrize("method", ["tracin", "retrac", "trak"])
+@pytest.mark.parametrize("method", ["tracin", "retrac", "trak", "whitened-retrac"])
 def test_timesteps_add_up_to_the_score(made: Synthetic, method: str, source: str) -> None:
     scores = diffhook.influence(made.log, "new", method, source)
     top = scores.top(3)
@@ -222,7 +335,7 @@ def test_influence_is_put_at_the_timestep_of_its_row(made: Synthetic) -> None:
 
 
 def test_timesteps_of_samples_that_are_not_there_are_an_error(made: Synthetic) -> None:
-    with pytest.raises(ConfigurationError, match="sample 4 has no rows in source 'train'"):
+    with pytest.raises(ConfigurationError, match="sample 4 has no rows in source 'probe'"):
         diffhook.influence_by_timestep(made.log, "new", np.full((4, 1), 4))
     with pytest.raises(ConfigurationError, match=r"shape \(3, 1\); expected \(4, k\)"):
         diffhook.influence_by_timestep(made.log, "new", np.full((3, 1), 5))

@@ -16,12 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.analysis import Ranking
+from diffhook.analysis.fisher import combined, log10_tail
 from diffhook.analysis.standardize import Standard, looked_at, robust_deviations
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.samples import name_id
 from tests.analysis.synthetic import config
 from tests.report.logs import write_log
+from tests.runs import identified, train
 
 DIM, COUNT, LOUD, LOSSY, TWIN, BROKEN = 32, 60, 7, 11, 13, 17
 
@@ -89,16 +91,48 @@ def test_planted_samples_come_first_with_their_reasons(log: diffhook.RunLog) -> 
 def test_parts_say_what_the_score_is_made_of(log: diffhook.RunLog) -> None:
     ranking = diffhook.outliers(log)
     assert set(ranking.parts) == {"norm", "repeat", "loss", "tracin", "retrac", "duplicate"}
-    counted = [ranking.parts[name] for name in ("norm", "repeat", "loss", "tracin", "retrac")]
-    heights = [((part - np.median(part)) / _spread(part)).clip(0, 8) for part in counted]
-    expected = np.sqrt(np.mean(np.square(heights), axis=0))
+    expected = np.zeros(COUNT)
+    for part in (ranking.parts["norm"], ranking.parts["loss"]):  # the others stand beside the score
+        start = np.quantile(part, 0.9)
+        scale = np.median([v - start for v in part if v > start]) / np.log(2)
+        for i, value in enumerate(part):
+            if value > start:
+                chance = 0.1 * np.exp(-(value - start) / scale)
+            else:
+                chance = np.mean([other >= value for other in part])
+            expected[i] -= np.log10(chance)
     finite = np.isfinite(ranking.scores)
     np.testing.assert_allclose(ranking.scores[finite], expected[finite], rtol=1e-6)
+    assert ranking.title == "outliers: loss, norm (train rows)"
 
 
-def _spread(part: np.ndarray) -> float:
-    distances = np.abs(part - np.median(part))
-    return float(1.4826 * np.median(distances) or 1.2533 * distances.mean())
+def test_a_part_that_knows_nothing_of_a_sample_does_not_move_it() -> None:
+    one, other = np.arange(20.0), np.full(20, np.nan)
+    np.testing.assert_array_equal(combined([one, other]), combined([one]))
+    assert combined([one])[-1] > 1
+    assert (np.diff(combined([one])) > 0).all()
+
+
+def test_what_is_planted_does_not_stretch_the_tail_that_it_is_in() -> None:
+    rng = np.random.default_rng(0)
+    clean, planted = rng.normal(size=1000), rng.normal(size=1000)
+    planted[:40] += 50
+    assert -log10_tail(planted)[:40].min() > 3 * -log10_tail(clean).min()
+
+
+def test_whose_gradient_was_not_finite_first_comes_before_those_that_it_spoiled(tmp_path: Path) -> None:
+    """A step on a NaN loses the model: every later gradient is NaN, whoever's it is."""
+    data = identified(12)
+    data[8, 0, 5, 5] = torch.nan
+    train(tmp_path / "log", data=data, epochs=2, projection_dim=16, batch_size=2, alerts=())
+    log = diffhook.open_log(tmp_path / "log")
+    lost = {int(s) for s in log.train["sample"][~np.isfinite(log.train["grad_norm"])]}
+    assert len(lost) > 6, "the NaN must have spread, or the test sees nothing"
+    ranking = diffhook.outliers(log)
+    assert ranking.sample_ids[0] == 8
+    assert ranking.flags[0][0].endswith("visits: the image itself is not")
+    assert np.isinf(ranking.scores[: len(lost)]).all()
+    assert "all of them after sample 8's of step" in ranking.flags[len(lost) - 1][0]
 
 
 def test_a_single_part_ranks_as_it_does(log: diffhook.RunLog) -> None:

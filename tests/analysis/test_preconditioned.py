@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import diffhook
 from diffhook.analysis.tables import loss_queries
-from diffhook.capture.noise import noise_bank
+from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.integrations.torch import TorchHook
@@ -55,9 +56,11 @@ def query_gradients(snapshot: diffhook.log.Snapshot, query: int) -> list[Tensor]
     model = TinyDenoiser()
     model.load_state_dict(safetensors.torch.load(snapshot.parameters()))
     clean = IMAGES[query].expand(DRAWS, -1, -1, -1)
-    noise = noise_bank(torch.arange(DRAWS), clean)
+    seeds = {t: torch.tensor([noise_seed(0, t, m, query) for m in range(DRAWS)]) for t in TIMES}
     return [
-        sample_gradients(model, denoising_losses, (clean, noise, torch.full((DRAWS,), t))).mean(0)
+        sample_gradients(
+            model, denoising_losses, (clean, noise_bank(seeds[t], clean), torch.full((DRAWS,), t))
+        ).mean(0)
         for t in TIMES
     ]
 
@@ -92,6 +95,28 @@ def test_scores_equal_the_batch_1_loop(trained: tuple[Run, diffhook.RunLog], met
     plain = diffhook.influence(log, "plain", method.removeprefix("adam-")).values
     correlation = np.corrcoef(plain.ravel(), found.ravel())[0, 1]
     assert correlation < 0.99, "dividing changed nothing: the test cannot see whether it was done"
+
+
+@pytest.mark.parametrize("method", ["tracin", "adam-tracin"])
+def test_the_root_on_both_sides_gives_the_products_of_one_side_divided(
+    trained: tuple[Run, diffhook.RunLog], method: str
+) -> None:
+    """⟨√P g, √P g'⟩ = ⟨g, P g'⟩ for whole gradients; projections keep more of the order of the former."""
+    run, log = trained
+    kinds: dict[str, Any] = {"-plain": False, "-full": True, "-root": "root"}
+    for kind, preconditioned in kinds.items():
+        for name, images in (("samples", run.data), ("asked", IMAGES)):
+            diffhook.query(
+                log, (images,), name + kind, OBJECTIVE, model=TinyDenoiser(), against="probe",
+                grid=diffhook.Grid([20, 700]), preconditioned=preconditioned, overwrite=True,
+            )  # fmt: skip
+    expected = diffhook.influence(log, "asked-full", "adam-tracin", "samples-plain").values
+    found = diffhook.influence(log, "asked-root", method, "samples-root").values
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    assert diffhook.influence(log, "asked-root", source="samples-root").values.any()
+    for queries, source in (("asked-root", "samples-plain"), ("asked-plain", "samples-root")):
+        with pytest.raises(ConfigurationError, match=r"divided by the root of Adam's .* make both"):
+            diffhook.influence(log, queries, "tracin", source)
 
 
 def test_a_step_of_adam_lowers_the_querys_loss_by_the_score() -> None:
@@ -201,8 +226,8 @@ def test_plain_and_divided_gradients_are_not_mixed(
 
 
 def test_diagnostics_of_plain_gradients_leave_divided_queries_alone(mixed: Synthetic) -> None:
-    assert loss_queries(mixed.log) == ["new"]
-    assert {g.queries for g in diffhook.bias(mixed.log).generality} == {"new"}
+    assert loss_queries(mixed.log) == ["new", "twins"]
+    assert {g.queries for g in diffhook.bias(mixed.log).generality} == {"new", "twins"}
     with pytest.raises(ConfigurationError, match="that of tracin or retrac, not of 'adam-tracin'"):
         diffhook.self_influence(mixed.log, "adam-tracin")
 

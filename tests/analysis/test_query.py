@@ -16,6 +16,7 @@ from transformers import BatchEncoding
 
 import diffhook
 from diffhook.analysis.digest import digest
+from diffhook.capture.noise import noise_seed
 from diffhook.errors import ConfigurationError, LogError
 from tests.models import unet
 from tests.runs import SCHEDULER, TinyDenoiser, identified, train
@@ -67,13 +68,16 @@ def test_the_log_brings_the_objective_back(log: diffhook.RunLog) -> None:
 
 def test_every_query_has_a_row_per_snapshot_timestep_and_replicate(log: diffhook.RunLog) -> None:
     table = ask(log)
-    rows = set(zip(*(table[c].tolist() for c in ("sample", "step", "timestep", "noise_seed")), strict=True))
+    keys = ("sample", "step", "timestep", "replicate", "own_noise", "noise_seed")
+    rows = set(zip(*(table[c].tolist() for c in keys), strict=True))
     steps = [s.step for s in log.snapshots]
-    assert rows == {(q, k, t, seed) for q in range(3) for k in steps for t in (5, 600) for seed in (0, 2)}
-    assert len(table) == len(rows)
-    assert table.description["grid"] == {
-        "timesteps": [5, 600], "draws": 2, "first_seed": 0, "replicates": 2
+    assert rows == {
+        (q, k, t, r, own, noise_seed(0, t, 2 * r, q if own else None))
+        for q in range(3) for k in steps for t in (5, 600) for r in (0, 1) for own in (0, 1)
     }  # fmt: skip
+    assert len(table) == len(rows)
+    assert table.description["grid"] == {"timesteps": [5, 600], "draws": 2, "seed": 0, "replicates": 2}
+    assert table.description["against"] == ["train", "probe"]
 
 
 def test_the_same_question_is_not_computed_again(log: diffhook.RunLog, passes: list[int]) -> None:
@@ -96,8 +100,9 @@ def test_the_same_question_is_not_computed_again(log: diffhook.RunLog, passes: l
         {"ids": [0, 2]},
         {"grid": diffhook.Grid([5, 600], draws=2, replicates=3)},
         {"objective": diffhook.DiffusionObjective(DDIMScheduler())},
+        {"against": "probe"},
     ],
-    ids=["pixels", "fewer", "ids", "grid", "objective"],
+    ids=["pixels", "fewer", "ids", "grid", "objective", "against"],
 )
 def test_another_question_of_the_same_name_needs_overwrite(
     log: diffhook.RunLog, passes: list[int], change: dict[str, Any]
@@ -219,6 +224,8 @@ def test_what_cannot_be_asked_is_named(log: diffhook.RunLog) -> None:
     for nothing in ((torch.zeros(0, 1, 8, 8),), [], {}):
         with pytest.raises(ConfigurationError, match="there are no samples to query"):
             ask(log, nothing)
+    with pytest.raises(ConfigurationError, match=r"samples are uint8, from 0 to 255; expected floats as"):
+        ask(log, (torch.tensor([0, 255], dtype=torch.uint8).repeat(32).reshape(1, 1, 8, 8),))
     with pytest.raises(LogError, match=r"no snapshot of step 5; it has 4, 8, 9"):
         diffhook.generate(log, 1, model=TinyDenoiser(), step=5)
     with pytest.raises(ConfigurationError, match="0 samples in 50 denoising steps"):

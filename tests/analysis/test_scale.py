@@ -66,16 +66,16 @@ def many_rows(path: Path, rows: int, samples: int, dim: int = 512) -> diffhook.R
 
     queries = TableWriter(diffhook.open_log(path).writable_store(), "queries/q/rank-0000", dim, "float16")
     for step in (10, 30):
-        queries.append(batch(5, 0, step, np.arange(5)))
+        queries.append({**batch(5, 0, step, np.arange(5)), "own_noise": np.ones(5, np.int8)})
     queries.flush()
-    queries.describe({"objective": {}, "snapshots": [[10, 0], [30, 0]]})
+    queries.describe({"objective": {}, "snapshots": [[10, 0], [30, 0]], "against": ["train"]})
     return diffhook.open_log(path)
 
 
-@pytest.mark.parametrize("method", ["retrac", "cosine", "trak"])
+@pytest.mark.parametrize("method", ["retrac", "cosine", "trak", "whitened-retrac"])
 def test_sums_through_files_equal_sums_in_memory(made: Synthetic, method: str) -> None:
-    roomy = diffhook.influence(made.log, "new", method)
-    tight = diffhook.influence(made.log, "new", method, memory=TIGHT)
+    roomy = diffhook.influence(made.log, "new", method, "train")
+    tight = diffhook.influence(made.log, "new", method, "train", memory=TIGHT)
     assert roomy.cost.spilled == 0
     assert tight.cost.spilled > 0
     np.testing.assert_allclose(tight.values, roomy.values, rtol=1e-5, atol=1e-7)
@@ -132,9 +132,11 @@ def test_peak_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
 
 def test_threads_and_synchronous_agree_to_the_bit(large: diffhook.RunLog) -> None:
     for memory in (1 << 30, 1 << 18):
-        one = diffhook.influence(large, "q", "trak", scheduler="synchronous", memory=memory).values
-        other = diffhook.influence(large, "q", "trak", scheduler="threads", memory=memory).values
-        assert (one == other).all()
+        for method in ("trak", "whitened-retrac"):
+            one = diffhook.influence(large, "q", method, scheduler="synchronous", memory=memory)
+            other = diffhook.influence(large, "q", method, scheduler="threads", memory=memory)
+            assert (one.values == other.values).all()
+            np.testing.assert_array_equal(one.errors, other.errors)
 
 
 def test_samples_are_listed_once_in_order(large: diffhook.RunLog) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 import diffhook
-from diffhook.capture.diffusion import noise_bank
+from diffhook.analysis.methods import COMPARED
+from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.errors import ConfigurationError, LogError
 from tests.analysis.synthetic import synthetic, write_queries
 from tests.models import unet
@@ -33,13 +34,17 @@ def _snapshot_models(log: diffhook.RunLog, make_model: Any) -> list[tuple[Any, t
     return found
 
 
-def _grid_gradients(model: torch.nn.Module, images: Tensor, grid: diffhook.Grid) -> Tensor:
+def _grid_gradients(
+    model: torch.nn.Module, images: Tensor, grid: diffhook.Grid, *, own_noise: bool = False
+) -> Tensor:
     """(samples, S, P): at each timestep the mean over draws of the gradient."""
+    owners = [i if own_noise else None for i in range(len(images))]
     by_time = []
     for timestep in grid.timesteps:  # type: ignore[union-attr]
         draws = []
         for draw in range(grid.draws):
-            noise = noise_bank(torch.full((len(images),), draw), images)
+            seeds = torch.tensor([noise_seed(grid.seed, timestep, draw, owner) for owner in owners])
+            noise = noise_bank(seeds, images)
             times = torch.full((len(images),), timestep)
             draws.append(sample_gradients(model, denoising_losses, (images, noise, times)))
         by_time.append(torch.stack(draws).mean(0))
@@ -61,7 +66,7 @@ def direct_events(
     log: diffhook.RunLog, run: Run, queries: Tensor, method: str, make_model: Any
 ) -> np.ndarray:
     models = _snapshot_models(log, make_model)
-    asked = [_side(_grid_gradients(model, queries, GRID), method) for _, model in models]
+    asked = [_side(_grid_gradients(model, queries, GRID, own_noise=True), method) for _, model in models]
     scores = np.zeros((len(queries), len(run.data)))
     for event in run.events:
         gradient = event.gradient / event.gradient.norm() if method == "retrac" else event.gradient
@@ -181,7 +186,7 @@ def test_scores_add_up_over_checkpoints(full: Any, method: str) -> None:
     table, asked = log.probe, log.queries["new"]
     sums = np.zeros_like(whole, dtype=np.float64)
     for step in np.unique(table["step"]):
-        mine, theirs = table["step"] == step, asked["step"] == step
+        mine, theirs = table["step"] == step, (asked["step"] == step) & (asked["own_noise"] == 0)
         length = (lambda t, r: t["grad_norm"][r]) if method == "tracin" else (lambda t, r: np.ones(r.sum()))
         left = np.zeros((12, table.dim))
         weights = table["lr"][mine] * table["weight"][mine] * length(table, mine)
@@ -243,7 +248,7 @@ def test_queries_that_are_not_finite_are_told(tmp_path: Path, caplog: pytest.Log
     assert not scores.values[2].any()
     assert scores.values[[0, 1, 3]].all()
     (record,) = caplog.records
-    assert "9 of the 24 gradients of queries 'broken' are not finite (steps 4, 8)" in record.message
+    assert "18 of the 48 gradients of queries 'broken' are not finite (steps 4, 8)" in record.message
     assert "all scores of 2 are 0" in record.message
 
 
@@ -280,9 +285,9 @@ def test_bias_reports_what_it_should(full: Any) -> None:
     np.testing.assert_allclose(report.p_value, expected.pvalue, rtol=0.1)
     assert sum(b.rows for b in report.norms) == len(run.events)
     names = {(g.queries, g.method) for g in report.generality}
-    assert names == {(q, m) for q in ("new", "training") for m in ("tracin", "retrac")}
+    assert names == {(q, m) for q in ("new", "training") for m in COMPARED}
     for g in report.generality:
-        top = diffhook.influence(log, g.queries, g.method).top(3).sample_ids
+        top = diffhook.influence(log, g.queries, g.method, g.source).top(3).sample_ids
         assert g.cardinality == len(np.unique(top)) / top.size
         often = [i for i in np.unique(top) if (top == i).sum() > 0.5 * len(top)]
         assert g.general_samples == len(often)
@@ -297,7 +302,7 @@ def test_errors_say_what_there_is(full: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="source is 'test'"):
         diffhook.influence(log, "new", source="test")
     with pytest.raises(LogError, match="has queries 'new' already"):
-        diffhook.query(log, (queries,), "new", OBJECTIVE, model=TinyDenoiser())
+        diffhook.query(log, (queries + 1,), "new", OBJECTIVE, model=TinyDenoiser())
     with pytest.raises(LogError, match="cannot name a part of a log"):
         diffhook.query(log, (queries,), "../new", OBJECTIVE, model=TinyDenoiser())
     with pytest.raises(ConfigurationError, match="pass model="):

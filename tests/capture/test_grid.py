@@ -13,7 +13,7 @@ from torch import Tensor
 import diffhook
 from diffhook.capture import measure
 from diffhook.capture.grid import take, to_device
-from diffhook.capture.noise import noise_bank
+from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses
@@ -42,20 +42,43 @@ def rows_of(grid: diffhook.Grid, **options: Any) -> tuple[TinyDenoiser, dict[str
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_every_replicate_is_a_row_of_its_own_noise(batch_size: int) -> None:
-    grid = diffhook.Grid([5, 900], draws=2, first_seed=3, replicates=3)
-    model, rows = rows_of(grid, batch_size=batch_size)
+@pytest.mark.parametrize("own_noise", [False, True], ids=["shared", "own"])
+def test_every_replicate_is_a_row_of_its_own_noise(batch_size: int, own_noise: bool) -> None:
+    grid = diffhook.Grid([5, 900], draws=2, seed=3, replicates=3)
+    model, rows = rows_of(grid, batch_size=batch_size, own_noise=own_noise)
     assert len(rows["sample"]) == 3 * grid.rows == 3 * 2 * 3
-    assert sorted(set(rows["noise_seed"])) == [3, 5, 7]
+    assert (rows["own_noise"] == own_noise).all()
     seen = set()
     for i in range(len(rows["sample"])):
-        sample, t, seed = int(rows["sample"][i]), int(rows["timestep"][i]), int(rows["noise_seed"][i])
-        seen.add((sample, t, seed))
-        expected = gradient(model, sample - 5, t, [seed, seed + 1])
+        sample, t, r = int(rows["sample"][i]), int(rows["timestep"][i]), int(rows["replicate"][i])
+        seen.add((sample, t, r))
+        seeds = [noise_seed(3, t, 2 * r + m, sample if own_noise else None) for m in (0, 1)]
+        assert rows["noise_seed"][i] == seeds[0]
+        expected = gradient(model, sample - 5, t, seeds)
         norm = float(expected.norm())
         np.testing.assert_allclose(rows["grad_norm"][i], norm, rtol=1e-5)
         np.testing.assert_allclose(rows["projection"][i], expected / norm, atol=1e-5)
     assert len(seen) == len(rows["sample"])
+
+
+def test_no_two_timesteps_draws_or_samples_have_the_same_noise() -> None:
+    seeds = [
+        noise_seed(grid, t, draw, sample)
+        for grid in (0, 1)
+        for t in (1, 112.0, 999)
+        for draw in range(4)
+        for sample in (None, 0, 1, 2**62)
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    first = noise_bank(torch.tensor(seeds), torch.zeros(len(seeds), 8)).unique(dim=0)
+    assert len(first) == len(seeds)
+
+
+def test_the_noise_of_a_draw_is_the_same_for_every_process_and_version() -> None:
+    """Probes of a resumed run and queries asked years later must agree on it."""
+    assert noise_seed(0, 1, 0) == noise_seed(0, 1.0, 0) == 8574871580638872243
+    assert noise_seed(7, 999, 3, 12) == 881466279815250304
 
 
 def test_weights_of_a_samples_rows_add_up() -> None:

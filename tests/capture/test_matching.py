@@ -276,7 +276,6 @@ class _Bad:
         [{1: {2: {3: {4: {5: 6}}}}}],
         [float("nan")],
     ],
-    ids=str,
 )
 def test_no_error_of_ours_reaches_the_loader(strange: Any) -> None:
     for batch in (strange, {"x": strange}, torch.zeros(2, 3), None):

@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from diffhook.capture import DiffusionObjective, Grid, MinSNR, measure
 from diffhook.capture.adapter import add_adapters
+from diffhook.capture.noise import noise_seed
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
@@ -92,7 +93,8 @@ def test_rows_of_conditioned_samples_equal_autograd(saved_xl: Path) -> None:
 
     def loss(model: nn.Module, samples: Any) -> torch.Tensor:
         count = len(samples["latents"])
-        return objective(model, samples, torch.full((count,), 400), torch.zeros(count, dtype=torch.int64))
+        seeds = torch.full((count,), noise_seed(0, 400, 0))
+        return objective(model, samples, torch.full((count,), 400), seeds)
 
     expected = sample_gradients(pipeline.denoiser, loss, batch).norm(dim=1)
     np.testing.assert_allclose(found, expected, rtol=1e-4)

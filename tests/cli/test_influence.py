@@ -19,7 +19,7 @@ def test_error_bars_and_stability_are_shown_where_noise_was_drawn_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], opponents: bool
 ) -> None:
     made = synthetic(tmp_path / "log", replicates=3)
-    scores = diffhook.influence(made.log, "new", "retrac", "probe")
+    scores = diffhook.influence(made.log, "new", source="probe")
     expected = scores.certainty(scores.top(3, opponents=opponents), opponents=opponents)
     assert expected is not None
     command = ["influence", str(tmp_path / "log"), "--queries", "new", "--source", "probe", "--top", "3"]
@@ -28,6 +28,7 @@ def test_error_bars_and_stability_are_shown_where_noise_was_drawn_again(
     found = json.loads(capsys.readouterr().out)["queries"]
     np.testing.assert_array_equal(np.float32([q["errors"] for q in found]), expected.errors)
     np.testing.assert_array_equal([q["stability"] for q in found], expected.stability)
+    np.testing.assert_array_equal([q["beyond_noise"] for q in found], expected.beyond)
     with open(tmp_path / "all.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * len(SAMPLES)
@@ -36,8 +37,10 @@ def test_error_bars_and_stability_are_shown_where_noise_was_drawn_again(
     shown = capsys.readouterr().out
     header = next(line for line in shown.splitlines() if "rank" in line)
     assert header.split() == ["query", "rank", "sample", "score", "error"]
-    assert "one standard error over the queries' noise" in shown
-    assert "stability" in shown
+    assert "one standard error over other draws of noise" in shown
+    assert f"{expected.beyond[0].sum()} of 3" in shown
+    assert shown.count("within noise") == (~expected.beyond).sum()
+    assert "share that stays" in shown
 
 
 def test_without_replicates_there_are_none_and_it_says_how_to_get_them(
@@ -51,5 +54,5 @@ def test_without_replicates_there_are_none_and_it_says_how_to_get_them(
     assert (tmp_path / "all.csv").read_text().startswith("query,rank,sample,score\n")
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "No errors: the queries' noise was drawn once (diffhook query --replicates 4)" in shown
-    assert "stability" not in shown
+    assert "No errors: noise was drawn once on the grid (diffhook query --replicates 4)" in shown
+    assert "beyond noise" not in shown

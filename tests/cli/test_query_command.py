@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import diffhook
 from diffhook.analysis.rebuilt import build_model
-from diffhook.capture.noise import noise_bank
+from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.cli import main
 from diffhook.cli.main import parser
@@ -118,8 +118,9 @@ def test_a_lora_run_is_queried_with_images_and_captions(
     latents, text = _direct_inputs(lora / "pipeline")
     models = {snapshot.step: _direct_model(lora, snapshot) for snapshot in opened.snapshots}
     for i in (0, 7, 10, 15):
-        q, t, seed = (int(table[c][i]) for c in ("sample", "timestep", "noise_seed"))
-        seeds = torch.tensor([seed, seed + 1])
+        q, t, r, seed = (int(table[c][i]) for c in ("sample", "timestep", "replicate", "noise_seed"))
+        seeds = torch.tensor([noise_seed(0, t, 2 * r + m, q) for m in (0, 1)])
+        assert seed == seeds[0], "a log without probes is asked with noise of the queries' own"
         batch = (
             latents[q].expand(2, -1, -1, -1), text[q].expand(2, -1, -1),
             noise_bank(seeds, latents), torch.tensor([t, t]),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffhook.cli.samples import read_captions
-from diffhook.cli.values import read_lines
+from diffhook.cli.values import check_writable, read_lines
 from diffhook.errors import ConfigurationError
 
 
@@ -64,3 +64,14 @@ def test_captions_of_no_file_or_of_several_are_refused(tmp_path: Path) -> None:
         read_captions(named(tmp_path / "m.jsonl", {"cats/0.png": "a cat"}), 2, files)
     with pytest.raises(ConfigurationError, match='expected "file_name" and "text" on every line'):
         read_captions(named(tmp_path / "m.jsonl", {"cats/0.png": None}), 2, files)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
+    check_writable(None, str(tmp_path / "new.csv"))
+    assert not (tmp_path / "new.csv").exists(), "looking must leave nothing behind"
+    (tmp_path / "old.csv").write_text("kept")
+    check_writable(str(tmp_path / "old.csv"))
+    assert (tmp_path / "old.csv").read_text() == "kept"
+    for path in (tmp_path, tmp_path / "no such folder" / "a.csv"):
+        with pytest.raises(ConfigurationError, match=f"cannot write {path}"):
+            check_writable(str(path))

@@ -29,16 +29,24 @@ def test_timestep_bias(tmp_path: Path) -> None:
     result = quick("bias", tmp_path)
     assert -1 <= result["correlation"]["mean"] <= 1
     assert [(row["queries"], row["method"]) for row in result["rows"]] == [
-        (queries, method) for queries in ("held out", "generated") for method in ("tracin", "retrac")
+        (queries, method)
+        for queries in ("held out", "generated")
+        for method in ("tracin", "retrac", "whitened-retrac")
     ]
     for row in result["rows"]:
         assert 1 / 8 <= row["cardinality"]["mean"] <= 1
         assert 0 <= row["own_label"]["mean"] <= 1
 
 
+def test_specificity(tmp_path: Path) -> None:
+    rows = quick("specificity", tmp_path)["rows"]
+    assert [row["source"] for row in rows] == ["events"] * 5 + ["probes"] * 5 + ["images"]
+    assert all(0 <= row["own_label"]["mean"] <= 1 for row in rows)
+
+
 def test_tracing(tmp_path: Path) -> None:
     rows = quick("tracing", tmp_path)["rows"]
-    assert len(rows) == 3 * 6
+    assert len(rows) == 3 * 7
     assert all(0 <= row["wrong"]["mean"] <= 1 for row in rows)
     of_training = {row["method"]: row["wrong"]["mean"] for row in rows if row["queries"] == "training"}
     assert of_training["pixels"] == 0  # the query itself comes first, and zeros look like no photograph
@@ -48,7 +56,7 @@ def test_outliers(tmp_path: Path) -> None:
     result = quick("outliers", tmp_path)
     kinds = {row["kind"] for row in result["rows"]}
     assert kinds == {"patches", "inverted", "noisy", "wrong label"}
-    assert len(result["rows"]) == len(kinds) * 12
+    assert len(result["rows"]) == len(kinds) * 12 + 1, "labels are tried where the model is told them"
     found = {(row["kind"], row["method"]): row["auroc"]["mean"] for row in result["rows"]}
     assert found["inverted", "distance in pixels"] > 0.9
     assert found["inverted", "looks of the sample itself"] > 0.9

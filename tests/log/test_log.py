@@ -36,12 +36,14 @@ def make_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
         "step": sample // 4 if step is None else np.full(count, step),
         "timestep": rng.integers(0, 1000, count).astype(np.float32),
         "noise_seed": np.full(count, -1),
+        "replicate": (sample % 3).astype(np.int16),
+        "own_noise": (sample % 2).astype(np.int8),
         "lr": np.full(count, 0.1, np.float32),
         "loss": rng.random(count, np.float32),
         "weight": np.full(count, 0.25, np.float32),
         "grad_norm": rng.random(count, np.float32),
         "role": (sample % 2).astype(np.int8),
-        **{name: rng.random(count, np.float32) for name in LOOKS},
+        **{name: rng.random(count, np.float32) for name in (*LOOKS, "label_contrast")},
         "projection": rng.standard_normal((count, DIM)).astype(np.float16),
     }
 
@@ -79,7 +81,7 @@ def test_rows_come_back_as_they_were(location: Any, sizes: list[int]) -> None:
 
 def test_columns_that_nobody_names_are_as_good_as_absent(location: Any) -> None:
     writer = LogWriter(location, CONFIG)
-    optional = {"role", *LOOKS}
+    optional = {column.name for column in schema.COLUMNS if column.optional}
     writer.put("train", {name: v for name, v in make_rows(20).items() if name not in optional})
     writer.close()
     table = open_log(location).train

@@ -109,10 +109,14 @@ def write_queries(path: Path, name: str, measurement: str = "loss") -> None:
     writer = TableWriter(store, f"queries/{name}/rank-0000", DIM, "float16")
     for step in steps:
         query = np.repeat(np.arange(QUERIES), 10)
-        writer.append(_rows(rng, query, np.full(len(query), step), _directions(QUERIES)))
+        rows = _rows(rng, query, np.full(len(query), step), _directions(QUERIES))
+        writer.append({**rows, "own_noise": np.ones(len(query), np.int8)})
     writer.flush()
-    described = {"objective": {"measurement": measurement}, "snapshots": [[step, 0] for step in steps]}
-    writer.describe(described)
+    writer.describe({
+        "objective": {"measurement": measurement},
+        "snapshots": [[step, 0] for step in steps],
+        "against": ["train"],
+    })  # fmt: skip
 
 
 def _directions(samples: int) -> Any:

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 import diffhook
+from diffhook.analysis.draws import Uncertainty
+from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.tables import loss_queries
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog
@@ -78,22 +80,27 @@ def test_every_query_lists_the_samples_that_influence_names(log: RunLog, page_fi
     listed = re.findall(r'<ol class="influences.*?</ol>', page_file.read_text(), re.DOTALL)
     found = [[int(sample) for sample in re.findall(r"<b>#(\d+)</b>", row)] for row in listed]
     expected = []
-    scores = [diffhook.influence(log, "held-out", method) for method in ("tracin", "retrac")]
+    scores = [diffhook.influence(log, "held-out", method) for method in COMPARED]
     for query in range(QUERIES):
         for each in scores:
-            for opponents in (False, True):
-                expected.append(each.top(8, opponents=opponents).sample_ids[query].tolist())
+            for sign in (1, -1):
+                top = each.top(8, opponents=sign < 0)
+                expected.append(top.sample_ids[query][sign * top.scores[query] > 0].tolist())
     assert found == expected
 
 
 def test_errors_and_timesteps_are_drawn_where_known(log: RunLog) -> None:
     scores = diffhook.influence(log, "held-out", "retrac")
     k = 2
+    vars(scores)["_uncertainty"] = None
     plain = queries_part("held-out", [scores], NONE, NONE, k=k)
     assert plain is not None
     assert "±" not in plain.html
     assert 'class="strip"' not in plain.html
-    vars(scores)["errors"] = np.full(scores.values.shape, 0.25e-4, np.float32)
+    for cached in ("errors", "margins"):
+        vars(scores).pop(cached)
+    error = np.full(scores.values.shape, 0.25e-4, np.float32)
+    vars(scores)["_uncertainty"] = Uncertainty(error, np.full_like(error, 1e6))
     carried = np.zeros((QUERIES, 2 * k, 4), np.float32)
     carried[:, :, 1], carried[:, :, 3] = 1.0, -0.5
     when = Timesteps(carried, np.array([0, 250, 500, 750, 1000]))
@@ -107,6 +114,9 @@ def test_errors_and_timesteps_are_drawn_where_known(log: RunLog) -> None:
     assert "most of it at timesteps 250 to 500" in drawn.html
     assert '<path class="p5" d="M1 0h1v1h-1z"/><path class="n3" d="M3 0h1v1h-1z"/>' in drawn.html
     assert shown(scores, k).shape == (QUERIES, 2 * k)
+    top = [scores.top(k).scores, scores.top(k, opponents=True).scores]
+    within = sum(int((np.abs(part) <= 1.96 * 0.25e-4).sum()) for part in top)
+    assert drawn.html.count('<li class="noise">') == within, "what draws of noise may have made is grey"
 
 
 def test_bias_is_told_with_its_direction_and_size(log: RunLog) -> None:

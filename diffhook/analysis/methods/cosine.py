@@ -13,15 +13,13 @@ class Cosine(Method):
     """Angles between time-averaged gradients, as the projections have them."""
 
     name = "cosine"
+    title = "cosine"
     formula = "Σ_k w_k cos(mean_t g_i, mean_t mean_m g_q)"
     source = "gradient aggregated similarity (GAS), Hammoudeh and Lowd 2022"
-    wants = frozenset({"sums"})
-
-    def length(self, norm: Floats) -> Floats:
-        return norm
+    requires = frozenset({"sums"})
 
     def factors(self, samples: SampleSums) -> Floats:
         return samples.rate * reciprocal(samples.norm)
 
-    def turn(self, directions: Floats, samples: SampleSums | None) -> Floats:
+    def transform_queries(self, directions: Floats, samples: SampleSums | None) -> Floats:
         return directions * reciprocal(np.linalg.norm(directions, axis=2, keepdims=True))

@@ -19,15 +19,14 @@ class DAS(TRAK):
     """
 
     name = "das"
+    title = "DAS"
     formula = (
         "r_i · trak's, with φ = P·mean_t g/‖g‖, g = ∇ mean(ε_θ(x_t, t)),  r_i = mean_t √ℓ_t / √(mean_t ℓ_t)"
     )
     source = "diffusion attribution score, arXiv 2410.18639, without its leverage term and square"
     measurement = "mean-output"
-    wants = frozenset({"sums", "gram", "residual"})
-
-    def length(self, norm: Floats) -> Floats:
-        return np.ones_like(norm)
+    unit = True
+    requires = frozenset({"sums", "gram", "residual"})
 
     def factors(self, samples: SampleSums) -> Floats:
         assert samples.residual is not None

@@ -11,6 +11,7 @@ class DTRAK(TRAK):
     """As TRAK; both sides hold gradients of the mean squared output."""
 
     name = "d-trak"
+    title = "D-TRAK"
     formula = "as trak, with φ = P·mean_t ∇ mean(ε_θ(x_t, t)²)"
     source = "D-TRAK, arXiv 2311.00500"
     measurement = "squared-output"

@@ -1,15 +1,16 @@
 """What a method is. Each is one linear pass over the rows, with its own weights.
 
     score[q, i] = Σ over rows r of sample i:  c_r · f_k(r)[i] · ⟨p_r, Q_k(r)[q]⟩
-    Q_k[q]      = turn( 1/|S| Σ over timesteps t:  length(‖ḡ_t‖) · ḡ_t / ‖ḡ_t‖ ),  ḡ_t = mean_m g_q
+    Q_k[q]      = transform_queries( 1/|S| Σ over timesteps t:  norm_factor(‖ḡ_t‖) · ḡ_t / ‖ḡ_t‖ )
+    ḡ_t         = mean_m g_q
 
-p is the projection of the unit gradient. c and ``length`` say what a method makes of lengths, f and
-``turn`` what it makes of the other training samples.
+p is the projection of the unit gradient. c and ``norm_factor`` say what a method makes of gradients' norms, f
+and ``transform_queries`` what it makes of the other training samples.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,18 +23,20 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class SampleSums:
-    """The training samples' own sums at each snapshot k: v = Σ_r ω_r · length(‖g_r‖) · p_r.
+    """The training samples' own sums at each snapshot k: v = Σ_r ω_r · norm_factor(‖g_r‖) · p_r.
 
     Attributes:
         rate: (K, N) Σ_r ω_r; 0 where the sample has no rows.
         norm: (K, N) ‖v‖.
-        gram: (K, D, D) Σ_i φ_i φ_iᵀ of the means φ = v / rate; where a method wants it.
-        residual: (N,) mean of √loss over √ of the mean loss, of the sample's rows; where a method wants it.
+        grams: k → Σ_i φ_i φ_iᵀ of the means φ = v / rate, as its square blocks along the diagonal (see
+            :func:`~diffhook.analysis.methods.whitening.blocks`); without the snapshots that have no rows.
+            None where a method does not require it.
+        residual: (N,) mean of √loss over √ of the mean loss, of the sample's rows; None likewise.
     """
 
     rate: Floats
     norm: Floats
-    gram: Floats | None
+    grams: Mapping[int, list[Floats]] | None
     residual: Floats | None
 
 
@@ -42,37 +45,55 @@ class Method(ABC):
 
     Attributes:
         name: what a user calls it.
+        title: what tables and pages call it.
         formula, source: for ``--method help``.
         measurement: the scalar whose gradients both sides must hold.
+        unit: whether a gradient counts for its direction only.
         preconditioned: whether the queries' gradients must be divided by Adam's √v̂ + ε. Those of the
             training rows never are.
-        wants: what of :class:`SampleSums` it needs, of "sums", "gram" and "residual"; nothing: no first pass.
+        columns: what of a row, beside its projection, its weight depends on.
+        requires: what of :class:`SampleSums` it needs, of "sums", "gram" and "residual"; nothing: no first
+            pass.
     """
 
     name: str
+    title: str
     formula: str
     source: str
     measurement = "loss"
+    unit = False
     preconditioned = False
-    wants: frozenset[str] = frozenset()
+    columns: tuple[str, ...] = ("lr", "weight", "grad_norm", "own_noise")
+    requires: frozenset[str] = frozenset()
 
-    @abstractmethod
-    def length(self, norm: Floats) -> Floats:
-        """(rows,) factor that stands for a gradient's length."""
+    @property
+    def additive(self) -> bool:
+        """Whether a score is a sum over rows, each weighed by itself: then a sample's rows can be summed up
+        beforehand, and a sample has an influence on itself."""
+        return not self.requires and not self.preconditioned
+
+    def norm_factor(self, norm: Floats) -> Floats:
+        """(rows,) factor that stands for a gradient's norm."""
+        return np.ones_like(norm) if self.unit else norm
 
     def factors(self, samples: SampleSums) -> Floats | None:
         """(K, N) factor on a sample's rows at a snapshot; None: 1."""
         return None
 
-    def turn(self, directions: Floats, samples: SampleSums | None) -> Floats:
+    def transform_queries(self, directions: Floats, samples: SampleSums | None) -> Floats:
         """(K, Q, D) query directions, as the training rows are to be multiplied by."""
         return directions
 
+    def variance_share(self, samples: SampleSums | None, snapshots: int) -> Floats:
+        """(K,) how much of the variance that a sample's own draws give its rows reaches its score."""
+        return np.ones(snapshots)
+
     def row_weights(self, columns: Mapping[str, Floats]) -> Floats:
-        """(rows,) float64 c_r; 0 for rows whose gradient is zero or not finite."""
+        """(rows,) float64 c_r; 0 for rows whose gradient is zero or not finite, or that have noise of their
+        own (of query sets, as the source): on a grid, noise is shared."""
         norm = columns["grad_norm"].astype(np.float64)
-        usable = np.isfinite(norm) & (norm > 0)
-        return np.where(usable, self.rates(columns) * self.length(np.where(usable, norm, 1.0)), 0.0)
+        usable = np.isfinite(norm) & (norm > 0) & (columns["own_noise"] == 0)
+        return np.where(usable, self.rates(columns) * self.norm_factor(np.where(usable, norm, 1.0)), 0.0)
 
     def rates(self, columns: Mapping[str, Floats]) -> Floats:
         """(rows,) float64 ω_r: the weight of a row in its sample's sums; by default lr · weight."""

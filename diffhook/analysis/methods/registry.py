@@ -6,12 +6,20 @@ from diffhook.analysis.methods.method import Method
 from diffhook.errors import ConfigurationError
 
 METHODS: dict[str, Method] = {}
+DEFAULT = "whitened-retrac"
+COMPARED = (DEFAULT, "retrac", "tracin")
+"""What pages and diagnostics set beside each other: the default, and the paper's two."""
 
 
 def register(kind: type[Method]) -> type[Method]:
     """Class decorator: the class, with its defaults, under its name."""
     METHODS[kind.name] = kind()
     return kind
+
+
+def title_of(name: str) -> str:
+    """What tables and pages call the method of that name; the name itself of a method of the user's own."""
+    return METHODS[name].title if name in METHODS else name
 
 
 def find_method(method: str | Method) -> Method:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from diffhook.analysis.methods.method import Floats, Method
+from diffhook.analysis.methods.method import Method
 from diffhook.analysis.methods.registry import register
 
 
@@ -13,8 +11,7 @@ class ReTrac(Method):
     """A gradient counts for its direction only, so no timestep's large norms rule."""
 
     name = "retrac"
+    title = "ReTrac"
     formula = "Σ_k w_k ⟨g_i/‖g_i‖, mean_t (mean_m g_q)/‖mean_m g_q‖⟩"
     source = "Diffusion-ReTrac, arXiv 2401.09031"
-
-    def length(self, norm: Floats) -> Floats:
-        return np.ones_like(norm)
+    unit = True

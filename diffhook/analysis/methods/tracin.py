@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diffhook.analysis.methods.method import Floats, Method
+from diffhook.analysis.methods.method import Method
 from diffhook.analysis.methods.registry import register
 
 
@@ -11,8 +11,6 @@ class TracIn(Method):
     """Dot products of gradients, summed over checkpoints."""
 
     name = "tracin"
+    title = "TracIn"
     formula = "Σ_k w_k ⟨g_i, mean_t mean_m g_q⟩"
     source = "Diffusion-TracIn, arXiv 2401.09031; TracIn, Pruthi et al. 2020"
-
-    def length(self, norm: Floats) -> Floats:
-        return norm

@@ -2,6 +2,7 @@
 
 from diffhook.analysis.signals.duplicate import Duplicate
 from diffhook.analysis.signals.input import Input
+from diffhook.analysis.signals.label import Label
 from diffhook.analysis.signals.loss import Loss
 from diffhook.analysis.signals.norm import Norm
 from diffhook.analysis.signals.pull import ReTracPull, TracInPull
@@ -13,6 +14,7 @@ __all__ = [
     "Duplicate",
     "Found",
     "Input",
+    "Label",
     "Loss",
     "Norm",
     "ReTracPull",

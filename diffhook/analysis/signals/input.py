@@ -18,7 +18,9 @@ class Input(Signal):
     :class:`~diffhook.looks.Usual`. Means over its visits, which augmentation may change."""
 
     name = "input"
+    title = "looks unlike the others"
     meaning = "mean, contrast and roughness of the sample itself"
+    counted_on = frozenset({"train", "probe"})
 
     def look(self, view: View) -> Found | None:
         train = view.log.train  # knows, whatever is ranked

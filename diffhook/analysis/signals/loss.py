@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from diffhook.analysis.signals.signal import Floats, Found, Signal, View, flagged, register
+from diffhook.analysis.signals.visits import NOTABLE
+from diffhook.analysis.standardize import robust_deviations
 
 
 @register
@@ -13,19 +15,29 @@ class Loss(Signal):
     over visits of the log loss's robust residual, within timestep bin and stage of training."""
 
     name = "loss"
+    title = "loss"
     meaning = "loss, standardised within timestep bins unless it is of a grid"
+    counted_on = frozenset({"train", "probe"})
 
     def look(self, view: View) -> Found | None:
         high, seen = view.losses.notable.astype(int), view.losses.seen.astype(int)
         if not seen.any():
             return None
+        on_grid = self._of_grid(view) if view.source == "probe" else None
+        if on_grid is not None:
+            far = np.nan_to_num(robust_deviations(on_grid)) > NOTABLE
+            times = np.exp(on_grid - np.nanmedian(on_grid))
+            return Found(
+                on_grid, flagged(far, lambda i: f"mean loss {times[i]:.2g} times the typical sample's")
+            )
         reasons = flagged(
             high > 0, lambda i: f"loss far above its timestep's on {high[i]} of {seen[i]} visits"
         )
-        return Found(self._of_grid(view) if view.source == "probe" else view.losses.mean, reasons)
+        return Found(view.losses.mean, reasons)
 
-    def _of_grid(self, view: View) -> Floats:
+    def _of_grid(self, view: View) -> Floats | None:
+        """(N,) log of the mean loss; None where not all samples were on all of the grid."""
         means, counts = view.means(view.table, "loss")
-        if (counts != counts[0]).any():  # not all were on all of it
-            return view.losses.mean
+        if (counts != counts[0]).any():
+            return None
         return np.log(means, out=np.full(len(means), np.nan), where=means > 0)

@@ -10,7 +10,9 @@ class Norm(Signal):
     """Mean over visits of (log norm − median) / (1.4826 · MAD), within timestep bin and stage of training."""
 
     name = "norm"
+    title = "gradient norm"
     meaning = "gradient norm standardised within timestep bins"
+    counted_on = frozenset({"train"})
 
     def look(self, view: View) -> Found:
         high, seen = view.norms.notable.astype(int), view.norms.seen.astype(int)

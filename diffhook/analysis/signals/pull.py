@@ -36,6 +36,7 @@ class TracInPull(_SelfInfluence):
     """Robust deviations of log TracIn self-influence."""
 
     name = "tracin"
+    title = "TracIn self-influence"
     meaning = "TracIn self-influence"
     method = "tracin"
     words = "pulls the model by itself (TracIn self-influence)"
@@ -46,6 +47,7 @@ class ReTracPull(_SelfInfluence):
     """Robust deviations of log ReTrac self-influence: how much a sample's gradients agree with each other."""
 
     name = "retrac"
+    title = "ReTrac self-influence"
     meaning = "ReTrac self-influence"
     method = "retrac"
     words = "its gradients agree among timesteps (ReTrac self-influence)"

@@ -16,6 +16,7 @@ class Repeat(Signal):
     """−log10 of the chance to be among the highest tenth so often, were visits independent and alike."""
 
     name = "repeat"
+    title = "repeated offences"
     meaning = "among the highest tenth of norms at its timestep, more often than chance"
 
     def look(self, view: View) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -35,12 +35,17 @@ class Found:
 
 @dataclass(frozen=True)
 class View:
-    """A table seen sample by sample. Reads it shard by shard, and holds some numbers for each sample."""
+    """A table seen sample by sample. Reads it shard by shard, and holds some numbers for each sample.
+
+    Attributes:
+        labels: sample id → its label, where the user tells them.
+    """
 
     log: RunLog
     source: str
     table: Table
     execution: Execution
+    labels: Mapping[int, Hashable] | None = None
 
     @cached_property
     def sample_ids(self) -> npt.NDArray[np.int64]:
@@ -80,15 +85,21 @@ class Signal(ABC):
 
     Attributes:
         name: its name among ``Ranking.parts``.
+        title: what pages call it.
         meaning: in words.
-        counts: whether it enters the combined score, or is told beside it.
+        counted_on: the sources on which it enters the combined score; on others it is told beside it.
+        ranks: whether one can rank by it at all.
         projected: whether it needs projections.
+        pairwise: whether it compares all pairs of samples.
     """
 
     name: str
+    title: str
     meaning: str
-    counts = True
+    counted_on: frozenset[str] = frozenset()
+    ranks = True
     projected = False
+    pairwise = False
 
     @abstractmethod
     def look(self, view: View) -> Found | None:

@@ -9,6 +9,7 @@ from diffhook.capture.alerts.delivery import Sink
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, all_detectors, checked_rate
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.sinks import to_logging
+from diffhook.capture.checks import check_choice
 from diffhook.errors import ConfigurationError
 
 
@@ -59,10 +60,20 @@ class Alerts:
             given: as the user gave it; a sequence is one of detectors.
             usual_sinks: those of the training run, besides logging, where the user named none.
         """
+        if given is not None and not isinstance(given, Alerts | Sequence):
+            raise ConfigurationError(
+                f"alerts is {given!r}; expected Alerts(...), a sequence of detectors, None for the usual "
+                "ones or () for none"
+            )
         alerts = given if isinstance(given, Alerts) else Alerts(detectors=given)
-        return replace(
+        full = replace(
             alerts,
             detectors=all_detectors(alerts.rate) if alerts.detectors is None else list(alerts.detectors),
             sinks=[to_logging, *usual_sinks] if alerts.sinks is None else list(alerts.sinks),
             quarantine=Quarantine() if alerts.quarantine is True else alerts.quarantine,
         )
+        if isinstance(full.quarantine, Quarantine):
+            raised = [detector.kind for detector in full.detectors or ()]
+            for kind in full.quarantine.kinds if given is not None else ():
+                check_choice("a kind of the quarantine", kind, raised)
+        return full

@@ -15,6 +15,7 @@ from torch.amp import GradScaler
 from torch.utils.data import IterableDataset
 
 from diffhook.capture.alerts import Alerts
+from diffhook.capture.checks import check_location
 from diffhook.capture.loop import checkpoint, events
 from diffhook.capture.loop.attachment import Attachment, Shield, close_at_exit
 from diffhook.capture.loop.backward_watch import BackwardWatch
@@ -65,6 +66,8 @@ class Capture:
         alerts: Alerts | None = None,
     ) -> None:
         self.closed = not settings.enabled
+        if settings.enabled:
+            check_location(path)
         self.settings = settings
         self.path = settled(path)  # scripts may change the working directory
         self.identity = Identity(settings.sample_ids)

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffhook.analysis import Scores
 from diffhook.analysis.bias import Generality
-from diffhook.report.parts.queries import LABELS
+from diffhook.analysis.methods import title_of
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
 
@@ -46,7 +46,7 @@ def generality_part(
         known = by_name.get((figures.queries, figures.method))
         frequent = [] if known is None else most_frequent(known, figures.k, pictures)
         count = 0 if known is None else len(known.query_ids)
-        rows.append((figures, LABELS.get(figures.method, figures.method), count, frequent))
+        rows.append((figures, title_of(figures.method), count, frequent))
     return part(
         "generality",
         "The same samples for every query?",

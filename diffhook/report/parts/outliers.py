@@ -11,19 +11,12 @@ import numpy as np
 
 from diffhook import words
 from diffhook.analysis import Ranking
+from diffhook.analysis.signals import SIGNALS
 from diffhook.log.samples import split_id
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
 
 _KINDS = 12  # kinds of reasons offered as filter
-_ORDERS = {
-    "norm": "gradient norm",
-    "repeat": "repeated offences",
-    "input": "looks unlike the others",
-    "tracin": "TracIn self-influence",
-    "retrac": "ReTrac self-influence",
-    "duplicate": "nearness to another sample",
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ def _orders(ranking: Ranking, top: int) -> tuple[list[str], list[tuple[str, ...]
     columns = [[str(rank) for rank in range(len(ranking.sample_ids[:top]))]]
     columns += [[_key(-float(value)) for value in values] for values in parts.values()]
     columns += [[str(split_id(int(sample))[0]) for sample in ranking.sample_ids[:top]]]
-    names = [_ORDERS.get(name, name) for name in parts]
+    names = [SIGNALS[name].title if name in SIGNALS else name for name in parts]
     return ["score", *names, "sample id"], list(zip(*columns, strict=True))
 
 

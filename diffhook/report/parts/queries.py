@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from diffhook import words
 from diffhook.analysis import Scores
+from diffhook.analysis.methods import title_of
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
 
-LABELS = {"tracin": "TracIn", "retrac": "ReTrac"}
 _LEVELS = 5  # shades of the heat strip
 
 
@@ -27,6 +27,7 @@ class Influence:
     picture: Thumbnail | None
     score: str  # in the unit of its query and method
     error: str
+    beyond: bool  # noise, as far as that is known
     bar: tuple[float, float, float]  # |score|, and the ends of its error bar; 1 is the longest
     strip: Sequence[int]  # per timestep bin −5 … 5
     strip_words: str
@@ -34,7 +35,8 @@ class Influence:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one method says of one query."""
+    """What one method says of one query. A sample without a positive score is no proponent, and one without a
+    negative score no opponent, though it may be among the highest or the lowest."""
 
     method: str
     unit: str
@@ -96,7 +98,7 @@ def queries_part(
         names=scores[0].names,
         queries=asked,
         total=len(scores[0].query_ids),
-        methods=[LABELS.get(each.method, each.method) for each in scores],
+        methods=[title_of(each.method) for each in scores],
         span=None if edges is None else (edges[0], edges[-1]),
         errors=any(each.errors is not None for each in scores),
     )
@@ -111,8 +113,10 @@ def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | N
     ids = shown(scores, k)
     columns = np.searchsorted(scores.sample_ids, ids)
     values = np.take_along_axis(scores.values, columns, 1).astype(np.float64)
-    known = scores.errors
-    errors = np.full(values.shape, np.nan) if known is None else np.take_along_axis(known, columns, 1)
+    errors, margins = (
+        np.full(values.shape, unknown) if known is None else np.take_along_axis(known, columns, 1)
+        for known, unknown in ((scores.errors, np.nan), (scores.margins, 0.0))
+    )
     found = []
     for row in range(len(ids)):
         exponent = _exponent(values[row])
@@ -123,6 +127,7 @@ def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | N
                 thumbnails(int(ids[row, column])),
                 f"{values[row, column] / 10**exponent:+.2f}".replace("-", "−"),
                 "" if math.isnan(errors[row, column]) else f"{errors[row, column] / 10**exponent:.2f}",
+                bool(abs(values[row, column]) > margins[row, column]),
                 _bar(float(values[row, column]), float(errors[row, column]), longest),
                 *_strip(when, row, column),
             )
@@ -130,9 +135,9 @@ def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | N
         ]
         half = ids.shape[1] // 2
         unit = words.power(exponent) if exponent else "1"
-        found.append(
-            Answer(LABELS.get(scores.method, scores.method), unit, influences[:half], influences[half:])
-        )
+        pro = [one for one, value in zip(influences[:half], values[row, :half], strict=True) if value > 0]
+        con = [one for one, value in zip(influences[half:], values[row, half:], strict=True) if value < 0]
+        found.append(Answer(title_of(scores.method), unit, pro, con))
     return found
 
 

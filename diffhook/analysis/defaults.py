@@ -1,0 +1,40 @@
+"""What is asked for when nothing is said: the best that a log and a query set can serve."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.methods import DEFAULT
+from diffhook.analysis.pairing import PROBE, TRAIN, serves
+from diffhook.log import RunLog, open_log
+from diffhook.log.samples import ROLE
+from diffhook.log.store import Location
+
+
+def as_log(log: RunLog | Location) -> RunLog:
+    """A log, or the one at a path, URL or store."""
+    return log if isinstance(log, RunLog) else open_log(log)
+
+
+def default_method(log: RunLog) -> str:
+    """The whitened one; of a log that holds sums of rows, that which they are for."""
+    return str(log.config["identity"].get("aggregate", DEFAULT))
+
+
+def best_source(log: RunLog, queries: str | None = None, execution: Execution | None = None) -> str:
+    """Which rows tell most: "probe" where probes hold every sample that was trained on, else "train".
+
+    Args:
+        queries: a set that may be made for one of them only, which then decides.
+    """
+    if not len(log.probe) or not len(log.train):
+        return PROBE if len(log.probe) else TRAIN
+    able = [kind for kind in (PROBE, TRAIN) if queries is None or serves(log, queries, kind)]
+    if len(able) == 1:
+        return able[0]
+    execution = execution or Execution()
+    trained, probed = (distinct_samples(table, execution) for table in (log.train, log.probe))
+    whole = np.isin(trained[trained < ROLE], probed).all()
+    return PROBE if whole else TRAIN

@@ -1,0 +1,77 @@
+"""Is the projection large enough? How many dimensions the samples' gradients fill, against D."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffhook.analysis.defaults import as_log, best_source
+from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.methods import WhitenedReTrac
+from diffhook.analysis.samples import sample_sums
+from diffhook.analysis.tables import snapshot_steps, source_table
+from diffhook.log import RunLog
+from diffhook.log.store import Location
+
+_FULL = 0.5  # of D; a sketch that is filled further mixes up what it should tell apart
+
+
+@dataclass(frozen=True)
+class EffectiveDimension:
+    """How many directions the samples' mean unit gradients fill at a snapshot, beyond whitening's λ.
+
+    Attributes:
+        value: tr(ΦᵀΦ (ΦᵀΦ + λI)⁻¹), at the snapshot where it is largest.
+        dim: D.
+        samples: N; the value is below it, too.
+        source: whose rows.
+        step: the snapshot's.
+    """
+
+    value: float
+    dim: int
+    samples: int
+    source: str
+    step: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether D leaves room."""
+        return self.value <= _FULL * self.dim
+
+    def __str__(self) -> str:
+        so = "D is enough" if self.enough else "a larger projection_dim would tell samples apart better"
+        return (
+            f"the gradients of {self.samples:,} samples fill {self.value:,.0f} of D = {self.dim:,} "
+            f"dimensions ({self.source} rows, step {self.step}): {so}"
+        )
+
+
+def effective_dimension(
+    log: RunLog | Location,
+    source: str | None = None,
+    *,
+    client: Any = None,
+    scheduler: Any = None,
+    memory: int = MEMORY,
+    progress: bool = False,
+) -> EffectiveDimension:
+    """The effective dimension of a log's samples, in one pass over its projections.
+
+    Args:
+        log, source, client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+
+    Raises:
+        LogError, ConfigurationError: as :func:`diffhook.influence`.
+    """
+    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    source = best_source(log, execution=execution) if source is None else source
+    method = WhitenedReTrac()
+    table, steps = source_table(log, source, method=method), snapshot_steps(log)
+    ids = distinct_samples(table, execution)
+    sums = sample_sums(log, table, method, ids, steps, execution)
+    values = {k: method.effective_dimension(sums, k) for k in sums.grams or {}}
+    fullest = max(values, key=lambda k: values[k], default=0)
+    samples = int((sums.rate[fullest] > 0).sum())
+    return EffectiveDimension(values.get(fullest, 0.0), table.dim, samples, source, int(steps[fullest]))

@@ -1,0 +1,64 @@
+"""Whether a sample's gradients lie nearer to those of another label than to those of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+from dask import delayed
+
+from diffhook.analysis.duplicates import write_units
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.raw_arrays import mapped
+from diffhook.log import Table
+
+_TILE = 1024  # samples against all
+_NEAREST = 10
+
+
+def label_neighbours(
+    table: Table, labels: Mapping[int, Hashable], execution: Execution
+) -> npt.NDArray[np.float64]:
+    """(N,) mean cosine with the ten nearest samples of another label, less that with the ten of the same.
+
+    Of mean unit gradients over all rows. NaN for a sample without a label, or without a usable gradient, or
+    where its label is the only one.
+
+    Args:
+        labels: sample id → label.
+    """
+    ids = distinct_samples(table, execution)
+    codes: dict[Hashable, int] = {}
+    numbered = [codes.setdefault(labels[i], len(codes)) if i in labels else -1 for i in ids.tolist()]
+    known = np.array(numbered, np.int64)
+    with execution.scratch() as folder:
+        path = os.path.join(folder, "units")
+        write_units(path, table, ids, execution)
+        tasks = [delayed(_nearer)(path, table.dim, known, start) for start in range(0, len(ids), _TILE)]
+        tiles = execution.compute(delayed(list)(tasks), "comparing labels")
+    return np.concatenate(tiles) if tiles else np.empty(0)
+
+
+def _nearer(path: str, dim: int, labels: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.float64]:
+    units = mapped(path, np.float32, dim)
+    mine = np.asarray(units[start : start + _TILE])
+    own = labels[start : start + len(mine)]
+    cosines = (mine @ np.asarray(units).T).astype(np.float64)
+    cosines[np.arange(len(mine)), start + np.arange(len(mine))] = -np.inf
+    cosines[:, labels < 0] = -np.inf
+    same = own[:, None] == labels
+    found = _mean_nearest(np.where(same, -np.inf, cosines)) - _mean_nearest(np.where(same, cosines, -np.inf))
+    found[(own < 0) | ~mine.any(1)] = np.nan
+    return found
+
+
+def _mean_nearest(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(rows,) mean of the highest finite ones; NaN where there is none."""
+    nearest = -np.sort(-cosines, axis=1)[:, :_NEAREST]
+    finite = np.isfinite(nearest)
+    count = finite.sum(1)
+    total = np.where(finite, nearest, 0.0).sum(1)
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)

@@ -1,0 +1,52 @@
+"""Wrong labels from neighbours in projection space, against all pairs written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diffhook
+from diffhook.analysis import label_neighbours as module
+from diffhook.cli import main
+from tests.analysis.test_outliers import COUNT, DIM, made_log
+
+
+def slow(log: diffhook.RunLog, labels: list[int]) -> np.ndarray:
+    table = log.train
+    sums = np.zeros((COUNT, DIM))
+    usable = np.isfinite(table["grad_norm"])
+    np.add.at(sums, table["sample"][usable], table["projection"][usable].astype(float))
+    units = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    found = np.full(COUNT, np.nan)
+    for i in range(COUNT):
+        cosines = {j: float(units[i] @ units[j]) for j in range(COUNT) if j != i}
+        same = sorted((c for j, c in cosines.items() if labels[j] == labels[i]), reverse=True)
+        other = sorted((c for j, c in cosines.items() if labels[j] != labels[i]), reverse=True)
+        found[i] = np.mean(other[:10]) - np.mean(same[:10])
+    return found
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1 << 12])
+def test_scores_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    monkeypatch.setattr(module, "_TILE", 16)
+    log = made_log(tmp_path / "log")
+    labels = [i % 3 for i in range(COUNT)]
+    ranking = diffhook.outliers(log, parts=["label"], labels=labels, memory=memory)
+    expected = slow(log, labels)
+    finite = np.isfinite(ranking.scores)
+    np.testing.assert_allclose(
+        ranking.parts["label"][finite], expected[ranking.sample_ids[finite]], rtol=1e-4, atol=1e-5
+    )
+    assert (np.diff(ranking.scores[finite]) <= 0).all()
+
+
+def test_the_command_line_takes_labels_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_log(tmp_path / "log")
+    (tmp_path / "labels.txt").write_text("".join(f"{'ab'[i % 2]}\n" for i in range(COUNT)))
+    command = ["outliers", str(tmp_path / "log"), "--by", "label", "--labels", str(tmp_path / "labels.txt")]
+    assert main([*command, "--json"]) == 0
+    assert "outliers: label (train rows)" in capsys.readouterr().out
