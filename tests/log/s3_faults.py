@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from diffhook.log import table_writer as writing
 from tests.runs import TinyDenoiser, denoising_losses, identified
 
 BATCH = 4
+KINDS = (*8 * ["503"], *5 * ["500"], *4 * ["cut"], *4 * ["slow"], "silent")
+_SILENCE = 30.0  # seconds
 _CODES = {"503": b"SlowDown", "500": b"InternalError"}
 
 
@@ -33,6 +36,7 @@ class FaultyApp:
     Attributes:
         left: faults still to come.
         share: of the requests, while there are.
+        kinds: of which one is drawn each time.
         seen: kind of fault → how often.
     """
 
@@ -40,7 +44,7 @@ class FaultyApp:
         self._app = app
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        self.left, self.share = 0, 0.25
+        self.left, self.share, self.kinds = 0, 0.25, KINDS
         self.seen: Counter[str] = Counter()
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
@@ -48,6 +52,10 @@ class FaultyApp:
         if kind == "slow":
             time.sleep(0.3)
         elif kind == "cut":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            raise ConnectionAbortedError("cut off")
+        elif kind == "silent":  # the client gives up first
+            time.sleep(_SILENCE)
             raise ConnectionAbortedError("no answer")
         elif kind:
             start_response(f"{kind} Fault", [("Content-Type", "application/xml")])
@@ -60,7 +68,7 @@ class FaultyApp:
             if not self.left or self._random.random() > self.share:
                 return ""
             self.left -= 1
-            kind = self._random.choice(["503", "503", "500", "cut", "slow"])
+            kind = self._random.choice(self.kinds)
             self.seen[kind] += 1
             return kind
 
@@ -145,11 +153,18 @@ def train(location: str | None, steps: int, app: FaultyApp | None = None, faults
     return Result(weights, max(seconds[1:]), seconds[0], time.perf_counter() - began)
 
 
-def check(steps: int, faults: int, seed: int = 0) -> tuple[dict[str, Any], list[str]]:
-    """Train beside the faults. Returns the counts, and what was wrong."""
+def check(
+    steps: int, faults: int, seed: int = 0, kinds: tuple[str, ...] = KINDS
+) -> tuple[dict[str, Any], list[str]]:
+    """Train beside the faults. Returns the counts, and what was wrong.
+
+    Where the store still fails when the run ends, the rest is given up, and told: "given_up". "lost" are rows
+    that are not there although later ones are.
+    """
     rows_per_shard, writing.rows_per_shard = writing.rows_per_shard, lambda dim, dtype: 64
     try:
         with faulty_s3(seed) as app:
+            app.kinds = kinds
             plain = train(None, steps)
             found = train("s3://faults/run", steps, app, faults)
             app.left = 0
@@ -158,11 +173,14 @@ def check(steps: int, faults: int, seed: int = 0) -> tuple[dict[str, Any], list[
             damaged, dropped, snapshots = log.verify(), log.dropped(), len(log.snapshots)
     finally:
         writing.rows_per_shard = rows_per_shard
+    missing = steps * BATCH - len(rows) - dropped[1]
+    reached = BATCH * (max((step for step, _ in rows), default=-1) + 1)
     counts = {
         "steps": steps,
         "faults": dict(app.seen),
         "rows": rows.total(),
-        "lost": steps * BATCH - len(rows) - dropped[1],
+        "lost": max(reached - len(rows) - dropped[1], 0),
+        "given_up": missing - max(reached - len(rows) - dropped[1], 0),
         "doubled": rows.total() - len(rows),
         "counted_as_dropped": dropped[1],
         "snapshots": snapshots,

@@ -61,7 +61,7 @@ def rows(folder: Path, table: str = "train") -> Counter[tuple[Any, ...]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was left alone."""
     folder = tmp_path_factory.mktemp("whole")
-    sit(folder, stop=20, save=(5, 10, 15))
+    sit(folder, stop=12, save=(3, 6, 9))
     return folder
 
 
@@ -69,17 +69,17 @@ def test_probes_of_the_checkpoints_own_step_are_those_of_a_run_that_never_stoppe
     whole: Path, tmp_path: Path
 ) -> None:
     """With their weight: the learning rates since the snapshot before."""
-    sit(tmp_path, stop=13, save=(5, 10))
-    sit(tmp_path, resume=10, stop=20, save=(15,))
+    sit(tmp_path, stop=8, save=(3, 6))
+    sit(tmp_path, resume=6, stop=12, save=(9,))
     kept = rows(tmp_path, "probe")
     assert kept == rows(whole, "probe")
-    assert {step for step, *_ in kept} == {5, 10, 15, 20}
+    assert {step for step, *_ in kept} == {3, 6, 9, 12}
     assert rows(tmp_path) == rows(whole)
 
 
 def test_a_run_of_one_checkpoint_a_session_keeps_all_probes(whole: Path, tmp_path: Path) -> None:
-    for start in (0, 5, 10, 15):
-        sit(tmp_path, resume=start, stop=start + 5, save=(start + 5,))
+    for start in (0, 3, 6, 9):
+        sit(tmp_path, resume=start, stop=start + 3, save=(start + 3,))
     assert rows(tmp_path, "probe") == rows(whole, "probe")
     assert rows(tmp_path) == rows(whole)
 
@@ -87,30 +87,22 @@ def test_a_run_of_one_checkpoint_a_session_keeps_all_probes(whole: Path, tmp_pat
 def test_a_wrong_checkpoint_and_the_right_one_again_give_the_run_that_never_stopped(
     whole: Path, tmp_path: Path
 ) -> None:
-    sit(tmp_path, stop=15, save=(5, 15))
-    sit(tmp_path, resume=5, stop=6)
-    sit(tmp_path, resume=15, stop=20)
+    sit(tmp_path, stop=9, save=(3, 9))
+    sit(tmp_path, resume=3, stop=4)
+    sit(tmp_path, resume=9, stop=12)
     assert rows(tmp_path) == rows(whole)
     assert len(open_log(tmp_path / "log").sessions) == 3
 
 
-def test_to_save_again_before_the_first_step_doubles_no_probe(whole: Path, tmp_path: Path) -> None:
-    sit(tmp_path, stop=10, save=(5, 10))
-    accelerator_saves_at_once = sit(tmp_path, resume=10, stop=10)
-    assert accelerator_saves_at_once.step_count == 10
-    sit(tmp_path, resume=10, stop=20, save=(15,))
-    assert rows(tmp_path, "probe") == rows(whole, "probe")
-
-
 def test_queries_at_snapshots_that_a_resume_superseded_do_not_count_and_others_do(tmp_path: Path) -> None:
-    sit(tmp_path, stop=10, save=(5, 10))
+    sit(tmp_path, stop=6, save=(3, 6))
     log = open_log(tmp_path / "log")
     ask = {"objective": OBJECTIVE, "model": TinyDenoiser(), "grid": Grid(1)}
     diffhook.query(log, (identified()[:2],), "before", **ask)
     assert list(log.queries) == ["before"], "the log that was asked knows the answer"
-    sit(tmp_path, resume=10, stop=12)
+    sit(tmp_path, resume=6, stop=12)
     assert list(open_log(tmp_path / "log").queries) == ["before"]
-    sit(tmp_path, resume=5, stop=6)
+    sit(tmp_path, resume=3, stop=4)
     assert list(open_log(tmp_path / "log").queries) == []
 
 
@@ -136,9 +128,9 @@ def test_an_absurd_file_in_a_checkpoint_is_told_and_taken_for_none(
 def test_capture_goes_on_from_a_checkpoint_whose_file_is_damaged(
     whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sit(tmp_path, stop=10, save=(5, 10))
-    (tmp_path / "at-10/diffhook.json").write_text('{"step": 1e30}')
-    sit(tmp_path, resume=10, stop=20)
+    sit(tmp_path, stop=6, save=(3, 6))
+    (tmp_path / "at-6/diffhook.json").write_text('{"step": 1e30}')
+    sit(tmp_path, resume=6, stop=12)
     assert "expected a number of optimiser steps" in caplog.text
     assert rows(tmp_path) == rows(whole), "Adam knows how many steps it has taken"
 

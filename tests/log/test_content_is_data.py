@@ -206,7 +206,7 @@ def test_reading_is_linear_in_the_bytes_of_the_log(what: str, tmp_path: Path) ->
     a_log(tmp_path / "log")
     log = open_log(tmp_path / "log")
     (group,) = log.train.groups
-    many = 50_000
+    many = 20_000
     lies = {
         "lost": [[n % 40, n % 40] for n in range(many)],
         "sessions": [

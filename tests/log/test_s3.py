@@ -108,7 +108,7 @@ def test_a_damaged_object_is_quarantined_in_the_store(s3: Any) -> None:
 
 def test_faults_of_the_store_cost_time_and_neither_rows_nor_the_training() -> None:
     """503, 500, slow answers and none, from the opening on."""
-    counts, problems = s3_faults.check(steps=12, faults=6)
+    counts, problems = s3_faults.check(12, 6, kinds=("503", "500", "cut", "slow"))
     assert problems == []
     assert sum(counts["faults"].values()) == 6
     assert counts["rows"] + counts["counted_as_dropped"] == 12 * s3_faults.BATCH
