@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from diffhook.capture.loop.matching import Items, Order
+from diffhook.capture.loop.matching import Items, Order, guarded
 
 logger = logging.getLogger("diffhook")
 
@@ -32,10 +32,11 @@ def fetch(dataset: Any, indices: Sequence[Any]) -> tuple[Any, Reference | None]:
     """
     if not getattr(dataset, "__getitems__", None):
         return [dataset[index] for index in indices], None
-    if _keeps_order(dataset):
-        return dataset.__getitems__(indices), None
-    asked, states, alone = list(indices), _random_states(), _copy(dataset)
-    items = dataset.__getitems__(indices)
+    before = guarded(lambda: None if _keeps_order(dataset) else (_random_states(), _copy(dataset)))
+    asked, items = list(indices), dataset.__getitems__(indices)
+    if before is None:
+        return items, None
+    states, alone = before
 
     def one_by_one() -> list[Any]:
         try:

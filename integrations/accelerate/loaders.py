@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from diffhook.capture.loop.batch_ids import KEYS, as_ids
-from diffhook.capture.loop.matching import Items, Order
+from diffhook.capture.loop.matching import Items, Order, guarded
 from diffhook.capture.loop.origin import Origin, pack, unpack
 from diffhook.integrations.accelerate.fetching import FetchCheck, Reference, fetch
 
@@ -81,15 +81,16 @@ class _TaggingCollate:
         self._check = FetchCheck()
 
     def __call__(self, fetched: Any) -> Any:
-        if not isinstance(
-            fetched, _Fetched
-        ):  # items of a stream: their own keys, before collation drops them
-            fetched = _Fetched(_ids_of_items(fetched), fetched, None)
+        if not isinstance(fetched, _Fetched):
+            items = fetched  # of a stream: their own keys, before collation drops them
+            fetched = _Fetched(guarded(lambda: _ids_of_items(items)), items, None)
         if not self.active or fetched.indices is None:
             return self.collate(fetched.items)
-        before = Items(self._in_order(fetched), self._order, fetched.indices)
+        before = guarded(lambda: Items(self._in_order(fetched), self._order, fetched.indices))
         batch = self.collate(fetched.items)
-        return Tagged(batch, pack(torch.tensor(fetched.indices), before.match(batch)))
+        if before is None:
+            return Tagged(batch, None)
+        return Tagged(batch, guarded(lambda: pack(torch.tensor(fetched.indices), before.match(batch))))
 
     def _in_order(self, fetched: _Fetched) -> Any:
         if fetched.reference is None or fetched.indices is None:

@@ -125,8 +125,9 @@ class Capture:
     def _look_around(self, event: events.Event) -> None:
         """See all modules' calls only while it is not known who is who."""
         session = self.session
-        if isinstance(event, events.BatchReceived) and session.recorder is None and session.expects_capture:
-            self._calls.look()
+        if isinstance(event, events.BatchReceived):
+            if len(self.models) and session.recorder is None and session.expects_capture:
+                self._calls.look()
         elif isinstance(event, events.ForwardBegan) and session.in_pass and not session.knows_timesteps:
             if not self._calls.looking and not self._calls.found_denoiser:
                 self._calls.look()
