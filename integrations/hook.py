@@ -73,7 +73,7 @@ class Hook:
     @property
     def step_count(self) -> int:
         """Optimiser steps taken."""
-        return self.capture.session.step_count
+        return self.capture.session.steps.count
 
     @property
     def closed(self) -> bool:

@@ -52,7 +52,7 @@ class DiffHookCallback(Callback):
         kind = type(trainer.strategy).__name__
         if any(word in kind for word in ("FSDP", "DeepSpeed", "ModelParallel")):
             raise sharded(kind)
-        self.capture.session.rank, self.capture.session.processes = trainer.global_rank, trainer.world_size
+        self.capture.place(trainer.global_rank, trainer.world_size)
         self.capture.watch(*self._models(pl_module), trainer.optimizers[0])
 
     def on_train_batch_start(

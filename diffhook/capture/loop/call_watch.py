@@ -9,7 +9,7 @@ modules' alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,10 +18,50 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.capture.loop.attachment import Attachment
 from diffhook.capture.loop.call_inspection import find_timesteps, takes_timesteps
-from diffhook.capture.loop.events import DenoiserCalled, Event, ForwardBegan, OutputSeen, tensors_of
+from diffhook.capture.loop.events import (
+    BackwardEnded,
+    BatchReceived,
+    DenoiserCalled,
+    Event,
+    ForwardBegan,
+    OutputSeen,
+    tensors_of,
+)
 from diffhook.gradients import LocalHook, in_backward
 
 Emit = Callable[[Event], None]
+
+
+class Models(Protocol):
+    """The trained models that are watched."""
+
+    def __len__(self) -> int: ...
+
+    def contains(self, module: nn.Module) -> bool:
+        """Whether the module is one, or has one inside."""
+        ...
+
+
+class Seen(Protocol):
+    """What a session knows of the pass under way."""
+
+    @property
+    def started(self) -> bool: ...
+
+    @property
+    def expects_capture(self) -> bool: ...
+
+    @property
+    def in_pass(self) -> bool: ...
+
+    @property
+    def touched(self) -> bool: ...
+
+    @property
+    def knows_timesteps(self) -> bool: ...
+
+    @property
+    def knows_prediction(self) -> bool: ...
 
 
 class CallWatch:
@@ -30,19 +70,13 @@ class CallWatch:
     Args:
         attachment: holds our hooks.
         emit: called with events.
-        known: whether a module is watched as a trained model, or contains one.
-        touched: whether trained parts have been called since the last ForwardBegan.
+        models: the trained models, which are watched anyway.
+        session: knows what is still to be found.
     """
 
-    def __init__(
-        self,
-        attachment: Attachment,
-        emit: Emit,
-        known: Callable[[nn.Module], bool],
-        touched: Callable[[], bool],
-    ) -> None:
+    def __init__(self, attachment: Attachment, emit: Emit, models: Models, session: Seen) -> None:
         self._attachment = attachment
-        self._emit, self._known, self._touched = emit, known, touched
+        self._emit, self._models, self._session = emit, models, session
         self._host: nn.Module | None = None
         self._denoiser: nn.Module | None = None
         self._candidate: nn.Module | None = None  # its timesteps may be told by keyword
@@ -50,13 +84,20 @@ class CallWatch:
         self._stack: list[nn.Module] = []
         self._looking: list[Callable[[], None]] = []
 
-    @property
-    def looking(self) -> bool:
-        return bool(self._looking)
-
-    @property
-    def found_denoiser(self) -> bool:
-        return self._denoiser is not None
+    def follow(self, event: Event) -> None:
+        """Look at all calls while it is not known who is who, as the session has taken ``event``."""
+        seen = self._session
+        if isinstance(event, BatchReceived):
+            if len(self._models) and not seen.started and seen.expects_capture:
+                self.look()
+        elif isinstance(event, ForwardBegan):
+            if seen.in_pass and not seen.knows_timesteps and not self._looking and self._denoiser is None:
+                self.look()
+        elif isinstance(event, OutputSeen | DenoiserCalled):
+            if seen.knows_prediction:
+                self.stop()
+        elif isinstance(event, BackwardEnded) and not seen.in_pass:
+            self.stop()
 
     def look(self) -> None:
         """See every call from now on, until :meth:`stop`."""
@@ -85,9 +126,9 @@ class CallWatch:
         if in_backward():  # a checkpointed block is computed again
             return
         self._stack.append(module)
-        if not torch.is_grad_enabled() or self._known(module):
+        if not torch.is_grad_enabled() or self._models.contains(module):
             return
-        if len(self._stack) == 1 and self._host is None and not self._touched():
+        if len(self._stack) == 1 and self._host is None and not self._session.touched:
             self._began = module
             self._emit(ForwardBegan(module, args))
         if self._candidate is None and self._denoiser is None and takes_timesteps(module):
@@ -102,12 +143,17 @@ class CallWatch:
             self._candidate = None  # where it is not the one, another may be
             if self._predicts(output):
                 self._judge(module, args, kwargs, output)
-        if not self._stack and self._host is None and torch.is_grad_enabled() and not self._known(module):
+        if (
+            not self._stack
+            and self._host is None
+            and torch.is_grad_enabled()
+            and not self._models.contains(module)
+        ):
             self._judge_host(module, output)
 
     def _predicts(self, output: Any) -> bool:
         """Whether an output depends on trained parts: a frozen teacher's, or a copy's, does not."""
-        return self._touched() and any(tensor.requires_grad for tensor in tensors_of(output))
+        return self._session.touched and any(tensor.requires_grad for tensor in tensors_of(output))
 
     def _judge(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         told = find_timesteps(module, args, kwargs)
@@ -118,8 +164,7 @@ class CallWatch:
             self._emit(OutputSeen(module, output))
 
     def _judge_host(self, module: nn.Module, output: Any) -> None:
-        if self._began is not module:
-            return
+        self._began = None
         if self._predicts(output):
             self._host = module
             self._watch(module, self._before_host, self._after_host)

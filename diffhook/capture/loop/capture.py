@@ -101,7 +101,7 @@ class Capture:
 
     def _watch_loop(self) -> None:
         self.models = ModelWatch(self.attachment, self.on, self.settings.models)
-        self._calls = CallWatch(self.attachment, self.on, self.models.contains, lambda: self.session.touched)
+        self._calls = CallWatch(self.attachment, self.on, self.models, self.session)
         self._backward = BackwardWatch(self.attachment, self.on)
         self._optimizers = OptimizerWatch(self.attachment, self.on, self.models.moved_by)
         close_at_exit(self.close)
@@ -120,22 +120,7 @@ class Capture:
             self._backward.arm()
         elif not self._backward.running:
             self._backward.disarm()
-        self._look_around(event)
-
-    def _look_around(self, event: events.Event) -> None:
-        """See all modules' calls only while it is not known who is who."""
-        session = self.session
-        if isinstance(event, events.BatchReceived):
-            if len(self.models) and session.recorder is None and session.expects_capture:
-                self._calls.look()
-        elif isinstance(event, events.ForwardBegan) and session.in_pass and not session.knows_timesteps:
-            if not self._calls.looking and not self._calls.found_denoiser:
-                self._calls.look()
-        elif isinstance(event, events.OutputSeen | events.DenoiserCalled):
-            if self._calls.looking and session.knows_prediction:
-                self._calls.stop()
-        elif isinstance(event, events.BackwardEnded) and not session.in_pass:
-            self._calls.stop()
+        self._calls.follow(event)
 
     def watch(self, *given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:
         """Watch trained models' calls, an optimiser's steps, or a scaler's scale.
@@ -153,6 +138,10 @@ class Capture:
             self._scaler = given
         else:
             self._optimizers.add(given)
+
+    def place(self, rank: int, processes: int) -> None:
+        """Say which process this is, where that is known only once training starts."""
+        self.session.steps.rank, self.session.steps.processes = rank, processes
 
     @contextmanager
     def step(
@@ -188,20 +177,20 @@ class Capture:
         session, lr_sum = self.session, self._lr_sum
         if session.recorder is not None:
             session.on(events.SnapshotDue())
-            self._settle(session.step_count)
+            self._settle(session.steps.count)
             lr_sum = session.recorder.lr_sum
-            late = [] if self._ranks is None else self._ranks.settle_all(session.step_count)
+            late = [] if self._ranks is None else self._ranks.settle_all(session.steps.count)
             if late:
                 logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
         after = self._after if session.recorder is None else session.recorder.writer.position()
-        return checkpoint.Position(session.step_count, lr_sum, after).to_json()
+        return checkpoint.Position(session.steps.count, lr_sum, after).to_json()
 
     def _settle(self, step: int) -> bool:
         """See all rows to disk, unless not all ``step`` steps have been taken."""
         recorder = self.session.recorder
-        if recorder is not None and self.session.step_count >= step:
+        if recorder is not None and self.session.steps.count >= step:
             recorder.settle()
-        return self.session.step_count >= step
+        return self.session.steps.count >= step
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Training goes on from a checkpoint. Rows of later steps are superseded.
@@ -216,7 +205,7 @@ class Capture:
         self._resumed = True
         self._end_log()
         position = checkpoint.Position.from_json(state)
-        self.session.step_count = position.step
+        self.session.steps.count = position.step
         self._lr_sum, self._after = position.lr_sum, position.session
 
     def flush(self) -> None:
@@ -246,18 +235,20 @@ class Capture:
             reuse_products=settings.reuse_products,
             workspace=settings.workspace,
         )
-        self.attachment.own((self.path, session.rank))  # the hook of a run that has died, in a notebook say
+        self.attachment.own(
+            (self.path, session.steps.rank)
+        )  # the hook of a run that has died, in a notebook say
         probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
-        if session.step_count == 0:
-            session.step_count = self._steps_before()
-        ranks = Ranks(session.rank, session.processes, self._settle)
+        if session.steps.count == 0:
+            session.steps.count = self._steps_before()
+        ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
         recorder = Recorder(
             engine,
             self.path,
             describe_run(engine, settings.objective, self.loader),
-            rank=session.rank,
-            processes=session.processes,
-            start_step=session.step_count,
+            rank=session.steps.rank,
+            processes=session.steps.processes,
+            start_step=session.steps.count,
             after=self._after,
             run=ranks.agree_on_run(),
             lr_sum=self._lr_sum,
@@ -290,14 +281,14 @@ class Capture:
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
         session, loader = self.session, self.loader
-        if session.rank > 0:
+        if session.steps.rank > 0:
             return
         # Not a stream's length: it would warn of every batch beyond the length it was asked for.
         sized = loader is not None and not isinstance(loader.dataset, IterableDataset)
         text = plan_text(
             session.plan,
             recorder,
-            len(batch.ids) * session.processes,
+            len(batch.ids) * session.steps.processes,
             len(loader) if sized else None,
             self.settings.snapshot_every,
             self.identity.found,
@@ -374,12 +365,12 @@ class Capture:
             if not self._failures.started:
                 logger.warning("diffhook captured nothing: %s", self._why_nothing())
             return
-        if session.step_count:
+        if session.steps.count:
             session.on(events.SnapshotDue())
         numbers, text = summary(
             session.plan, recorder, time.perf_counter() - self._began, session.absences.counts
         )
-        if session.rank == 0:
+        if session.steps.rank == 0:
             recorder.writer.record("summary.json", numbers)
         try:
             self._end_log()
@@ -387,7 +378,7 @@ class Capture:
             text += f"\n  {error}"
             raise
         finally:
-            if session.rank == 0:
+            if session.steps.rank == 0:
                 announce(text)
 
     def _why_nothing(self) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diffhook.capture import Plan, Recorder
@@ -17,18 +16,15 @@ from diffhook.capture.loop.absences import Absences
 from diffhook.capture.loop.call_inspection import find_timesteps, timestep_last
 from diffhook.capture.loop.fetch_order import FetchOrder
 from diffhook.capture.loop.identity import RowIds, Unmatched, blocks
-from diffhook.capture.loop.losses import PredictionGradient, Reading
+from diffhook.capture.loop.loss_reader import LossReader
+from diffhook.capture.loop.losses import PredictionGradient
 from diffhook.capture.loop.micro_batch import MicroBatch
-from diffhook.capture.loop.optimizers import learning_rates
-from diffhook.capture.loop.parameter_moves import ParameterMoves
-from diffhook.capture.loop.restored import RestoredParameters
 from diffhook.capture.loop.scalars import Scalars
-from diffhook.capture.loop.step_clock import StepClock
+from diffhook.capture.loop.steps import Steps
 from diffhook.capture.loop.thumbnails import ThumbnailTaker
-from diffhook.console import announce
 from diffhook.errors import CaptureError, ConfigurationError, RecheckNeeded
-from diffhook.log.samples import ROLE
 
+_NO_BACKWARD = 3  # forwards after which it is told
 _STAGED_ROWS = 1 << 16  # without a step in between
 _GIVEN_UP = Unmatched("given-up", "the rest of the batch is left out with what was left out of it")
 
@@ -59,32 +55,21 @@ class Session:
         thumbnails: int = 0,
     ) -> None:
         self.plan = plan
-        self.rank, self.processes = rank, processes
         self.recorder: Recorder | None = None
         self.absences = Absences()
         self.scalars = Scalars()
         self.fetched = FetchOrder()
-        self.step_count = 0  #: optimiser steps taken
         self.captured_passes = 0
+        self.steps = Steps(plan, self.absences, steps_are_seen, rank, processes)
         self._start = start
-        self._steps_are_seen = steps_are_seen
-        self._moves: ParameterMoves | None = None
         self._snapshot_every = snapshot_every
-        self._reduction = reduction
+        self._losses = LossReader(reduction)
         self._thumbnails = ThumbnailTaker(thumbnails)
-        self._clock = StepClock(plan)
         self._received: MicroBatch | Unmatched | None = None  # as it came
         self._pass: MicroBatch | None = None  # between a forward and its backward, as far as it is known
         self._reached = False  # the backward under way has reached our models
-        self._restored: RestoredParameters | None = None
         self._own_forward = False  # a probe of ours is running
-        self._reads_losses = True  # until a loss is seen to be no mean of squared errors
-        self._reads_factors = True  # until one is seen that is part of the loss
-        self._samples = 0  # of the step that were captured
-        self._in_step = self._in_backward = False
-        self._closure_captured = False  # the step's closure may be called again
-        self._step_due: events.StepEnded | None = None  # taken inside the backward
-        self._unnamed = False  # a model was trained on something that is not known, in this step
+        self._without_backward = 0  # forwards in a row
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
             events.BatchReceived: self._batch_received,
             events.LoaderEnded: self._loader_ended,
@@ -106,6 +91,11 @@ class Session:
             self._handlers[type(event)](event)
 
     @property
+    def started(self) -> bool:
+        """Whether rows are being logged."""
+        return self.recorder is not None
+
+    @property
     def in_pass(self) -> bool:
         """Whether a captured forward waits for its backward."""
         return self._pass is not None
@@ -113,7 +103,7 @@ class Session:
     @property
     def expects_capture(self) -> bool:
         """Whether the next training forward on the batch at hand would be captured."""
-        return isinstance(self._received, MicroBatch) and self.plan.captures(self.step_count)
+        return isinstance(self._received, MicroBatch) and self.steps.captured
 
     @property
     def knows_timesteps(self) -> bool:
@@ -123,7 +113,7 @@ class Session:
     @property
     def knows_prediction(self) -> bool:
         """Whether it has seen that module's prediction as well."""
-        return self.knows_timesteps and (not self._reads_losses or self._pass.prediction is not None)  # type: ignore[union-attr]
+        return self.knows_timesteps and (not self._losses.active or self._pass.prediction is not None)  # type: ignore[union-attr]
 
     @property
     def touched(self) -> bool:
@@ -147,9 +137,10 @@ class Session:
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
 
     def _batch_received(self, event: events.BatchReceived) -> None:
+        self._count_missing_backward()
         self.abandon()
         self._settle_unseen_step()
-        self._in_step = self._closure_captured = False
+        self.steps.inside = self.steps.closure_captured = False
         self.fetched.received(event.source, event.batch)
         if isinstance(event.ids, RowIds):
             images = None if event.batch is None else images_of(event.batch)
@@ -158,6 +149,19 @@ class Session:
             )
         else:
             self._received = event.ids
+
+    def _count_missing_backward(self) -> None:
+        """A loss that is not finite is skipped now and then. Where no backward ever comes, that is told."""
+        if self._pass is None:
+            return
+        self._without_backward += 1
+        if self._without_backward == _NO_BACKWARD and not self.captured_passes:
+            self.absences.leave_out(
+                "no-backward",
+                "no backward of a loss came after %d forwards: what torch.autograd.grad returns cannot be "
+                "split by sample; call loss.backward() or accelerator.backward(loss)",
+                _NO_BACKWARD,
+            )
 
     def _loader_ended(self, event: events.LoaderEnded) -> None:
         self.abandon()
@@ -174,29 +178,21 @@ class Session:
         if doubt is not None:
             self._received = doubt
         if not isinstance(self._received, MicroBatch):
-            self._unnamed = True
+            self.steps.unnamed = True
             return
-        self._clock.forward_began()
-        if self._closure_captured or not self.plan.captures(self.step_count):
+        self.steps.clock.forward_began()
+        if self.steps.closure_captured or not self.steps.captured:
             return
         if self.recorder is None:
             self.recorder = self._start(self._received)
-            self._restored = RestoredParameters(self.recorder.engine.model)
-        self._check_restored()
+            self.steps.follow(self.recorder)
         if self._pass is None:
             self._pass = self._received.knowing(host=event.module)
-            self._note_parameters(self.recorder)
+            self.steps.pass_begins()
             self.recorder.engine.begin()
             self.recorder.engine.tape.paused = True  # until the backward: torch.autograd.grad is none
         self.recorder.engine.enter_model(event.module, timestep_last(event.module, event.args, event.kwargs))
         self._note_timesteps(event.module, event.args, event.kwargs)
-
-    def _note_parameters(self, recorder: Recorder) -> None:
-        """Before the first pass of a step, where nobody tells of steps."""
-        if not self._steps_are_seen() and not recorder.staged_rows:
-            if self._moves is None:
-                self._moves = ParameterMoves(recorder.engine.parameters.values())
-            self._moves.note()
 
     def _denoiser_called(self, event: events.DenoiserCalled) -> None:
         if self._pass is not None:
@@ -266,7 +262,7 @@ class Session:
             if tensor.requires_grad:
                 tensor.register_hook(self._on_reached)
                 break
-        if event.module is self._pass.denoiser and self._pass.prediction is None and self._reads_losses:
+        if event.module is self._pass.denoiser and self._pass.prediction is None and self._losses.active:
             with suppress(ConfigurationError):  # a model of another kind: losses stay unknown
                 predicted = predicted_tensor(event.output)
                 if predicted.dim() > 1 and predicted.requires_grad:
@@ -274,7 +270,7 @@ class Session:
                     self._pass = self._pass.knowing(prediction=reader)
 
     def _on_reached(self, _: Tensor) -> None:
-        if self._in_backward:
+        if self.steps.in_backward:
             self._reached = True
 
     # ── backward ──────────────────────────────────────────────────────────────────────────────
@@ -286,29 +282,27 @@ class Session:
             self._received = self._received.knowing(scale=event.scale, accumulation=event.accumulation)
 
     def _backward_began(self, event: events.BackwardBegan) -> None:
-        self._in_backward, self._reached = True, False
+        self.steps.in_backward, self._reached = True, False
         if self._pass is None or self.recorder is None:
             return
         self.recorder.engine.tape.paused = False
         self._pass = self._pass.knowing(loss=event.loss)
-        if event.loss is not None and self._pass.prediction is not None and self._reads_losses:
+        if event.loss is not None and self._pass.prediction is not None and self._losses.active:
             self._pass.prediction.find_errors(event.loss)
 
     def _backward_ended(self, event: events.BackwardEnded) -> None:
-        self._in_backward = False
         if self._pass is not None and self.recorder is not None:
             self.recorder.engine.tape.paused = True
             if event.failed:
                 self.abandon()
             elif self._reached or self.recorder.engine.tape.seconds > 0:
                 self._stage(self._pass, self.recorder)
-        if self._step_due is not None:
-            due, self._step_due = self._step_due, None
-            self._step_ended(due)
+        if self.steps.backward_ended():
+            self._after_step()
 
     def _stage(self, found: MicroBatch, recorder: Recorder) -> None:
         """The gradients of a pass are there: its rows wait for the optimiser's step."""
-        began = self._clock.now()
+        began = self.steps.clock.now()
         engine = recorder.engine
         engine.loss_scale = found.scale * found.accumulation
         try:
@@ -337,136 +331,49 @@ class Session:
             )
             return
         found = found.knowing(ids=found.ids.expand(rows), timesteps=found.timesteps.expand(rows))
-        reading, mean_of = self._read_losses(found, recorder)
+        reading, mean_of = self._losses.read(found, engine)
         looks = None
         if found.images is not None and len(found.images) == rows:
             looks = appearance(found.images)
             self._thumbnails.take(recorder.writer, found.ids, found.images)
-        coefficient = found.accumulation * reading.factor / (mean_of * self.processes)
+        coefficient = found.accumulation * reading.factor / (mean_of * self.steps.processes)
         assert found.timesteps is not None
         recorder.captured(
             found.ids,
             found.timesteps,
-            step=self.step_count,
+            step=self.steps.count,
             weight=coefficient * self.plan.stride,
             losses=reading.losses,
             appearance=looks,
         )
         self.scalars.add(engine.norms)
         self.captured_passes += 1
-        self._samples += rows // blocks(found.ids)
-        self._closure_captured = self._in_step
-        self._clock.captured(self._clock.now() - began + engine.hook_seconds)
-
-    def _read_losses(self, found: MicroBatch, recorder: Recorder) -> tuple[Reading, int]:
-        """The rows' own losses as far as they are known, and over how many rows the loop takes a mean."""
-        engine, rows, parts = recorder.engine, len(found.ids), blocks(found.ids)
-        loss = None if found.loss is None else float(found.loss.detach()) / (found.scale * found.accumulation)
-        mean_of = rows if self._reduction == "mean" else 1
-        with_classes = parts > 1 and bool((found.ids >= ROLE).any())
-        reading = Reading(None)
-        if not with_classes:
-            reading = self._read(found, mean_of / engine.loss_scale, loss, rows // mean_of)
-        if parts > 1 and mean_of > 1 and (reading.losses is None or reading.factor != 1):
-            # Prior preservation adds the means of both halves; other loops may as well.
-            scale = engine.loss_scale * parts
-            halves = self._read(found, rows / scale, loss, parts)
-            if with_classes or halves.losses is not None:
-                reading, mean_of = halves, rows // parts
-                engine.loss_scale = scale
-        if reading.contradicted:
-            self._reads_losses = False  # another kind of loss agrees by chance now and then
-        if reading.factor != 1:
-            engine.loss_scale *= reading.factor
-        return reading, mean_of
-
-    def _read(self, found: MicroBatch, undo: float, loss: float | None, parts: int) -> Reading:
-        if found.prediction is None or not self._reads_losses:
-            return Reading(None)
-        reading = found.prediction.read(undo, loss, parts)
-        return reading if self._reads_factors or reading.factor == 1 else Reading(None)
+        self._without_backward = 0
+        seconds = self.steps.clock.now() - began + engine.hook_seconds
+        self.steps.pass_ended(rows // blocks(found.ids), seconds)
 
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 
-    def _gradients_zeroed(self, _: events.GradientsZeroed) -> None:
-        if not self._in_step and not self._in_backward:
-            self._moved_nothing()
-        elif self._closure_captured:
-            self.absences.tell(
-                "closure",
-                "the optimiser calls its closure again: rows hold the gradients of the first call in a step",
-            )
-
-    def _moved_nothing(self) -> None:
-        """Gradients were zeroed without a step, or not finite."""
-        self._samples = 0
-        if self.recorder is not None:
-            self.recorder.skipped()
-
-    def _settle_unseen_step(self) -> None:
-        """A step may have been taken by nobody that is known: then the parameters have changed."""
-        if self.recorder is None or not self.recorder.staged_rows:
-            return
-        if self._moves is not None and not self._steps_are_seen() and self._moves.moved():
-            self.absences.tell(
-                "unseen-step",
-                "the parameters change without a step of an optimiser that is known: the log counts each "
-                "change as a step of learning rate 1",
-            )
-            self._step_ended(events.StepEnded())
-        elif all(parameter.grad is None for parameter in self.recorder.engine.parameters.values()):
-            self._moved_nothing()
-
-    def _step_began(self, event: events.StepBegan) -> None:
-        self._in_step = True
-        if self._restored is not None and not self._in_backward:
-            self._restored.step_began()
+    def _step_began(self, _: events.StepBegan) -> None:
+        self.steps.began()
 
     def _step_ended(self, event: events.StepEnded) -> None:
-        if self._in_backward:  # steps that are fused into it, parameter by parameter: one
-            self._step_due = event
-            return
-        self._in_step = self._closure_captured = False
-        if event.overflowed:
-            self._moved_nothing()
-            return
-        recorder = self.recorder
-        if self._unnamed and not self._samples and (recorder is None or self.plan.captures(self.step_count)):
+        captured = self.recorder is None or self.steps.captured
+        if self.steps.unnamed and not self.steps.samples and captured and not self.steps.in_backward:
             self._tell_unnamed()
-        self._unnamed = False
-        if recorder is None:
-            return
-        began = self._clock.now()
-        if self._restored is not None:
-            self._restored.step_ended()
-        recorder.stepped(
-            self._rate(event.optimizer),
-            self._samples * self.processes,
-            hold=self._restored is not None and not self._restored.settled,
-        )
-        self.step_count += 1
-        self._samples = 0
-        if self._clock.finish_step(began):
-            self._tell_stride()
-        if self._snapshot_every and self.step_count % self._snapshot_every == 0:
+        if self.steps.ended(event):
+            self._after_step()
+
+    def _after_step(self) -> None:
+        if self._snapshot_every and self.steps.count % self._snapshot_every == 0:
             self._snapshot()
 
-    def _check_restored(self) -> None:
-        """Rows of steps whose parameters the loop put back held what it threw away."""
-        if self._restored is None or self.recorder is None or self._restored.settled:
-            return
-        masks = self._restored.called()
-        if not masks:
-            self.recorder.release_held()
-            return
-        self.recorder.forget_held()
-        self.recorder.engine.preconditioner = masks
-        self.absences.leave_out(
-            "restored-parameters",
-            "the loop puts most rows of %s back after each step (textual inversion): norms and projections "
-            "are of the rows that it keeps. The step that showed it is left out",
-            ", ".join(masks),
-        )
+    def _settle_unseen_step(self) -> None:
+        if self.steps.settle_unseen():
+            self._after_step()
+
+    def _gradients_zeroed(self, _: events.GradientsZeroed) -> None:
+        self.steps.zeroed()
 
     def _tell_unnamed(self) -> None:
         found = self._received
@@ -482,37 +389,12 @@ class Session:
                 "hook.step(sample_ids=...)",
             )
 
-    def _rate(self, optimizer: torch.optim.Optimizer | None) -> float:
-        rates = [] if optimizer is None else learning_rates(optimizer)
-        if optimizer is not None and not rates:
-            self.absences.tell(
-                "no-rate",
-                "%s has no learning rate of its own (lr is None): the log counts each step with rate 1",
-                type(optimizer).__name__,
-            )
-        if len(set(rates)) > 1:
-            self.absences.tell(
-                "several-rates",
-                "the optimiser's groups have several learning rates (%s): the log, and the scores that go by "
-                "it, take the first group's, %g, for all parameters",
-                ", ".join(f"{rate:g}" for rate in sorted(set(rates))),
-                rates[0],
-            )
-        return rates[0] if rates else 1.0
-
-    def _tell_stride(self) -> None:
-        if self.rank == 0:
-            announce(
-                f"diffhook: capturing one step in {self.plan.stride} to stay within "
-                f"{self.plan.overhead:.0%} overhead"
-            )
-
     def _snapshot(self) -> None:
         if self.recorder is None:
             return
         self._own_forward = True
         try:
-            self.recorder.snapshot(self.step_count)
+            self.recorder.snapshot(self.steps.count)
         finally:
             self._own_forward = False
-            self._clock.restart()
+            self.steps.clock.restart()
