@@ -8,6 +8,8 @@ from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.gradients import PerSampleGradients
 from diffhook.log.samples import ROLE
 
+_SAME = 1e-3  # of weights: a mean over a part of the rows weighs them so many times as much
+
 
 class LossReader:
     """Reads the rows' losses of every pass, until a loss is seen to be no mean of squared errors.
@@ -23,20 +25,21 @@ class LossReader:
     def read(self, found: MicroBatch, engine: PerSampleGradients) -> tuple[Reading, int]:
         """The losses as far as they are known, and over how many rows the loop takes a mean.
 
-        The engine's ``loss_scale`` is what it is by that mean, and by a factor that was found.
+        Where that mean is over a part of the rows, the engine's ``loss_scale`` is set to it.
 
         Args:
             found: with ids for each row.
             engine: that has finished the pass.
         """
         rows, parts = len(found.ids), blocks(found.ids)
-        loss = None if found.loss is None else float(found.loss.detach()) / (found.scale * found.accumulation)
+        loss = None if found.loss is None else float(found.loss.detach()) / engine.loss_scale
         mean_of = rows if self._reduction == "mean" else 1
         with_classes = parts > 1 and bool((found.ids >= ROLE).any())
         reading = Reading(None)
         if not with_classes:
             reading = self._try(found, mean_of / engine.loss_scale, loss, rows // mean_of)
-        if parts > 1 and mean_of > 1 and (reading.losses is None or reading.factor != 1):
+        unsaid = reading.losses is None or abs(reading.weight / parts - 1) < _SAME
+        if parts > 1 and mean_of > 1 and unsaid:
             # Prior preservation adds the means of both halves; other loops may as well.
             scale = engine.loss_scale * parts
             halves = self._try(found, rows / scale, loss, parts)
@@ -45,7 +48,6 @@ class LossReader:
                 engine.loss_scale = scale
         if reading.contradicted:
             self.active = False
-        engine.loss_scale *= reading.factor
         return reading, mean_of
 
     def _try(self, found: MicroBatch, undo: float, loss: float | None, parts: int) -> Reading:

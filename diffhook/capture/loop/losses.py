@@ -13,9 +13,7 @@ from diffhook.gradients import Tape
 
 _DEPTH = 64  # nodes of the loss's graph that are looked at
 _AGREES = 0.01  # relative difference between the loop's loss and the mean of the rows'
-_ROUND = {torch.float32: 2e-4, torch.float64: 1e-6}  # how near a factor on the loss is to a whole number
-_ROUND_HALF = 3e-3
-_LARGEST_FACTOR = 1 << 16
+_SAME = 1e-6  # of two factors
 
 
 class Reading(NamedTuple):
@@ -23,13 +21,12 @@ class Reading(NamedTuple):
 
     Attributes:
         losses: (B,) float32; None: not known.
-        factor: by which the loop has multiplied its loss before the backward: 8, or 1/4 for four
-            micro-batches a step.
+        weight: the rows' mean factor on their squared errors.
         contradicted: the loss is another one than a weighted mean of squared errors.
     """
 
     losses: Tensor | None
-    factor: float = 1.0
+    weight: float = 1.0
     contradicted: bool = False
 
 
@@ -48,7 +45,6 @@ class PredictionGradient:
     def __init__(self, predicted: Tensor, tape: Tape) -> None:
         self._tape = tape
         self._shape = predicted.shape
-        self._dtype = predicted.dtype
         self._elements = predicted[0].numel()
         self._squares: Tensor | None = None
         self._errors: Tensor | None = None  # (B,) mean squared errors
@@ -68,8 +64,7 @@ class PredictionGradient:
         """The rows' losses, if they make the batch's.
 
         Args:
-            undo: factor that makes a gradient that of the sample's own loss, but for what the loop multiplies
-                it by unseen.
+            undo: factor that makes a gradient that of the sample's own loss.
             batch_loss: the loss that was differentiated, before the scales that are known; None: not known.
             parts: the loss is the sum of the means over so many equal parts of the batch.
         """
@@ -77,38 +72,58 @@ class PredictionGradient:
             return Reading(None)
         squares = self._squares * (undo**2 * self._elements / 4)  # w² · error
         if self._errors is None or len(self._errors) != len(squares):
-            return self._without_errors(squares, batch_loss, parts)
+            return _agreeing(squares, batch_loss, parts)  # w = 1
         weights = torch.where(self._errors > 0, (squares / self._errors).sqrt(), torch.zeros(()).to(squares))
-        losses = weights * self._errors
-        error = abs(float(losses.mean()) * parts - batch_loss)
-        if not error <= _AGREES * abs(batch_loss):
-            return Reading(None, contradicted=math.isfinite(error))
-        low, high = float(weights.min()), float(weights.max())
-        factor = self._round(high) if low > 0 and high / low - 1 < 2 * self._tolerance else 1.0
-        return Reading(losses / factor, factor)
+        reading = _agreeing(weights * self._errors, batch_loss, parts)
+        return reading._replace(weight=float(weights.mean()))
 
-    def _without_errors(self, squares: Tensor, batch_loss: float, parts: int) -> Reading:
-        mean = float(squares.mean()) * parts
-        error = abs(mean - batch_loss)
-        if error <= _AGREES * abs(batch_loss):
-            return Reading(squares)
-        factor = self._round(mean / batch_loss) if batch_loss else 1.0
-        if factor == 1:
-            return Reading(None, contradicted=math.isfinite(error))
-        return Reading(squares / factor**2, factor)
 
-    @property
-    def _tolerance(self) -> float:
-        return _ROUND.get(self._dtype, _ROUND_HALF)
+def _agreeing(losses: Tensor, batch_loss: float, parts: int) -> Reading:
+    """The losses, if their mean is the loop's loss."""
+    error = abs(float(losses.mean()) * parts - batch_loss)
+    if error <= _AGREES * abs(batch_loss):
+        return Reading(losses)
+    return Reading(None, contradicted=math.isfinite(error))
 
-    def _round(self, factor: float) -> float:
-        """``factor`` where it or its inverse is a whole number; else 1: it is part of the loss."""
-        if not math.isfinite(factor) or not 1 / _LARGEST_FACTOR < factor < _LARGEST_FACTOR:
-            return 1.0
-        whole = factor if factor > 1 else 1 / factor
-        if abs(whole / round(whole) - 1) > self._tolerance:
-            return 1.0
-        return float(round(whole)) if factor > 1 else 1 / round(whole)
+
+def unexplained_factor(loss: Tensor, scale: float, accumulation: float) -> float:
+    """By what the loop has multiplied its mean besides what is known, such as 1/4 for four micro-batches.
+
+    Read off the top of the loss's graph, down to the mean. Of a loss that ends in a sum, nothing is said.
+
+    Args:
+        loss: the scalar that is differentiated.
+        scale, accumulation: the factors that are known.
+    """
+    node, product = loss.grad_fn, 1.0
+    while node is not None and (step := _constant(node)) is not None:
+        product *= step
+        node = next((following for following, _ in node.next_functions if following is not None), None)
+    known = (1.0, scale, accumulation, scale * accumulation)
+    if type(node).__name__ == "SumBackward0" or product == 0 or not math.isfinite(product):
+        return 1.0
+    if any(abs(product / factor - 1) < _SAME for factor in known):
+        return 1.0
+    return product / (scale * accumulation)
+
+
+def _constant(node: Any) -> float | None:
+    """The number by which a node of autograd's graph multiplies; None for another kind of node."""
+    kind = type(node).__name__
+    if kind in ("ToCopyBackward0", "CloneBackward0", "AliasBackward0"):
+        return 1.0
+    if kind not in ("MulBackward0", "DivBackward0"):
+        return None
+    if sum(following is not None for following, _ in node.next_functions) != 1:
+        return None
+    try:
+        other = node._saved_other if node.next_functions[0][0] is not None else node._saved_self
+    except (AttributeError, RuntimeError):  # another version's node, or its tensors were freed
+        return None
+    if not isinstance(other, Tensor) or other.numel() != 1:
+        return None
+    value = float(other)
+    return value if kind == "MulBackward0" else 1 / value if value else None
 
 
 def _difference(loss: Tensor, shape: torch.Size) -> Tensor | None:

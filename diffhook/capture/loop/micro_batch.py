@@ -25,6 +25,7 @@ class MicroBatch:
         prediction: reads each row's loss off the prediction's gradient.
         scale: factor on the loss that the optimiser's step undoes.
         accumulation: factor on the loss that it does not.
+        factor: by what else the loop has multiplied its loss.
         loss: the scalar that is differentiated.
     """
 
@@ -38,7 +39,13 @@ class MicroBatch:
     prediction: PredictionGradient | None = None
     scale: float = 1.0
     accumulation: float = 1.0
+    factor: float = 1.0
     loss: Tensor | None = None
+
+    @property
+    def loss_scale(self) -> float:
+        """Everything by which the loop's own loss is multiplied before the backward."""
+        return self.scale * self.accumulation * self.factor
 
     def knowing(self, **found: Any) -> Self:
         """The same micro-batch, knowing more."""

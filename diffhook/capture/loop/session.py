@@ -17,7 +17,7 @@ from diffhook.capture.loop.call_inspection import find_timesteps, timestep_last
 from diffhook.capture.loop.fetch_order import FetchOrder
 from diffhook.capture.loop.identity import RowIds, Unmatched, blocks
 from diffhook.capture.loop.loss_reader import LossReader
-from diffhook.capture.loop.losses import PredictionGradient
+from diffhook.capture.loop.losses import PredictionGradient, unexplained_factor
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.scalars import Scalars
 from diffhook.capture.loop.steps import Steps
@@ -129,8 +129,8 @@ class Session:
         self._reached = False
 
     def give_up(self) -> None:
-        """Leave the batch at hand out. Layers that a forward has seen must not be hooked anew before its
-        backward, in which checkpointed blocks save what they saved."""
+        """Leave the batch at hand out. Its layers must not be hooked anew before the backward, in which
+        checkpointed blocks save what they saved."""
         self.abandon()
         self._received = _GIVEN_UP
 
@@ -286,8 +286,11 @@ class Session:
         if self._pass is None or self.recorder is None:
             return
         self.recorder.engine.tape.paused = False
-        self._pass = self._pass.knowing(loss=event.loss)
-        if event.loss is not None and self._pass.prediction is not None and self._losses.active:
+        if event.loss is None:
+            return
+        factor = unexplained_factor(event.loss, self._pass.scale, self._pass.accumulation)
+        self._pass = self._pass.knowing(loss=event.loss, factor=factor)
+        if self._pass.prediction is not None and self._losses.active:
             self._pass.prediction.find_errors(event.loss)
 
     def _backward_ended(self, event: events.BackwardEnded) -> None:
@@ -304,7 +307,7 @@ class Session:
         """The gradients of a pass are there: its rows wait for the optimiser's step."""
         began = self.steps.clock.now()
         engine = recorder.engine
-        engine.loss_scale = found.scale * found.accumulation
+        engine.loss_scale = found.loss_scale
         try:
             engine.finish()
         except RecheckNeeded as again:
@@ -336,7 +339,7 @@ class Session:
         if found.images is not None and len(found.images) == rows:
             looks = appearance(found.images)
             self._thumbnails.take(recorder.writer, found.ids, found.images)
-        coefficient = found.accumulation * reading.factor / (mean_of * self.steps.processes)
+        coefficient = found.accumulation * found.factor / (mean_of * self.steps.processes)
         assert found.timesteps is not None
         recorder.captured(
             found.ids,
