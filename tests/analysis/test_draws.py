@@ -115,7 +115,6 @@ class World:
         writer.close()
         log = diffhook.open_log(path)
         queries = TableWriter(log.writable_store(), "queries/q/rank-0000", DIM, "float32")
-        queries.begin_session(0)
         rows = self.rows(rng, self.asked, asked, 1 / (len(TIMES) * 8))
         queries.append({**rows, "own_noise": np.ones(len(asked), np.int8)})
         queries.flush()

@@ -98,7 +98,6 @@ def test_another_grid_than_the_probes_is_told(
 def test_queries_of_an_older_diffhook_are_told_and_not_scored(tmp_path: Path) -> None:
     made: Synthetic = synthetic(tmp_path / "log")
     writer = TableWriter(made.log.writable_store(), "queries/old/rank-0000", DIM, "float32")
-    writer.begin_session(0)
     writer.append(stored(made.queries["new"]))
     writer.flush()
     writer.describe({"objective": {"measurement": "loss"}, "snapshots": [[step, 0] for step in STEPS]})

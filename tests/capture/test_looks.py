@@ -119,5 +119,5 @@ def test_thumbnails_are_kept_only_if_asked_for(tmp_path: Path, caplog: pytest.Lo
     assert list(kept) == list(range(20))
     with Image.open(io.BytesIO(kept[3])) as image:
         assert image.size == (16, 16)
-    with pytest.raises(ConfigurationError, match="thumbnails is -1; expected 0 to 512 pixels"):
+    with pytest.raises(ConfigurationError, match="thumbnails is -1; expected a whole number from 0 to 512"):
         train(tmp_path / "none", thumbnails=-1)
