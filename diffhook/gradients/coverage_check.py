@@ -12,8 +12,9 @@ from torch.utils.hooks import RemovableHandle
 from diffhook.gradients.guard import Guard
 from diffhook.gradients.tape import Tape
 
-# Relative to the samples' gradients, √Σ‖g_b‖²: above rounding, below what a wrong rule does.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.02}
+# Relative to the samples' gradients, √Σ‖g_b‖²: above rounding, below what a wrong rule does. In half
+# precision autograd's own sums over tokens round by several percent.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 _ACCELERATOR_TOLERANCE = 1e-2  # of float32 where matrix products may run in TF32
 
 _NOTHING = 1e-4  # share of all gradients below which a gradient may be nothing but rounding
@@ -142,7 +143,7 @@ class CoverageCheck:
     def _agrees(self, balance: _Balance, scale: Tensor) -> bool:
         assert balance.residual is not None
         dtype = self._precision()
-        tolerance = _TOLERANCE.get(dtype, 0.02)
+        tolerance = _TOLERANCE.get(dtype, 0.1)
         if dtype == torch.float32 and scale.device.type != "cpu":
             tolerance = _ACCELERATOR_TOLERANCE
         return not bool(balance.residual.norm() > tolerance * scale)

@@ -78,7 +78,7 @@ class AcceleratorEvents:
             self._attach(accelerator, keeper)
 
     def _attach(self, accelerator: Accelerator, keeper: object) -> None:
-        attachment = self._capture.attachment
+        attachment, shield = self._capture.attachment, self._capture.shield
         attachment.own(accelerator)
         accelerator.__dict__["_diffhook"] = keeper
         attachment.on_detach(functools.partial(accelerator.__dict__.pop, "_diffhook", None))
@@ -95,6 +95,19 @@ class AcceleratorEvents:
         loaders.listen(self._on_batch)
         attachment.on_detach(functools.partial(loaders.unlisten, self._on_batch))
         self._capture.reasons_for_nothing = self.why_nothing
+        shield(self._adopt)
+
+    def _adopt(self) -> None:
+        """Watch what was prepared before us."""
+        for model in self._accelerator._models:
+            if is_trained(model):
+                self._capture.watch(self._accelerator.unwrap_model(model))
+        for optimizer in self._accelerator._optimizers:
+            self._capture.watch(optimizer.optimizer)
+        for loader in self._accelerator._dataloaders:
+            plain = loaders.tag_prepared(loader)
+            if plain is not None:
+                self._add_loader(plain, loader)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """A checkpoint is being written to ``folder``."""

@@ -135,6 +135,21 @@ def tag(loader: DataLoader[Any]) -> DataLoader[Any]:
     return tagged
 
 
+def tag_prepared(loader: Any) -> DataLoader[Any] | None:
+    """Have a loader that is prepared already tag its batches from its next pass on.
+
+    Returns:
+        A copy of it as the user has made it; None if it cannot be tagged.
+    """
+    base = getattr(loader, "base_dataloader", loader)
+    if not can_tag(base):
+        return None
+    plain, tagged = copy.copy(base), tag(base)
+    for name in ("dataset", "collate_fn"):
+        base.__dict__[name] = tagged.__dict__[name]
+    return plain
+
+
 def untag(loader: Any) -> None:
     """From its next pass on, a loader made from :func:`tag`'s gives plain batches."""
     base = getattr(loader, "base_dataloader", loader)

@@ -459,3 +459,16 @@ def test_a_probe_that_fails_ends_the_probes_alone(tmp_path: Path, caplog: pytest
         loop.step()
     loop.assert_rows()
     assert caplog.text.count("probes have stopped") == 1
+
+
+def test_a_hook_that_is_made_after_prepare_sees_what_was_prepared(tmp_path: Path) -> None:
+    loop = Watched(None).prepare()
+    loop.log = tmp_path / "log"
+    DiffHook(loop.accelerator, loop.log, projection_dim=0, alerts=(), strict=True)
+    for (clean,) in loop.loader:
+        batch = loop.batch(clean)
+        loop.note(batch)
+        loop.accelerator.backward(denoising_losses(loop.model, batch).mean())
+        loop.step()
+    loop.assert_rows()
+    assert all(len(clean) == 4 for (clean,) in loop.loader), "batches are plain again"

@@ -134,9 +134,12 @@ class CallWatch:
         if self._candidate is None and self._denoiser is None and takes_timesteps(module):
             self._candidate = module
 
-    def _after_any(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+    def _after_any(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
         if in_backward() or module not in self._stack:
             return
+        # Of a call that fails, and of hooks that are taken off meanwhile, torch gives no keyword arguments.
+        kwargs = kwargs_and_output[0] if len(kwargs_and_output) > 1 else {}
+        output = kwargs_and_output[-1]
         while self._stack.pop() is not module:
             pass
         if module is self._candidate:
