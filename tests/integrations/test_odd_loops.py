@@ -371,5 +371,5 @@ def test_a_step_in_which_tokens_seemed_to_be_samples_is_left_out_and_told_once(
     norms = [float(events[key].gradient.norm()) for key in keys]
     np.testing.assert_allclose(table["grad_norm"], norms, rtol=1e-5)
     np.testing.assert_allclose(table["loss"], [events[key].loss for key in keys], rtol=1e-4)
-    told = [r for r in caplog.records if "this pass is left out" in r.message]
+    told = [r for r in caplog.records if "this pass is discarded" in r.message]
     assert len(told) == tokens_first
