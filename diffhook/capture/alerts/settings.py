@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from diffhook.capture.alerts.delivery import Sink
-from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, all_detectors, checked_rate
+from diffhook.capture.alerts.detector import DEFAULT_RATE, DETECTORS, Detector, all_detectors, checked_rate
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.sinks import to_logging
 from diffhook.capture.checks import check_choice
@@ -72,8 +72,8 @@ class Alerts:
             sinks=[to_logging, *usual_sinks] if alerts.sinks is None else list(alerts.sinks),
             quarantine=Quarantine() if alerts.quarantine is True else alerts.quarantine,
         )
-        if isinstance(full.quarantine, Quarantine):
-            raised = [detector.kind for detector in full.detectors or ()]
-            for kind in full.quarantine.kinds if given is not None else ():
-                check_choice("a kind of the quarantine", kind, raised)
+        own = any(detector.kind not in DETECTORS for detector in full.detectors or ())
+        if isinstance(full.quarantine, Quarantine) and not own:  # which may raise kinds of their own
+            for kind in full.quarantine.kinds:
+                check_choice("a kind of the quarantine", kind, DETECTORS)
         return full
