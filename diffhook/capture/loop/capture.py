@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -333,12 +333,6 @@ class Capture:
         finally:
             self.detach()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __del__(self) -> None:
         if not getattr(self, "closed", True) and os.getpid() == self._process:
             self.detach()
@@ -382,6 +376,10 @@ class Capture:
                 announce(text)
 
     def _why_nothing(self) -> str:
+        left_out = self.session.absences.counts
+        if left_out:
+            reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
+            return f"every micro-batch was left out ({reasons})"
         found = self.reasons_for_nothing()
         if found is not None:
             return found

@@ -24,7 +24,8 @@ logger = logging.getLogger("diffhook")
 INDEX = "dataset index"
 
 _WAY_OUT = (
-    "put an id of each row into the batch (batch['ids'], say), or pass sample_ids=function of the batch"
+    "put an id of each row into the batch (batch['ids'], say), pass sample_ids=function of the batch, or "
+    "name the samples with hook.step(sample_ids=...)"
 )
 _REASONS = {
     "unordered": "the rows of the batch are not recognised as the items that were collated, so it is not "

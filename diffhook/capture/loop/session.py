@@ -79,9 +79,9 @@ class Session:
             events.LossScaled: self._loss_scaled,
             events.BackwardBegan: self._backward_began,
             events.BackwardEnded: self._backward_ended,
-            events.StepBegan: self._step_began,
+            events.StepBegan: lambda _: self.steps.began(),
             events.StepEnded: self._step_ended,
-            events.GradientsZeroed: self._gradients_zeroed,
+            events.GradientsZeroed: lambda _: self.steps.zeroed(),
             events.SnapshotDue: lambda _: self._snapshot(),
         }
 
@@ -357,9 +357,6 @@ class Session:
 
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 
-    def _step_began(self, _: events.StepBegan) -> None:
-        self.steps.began()
-
     def _step_ended(self, event: events.StepEnded) -> None:
         captured = self.recorder is None or self.steps.captured
         if self.steps.unnamed and not self.steps.samples and captured and not self.steps.in_backward:
@@ -375,15 +372,12 @@ class Session:
         if self.steps.settle_unseen():
             self._after_step()
 
-    def _gradients_zeroed(self, _: events.GradientsZeroed) -> None:
-        self.steps.zeroed()
-
     def _tell_unnamed(self) -> None:
         found = self._received
         if found is _GIVEN_UP:  # told already
             return
         if isinstance(found, Unmatched):
-            self.absences.leave_out(found.kind, "%s", found.reason)
+            self.absences.leave_out(found.kind, "such micro-batches are left out: %s", found.reason)
         else:
             self.absences.leave_out(
                 "no-batch",
