@@ -472,3 +472,28 @@ def test_a_hook_that_is_made_after_prepare_sees_what_was_prepared(tmp_path: Path
         loop.step()
     loop.assert_rows()
     assert all(len(clean) == 4 for (clean,) in loop.loader), "batches are plain again"
+
+
+def test_a_gradient_penalty_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    loop = Watched(tmp_path / "log").prepare()
+    for (clean,) in loop.loader:
+        clean, noise, timesteps = loop.batch(clean)
+        noisy = SCHEDULER.add_noise(clean, noise, timesteps).requires_grad_()
+        predicted = loop.model(noisy, timesteps)[0]
+        (slope,) = torch.autograd.grad(predicted.sum(), noisy, create_graph=True)
+        loop.accelerator.backward(F.mse_loss(predicted, noise) + slope.square().mean())
+        loop.step()
+    loop.assert_rows()
+    assert caplog.text.count("depends on a gradient of the model") == 1
+
+
+def test_two_timesteps_before_one_backward_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Watched(tmp_path / "log").prepare()
+    for (clean,) in loop.loader:
+        both = [denoising_losses(loop.model, loop.batch(clean)).mean() for _ in range(2)]
+        loop.accelerator.backward(both[0] + both[1])
+        loop.step()
+    loop.assert_rows()
+    assert caplog.text.count("called at two timesteps before one backward") == 1

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffhook.capture import Plan, Recorder
@@ -68,6 +69,7 @@ class Session:
         self._received: MicroBatch | Unmatched | None = None  # as it came
         self._pass: MicroBatch | None = None  # between a forward and its backward, as far as it is known
         self._reached = False  # the backward under way has reached our models
+        self._differentiated = False  # a gradient of the pass is part of its loss, as in a gradient penalty
         self._own_forward = False  # a probe of ours is running
         self._without_backward = 0  # forwards in a row
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
@@ -187,6 +189,7 @@ class Session:
             self.recorder = self._start(self._received)
             self.steps.follow(self.recorder)
         if self._pass is None:
+            self._differentiated = False
             self._pass = self._received.knowing(host=event.module)
             self.steps.pass_begins()
             self.recorder.engine.begin()
@@ -202,6 +205,7 @@ class Session:
         found = self._pass
         assert found is not None
         if found.denoiser is not None and not found.guessed:
+            self._compare_timesteps(found, module, args, kwargs)
             return
         if found.named:
             self._pass = found.knowing(denoiser=module)
@@ -219,6 +223,21 @@ class Session:
         rows, count = len(self._pass.timesteps), len(self._pass.ids)
         if rows not in (1, count) and count != 1 and not self._pass.guessed:
             self._leave_out(rows, count)
+
+    def _compare_timesteps(
+        self, found: MicroBatch, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        """A row has one timestep: of a denoiser that is called twice, both calls must be at the same."""
+        if found.named or module is not found.denoiser or found.timesteps is None:
+            return
+        told = find_timesteps(module, args, kwargs)
+        if told is not None and not torch.equal(self._in_schedulers_units(told.values), found.timesteps):
+            self.give_up()
+            self.absences.leave_out(
+                "several-timesteps",
+                "the denoiser was called at two timesteps before one backward, and a row has one: such "
+                "micro-batches are left out. Call a backward for each, or name one: hook.step(timesteps=...)",
+            )
 
     def _in_schedulers_units(self, timesteps: Tensor) -> Tensor:
         """Of what the model is told, where the objective says by which factor that differs."""
@@ -272,6 +291,8 @@ class Session:
     def _on_reached(self, _: Tensor) -> None:
         if self.steps.in_backward:
             self._reached = True
+        elif torch.is_grad_enabled():  # as in torch.autograd.grad(..., create_graph=True) alone
+            self._differentiated = True
 
     # ── backward ──────────────────────────────────────────────────────────────────────────────
 
@@ -298,6 +319,13 @@ class Session:
             self.recorder.engine.tape.paused = True
             if event.failed:
                 self.abandon()
+            elif self._differentiated:
+                self.give_up()
+                self.absences.leave_out(
+                    "double-backward",
+                    "the loss depends on a gradient of the model (a gradient penalty), which cannot be split "
+                    "by sample: such micro-batches are left out",
+                )
             elif self._reached or self.recorder.engine.tape.seconds > 0:
                 self._stage(self._pass, self.recorder)
         if self.steps.backward_ended():
