@@ -497,3 +497,18 @@ def test_two_timesteps_before_one_backward_are_left_out_and_told(
         loop.step()
     loop.assert_rows()
     assert caplog.text.count("called at two timesteps before one backward") == 1
+
+
+def test_an_optimiser_that_takes_over_counts_on(tmp_path: Path) -> None:
+    loop = Watched(tmp_path / "log").prepare()
+    kept = []
+    for rate in (0.01, 0.02):
+        if rate > 0.01:
+            kept.append(loop.optimizer)
+            loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), rate))
+        for (clean,) in loop.loader:
+            batch = loop.batch(clean)
+            loop.note(batch)
+            loop.accelerator.backward(denoising_losses(loop.model, batch).mean())
+            loop.step()
+    np.testing.assert_allclose(loop.assert_rows()["lr"], [0.01] * 12 + [0.02] * 12, rtol=1e-6)

@@ -115,6 +115,8 @@ class Capture:
 
     def _take(self, event: events.Event) -> None:
         session = self.session
+        if isinstance(event, events.BatchReceived | events.BackwardBegan):
+            self._optimizers.new_step()
         session.on(event)
         if session.in_pass:
             self._backward.arm()

@@ -18,7 +18,7 @@ from diffhook.capture.loop.optimizers import overflowed
 
 
 class OptimizerWatch:
-    """Emits steps, each once: of optimisers that step in turn, the first one's.
+    """Emits steps, each once: of optimisers that step in turn after a backward, the first one's.
 
     Args:
         attachment: holds our hooks.
@@ -35,6 +35,7 @@ class OptimizerWatch:
         self._attachment = attachment
         self._emit, self._moves = emit, moves
         self._watched: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._turns: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # that have taken this step
         self._counted: weakref.ref[torch.optim.Optimizer] | None = None
         self._under_way: weakref.ref[torch.optim.Optimizer] | None = None  # the outermost, as SAM's
         attachment.hook(self._before_step, register_optimizer_step_pre_hook)
@@ -42,7 +43,7 @@ class OptimizerWatch:
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """Whose steps count, once there is one."""
+        """Whose step counted last, once there is one."""
         return None if self._counted is None else self._counted()
 
     def add(self, optimizer: torch.optim.Optimizer) -> None:
@@ -50,6 +51,10 @@ class OptimizerWatch:
         if optimizer not in self._watched:
             self._watched.add(optimizer)
             self._attachment.replace(optimizer, "zero_grad", after=self._after_zeroed)
+
+    def new_step(self) -> None:
+        """Gradients are made anew: the next optimiser to step takes another step."""
+        self._turns.clear()
 
     @property
     def known(self) -> list[torch.optim.Optimizer]:
@@ -61,11 +66,12 @@ class OptimizerWatch:
         if nested or not self._moves(optimizer):
             return
         self.add(optimizer)
-        if self.optimizer is None or not self._moves(self.optimizer):
-            self._counted = weakref.ref(optimizer)
-        if optimizer is self.optimizer:
-            self._under_way = weakref.ref(optimizer)
-            self._emit(StepBegan(optimizer))
+        if self._turns and optimizer not in self._turns:  # another one's share of the same step
+            self._turns.add(optimizer)
+            return
+        self._turns = weakref.WeakSet([optimizer])
+        self._counted = self._under_way = weakref.ref(optimizer)
+        self._emit(StepBegan(optimizer))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._under_way is None or self._under_way() is not optimizer:
