@@ -12,7 +12,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -197,21 +197,32 @@ def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Itera
 
     @wraps(iterate)
     def untagged(loader: Any) -> Iterator[Any]:
-        dataset = users_own(getattr(loader, "dataset", None))
-        ready_made = getattr(getattr(loader, "base_dataloader", loader), "batch_sampler", None) is None
         source = object()
-        unknown = Origin(dataset, kind="ready-made-batch" if ready_made else "no-ids")
+        unknown = guarded(lambda: _unknown_origin(loader, source)) or Origin(source=source)
         try:
             for item in iterate(loader):
-                tagged = item if isinstance(item, Tagged) else Tagged(item, None)
-                origin = unknown if tagged.origin is None else unpack(tagged.origin, dataset)
-                tell(tagged.batch, replace(origin, source=source))
-                yield tagged.batch
+                batch, packed = item if isinstance(item, Tagged) else (item, None)
+                known = None
+                if packed is not None:
+                    known = guarded(partial(_known_origin, packed, unknown))
+                tell(batch, known or unknown)
+                yield batch
         finally:
             if not finalizing():
-                tell(None, Origin(dataset, source=source))
+                tell(None, unknown)
 
     return untagged
+
+
+def _unknown_origin(loader: Any, source: object) -> Origin:
+    """Where the batches of a loader come from that tell nothing of their rows."""
+    ready_made = getattr(getattr(loader, "base_dataloader", loader), "batch_sampler", None) is None
+    dataset = users_own(getattr(loader, "dataset", None))
+    return Origin(dataset, kind="ready-made-batch" if ready_made else "no-ids", source=source)
+
+
+def _known_origin(packed: Tensor, unknown: Origin) -> Origin:
+    return replace(unpack(packed, unknown.dataset), source=unknown.source)
 
 
 def users_own(dataset: Any) -> Any:
