@@ -85,7 +85,6 @@ class Recorder:
             strict=strict,
         )
         self.rank = rank
-        self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
         self.objective = objective
         self.probe = probe
         self._preconditioner = preconditioner
@@ -103,9 +102,13 @@ class Recorder:
         self._lr = 0.0
         self._last_snapshot: int | None = None
         self._batch_per_step = 1
-        if start_step:
-            self._resume(start_step)
-        engine.attach()
+        with ExitStack() as undo:  # else the next try would find the log held by this one
+            undo.callback(self.writer.close)
+            self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
+            if start_step:
+                self._resume(start_step)
+            engine.attach()
+            undo.pop_all()
 
     def _resume(self, step: int) -> None:
         """Learn what was before: the detectors' thresholds, and whether the checkpoint's step is probed."""

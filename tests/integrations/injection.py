@@ -31,6 +31,8 @@ _SHELL = {
     ("backward_watch.py", "began"),
     ("backward_watch.py", "ended"),
     ("local_hook.py", "__call__"),
+    ("matching.py", "guarded"),
+    ("fallback.py", "_backward"),
     ("tape.py", "__call__"),
     ("tape.py", "_backward"),
     ("coverage_check.py", "collect"),

@@ -43,9 +43,12 @@ class BackwardWatch:
         if undo is not None:
             undo()
 
-    def began(self, loss: Tensor | None) -> None:
+    def began(self, tensors: Any, grad_tensors: Any) -> None:
         self.running = True
-        self._shield(self._emit, BackwardBegan(loss))
+        self._shield(self._tell, tensors, grad_tensors)
+
+    def _tell(self, tensors: Any, grad_tensors: Any) -> None:
+        self._emit(BackwardBegan(_scalar(tensors, grad_tensors)))
 
     def ended(self, failed: bool) -> None:
         self.running = False
@@ -62,7 +65,7 @@ def _put_over(reference: weakref.ref[BackwardWatch]) -> Callable[[], None]:
             watch is None or watch.running or not armed
         ):  # within a backward, reentrant checkpointing runs others
             return original(tensors, grad_tensors, *args, **kwargs)
-        watch.began(_scalar(tensors, grad_tensors))
+        watch.began(tensors, grad_tensors)
         failed = True
         try:
             result = original(tensors, grad_tensors, *args, **kwargs)
