@@ -23,7 +23,8 @@ from diffhook.integrations import accelerate, hook
 from tests.runs import train
 
 _PACKAGES = (str(Path(diffhook.__file__).parent), str(Path(hook.__file__).parent.resolve()))
-# What torch, Accelerate or the loop call first: the shell that holds the rest, and has nothing around itself.
+# Not injected into: what torch, Accelerate or the loop call first, and the guards themselves. They have nothing
+# of ours around them, so an error in one of them would reach the loop.
 _SHELL = {
     ("attachment.py", "__call__"),
     ("attachment.py", "replaced"),
