@@ -23,8 +23,8 @@ from diffhook.integrations import accelerate, hook
 from tests.runs import train
 
 _PACKAGES = (str(Path(diffhook.__file__).parent), str(Path(hook.__file__).parent.resolve()))
-# Not injected into: what torch, Accelerate or the loop call first, and the guards themselves. They have nothing
-# of ours around them, so an error in one of them would reach the loop.
+# Not injected into: what torch, Accelerate or the loop call first, and the guards themselves. They have
+# nothing of ours around them, so an error in one of them would reach the loop.
 _SHELL = {
     ("attachment.py", "__call__"),
     ("attachment.py", "replaced"),
