@@ -287,8 +287,7 @@ class PerSampleGradients:
         if error is not None:
             kind = error.kind if isinstance(error, CaptureError) else "failed"
             raise CaptureError(f"per-sample gradients failed: {error}", kind=kind) from error
-        if self._assignment.missing.keys() == self.parameters.keys():
-            raise CaptureError(f"no parameter can be split by sample: {self.coverage}", kind="uncovered")
+        self._refuse_uncovered()
         if accumulator.is_empty:
             raise CaptureError(
                 "no gradient of a trained parameter was seen: was backward() called inside the engine's "
@@ -298,10 +297,20 @@ class PerSampleGradients:
         with torch.no_grad(), exactly(next(iter(self.parameters.values()))):
             accumulator.flush()
             conclusive = judge(watched, self._assignment, self.model, first=self._schedule.first)
+            self._refuse_uncovered()
             accumulator.complete(without=self._assignment.missing)
         self._schedule.passed(conclusive=conclusive)
         self._formed = accumulator.formed
         self._report()
+
+    def _refuse_uncovered(self) -> None:
+        if self._assignment.missing.keys() == self.parameters.keys():
+            raise CaptureError(
+                "no parameter's gradient can be split by sample. A part of the loss that is of no sample, such "
+                "as a penalty on the weights, is for the optimiser (weight_decay) or a backward of its own. "
+                f"{self.coverage}",
+                kind="uncovered",
+            )
 
     def _report(self) -> None:
         """Warn once of what rows do not hold, or hold in another sense."""

@@ -95,6 +95,7 @@ class Capture:
             rank=rank,
             processes=processes,
             thumbnails=settings.thumbnails,
+            shield=self.shield,
         )
         if not self.closed:
             self._watch_loop()
@@ -104,6 +105,7 @@ class Capture:
         self._calls = CallWatch(self.attachment, self.on, self.models, self.session)
         self._backward = BackwardWatch(self.attachment, self.on)
         self._optimizers = OptimizerWatch(self.attachment, self.on, self.models.moved_by)
+        self.attachment.on_detach(self.session.rows.rest)
         close_at_exit(self.close)
 
     # ── what adapters say ─────────────────────────────────────────────────────────────────────

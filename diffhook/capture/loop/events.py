@@ -123,9 +123,10 @@ class BackwardEnded(Event):
 
 @dataclass(frozen=True)
 class StepBegan(Event):
-    """An optimiser is about to move the parameters, perhaps by a closure that trains first."""
+    """An optimiser is about to move the parameters, perhaps by a ``closure`` that trains first."""
 
     optimizer: torch.optim.Optimizer
+    closure: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ class MicroBatch:
     Attributes:
         ids: (B,) int64, one for each row.
         images: (B, …) the clean samples, where the batch shows them.
+        shown: the rows are known to be those; otherwise the batch that came last is presumed.
         host: the module whose call began the pass.
-        timesteps: (B,), in the scheduler's units; None until a module is told them.
-        named: the loop has named the timesteps itself.
-        guessed: the timesteps are an argument of another name, until a module is told by name.
-        denoiser: the module that knows the timesteps, whose output is the prediction.
+        timesteps: (B,), in the scheduler's units; until the backward, those that the loop has named itself.
         prediction: reads each row's loss off the prediction's gradient.
         scale: factor on the loss that the optimiser's step undoes.
         accumulation: factor on the loss that it does not.
@@ -31,11 +29,9 @@ class MicroBatch:
 
     ids: Tensor
     images: Tensor | None = None
+    shown: bool = True
     host: nn.Module | None = None
     timesteps: Tensor | None = None
-    named: bool = False
-    guessed: bool = False
-    denoiser: nn.Module | None = None
     prediction: PredictionGradient | None = None
     scale: float = 1.0
     accumulation: float = 1.0

@@ -61,7 +61,9 @@ class OptimizerWatch:
         """All that are watched."""
         return list(self._watched)
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         nested = self._under_way is not None and self._under_way() not in (None, optimizer)
         if nested or not self._moves(optimizer):
             return
@@ -71,7 +73,7 @@ class OptimizerWatch:
             return
         self._turns = weakref.WeakSet([optimizer])
         self._counted = self._under_way = weakref.ref(optimizer)
-        self._emit(StepBegan(optimizer))
+        self._emit(StepBegan(optimizer, closure=any(map(callable, (*args, *kwargs.values())))))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._under_way is None or self._under_way() is not optimizer:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffhook.capture import Plan, Recorder
-from diffhook.capture.appearance import appearance, images_of
-from diffhook.capture.diffusion import predicted_tensor
+from diffhook.capture.appearance import appearance
 from diffhook.capture.loop import events
 from diffhook.capture.loop.absences import Absences
-from diffhook.capture.loop.call_inspection import find_timesteps, timestep_last
-from diffhook.capture.loop.fetch_order import FetchOrder
-from diffhook.capture.loop.identity import RowIds, Unmatched, blocks
+from diffhook.capture.loop.call_inspection import timestep_last
+from diffhook.capture.loop.denoiser_calls import DenoiserCalls, timesteps_of
+from diffhook.capture.loop.identity import Unmatched, blocks
 from diffhook.capture.loop.loss_reader import LossReader
 from diffhook.capture.loop.losses import PredictionGradient, unexplained_factor
 from diffhook.capture.loop.micro_batch import MicroBatch
+from diffhook.capture.loop.row_finder import UNSHOWN, RowFinder
 from diffhook.capture.loop.scalars import Scalars
 from diffhook.capture.loop.steps import Steps
 from diffhook.capture.loop.thumbnails import ThumbnailTaker
-from diffhook.errors import CaptureError, ConfigurationError, RecheckNeeded
+from diffhook.capture.loop.trained_set import TrainedSet
+from diffhook.errors import CaptureError, RecheckNeeded
 
 _NO_BACKWARD = 3  # forwards after which it is told
 _STAGED_ROWS = 1 << 16  # without a step in between
@@ -41,6 +41,7 @@ class Session:
         reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
         rank, processes: this process's number, and how many share the batch.
         thumbnails: longest side of those to keep; 0: none.
+        shield: through which runs what is called by the loop's own operations.
     """
 
     def __init__(
@@ -54,20 +55,24 @@ class Session:
         rank: int = 0,
         processes: int = 1,
         thumbnails: int = 0,
+        shield: Callable[..., Any],
     ) -> None:
         self.plan = plan
         self.recorder: Recorder | None = None
         self.absences = Absences()
         self.scalars = Scalars()
-        self.fetched = FetchOrder()
+        self.rows = RowFinder(shield)
         self.captured_passes = 0
         self.steps = Steps(plan, self.absences, steps_are_seen, rank, processes)
         self._start = start
         self._snapshot_every = snapshot_every
         self._losses = LossReader(reduction)
         self._thumbnails = ThumbnailTaker(thumbnails)
-        self._received: MicroBatch | Unmatched | None = None  # as it came
+        self._whose: MicroBatch | Unmatched | None = None  # of the last training forward
+        self._scales = {"scale": 1.0, "accumulation": 1.0}  # of a loss whose forward is still to come
         self._pass: MicroBatch | None = None  # between a forward and its backward, as far as it is known
+        self._calls = DenoiserCalls()  # of the pass
+        self._trained: TrainedSet
         self._reached = False  # the backward under way has reached our models
         self._differentiated = False  # a gradient of the pass is part of its loss, as in a gradient penalty
         self._own_forward = False  # a probe of ours is running
@@ -81,7 +86,7 @@ class Session:
             events.LossScaled: self._loss_scaled,
             events.BackwardBegan: self._backward_began,
             events.BackwardEnded: self._backward_ended,
-            events.StepBegan: lambda _: self.steps.began(),
+            events.StepBegan: self._step_began,
             events.StepEnded: self._step_ended,
             events.GradientsZeroed: lambda _: self.steps.zeroed(),
             events.SnapshotDue: lambda _: self._snapshot(),
@@ -104,18 +109,20 @@ class Session:
 
     @property
     def expects_capture(self) -> bool:
-        """Whether the next training forward on the batch at hand would be captured."""
-        return isinstance(self._received, MicroBatch) and self.steps.captured
+        """Whether the next training forward on the batch at hand may be captured."""
+        return self.rows.last is not None and self.steps.captured
 
     @property
     def knows_timesteps(self) -> bool:
         """Whether the pass under way has seen a module that is told the timesteps by name."""
-        return self._pass is not None and self._pass.timesteps is not None and not self._pass.guessed
+        return self._pass is not None and (self._pass.timesteps is not None or self._calls.know_timesteps)
 
     @property
     def knows_prediction(self) -> bool:
         """Whether it has seen that module's prediction as well."""
-        return self.knows_timesteps and (not self._losses.active or self._pass.prediction is not None)  # type: ignore[union-attr]
+        if self._pass is None or not self._losses.active:
+            return self.knows_timesteps
+        return self._calls.know_prediction
 
     @property
     def touched(self) -> bool:
@@ -134,7 +141,7 @@ class Session:
         """Leave the batch at hand out. Its layers must not be hooked anew before the backward, in which
         checkpointed blocks save what they saved."""
         self.abandon()
-        self._received = _GIVEN_UP
+        self.rows.give_up(_GIVEN_UP)
 
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
 
@@ -143,107 +150,206 @@ class Session:
         self.abandon()
         self._settle_unseen_step()
         self.steps.inside = self.steps.closure_captured = False
-        self.fetched.received(event.source, event.batch)
-        if isinstance(event.ids, RowIds):
-            images = None if event.batch is None else images_of(event.batch)
-            self._received = MicroBatch(
-                event.ids.ids, images, timesteps=event.timesteps, named=event.timesteps is not None
-            )
-        else:
-            self._received = event.ids
+        self._scales = {"scale": 1.0, "accumulation": 1.0}
+        self.rows.received(event, follow=self.steps.captured or self.steps.captured_next)
 
     def _count_missing_backward(self) -> None:
         """A loss that is not finite is skipped now and then. Where no backward ever comes, that is told."""
         if self._pass is None:
             return
         self._without_backward += 1
+        self.absences.counts["no-backward"] += 1
         if self._without_backward == _NO_BACKWARD and not self.captured_passes:
-            self.absences.leave_out(
+            self.absences.tell(
                 "no-backward",
-                "no backward of a loss came after %d forwards: what torch.autograd.grad returns cannot be "
-                "split by sample; call loss.backward() or accelerator.backward(loss)",
+                "after each of %d forwards another batch came before a backward did. Validate between steps, "
+                "not between a forward and its backward, or without gradients (torch.no_grad()); and call "
+                "loss.backward() or accelerator.backward(loss): what torch.autograd.grad returns cannot be "
+                "split by sample",
                 _NO_BACKWARD,
             )
 
     def _loader_ended(self, event: events.LoaderEnded) -> None:
         self.abandon()
         self._settle_unseen_step()
-        self.fetched.ended(event.source)
-        self._received = None
+        self.rows.ended(event.source)
 
     # ── forward ───────────────────────────────────────────────────────────────────────────────
 
     def _forward_began(self, event: events.ForwardBegan) -> None:
-        doubt = self.fetched.used()
         if not event.training:
+            self.rows.used()
             return
-        if doubt is not None:
-            self._received = doubt
-        if not isinstance(self._received, MicroBatch):
-            self.steps.unnamed = True
-            return
-        self.steps.clock.forward_began()
-        if self.steps.closure_captured or not self.steps.captured:
-            return
-        if self.recorder is None:
-            self.recorder = self._start(self._received)
-            self.steps.follow(self.recorder)
+        self.rows.pause()
+        values = timestep_last(event.module, event.args, event.kwargs)
         if self._pass is None:
-            self._differentiated = False
-            self._pass = self._received.knowing(host=event.module)
-            self.steps.pass_begins()
-            self.recorder.engine.begin()
-            self.recorder.engine.tape.paused = True  # until the backward: torch.autograd.grad is none
-        self.recorder.engine.enter_model(event.module, timestep_last(event.module, event.args, event.kwargs))
-        self._note_timesteps(event.module, event.args, event.kwargs)
+            self._whose = self.rows.called(values)
+            if not isinstance(self._whose, MicroBatch):
+                self.steps.unnamed = self.steps.unnamed or self._whose is not _GIVEN_UP
+                return
+            self.steps.clock.forward_began()
+            if self.steps.closure_captured or not self.steps.captured:
+                return
+            self._begin_pass(self._whose, event.module)
+        else:
+            self._look_again(values)
+        if self._pass is not None and self.recorder is not None:
+            self.recorder.engine.enter_model(event.module, values)
+            self._calls.called(event.module, event.args, event.kwargs)
+
+    def _begin_pass(self, found: MicroBatch, host: nn.Module) -> None:
+        if self.recorder is None:
+            self.recorder = self._start(found)
+            self.steps.follow(self.recorder)
+            self._trained = TrainedSet(self.recorder.engine.model, self.recorder.engine.parameters)
+        if added := self._trained.added():
+            self.give_up()
+            self.absences.leave_out(
+                "other-parameters",
+                "%d parameters are trained that were not when the capture began (%s), and rows would leave "
+                "them out: no further micro-batch is captured. A new hook, with a log of its own, captures them",
+                len(added),
+                ", ".join(added[:3]) + (" …" if len(added) > 3 else ""),
+            )
+            return
+        self._differentiated = False
+        self._pass = found.knowing(host=host, **self._scales)
+        self._calls = DenoiserCalls()
+        self.steps.pass_begins()
+        self.recorder.engine.begin()
+        self.recorder.engine.tape.paused = True  # until the backward: torch.autograd.grad is none
 
     def _denoiser_called(self, event: events.DenoiserCalled) -> None:
         if self._pass is not None:
-            self._note_timesteps(event.module, event.args, event.kwargs)
+            self._look_again(timestep_last(event.module, event.args, event.kwargs))
+            self._calls.called(event.module, event.args, event.kwargs)
 
-    def _note_timesteps(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        found = self._pass
-        assert found is not None
-        if found.denoiser is not None and not found.guessed:
-            self._compare_timesteps(found, module, args, kwargs)
+    def _look_again(self, values: Iterable[Any]) -> None:
+        """A further call before the backward may show whose the rows are, or that they are others'."""
+        found = self.rows.shown(values)
+        if self._pass is None or not isinstance(found, MicroBatch):
             return
-        if found.named:
-            self._pass = found.knowing(denoiser=module)
-        else:
-            told = find_timesteps(module, args, kwargs)
-            if told is None or (found.timesteps is not None and not told.by_name):
-                return
-            self._pass = found.knowing(
-                timesteps=self._in_schedulers_units(told.values),
-                guessed=not told.by_name,
-                denoiser=module,
-                prediction=None,
-            )
-        assert self._pass.timesteps is not None
-        rows, count = len(self._pass.timesteps), len(self._pass.ids)
-        if rows not in (1, count) and count != 1 and not self._pass.guessed:
-            self._leave_out(rows, count)
-
-    def _compare_timesteps(
-        self, found: MicroBatch, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """A row has one timestep: of a denoiser that is called twice, both calls must be at the same."""
-        if found.named or module is not found.denoiser or found.timesteps is None:
-            return
-        told = find_timesteps(module, args, kwargs)
-        if told is not None and not torch.equal(self._in_schedulers_units(told.values), found.timesteps):
+        if not self._pass.shown:
+            self._pass = self._pass.knowing(ids=found.ids, images=found.images, shown=True)
+        elif not torch.equal(found.ids, self._pass.ids):
             self.give_up()
             self.absences.leave_out(
-                "several-timesteps",
-                "the denoiser was called at two timesteps before one backward, and a row has one: such "
-                "micro-batches are left out. Call a backward for each, or name one: hook.step(timesteps=...)",
+                "several-batches",
+                "the model was called on different samples before one backward, and whose the rows of its "
+                "gradient are is not known: such micro-batches are left out. Call a backward for each",
             )
 
-    def _in_schedulers_units(self, timesteps: Tensor) -> Tensor:
-        """Of what the model is told, where the objective says by which factor that differs."""
-        objective = None if self.recorder is None else self.recorder.objective
-        scale = float(getattr(objective, "timestep_scale", 1.0))
-        return timesteps if scale == 1 else timesteps.float() / scale
+    def _output_seen(self, event: events.OutputSeen) -> None:
+        if self._pass is None or self.recorder is None:
+            self.rows.resume()
+            return
+        if event.module is self._pass.host:
+            self.rows.resume()
+            if not self.touched:
+                self.abandon()  # a frozen model, or a copy
+                return
+        self.recorder.engine.leave_model(event.module, (), event.output)
+        for tensor in events.tensors_of(event.output):
+            if tensor.requires_grad:
+                tensor.register_hook(self._on_reached)
+                break
+        self._calls.answered(event.module, event.output, self.recorder.engine.tape, self._losses.active)
+
+    def _on_reached(self, _: Tensor) -> None:
+        if self.steps.in_backward:
+            self._reached = True
+        elif torch.is_grad_enabled():  # as in torch.autograd.grad(..., create_graph=True) alone
+            self._differentiated = True
+
+    # ── backward ──────────────────────────────────────────────────────────────────────────────
+
+    def _loss_scaled(self, event: events.LossScaled) -> None:
+        if self._pass is not None:
+            self._pass = self._pass.knowing(scale=event.scale, accumulation=event.accumulation)
+        else:
+            self._scales = {"scale": event.scale, "accumulation": event.accumulation}
+
+    def _backward_began(self, event: events.BackwardBegan) -> None:
+        self.rows.pause()
+        self.steps.in_backward, self._reached = True, False
+        if self._pass is None or self.recorder is None:
+            return
+        self.recorder.engine.tape.paused = False
+        if event.loss is None:
+            return
+        factor = unexplained_factor(event.loss, self._pass.scale, self._pass.accumulation)
+        self._pass = self._pass.knowing(loss=event.loss, factor=factor)
+        if self._losses.active:
+            self._calls.find_errors(event.loss)
+
+    def _backward_ended(self, event: events.BackwardEnded) -> None:
+        if self._pass is not None and self.recorder is not None:
+            self.recorder.engine.tape.paused = True
+            if event.failed:
+                self.abandon()
+            elif self._differentiated:
+                self.give_up()
+                self.absences.leave_out(
+                    "double-backward",
+                    "the loss depends on a gradient of the model (a gradient penalty), which cannot be split "
+                    "by sample: such micro-batches are left out",
+                )
+            elif self._reached or self.recorder.engine.tape.seconds > 0:
+                self._stage(self._pass, self.recorder)
+        self.rows.resume()
+        if self.steps.backward_ended():
+            self._after_step()
+
+    def _stage(self, found: MicroBatch, recorder: Recorder) -> None:
+        """The gradients of a pass are there: its rows wait for the optimiser's step."""
+        timesteps = self._timesteps_of(found)
+        if timesteps is None or not found.shown:
+            self.give_up()
+            if not found.shown:
+                self.absences.leave_out(UNSHOWN.kind, UNSHOWN.reason)
+            return
+        began = self.steps.clock.now()
+        engine = recorder.engine
+        engine.loss_scale = found.loss_scale
+        try:
+            engine.finish()
+        except RecheckNeeded as again:
+            self.absences.leave_out(f"recheck-{again.law}", "%s", again)
+            return
+        finally:
+            self.abandon()
+        rows = len(engine.norms)
+        for count in (len(found.ids), len(timesteps)):
+            if count not in (1, rows):
+                self._leave_out(rows, count)
+                return
+        if recorder.staged_rows + rows > _STAGED_ROWS:
+            self.absences.leave_out(
+                "no-step",
+                "no optimiser step was seen for %d rows: further rows are left out until there is one",
+                recorder.staged_rows,
+            )
+            return
+        found = found.knowing(ids=found.ids.expand(rows), prediction=self._prediction())
+        reading, mean_of = self._losses.read(found, engine)
+        looks = None
+        if found.images is not None and len(found.images) == rows:
+            looks = appearance(found.images)
+            self._thumbnails.take(recorder.writer, found.ids, found.images)
+        coefficient = found.accumulation * found.factor / (mean_of * self.steps.processes)
+        recorder.captured(
+            found.ids,
+            timesteps.expand(rows),
+            step=self.steps.count,
+            weight=coefficient * self.plan.stride,
+            losses=reading.losses,
+            appearance=looks,
+        )
+        self.scalars.add(engine.norms)
+        self.captured_passes += 1
+        self._without_backward = 0
+        seconds = self.steps.clock.now() - began + engine.hook_seconds
+        self.steps.pass_ended(rows // blocks(found.ids), seconds)
 
     def _leave_out(self, rows: int, count: int) -> None:
         """The model sees another number of rows than there are ids: wrong rows would be worse than none."""
@@ -270,122 +376,41 @@ class Session:
             rows // count,
         )
 
-    def _output_seen(self, event: events.OutputSeen) -> None:
-        if self._pass is None or self.recorder is None:
-            return
-        if event.module is self._pass.host and not self.touched:
-            self.abandon()  # a frozen model, or a copy
-            return
-        self.recorder.engine.leave_model(event.module, (), event.output)
-        for tensor in events.tensors_of(event.output):
-            if tensor.requires_grad:
-                tensor.register_hook(self._on_reached)
-                break
-        if event.module is self._pass.denoiser and self._pass.prediction is None and self._losses.active:
-            with suppress(ConfigurationError):  # a model of another kind: losses stay unknown
-                predicted = predicted_tensor(event.output)
-                if predicted.dim() > 1 and predicted.requires_grad:
-                    reader = PredictionGradient(predicted, self.recorder.engine.tape)
-                    self._pass = self._pass.knowing(prediction=reader)
-
-    def _on_reached(self, _: Tensor) -> None:
-        if self.steps.in_backward:
-            self._reached = True
-        elif torch.is_grad_enabled():  # as in torch.autograd.grad(..., create_graph=True) alone
-            self._differentiated = True
-
-    # ── backward ──────────────────────────────────────────────────────────────────────────────
-
-    def _loss_scaled(self, event: events.LossScaled) -> None:
-        if self._pass is not None:
-            self._pass = self._pass.knowing(scale=event.scale, accumulation=event.accumulation)
-        elif isinstance(self._received, MicroBatch):
-            self._received = self._received.knowing(scale=event.scale, accumulation=event.accumulation)
-
-    def _backward_began(self, event: events.BackwardBegan) -> None:
-        self.steps.in_backward, self._reached = True, False
-        if self._pass is None or self.recorder is None:
-            return
-        self.recorder.engine.tape.paused = False
-        if event.loss is None:
-            return
-        factor = unexplained_factor(event.loss, self._pass.scale, self._pass.accumulation)
-        self._pass = self._pass.knowing(loss=event.loss, factor=factor)
-        if self._pass.prediction is not None and self._losses.active:
-            self._pass.prediction.find_errors(event.loss)
-
-    def _backward_ended(self, event: events.BackwardEnded) -> None:
-        if self._pass is not None and self.recorder is not None:
-            self.recorder.engine.tape.paused = True
-            if event.failed:
-                self.abandon()
-            elif self._differentiated:
-                self.give_up()
-                self.absences.leave_out(
-                    "double-backward",
-                    "the loss depends on a gradient of the model (a gradient penalty), which cannot be split "
-                    "by sample: such micro-batches are left out",
-                )
-            elif self._reached or self.recorder.engine.tape.seconds > 0:
-                self._stage(self._pass, self.recorder)
-        if self.steps.backward_ended():
-            self._after_step()
-
-    def _stage(self, found: MicroBatch, recorder: Recorder) -> None:
-        """The gradients of a pass are there: its rows wait for the optimiser's step."""
-        began = self.steps.clock.now()
-        engine = recorder.engine
-        engine.loss_scale = found.loss_scale
-        try:
-            engine.finish()
-        except RecheckNeeded as again:
-            self.absences.leave_out(f"recheck-{again.law}", "%s", again)
-            return
-        finally:
-            self.abandon()
-        if found.timesteps is None:
+    def _timesteps_of(self, found: MicroBatch) -> Tensor | None:
+        """(B,) of the calls that the loss came from, in the scheduler's units; None: they are several."""
+        if found.timesteps is not None:
+            return found.timesteps
+        told = timesteps_of(self._calls.of_loss())
+        if not told:
             raise CaptureError(
                 "what is trained was called without a timestep (keyword 'timestep' or second argument): name "
                 "it with hook.step(sample_ids=..., timesteps=...), as where another model is trained through "
                 "a frozen denoiser (textual inversion)"
             )
-        rows = len(engine.norms)
-        for count in (len(found.ids), len(found.timesteps)):
-            if count not in (1, rows):
-                self._leave_out(rows, count)
-                return
-        if recorder.staged_rows + rows > _STAGED_ROWS:
+        if len(told) > 1:
             self.absences.leave_out(
-                "no-step",
-                "no optimiser step was seen for %d rows: further rows are left out until there is one",
-                recorder.staged_rows,
+                "several-timesteps",
+                "the loss comes from calls of the denoiser at different timesteps, and a row has one: such "
+                "micro-batches are left out. Call a backward for each, or name one: hook.step(timesteps=...)",
             )
-            return
-        found = found.knowing(ids=found.ids.expand(rows), timesteps=found.timesteps.expand(rows))
-        reading, mean_of = self._losses.read(found, engine)
-        looks = None
-        if found.images is not None and len(found.images) == rows:
-            looks = appearance(found.images)
-            self._thumbnails.take(recorder.writer, found.ids, found.images)
-        coefficient = found.accumulation * found.factor / (mean_of * self.steps.processes)
-        assert found.timesteps is not None
-        recorder.captured(
-            found.ids,
-            found.timesteps,
-            step=self.steps.count,
-            weight=coefficient * self.plan.stride,
-            losses=reading.losses,
-            appearance=looks,
-        )
-        self.scalars.add(engine.norms)
-        self.captured_passes += 1
-        self._without_backward = 0
-        seconds = self.steps.clock.now() - began + engine.hook_seconds
-        self.steps.pass_ended(rows // blocks(found.ids), seconds)
+            return None
+        objective = None if self.recorder is None else self.recorder.objective
+        scale = float(getattr(objective, "timestep_scale", 1.0))
+        return told[0] if scale == 1 else told[0].float() / scale
+
+    def _prediction(self) -> PredictionGradient | None:
+        """What reads the rows' losses off the loss's own prediction."""
+        return next((call.prediction for call in self._calls.of_loss() if call.prediction is not None), None)
 
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 
+    def _step_began(self, event: events.StepBegan) -> None:
+        if not event.closure:
+            self.rows.pause()
+        self.steps.began()
+
     def _step_ended(self, event: events.StepEnded) -> None:
+        self.rows.stepped()
         captured = self.recorder is None or self.steps.captured
         if self.steps.unnamed and not self.steps.samples and captured and not self.steps.in_backward:
             self._tell_unnamed()
@@ -401,9 +426,7 @@ class Session:
             self._after_step()
 
     def _tell_unnamed(self) -> None:
-        found = self._received
-        if found is _GIVEN_UP:  # told already
-            return
+        found = self._whose
         if isinstance(found, Unmatched):
             self.absences.leave_out(found.kind, "such micro-batches are left out: %s", found.reason)
         else:

@@ -61,6 +61,11 @@ class Steps:
         """Whether the step under way is one to capture."""
         return self._plan.captures(self.count)
 
+    @property
+    def captured_next(self) -> bool:
+        """Whether the step after it is."""
+        return self._plan.captures(self.count + 1)
+
     def follow(self, recorder: Recorder) -> None:
         """Tell this recorder of steps from now on."""
         self._recorder = recorder

@@ -1,0 +1,30 @@
+"""Whether a model still trains the parameters that its rows are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+
+class TrainedSet:
+    """The parameters that rows hold gradients of, held against those that the model trains now.
+
+    Fewer are no matter: what is frozen adds nothing to a gradient. What is trained newly, since it was
+    unfrozen or its layer was replaced, would be missing from the rows.
+
+    Args:
+        model: that is trained.
+        parameters: name → parameter, of those that rows hold.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._model = model
+        self._held = {id(parameter): parameter for parameter in parameters.values()}
+
+    def added(self) -> list[str]:
+        """Names of parameters that are trained and not held."""
+        if all(id(p) in self._held for p in self._model.parameters() if p.requires_grad):
+            return []
+        named = self._model.named_parameters()
+        return [name for name, p in named if p.requires_grad and id(p) not in self._held]
