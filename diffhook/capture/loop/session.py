@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -279,7 +280,7 @@ class Session:
         self.recorder.engine.leave_model(event.module, (), event.output)
         for tensor in events.tensors_of(event.output):
             if tensor.requires_grad:
-                tensor.register_hook(self._on_reached)
+                tensor.register_hook(partial(self.recorder.engine.tape.guard, self._on_reached))
                 break
         if event.module is self._pass.denoiser and self._pass.prediction is None and self._losses.active:
             with suppress(ConfigurationError):  # a model of another kind: losses stay unknown
