@@ -206,6 +206,11 @@ class Recorder:
         rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
         self._held.append((rows, layer))
 
+    def forget_staged(self) -> None:
+        """Rows whose optimiser step could not be followed are not written."""
+        self._staged.clear()
+        self._layer = None
+
     def forget_held(self) -> None:
         """Rows that turned out to be wrong are not written."""
         self._held.clear()

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Probe
+from diffhook.capture.loop.attachment import shielded
 from diffhook.capture.settings import Settings
 from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents, capture_on
 from diffhook.integrations.hook import Hook
@@ -90,10 +91,12 @@ class DiffHook(Hook):
         self.accelerator = accelerator
         self._events = AcceleratorEvents(accelerator, self.capture, keeper=self)
 
+    @shielded()
     def save(self, folder: str | os.PathLike[str]) -> None:
         """A checkpoint is being written to ``folder``; ``accelerator.save_state`` calls this."""
         self._events.save(folder)
 
+    @shielded()
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Training goes on from a checkpoint; ``accelerator.load_state`` calls this."""
         self._events.load(folder)

@@ -33,7 +33,22 @@ from tests.integrations.injected_loops import HOOKS, LOOPS
 _KINDS = (MemoryError, RuntimeError)
 # Not injected into. A ``try`` cannot guard the call of the function that it stands in: an error there is the
 # caller's, whoever that is.
-_SHELL: dict[str, str] = {}
+_GUARD = "holds the try"
+_AROUND = "calls what is the loop's own, once, between guarded calls of ours"
+_FORWARDS = "calls what is the user's own, and nothing else"
+_SHELL = {
+    "gradients.guard:Guarded.__call__": _GUARD,
+    "capture.loop.attachment:shielded.<locals>.decorate.<locals>.called": _GUARD,
+    "capture.loop.attachment:Attachment.replace.<locals>.replaced": _AROUND,
+    "capture.loop.capture:Capture.step": _AROUND,
+    "gradients.fallback:Fallback.__torch_function__": _AROUND,
+    "integrations.accelerate.loaders:_untagging.<locals>.untagged": _AROUND,
+    "integrations.accelerate.loaders:_IndexedDataset.__getitems__": _AROUND,
+    "integrations.accelerate.loaders:_TaggingCollate.__call__": _AROUND,
+    "integrations.accelerate.quarantine:_HealthyBatches.__iter__": _AROUND,
+    "integrations.accelerate.stand_in:StandIn.__len__": _FORWARDS,
+    "integrations.accelerate.stand_in:StandIn.__getattr__": _FORWARDS,
+}
 
 
 class Injection:
@@ -215,9 +230,9 @@ def main() -> None:
     done = trials(args.trials, args.seed, args.loops)
     print("\n".join(sorted(done.wrong + done.rows)))
     print(
-        f"{args.trials} trials, seed {args.seed}: {len(done.wrong)} reached the loop, changed weights or left "
-        f"something behind; {len(done.rows)} logs with wrong rows; {sum(done.kept) / len(done.kept):.1%} of "
-        "rows kept"
+        f"{args.trials} trials, seed {args.seed}: {len(done.wrong)} reached the loop, changed weights or "
+        f"left something behind; {len(done.rows)} logs with wrong rows; "
+        f"{sum(done.kept) / len(done.kept):.1%} of rows kept"
     )
 
 

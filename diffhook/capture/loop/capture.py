@@ -120,7 +120,7 @@ class Capture:
         session.on(event)
         if session.in_pass:
             self._backward.arm()
-        elif not self._backward.running:
+        else:
             self._backward.disarm()
         self._calls.follow(event)
 
@@ -150,15 +150,14 @@ class Capture:
         self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0, batch: Any = None
     ) -> Iterator[None]:
         """See :meth:`diffhook.integrations.hook.Hook.step`."""
-        source = object()
         self.shield(self._name, sample_ids, timesteps, loss_scale, batch)
         try:
             yield
         except BaseException:
             self.shield(self.session.abandon)
-            self.on(events.LoaderEnded(source))
             raise
-        self.on(events.LoaderEnded(source))
+        finally:
+            self.shield(self._named_over)
 
     def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
         if self.closed:
@@ -167,6 +166,9 @@ class Capture:
         named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
         self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
+
+    def _named_over(self) -> None:
+        self.on(events.LoaderEnded(object()))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
@@ -207,7 +209,7 @@ class Capture:
         self._resumed = True
         self._end_log()
         position = checkpoint.Position.from_json(state)
-        self.session.steps.count = position.step
+        self.session.steps.count, self.session.steps.unlogged = position.step, 0
         self._lr_sum, self._after = position.lr_sum, position.session
 
     def flush(self) -> None:
@@ -241,8 +243,9 @@ class Capture:
             (self.path, session.steps.rank)
         )  # the hook of a run that has died, in a notebook say
         probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
-        if session.steps.count == 0:
-            session.steps.count = self._steps_before()
+        seen = session.steps.count + session.steps.unlogged
+        session.steps.count = seen if session.steps.count else self._steps_before() or seen
+        session.steps.unlogged = 0
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
         recorder = Recorder(
             engine,
@@ -318,9 +321,9 @@ class Capture:
         """An exception of ours has reached the shield."""
         verdict = self._failures.judge(error, self.session.captured_passes)
         try:
-            self.session.give_up()
+            self.session.failed()
         finally:
-            if verdict != "go on":
+            if verdict != "go on" or self.closed:
                 self.detach(mid_pass=verdict == "stop")
         if verdict == "raise":
             raise error
@@ -333,7 +336,8 @@ class Capture:
         try:
             self.shield(self._finish)
         finally:
-            self.detach()
+            self.closed = True
+            self.shield(self.detach)
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True) and os.getpid() == self._process:

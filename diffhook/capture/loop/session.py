@@ -137,13 +137,19 @@ class Session:
         self.abandon()
         self._received = _GIVEN_UP
 
+    def failed(self) -> None:
+        """An error of ours costs the batch at hand, and what was captured for the step under way."""
+        self.give_up()
+        if self.recorder is not None:
+            self.recorder.forget_staged()
+
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
 
     def _batch_received(self, event: events.BatchReceived) -> None:
         self._count_missing_backward()
         self.abandon()
         self._settle_unseen_step()
-        self.steps.inside = self.steps.closure_captured = False
+        self.steps.settle_lost()
         self.fetched.received(event.source, event.batch)
         if isinstance(event.ids, RowIds):
             images = None if event.batch is None else images_of(event.batch)
@@ -316,6 +322,13 @@ class Session:
             self._pass.prediction.find_errors(event.loss)
 
     def _backward_ended(self, event: events.BackwardEnded) -> None:
+        try:
+            self._pass_ended(event)
+        finally:
+            if self.steps.backward_ended():
+                self._after_step()
+
+    def _pass_ended(self, event: events.BackwardEnded) -> None:
         if self._pass is not None and self.recorder is not None:
             self.recorder.engine.tape.paused = True
             if event.failed:
@@ -329,8 +342,6 @@ class Session:
                 )
             elif self._reached or self.recorder.engine.tape.seconds > 0:
                 self._stage(self._pass, self.recorder)
-        if self.steps.backward_ended():
-            self._after_step()
 
     def _stage(self, found: MicroBatch, recorder: Recorder) -> None:
         """The gradients of a pass are there: its rows wait for the optimiser's step."""
