@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.gradients.guard import Guard
 from diffhook.gradients.layers import Owned
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.tape import Tape, hookable, in_backward, refuse_double_backward
@@ -20,13 +21,18 @@ Sums = dict[str, Tensor]  # local parameter name → gradient of the whole batch
 class _Call:
     """One call of a layer that leaves its weight gradients to us.
 
+    Args:
+        owned: the layer.
+        guard: keeps errors of ours from the user's backward.
+
     Attributes:
         sums: of the per-sample products, once they are complete.
         received: the gradient of the output, once the backward has reached it.
     """
 
-    def __init__(self, owned: Owned) -> None:
+    def __init__(self, owned: Owned, guard: Guard) -> None:
         self.owned = owned
+        self.guard = guard
         self.sums: Sums = {}
         self.received: list[Tensor] = []
 
@@ -58,9 +64,11 @@ class _Deliver(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        refuse_double_backward()  # sums are no function of the gradients: training would be wrong
-        found = ctx.call.gradients(*ctx.saved_tensors)
-        return grads[0], None, *(found[name] for name in ctx.call.owned.parameters)
+        if torch.is_grad_enabled():
+            refuse_double_backward()  # sums are no function of the gradients: training would be wrong
+        call, (inputs,) = ctx.call, ctx.saved_tensors
+        found = call.guard(call.gradients, inputs) or call.gradients(inputs)
+        return grads[0], None, *map(found.__getitem__, call.owned.parameters)
 
 
 class _BeforeCall(LocalHook):
@@ -130,7 +138,7 @@ class Reuse:
             return None
         if not args[0].is_floating_point():  # nothing to stand before in the graph
             return None
-        call = _Call(self._layers[name])
+        call = _Call(self._layers[name], tape.guard)
         parameters = [getattr(module, local) for local in call.owned.parameters]
         inputs = _Deliver.apply(args[0], call, *parameters)
         self._open[name] = call

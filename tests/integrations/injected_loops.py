@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 
 import diffhook
@@ -36,7 +36,7 @@ class MixedDenoiser(nn.Module):
         super().__init__()
         self.inward = nn.Conv2d(1, channels, 3, stride=2, padding=1)
         self.attention = nn.MultiheadAttention(channels, 2, batch_first=True)
-        self.block = nn.Sequential(nn.Linear(channels, 8), nn.SiLU(), nn.Linear(8, channels))
+        self.block = nn.Sequential(nn.Linear(channels, 8), nn.Dropout(0.1), nn.Linear(8, channels))
         self.outward = nn.ConvTranspose2d(channels, 1, 4, stride=2, padding=1)
         self.positions = nn.Parameter(torch.randn(16, channels) / 4)
         self.gain = nn.Parameter(torch.ones(channels))
@@ -62,12 +62,28 @@ def mixed(log: Path | None) -> nn.Module:
     return train(log, strict=False, epochs=2, make_model=MixedDenoiser).model
 
 
+class _Augmented(Dataset[Tensor]):
+    """Fetches a batch at once, and draws random numbers for it."""
+
+    def __init__(self) -> None:
+        self.images = identified(8)
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index] + torch.randn(1, 8, 8) / 10
+
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        return [self[index] for index in indices]
+
+
 def probed(log: Path | None) -> nn.Module:
     """With all that can be turned on: probes, snapshots, thumbnails, quarantine, checkpoints."""
     torch.manual_seed(3)
     model: Any = TinyDenoiser()
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    loader: Any = DataLoader(TensorDataset(identified(8)), 4, shuffle=True)
+    loader: Any = DataLoader(_Augmented(), 4, shuffle=True)
     accelerator = Accelerator(cpu=True)
     if log is not None:
         DiffHook(
@@ -82,7 +98,7 @@ def probed(log: Path | None) -> nn.Module:
         )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     for epoch in range(3):
-        for (clean,) in loader:
+        for clean in loader:
             _step(model, optimizer, clean, accelerator.backward)
             accelerator.log({"epoch": epoch})
         with tempfile.TemporaryDirectory() as folder:
@@ -91,12 +107,17 @@ def probed(log: Path | None) -> nn.Module:
     return accelerator.unwrap_model(model)
 
 
-def plain(log: Path | None) -> nn.Module:
+def reused(log: Path | None) -> nn.Module:
+    """Gradients that training uses come from us: equal up to rounding."""
+    return plain(log, reuse_products=True)
+
+
+def plain(log: Path | None, **options: Any) -> nn.Module:
     """Without Accelerate: the loop names its samples itself."""
     torch.manual_seed(3)
     model = TinyDenoiser()
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    hook = None if log is None else TorchHook(log, model, optimizer, snapshot_every=3)
+    hook = None if log is None else TorchHook(log, model, optimizer, snapshot_every=3, **options)
     images = identified(8)
     for number in range(6):
         ids = torch.arange(4) + 4 * (number % 2)
@@ -147,4 +168,6 @@ def trained(log: Path | None) -> nn.Module:
         return trainer.model  # type: ignore[return-value]
 
 
-LOOPS: dict[str, Loop] = {loop.__name__: loop for loop in (accelerated, mixed, probed, plain, trained)}
+LOOPS: dict[str, Loop] = {
+    loop.__name__: loop for loop in (accelerated, mixed, probed, plain, reused, trained)
+}

@@ -65,9 +65,9 @@ class Capture:
         processes: int = 1,
         alerts: Alerts | None = None,
     ) -> None:
-        self.closed = not settings.enabled
         if settings.enabled:
             check_location(path)
+        self.closed = not settings.enabled
         self.settings = settings
         self.path = settled(path)  # scripts may change the working directory
         self.identity = Identity(settings.sample_ids)
@@ -243,8 +243,7 @@ class Capture:
             (self.path, session.steps.rank)
         )  # the hook of a run that has died, in a notebook say
         probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
-        seen = session.steps.count + session.steps.unlogged
-        session.steps.count = seen if session.steps.count else self._steps_before() or seen
+        session.steps.count = self._steps_before()
         session.steps.unlogged = 0
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
         recorder = Recorder(
@@ -311,9 +310,12 @@ class Capture:
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
+        steps = self.session.steps
+        if steps.count:
+            return steps.count + steps.unlogged
         known = [optimizer for optimizer in self._optimizers.known if self.models.moved_by(optimizer)]
         taken = max((checkpoint.steps_taken(optimizer) for optimizer in known), default=0)
-        return taken or (checkpoint.steps_logged(self.path) if self._resumed else 0)
+        return taken or (checkpoint.steps_logged(self.path) if self._resumed else 0) + steps.unlogged
 
     # ── failure and end ───────────────────────────────────────────────────────────────────────
 
