@@ -22,8 +22,12 @@ class Absences:
             kind: of the reason, such as "several-rows"; each kind is told once.
             reason: what was found and what to do, in words; with ``found`` for its %-placeholders.
         """
-        self.counts[kind] += 1
+        self.count(kind)
         self.tell(kind, reason, *found)
+
+    def count(self, kind: str, micro_batches: int = 1) -> None:
+        """So many are not captured, which is told elsewhere, or is the loop's own doing."""
+        self.counts[kind] += micro_batches
 
     def tell(self, kind: str, reason: str, *found: object) -> None:
         """Say once what is true of many steps."""

@@ -21,7 +21,7 @@ from diffhook.capture.loop.attachment import Attachment, Shield, close_at_exit
 from diffhook.capture.loop.backward_watch import BackwardWatch
 from diffhook.capture.loop.call_watch import CallWatch
 from diffhook.capture.loop.describe import describe_run
-from diffhook.capture.loop.failures import Failures
+from diffhook.capture.loop.failures import Failures, reason
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
@@ -73,9 +73,8 @@ class Capture:
         self.identity = Identity(settings.sample_ids)
         self.alerts = Alerts.of(settings.alerts) if alerts is None else alerts
         self.loader: Any = None  #: of the training, where the adapter knows it
-        self.reasons_for_nothing: Callable[[], str | None] = lambda: (
-            None
-        )  #: the adapter's, if nothing is captured
+        #: the adapter's, if nothing is captured
+        self.reasons_for_nothing: Callable[[], str | None] = lambda: None
         self._process = os.getpid()
         self._failures = Failures(settings.strict)
         self._scaler: GradScaler | None = None
@@ -153,9 +152,6 @@ class Capture:
         self.shield(self._name, sample_ids, timesteps, loss_scale, batch)
         try:
             yield
-        except BaseException:
-            self.shield(self.session.abandon)
-            raise
         finally:
             self.shield(self._named_over)
 
@@ -239,9 +235,8 @@ class Capture:
             reuse_products=settings.reuse_products,
             workspace=settings.workspace,
         )
-        self.attachment.own(
-            (self.path, session.steps.rank)
-        )  # the hook of a run that has died, in a notebook say
+        # Sees off the hook of a run that has died, in a notebook say.
+        self.attachment.own((self.path, session.steps.rank))
         probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
@@ -304,9 +299,8 @@ class Capture:
         return adam_preconditioner(self._optimizers.optimizer, parameters)
 
     def _steps_are_seen(self) -> bool:
-        return self._optimizers.optimizer is not None or any(
-            map(self.models.moved_by, self._optimizers.known)
-        )
+        seen = self._optimizers
+        return seen.optimizer is not None or any(map(self.models.moved_by, seen.known))
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
@@ -323,13 +317,14 @@ class Capture:
         """An exception of ours has reached the shield."""
         verdict = self._failures.judge(error, self.session.captured_passes)
         try:
-            self.session.failed()
-        finally:
-            if verdict != "go on" or self.closed:
-                self.detach(mid_pass=verdict == "stop")
+            self.session.failed(reason(error))
+        except Exception as another:  # not even that: better to go than to be in the way
+            logger.error("diffhook has stopped capturing; training goes on. %s", another)
+            self.detach(mid_pass=True)
+        if verdict != "go on" or self.closed:
+            self.detach(mid_pass=verdict == "stop")
         if verdict == "raise":
             raise error
-        self.session.absences.counts[f"error: {type(error).__name__}"] += 1
 
     def close(self) -> None:
         """Write what is left and leave everything as it was before us. Idempotent."""

@@ -68,6 +68,7 @@ class Session:
         self._losses = LossReader(reduction)
         self._thumbnails = ThumbnailTaker(thumbnails)
         self._received: MicroBatch | Unmatched | None = None  # as it came
+        self._staged = False  # its rows are with the recorder
         self._pass: MicroBatch | None = None  # between a forward and its backward, as far as it is known
         self._reached = False  # the backward under way has reached our models
         self._differentiated = False  # a gradient of the pass is part of its loss, as in a gradient penalty
@@ -137,11 +138,13 @@ class Session:
         self.abandon()
         self._received = _GIVEN_UP
 
-    def failed(self) -> None:
+    def failed(self, reason: str) -> None:
         """An error of ours costs the batch at hand, and what was captured for the step under way."""
+        lost = int(not self._staged)
         self.give_up()
         if self.recorder is not None:
-            self.recorder.forget_staged()
+            lost += self.recorder.forget_staged()
+        self.absences.count(reason, max(lost, 1))
 
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
 
@@ -150,6 +153,7 @@ class Session:
         self.abandon()
         self._settle_unseen_step()
         self.steps.settle_lost()
+        self._staged = False
         self.fetched.received(event.source, event.batch)
         if isinstance(event.ids, RowIds):
             images = None if event.batch is None else images_of(event.batch)
@@ -164,8 +168,9 @@ class Session:
         if self._pass is None:
             return
         self._without_backward += 1
+        self.absences.count("no-backward")
         if self._without_backward == _NO_BACKWARD and not self.captured_passes:
-            self.absences.leave_out(
+            self.absences.tell(
                 "no-backward",
                 "no backward of a loss came after %d forwards: what torch.autograd.grad returns cannot be "
                 "split by sample; call loss.backward() or accelerator.backward(loss)",
@@ -173,6 +178,7 @@ class Session:
             )
 
     def _loader_ended(self, event: events.LoaderEnded) -> None:
+        self._count_missing_backward()
         self.abandon()
         self._settle_unseen_step()
         self.fetched.ended(event.source)
@@ -333,6 +339,7 @@ class Session:
             self.recorder.engine.tape.paused = True
             if event.failed:
                 self.abandon()
+                self.absences.count("failed-backward")
             elif self._differentiated:
                 self.give_up()
                 self.absences.leave_out(
@@ -389,6 +396,7 @@ class Session:
             losses=reading.losses,
             appearance=looks,
         )
+        self._staged = True
         self.scalars.add(engine.norms)
         self.captured_passes += 1
         self._without_backward = 0
