@@ -21,7 +21,7 @@ from diffhook.capture.loop.attachment import Attachment, Shield, close_at_exit
 from diffhook.capture.loop.backward_watch import BackwardWatch
 from diffhook.capture.loop.call_watch import CallWatch
 from diffhook.capture.loop.describe import describe_run
-from diffhook.capture.loop.failures import Failures, reason
+from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
@@ -30,7 +30,7 @@ from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.loop.probing import training_probe
 from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
-from diffhook.capture.loop.summary import plan_text, summary
+from diffhook.capture.loop.summary import plan_text, summary, why_nothing
 from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.capture.recorder import Recorder
 from diffhook.capture.settings import Settings
@@ -45,7 +45,7 @@ logger = logging.getLogger("diffhook")
 class Capture:
     """What every adapter holds: it translates its framework into :meth:`on`, and says what to watch.
 
-    An exception of ours costs the micro-batch at hand, is told, and the next one is tried; after
+    An exception of ours costs the optimiser step at hand, is told, and the next one is tried; after
     :data:`~diffhook.capture.loop.failures.IN_A_ROW` such failures in a row, or once the log has given up, the
     capture ends. Bad use is raised before the first captured step, and everything with ``strict``.
 
@@ -235,8 +235,7 @@ class Capture:
             reuse_products=settings.reuse_products,
             workspace=settings.workspace,
         )
-        # Sees off the hook of a run that has died, in a notebook say.
-        self.attachment.own((self.path, session.steps.rank))
+        self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
@@ -282,8 +281,7 @@ class Capture:
         session, loader = self.session, self.loader
         if session.steps.rank > 0:
             return
-        # Not a stream's length: it would warn of every batch beyond the length it was asked for.
-        sized = loader is not None and not isinstance(loader.dataset, IterableDataset)
+        sized = loader is not None and not isinstance(loader.dataset, IterableDataset)  # streams warn
         text = plan_text(
             session.plan,
             recorder,
@@ -299,8 +297,8 @@ class Capture:
         return adam_preconditioner(self._optimizers.optimizer, parameters)
 
     def _steps_are_seen(self) -> bool:
-        seen = self._optimizers
-        return seen.optimizer is not None or any(map(self.models.moved_by, seen.known))
+        watch = self._optimizers
+        return watch.optimizer is not None or any(map(self.models.moved_by, watch.known))
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
@@ -317,7 +315,7 @@ class Capture:
         """An exception of ours has reached the shield."""
         verdict = self._failures.judge(error, self.session.captured_passes)
         try:
-            self.session.failed(reason(error))
+            self.session.failed(reason_of(error))
         except Exception as another:  # not even that: better to go than to be in the way
             logger.error("diffhook has stopped capturing; training goes on. %s", another)
             self.detach(mid_pass=True)
@@ -360,7 +358,9 @@ class Capture:
         session, recorder = self.session, self.session.recorder
         if recorder is None:
             if not self._failures.started:
-                logger.warning("diffhook captured nothing: %s", self._why_nothing())
+                reason = self.reasons_for_nothing()
+                why = why_nothing(session.absences.counts, reason, len(self.models))
+                logger.warning("diffhook captured nothing: %s", why)
             return
         if session.steps.count:
             session.on(events.SnapshotDue())
@@ -378,24 +378,14 @@ class Capture:
             if session.steps.rank == 0:
                 announce(text)
 
-    def _why_nothing(self) -> str:
-        left_out = self.session.absences.counts
-        if left_out:
-            reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
-            return f"every micro-batch was left out ({reasons})"
-        found = self.reasons_for_nothing()
-        if found is not None:
-            return found
-        if not len(self.models):
-            return "no model with trainable parameters was seen"
-        return (
-            "no training batch with sample ids was seen: name the samples with "
-            "hook.step(sample_ids=..., timesteps=...)"
-        )
-
     def _end_log(self, *, mid_pass: bool = False) -> None:
         recorder, self.session.recorder = self.session.recorder, None
         ranks, self._ranks = self._ranks, None
-        if recorder is not None and ranks is not None:
+        if recorder is None or ranks is None:
+            return
+        try:
             with ranks.leaving():
                 recorder.close(mid_pass=mid_pass)
+        except BaseException:
+            recorder.close(mid_pass=mid_pass)  # what has failed is tried again
+            raise

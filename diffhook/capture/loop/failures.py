@@ -15,7 +15,7 @@ IN_A_ROW = 20
 Verdict = Literal["go on", "stop", "raise"]
 
 
-def reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Under which micro-batches that an exception of ours has cost are counted."""
     cause = error.__cause__ if isinstance(error, CaptureError) else None
     return f"error: {type(cause or error).__name__}"
