@@ -26,7 +26,7 @@ class DiffHook(Hook):
 
     The loop stays as it is. The hook learns of the models, optimiser and data from ``prepare``, of
     timesteps from the models' arguments, and sees every backward. Training results are bit-identical with
-    and without it. An error of ours costs the optimiser step at hand, is logged once, and never stops the
+    and without it. An error of ours costs the micro-batch at hand, is logged once, and never stops the
     training. It ends with ``accelerator.end_training()``, :meth:`close`, a ``with``
     block or the interpreter; the accelerator keeps it, so a notebook's cell need not.
 

@@ -45,7 +45,7 @@ logger = logging.getLogger("diffhook")
 class Capture:
     """What every adapter holds: it translates its framework into :meth:`on`, and says what to watch.
 
-    An exception of ours costs the optimiser step at hand, is told, and the next one is tried; after
+    An exception of ours costs the micro-batch at hand, is told, and the next one is tried; after
     :data:`~diffhook.capture.loop.failures.IN_A_ROW` such failures in a row, or once the log has given up, the
     capture ends. Bad use is raised before the first captured step, and everything with ``strict``.
 

@@ -139,11 +139,9 @@ class Session:
         self._received = _GIVEN_UP
 
     def failed(self, reason: str) -> None:
-        """An error of ours costs the batch at hand, and what was captured for the step under way."""
-        lost = int(not self._staged)
+        """An error of ours costs the batch at hand; once that is staged, what was captured for its step."""
         self.give_up()
-        if self.recorder is not None:
-            lost += self.recorder.forget_staged()
+        lost = self.recorder.forget_staged() if self._staged and self.recorder is not None else 1
         self.absences.count(reason, max(lost, 1))
 
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
