@@ -26,14 +26,18 @@ _SPOT_CHECK = 16  # of so many batches one, once a dataset is known to keep the 
 _KNOWN = {"torch", "datasets"}  # whose __getitems__ answers in the order asked for
 
 
-def reference(dataset: Any) -> Callable[[Sequence[Any]], Reference] | None:
-    """How to get items one by one, as they would be now that several are to be fetched at once.
+def reference(dataset: Any) -> Callable[[Sequence[Any]], Reference | None]:
+    """How to get the items of indices one by one, as they would be now that several are to be fetched.
 
-    None where a dataset fetches them one by one anyway, or a library does that keeps the order.
+    That answers None where a dataset fetches them one by one anyway, or a library does that keeps the order.
     """
     if not getattr(dataset, "__getitems__", None) or _keeps_order(dataset):
-        return None
+        return _none
     return partial(partial, _one_by_one, _copy(dataset), _random_states())
+
+
+def _none(indices: Sequence[Any]) -> None:
+    pass
 
 
 def _one_by_one(alone: Any, states: tuple[Any, Any, Any], indices: Sequence[Any]) -> list[Any]:

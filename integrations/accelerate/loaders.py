@@ -65,7 +65,7 @@ class _IndexedDataset(StandIn, Dataset[Any]):
 def _fetched(indices: list[Any], items: Any, one_by_one: Any) -> _Fetched:
     plain = all(hasattr(index, "__index__") for index in indices)
     known = [int(index) for index in indices] if plain else None
-    return _Fetched(known, items, None if one_by_one is None else one_by_one(indices))
+    return _Fetched(known, items, one_by_one(indices))
 
 
 class _TaggingCollate:
@@ -79,7 +79,7 @@ class _TaggingCollate:
 
     def __call__(self, fetched: Any) -> Any:
         items = fetched.items if isinstance(fetched, _Fetched) else fetched
-        seen = guarded(self._look, fetched)
+        seen: Any = guarded(self._look, fetched) if self.active else _UNTAGGED
         batch = self.collate(items)
         return batch if seen is _UNTAGGED else Tagged(batch, seen and guarded(_pack, *seen, batch))
 
@@ -87,9 +87,9 @@ class _TaggingCollate:
         """Before items are collated: their indices, and what they are; or :data:`_UNTAGGED`."""
         if not isinstance(fetched, _Fetched):  # of a stream: their own keys, before collation drops them
             fetched = _Fetched(_ids_of_items(fetched), fetched, None)
-        if fetched.failed and self.active:
+        if fetched.failed:
             return None
-        if not self.active or fetched.indices is None:
+        if fetched.indices is None:
             return _UNTAGGED
         return fetched.indices, Items(self._in_order(fetched), self._order, fetched.indices)
 

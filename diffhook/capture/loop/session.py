@@ -140,6 +140,7 @@ class Session:
 
     def failed(self, reason: str) -> None:
         """An error of ours costs the batch at hand; once that is staged, what was captured for its step."""
+        self.steps.end_missed = self.steps.inside
         self.give_up()
         lost = self.recorder.forget_staged() if self._staged and self.recorder is not None else 1
         self.absences.count(reason, max(lost, 1))

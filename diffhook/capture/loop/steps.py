@@ -33,6 +33,7 @@ class Steps:
         samples: of the step under way that were captured.
         inside: an optimiser is at work, and calls a closure perhaps.
         in_backward: a backward is under way, in which parameters may be stepped one by one.
+        end_missed: an error of ours came while an optimiser was at work, perhaps in place of its end.
         closure_captured: the closure of the step has made its rows; it may be called again.
         unnamed: in this step a model was trained on something that is not known.
     """
@@ -48,6 +49,7 @@ class Steps:
         self.count = self.unlogged = 0
         self.samples = 0
         self.inside = self.in_backward = self.closure_captured = self.unnamed = False
+        self.end_missed = False
         self.clock = StepClock(plan)
         self._plan = plan
         self._absences = absences
@@ -91,14 +93,14 @@ class Steps:
         return due is not None and self.ended(due)
 
     def settle_lost(self) -> None:
-        """A step that began counts, also where an error of ours has kept its end from being seen."""
-        if self.inside and self._recorder is not None:
+        """A step counts, also where an error of ours has kept its end from being seen."""
+        if self.end_missed and self._recorder is not None:
             self._recorder.forget_staged()
             self.count += 1
             self.samples = 0
-        elif self.inside:
+        elif self.end_missed:
             self.unlogged += 1
-        self.inside = self.closure_captured = False
+        self.inside = self.closure_captured = self.end_missed = False
 
     def began(self) -> None:
         if not in_backward():  # likewise of a backward
@@ -113,7 +115,7 @@ class Steps:
         if self.in_backward:  # parameter by parameter: the whole is one step
             self._due = event
             return False
-        self.inside = self.closure_captured = False
+        self.inside = self.closure_captured = self.end_missed = False
         if event.overflowed:
             self.moved_nothing()
             return False
