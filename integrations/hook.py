@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 from diffhook.capture import Quarantine
 from diffhook.capture.loop import Capture
+from diffhook.capture.loop.attachment import shielded
 from diffhook.errors import ConfigurationError
 
 
@@ -21,6 +22,7 @@ class Hook:
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
 
+    @shielded(nullcontext)
     def step(
         self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0, batch: Any = None
     ) -> AbstractContextManager[None]:
@@ -43,10 +45,12 @@ class Hook:
             sample_ids=sample_ids, timesteps=timesteps, loss_scale=loss_scale, batch=batch
         )
 
+    @shielded()
     def flush(self) -> None:
         """See the rows of all finished steps to the disk, so that a reader finds them."""
         self.capture.flush()
 
+    @shielded(again=True)
     def close(self) -> None:
         """Write what is left and leave everything as it was before us.
 
@@ -54,6 +58,7 @@ class Hook:
         """
         self.capture.close()
 
+    @shielded(dict)
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
 
@@ -61,6 +66,7 @@ class Hook:
         """
         return self.capture.state()
 
+    @shielded()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Training goes on from a checkpoint. Rows of later steps are superseded.
 

@@ -206,6 +206,13 @@ class Recorder:
         rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
         self._held.append((rows, layer))
 
+    def forget_staged(self) -> int:
+        """Rows whose optimiser step could not be followed are not written. Returns of how many passes."""
+        passes = len(self._staged)
+        self._staged.clear()
+        self._layer = None
+        return passes
+
     def forget_held(self) -> None:
         """Rows that turned out to be wrong are not written."""
         self._held.clear()

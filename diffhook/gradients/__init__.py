@@ -2,12 +2,15 @@
 
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.engine import PerSampleGradients
+from diffhook.gradients.guard import Guard, Guarded
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.sketch import Sketch, check_projection_dim
 from diffhook.gradients.tape import Tape, in_backward
 
 __all__ = [
     "Coverage",
+    "Guard",
+    "Guarded",
     "LocalHook",
     "PerSampleGradients",
     "Sketch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -73,21 +74,15 @@ class CoverageCheck:
 
     def attach(self) -> None:
         for name, parameter in self._parameters.items():
-            self._handles.append(parameter.register_hook(self._collector(name)))
+            self._handles.append(parameter.register_hook(partial(self._guard, self._collect, name)))
 
     def close(self) -> None:
         while self._handles:
             self._handles.pop().remove()
 
-    def _collector(self, name: str) -> Callable[[Tensor], None]:
-        def collect(gradient: Tensor) -> None:
-            try:
-                if not self._tape.paused:
-                    self._deliver(name, gradient.detach())
-            except Exception as error:  # the backward belongs to someone else
-                self._guard.keep(error)
-
-        return collect
+    def _collect(self, name: str, gradient: Tensor) -> None:
+        if not self._tape.paused:
+            self._deliver(name, gradient.detach())
 
     def _deliver(self, name: str, gradient: Tensor) -> None:
         balance = self._balances[name]

@@ -107,7 +107,6 @@ class PerSampleGradients:
         self.tape = Tape(
             {name: owned.module for name, owned in layers.items()},
             self._on_forward,
-            self._on_failure,
             inputless=[name for name, owned in layers.items() if set(owned.parameters) == {"bias"}],
         )
         self._reuse = Reuse(layers, self.tape) if reuse_products and weight_gradients else None
@@ -146,7 +145,7 @@ class PerSampleGradients:
             for root in self._roots:
                 # First of all: other pre-hooks compute weights (pruning, weight and spectral norms).
                 enter = LocalHook(root, self.enter_model, self._on_failure)
-                leave = LocalHook(root, self.leave_model, self._on_failure)
+                leave = LocalHook(root, self.leave_model, self._on_failed_leave)
                 handle = root.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
                 self._root_handles.append(handle)
                 self._root_handles.append(root.register_forward_hook(leave, always_call=True))
@@ -181,7 +180,7 @@ class PerSampleGradients:
         try:
             if self._reuse is not None:  # a check compares with what autograd itself computes
                 self._reuse.chosen = () if self._pass.checked else self._formed
-            self.tape.attach()
+            self.tape.attach(self._pass.guard)
             self._pass.begin(weight_gradients=self.weight_gradients)
         except BaseException:
             self.tape.detach()
@@ -279,6 +278,10 @@ class PerSampleGradients:
     def _on_failure(self, error: Exception) -> None:
         self._pass.guard.keep(error)
 
+    def _on_failed_leave(self, error: Exception) -> None:
+        self._pass.guard.keep(error)
+        self._pass.stop_watching()  # or the loop would go on under our eyes
+
     def _conclude(self, watched: WatchedPass) -> None:
         """Make rows of what the pass has seen, if it obeys the laws."""
         error, accumulator = watched.guard.error, watched.accumulator
@@ -306,8 +309,8 @@ class PerSampleGradients:
     def _refuse_uncovered(self) -> None:
         if self._assignment.missing.keys() == self.parameters.keys():
             raise CaptureError(
-                "no parameter's gradient can be split by sample. A part of the loss that is of no sample, such "
-                "as a penalty on the weights, is for the optimiser (weight_decay) or a backward of its own. "
+                "no parameter's gradient can be split by sample. A part of the loss that is of no sample, as "
+                "a penalty on the weights, is for the optimiser (weight_decay) or a backward of its own. "
                 f"{self.coverage}",
                 kind="uncovered",
             )

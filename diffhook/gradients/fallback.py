@@ -22,7 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from diffhook.gradients.guard import Guard
+from diffhook.gradients.guard import PassGuard
 from diffhook.gradients.sample_axis import SampleAxis
 from diffhook.gradients.tape import Tape, in_backward, refuse_double_backward
 
@@ -100,7 +100,7 @@ class Fallback(TorchFunctionMode):
         batch: int,
         tape: Tape,
         axis: SampleAxis,
-        guard: Guard,
+        guard: PassGuard,
         on_gradient: OnGradient,
         on_obstacle: OnObstacle,
     ) -> None:
@@ -168,19 +168,11 @@ class Fallback(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        operation = None
-        try:
-            operation = self._prepare(func, args, kwargs)
-        except Exception as error:  # the forward belongs to someone else, and goes on unwatched
-            self._guard.keep(error)
-        if operation is None:
-            return func(*args, **kwargs)
+        operation = self._guard(self._prepare, func, args, kwargs or {})
+        if operation is None:  # none of our business, or we have failed: the forward goes on unwatched
+            return func(*args, **(kwargs or {}))
         output = func(*operation.args, **operation.kwargs)
-        try:
-            self._note(func, operation, output)
-        except Exception as error:
-            self._guard.keep(error)
+        self._guard(self._note, func, operation, output)
         return output
 
     def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Operation | None:
@@ -258,7 +250,7 @@ class Fallback(TorchFunctionMode):
 
     def _use(self, result: Tensor, pairs: list[_Pair]) -> None:
         use = _Use(result, get_gradient_edge(result), list(pairs))
-        result.register_hook(partial(self._backward, use))
+        result.register_hook(partial(self._guard, self._backward, use))
         self._uses.append(use)
 
     def _source(self, result: Tensor, pairs: list[_Pair], *, pure: bool) -> None:
@@ -275,10 +267,9 @@ class Fallback(TorchFunctionMode):
             return
         try:
             self._report_use(use, use.edge, grad_output.detach())
-        except Exception as error:  # the backward belongs to someone else
-            self._guard.keep(error)
-        use.edge = None
-        use.sources = []
+        finally:
+            use.edge = None
+            use.sources = []
 
     def _report_use(self, use: _Use, edge: GradientEdge, grad_output: Tensor) -> None:
         refuse_double_backward()

@@ -1,12 +1,54 @@
-"""Errors of ours inside someone else's forward and backward."""
+"""Errors of ours inside someone else's calls."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
-class Guard:
+from torch.utils import checkpoint
+
+
+class Guarded(ABC):
+    """Something of ours that others call: torch, Accelerate, a DataLoader, the loop.
+
+    Its work is done by :meth:`run`. An error there goes to :meth:`failed`, and the caller gets what that
+    returns: by default None, which torch takes for "unchanged".
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.run(*args, **kwargs)
+        except Exception as error:
+            if type(error).__module__ == checkpoint.__name__ and not isinstance(error, RuntimeError):
+                raise  # so a checkpointed block ends its recomputation early
+            return self.failed(error, *args, **kwargs)
+
+    @abstractmethod
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What is called."""
+
+    @abstractmethod
+    def failed(self, error: Exception, *args: Any, **kwargs: Any) -> Any:
+        """:meth:`run` has raised ``error``, called with these arguments."""
+
+
+class Guard(Guarded):
+    """Calls functions of ours: ``partial(guard, function, …)`` is a hook whose errors reach nobody else."""
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    def failed(self, error: Exception, *_: Any, **__: Any) -> None:
+        self.keep(error)
+
+    @abstractmethod
+    def keep(self, error: Exception) -> None:
+        """Take note of an error."""
+
+
+class PassGuard(Guard):
     """Keeps the first error of a pass for its end; training goes on.
-
-    Entry points of hooks catch for themselves, so that no call of ours lies outside of the ``try``.
 
     Attributes:
         error: the first error of the pass, or None.

@@ -28,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from diffhook.gradients.graph import leaves_behind
+from diffhook.gradients.guard import Guard
 from diffhook.gradients.tape import Tape
 
 _FACTORS = 17  # 0 and powers of two down to 2⁻¹⁵: exact in floating point
@@ -51,6 +52,7 @@ class SeparabilityCheck:
         model: whose buffers and random state the test leaves alone, also where checkpointed blocks are
             computed again.
         tape: paused meanwhile.
+        guard: keeps errors of ours from the user's backward.
         seed: varies factors from check to check.
 
     Attributes:
@@ -61,13 +63,14 @@ class SeparabilityCheck:
         unreached: layers whose rows the test did not see.
     """
 
-    def __init__(self, model: nn.Module, tape: Tape, seed: int) -> None:
+    def __init__(self, model: nn.Module, tape: Tape, guard: Guard, seed: int) -> None:
         self.violated: dict[str, bool] = {}
         self.unchecked: str | None = None
         self.alone = False
         self.unreached: set[str] = set()
         self._model = model
         self._tape = tape
+        self._guard = guard
         self._seed = seed
         self._relied: dict[Place, tuple[str, bool]] = {}
         self._handles: list[RemovableHandle] = []
@@ -108,7 +111,7 @@ class SeparabilityCheck:
             self._noted[place] = operation
             self._last = tensor
             self._half = self._half or tensor.dtype == torch.float16
-            self._handles.append(tensor.register_hook(partial(self._reach, place)))
+            self._handles.append(tensor.register_hook(partial(self._guard, self._reach, place)))
 
     def leaves_behind(self, tensor: Tensor) -> list[Tensor]:
         """The leaves directly behind a tensor that no operation has shown; none if one has."""
@@ -223,12 +226,14 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     device = next(model.parameters()).device
     buffers = [b for module in model.modules() if module.training for b in module.buffers(recurse=False)]
     kept = [(buffer, buffer._version, buffer.clone()) for buffer in buffers]
-    with ExitStack() as stack:
-        if device.type == "cpu":
-            stack.enter_context(torch.random.fork_rng(devices=[]))
-        else:
-            stack.enter_context(torch.random.fork_rng(devices=[device], device_type=device.type))
-        yield
-    for buffer, version, value in kept:
-        if buffer._version != version:
-            buffer.data.copy_(value)  # not seen by autograd, which may have saved it
+    try:
+        with ExitStack() as stack:
+            if device.type == "cpu":
+                stack.enter_context(torch.random.fork_rng(devices=[]))
+            else:
+                stack.enter_context(torch.random.fork_rng(devices=[device], device_type=device.type))
+            yield
+    finally:
+        for buffer, version, value in kept:
+            if buffer._version != version:
+                buffer.data.copy_(value)  # not seen by autograd, which may have saved it

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils import checkpoint
 from torch.utils.hooks import RemovableHandle
 
 from diffhook.errors import CaptureError
+from diffhook.gradients.guard import Guard, PassGuard
 from diffhook.gradients.local_hook import LocalHook
 
 OnBackward = Callable[[Tensor | None, Tensor], None]  # input (None: let go of), output's gradient
@@ -91,30 +91,29 @@ def refuse_double_backward() -> None:
 
 
 class _LayerHook(LocalHook):
-    """The forward hook of one layer. Torch calls it, so it keeps errors of ours from the user's forward."""
+    """The forward hook of one layer."""
 
     def __init__(self, layer: nn.Module, tape: Tape, name: str) -> None:
-        super().__init__(layer, tape.watch_call)
+        super().__init__(layer, tape.watch_call, tape.guard.keep)
         self._tape = tape
         self._name = name
+        self._kept: list[_Kept] = []  # by the call under way
 
-    def __call__(self, module: nn.Module, *call: Any) -> Any:
+    def run(self, module: nn.Module, *call: Any) -> Any:
         tape, name = self._tape, self._name
-        if module is not self._module or not tape.armed or name in tape.failed:
-            return None
-        again = torch._C._current_graph_task_id() != -1  # a checkpointed block is computed again
-        kept: list[_Kept] = []
-        try:
-            return tape.watch_call(name, call, kept)
-        except Exception as error:
-            if type(error).__module__ == checkpoint.__name__:
-                raise  # which ends a recomputation early by an exception out of save_for_backward
-            if not kept and again and name in tape.keeps:
-                _Kept(tape.anchor, _first(call))  # a recomputation must save what the forward has saved
-            elif not kept and not again:
-                tape.failed.add(name)  # nor may it save more
-            tape.on_failure(error)
-            return None
+        if module is self._module and tape.armed and name not in tape.failed:
+            return tape.watch_call(name, call, self._kept)
+        return None
+
+    def failed(self, error: Exception, module: nn.Module, *call: Any) -> None:
+        tape, name = self._tape, self._name
+        if not self._kept and module is self._module and tape.armed:
+            if not in_backward():
+                tape.failed.add(name)  # a recomputation may not save more than the forward has saved …
+            elif name in tape.keeps and name not in tape.failed:
+                _Kept(tape.anchor, _first(call))  # … nor less
+        self._kept.clear()
+        tape.guard.keep(error)
 
 
 def _first(call: tuple[Any, ...]) -> Tensor:
@@ -131,7 +130,6 @@ class Tape:
         layers: name → layer.
         on_forward: called with (name, input, output) for each call; returns what to call with
             (input, grad_output) in the backward, or None to decline the call.
-        on_failure: called with an error of ours in a hook, which must not reach the user's loop.
         inputless: layers whose input is not needed: it is not kept, since autograd may not keep it
             either and the loop may change it in place.
 
@@ -143,7 +141,6 @@ class Tape:
         self,
         layers: Mapping[str, nn.Module],
         on_forward: OnForward,
-        on_failure: Callable[[Exception], None],
         inputless: Collection[str] = (),
     ) -> None:
         self.layers = layers
@@ -158,14 +155,21 @@ class Tape:
         self.seconds = 0.0  # spent in callbacks
         self.failed: set[str] = set()  # layers whose hook failed in this pass before it saved anything
         self.keeps: set[str] = set()  # layers whose inputs are saved in this pass
+        self.guard: Guard = PassGuard()  #: of the pass
         self._on_forward = on_forward
-        self.on_failure = on_failure
         self._inputless = frozenset(inputless)
         self._handles: list[RemovableHandle] = []
         self.anchor = torch.zeros((), requires_grad=True)
 
-    def attach(self) -> None:
+    def attach(self, guard: Guard) -> None:
+        """Report the next pass.
+
+        Args:
+            guard: gets errors of ours in hooks, which must not reach the user's loop.
+        """
         self.detach()
+        self.guard = guard
+        self.paused = False
         self.calls.clear()
         self.failed.clear()
         self.keeps.clear()
@@ -205,11 +209,13 @@ class Tape:
             companion.detach()
 
     def watch_call(self, name: str, call: tuple[Any, ...], kept: list[_Kept]) -> Tensor | None:
-        """A layer was called; ``kept`` receives its input as soon as that is saved."""
+        """A layer was called; ``kept`` holds its input from when that is saved until the call is watched."""
         again = in_backward()
         if self.muted and not again:
             if name in self.calls:
                 self.detach()
+            return None
+        if self.muted and name not in self.calls:  # given up before: nothing was saved for a recomputation
             return None
         if not again:
             # Calls under no_grad count too: reentrant checkpointing runs its first forward so. To
@@ -227,7 +233,9 @@ class Tape:
                 kept.append(_Kept(self.anchor, inputs))
                 self.keeps.add(name)
             saved = kept[0] if kept else None
-            _hookable(output).register_hook(partial(self._backward, on_backward, saved, output.shape))
+            hook = partial(self.guard, self._backward, on_backward, saved, output.shape)
+            hookable(output).register_hook(hook)
+            kept.clear()
         return replacement
 
     def _backward(
@@ -235,20 +243,17 @@ class Tape:
     ) -> None:
         if self.paused:
             return
-        try:
-            refuse_double_backward()
-            grad = grad_output.detach().view(shape)
-            inputs = grad if kept is None else kept.tensor()
-            began = time.perf_counter()
-            on_backward(inputs, grad)
-            self.seconds += time.perf_counter() - began
-            if kept is not None and self.let_go:
-                kept.let_go()
-        except Exception as error:  # the backward belongs to someone else
-            self.on_failure(error)
+        refuse_double_backward()
+        grad = grad_output.detach().view(shape)
+        inputs = grad if kept is None else kept.tensor()
+        began = time.perf_counter()
+        on_backward(inputs, grad)
+        self.seconds += time.perf_counter() - began
+        if kept is not None and self.let_go:
+            kept.let_go()
 
 
-def _hookable(output: Tensor) -> Tensor:
+def hookable(output: Tensor) -> Tensor:
     """The tensor whose gradient hook survives an in-place change of ``output``.
 
     Linear returns a view where its input has three axes; changing a view in place takes the view's

@@ -15,7 +15,7 @@ from diffhook.gradients.coverage import Assignment
 from diffhook.gradients.coverage_check import CoverageCheck
 from diffhook.gradients.fallback import Fallback
 from diffhook.gradients.freeze import frozen
-from diffhook.gradients.guard import Guard
+from diffhook.gradients.guard import PassGuard
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse, Sums
 from diffhook.gradients.sample_axis import Layout, SampleAxis, leading_axis
@@ -53,11 +53,11 @@ class WatchedPass:
         checked: bool,
         seed: int,
     ) -> None:
-        self.guard = Guard()
+        self.guard = PassGuard()
         self.obstacles: dict[str, str] = {}
         self.accumulator = accumulator
         self.completeness: CoverageCheck | None = None
-        self.separability = SeparabilityCheck(model, tape, seed) if checked else None
+        self.separability = SeparabilityCheck(model, tape, self.guard, seed) if checked else None
         self.axis = SampleAxis(layout, self.separability)
         self._model = model
         self._assignment = assignment
@@ -104,7 +104,7 @@ class WatchedPass:
         self._undo.close()
 
     def _release(self) -> None:
-        self._stop_watching()
+        self.stop_watching()
         fallback, self._fallback = self._fallback, None
         if fallback is not None:
             fallback.release()
@@ -147,14 +147,15 @@ class WatchedPass:
     def leave(self, host: nn.Module, output: Any) -> None:
         """The call has come to its end."""
         if host is self._host:
-            self._stop_watching()
+            self.stop_watching()
             if output is not None:  # None: the forward has failed
                 self.axis.test(output, self._tape.calls.keys() - self._assignment.declined)
 
-    def _stop_watching(self) -> None:
-        if self._host is not None and self._fallback is not None:
+    def stop_watching(self) -> None:
+        """Torch functions are no longer seen."""
+        host, self._host = self._host, None
+        if host is not None and self._fallback is not None:
             self._fallback.__exit__(None, None, None)
-            self._host = None
             self._assignment.fallback |= self._fallback.close() - self._assignment.missing.keys()
 
     # ── the layers' calls ─────────────────────────────────────────────────────────────────────
@@ -169,7 +170,7 @@ class WatchedPass:
             )
         sums = None if self._reuse is None else self._reuse.sums(layer)
         if self._is_declined(layer, inputs, output):
-            return None if sums is None or self._reuse is None else partial(self._reuse.fill, layer, sums)
+            return None
         self.axis.rely_on(output, layer)
         return partial(self._on_backward, layer, sums)
 
@@ -204,13 +205,9 @@ class WatchedPass:
         if inputs is None:
             self.guard.keep(CaptureError(f"{layer} was differentiated a second time", kind="double backward"))
             return
-        try:
-            if self.guard.error is None:
-                with exactly(grad_output):
-                    calls = self._tape.calls[layer]
-                    self.accumulator.add_layer(layer, inputs, grad_output, calls, sums)
-                return
-        except Exception as error:  # the backward belongs to someone else
-            self.guard.keep(error)
-        if sums is not None and self._reuse is not None:
-            self._reuse.fill(layer, sums, inputs, grad_output)
+        if self.guard.error is None:
+            found: Sums | None = None if sums is None else {}
+            with exactly(grad_output):
+                self.accumulator.add_layer(layer, inputs, grad_output, self._tape.calls[layer], found)
+            if sums is not None and found is not None:
+                sums.update(found)  # complete

@@ -85,15 +85,10 @@ class AcceleratorEvents:
         attachment.replace(accelerator, "prepare", before=self._before_prepare, after=self._after_prepare)
         attachment.replace(accelerator, "backward", before=self._before_backward)
         attachment.replace(accelerator, "log", before=self._before_log)
-        attachment.replace(accelerator, "end_training", before=self._before_end)
-        hooks = (
-            accelerator.register_save_state_pre_hook(_weakly(self.save)),
-            accelerator.register_load_state_pre_hook(_weakly(self.load)),
-        )
-        for hook in hooks:
-            attachment.on_detach(hook.remove)
-        loaders.listen(self._on_batch)
-        attachment.on_detach(functools.partial(loaders.unlisten, self._on_batch))
+        attachment.replace(accelerator, "end_training", before=self._end, after=self._end)
+        attachment.hook(self._before_save, accelerator.register_save_state_pre_hook)
+        attachment.hook(self._before_load, accelerator.register_load_state_pre_hook)
+        attachment.hook(self._on_batch, loaders.listen)
         self._capture.reasons_for_nothing = self.why_nothing
         shield(self._adopt)
 
@@ -109,6 +104,12 @@ class AcceleratorEvents:
             if plain is not None:
                 self._add_loader(plain, loader)
 
+    def _before_save(self, models: Any, weights: Any, folder: str) -> None:
+        self.save(folder)
+
+    def _before_load(self, models: Any, folder: str) -> None:
+        self.load(folder)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """A checkpoint is being written to ``folder``."""
         state = self._capture.state()
@@ -122,7 +123,12 @@ class AcceleratorEvents:
     # ── models, optimisers, data ──────────────────────────────────────────────────────────────
 
     def _before_prepare(self, *args: Any, **kwargs: Any) -> Any:
-        return tuple(loaders.tag(a) if loaders.can_tag(a) else a for a in args), kwargs
+        return tuple(self._tagged(a) if loaders.can_tag(a) else a for a in args), kwargs
+
+    def _tagged(self, loader: Any) -> Any:
+        tagged = loaders.tag(loader)
+        self._capture.attachment.on_detach(functools.partial(loaders.untag, tagged))
+        return tagged
 
     def _after_prepare(self, prepared: Any, *args: Any, **kwargs: Any) -> None:
         results = prepared if len(args) > 1 else (prepared,)
@@ -142,15 +148,12 @@ class AcceleratorEvents:
             capture.loader, self._data.first = loader, loader.dataset
         capture.attachment.on_detach(functools.partial(loaders.untag, prepared))
         capture.attachment.on_detach(
-            quarantine.leave_out(prepared, capture.alerts, self._data, capture.identity)
+            quarantine.leave_out(prepared, capture.alerts, self._data, capture.identity, capture.shield)
         )
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
     def _on_batch(self, batch: Any, origin: Origin) -> None:
-        self._capture.shield(self._take_batch, batch, origin)
-
-    def _take_batch(self, batch: Any, origin: Origin) -> None:
         if batch is None:
             self._send(None, events.LoaderEnded(origin.source))
             return
@@ -179,7 +182,7 @@ class AcceleratorEvents:
         """Our numbers travel with the loop's own, at its step: trackers drop steps that go back."""
         return ({**values, **self._capture.scalars()}, *args), kwargs
 
-    def _before_end(self, *_: Any, **__: Any) -> None:
+    def _end(self, *_: Any, **__: Any) -> None:
         self._capture.close()
 
     def why_nothing(self) -> str | None:
@@ -194,15 +197,3 @@ class AcceleratorEvents:
         if isinstance(self._capture.settings.sample_ids, str):
             return f"no batch had the key {self._capture.settings.sample_ids!r} (sample_ids)"
         return None
-
-
-def _weakly(method: Callable[[Any], None]) -> Callable[..., None]:
-    """A state hook that passes on the folder, its last argument, and keeps nobody alive."""
-    reference = weakref.WeakMethod(method)
-
-    def passed_on(*args: Any) -> None:
-        found = reference()
-        if found is not None:
-            found(args[-1])
-
-    return passed_on

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from diffhook.capture.loop.matching import Items, Order, guarded
+from diffhook.capture.loop.matching import Items, Order
 
 logger = logging.getLogger("diffhook")
 
@@ -25,28 +26,27 @@ _SPOT_CHECK = 16  # of so many batches one, once a dataset is known to keep the 
 _KNOWN = {"torch", "datasets"}  # whose __getitems__ answers in the order asked for
 
 
-def fetch(dataset: Any, indices: Sequence[Any]) -> tuple[Any, Reference | None]:
-    """The items of a batch as the loop's own loader would get them.
+def reference(dataset: Any) -> Callable[[Sequence[Any]], Reference | None]:
+    """How to get the items of indices one by one, as they would be now that several are to be fetched.
 
-    The reference is None where items are fetched one by one, or by a library that keeps the order.
+    That answers None where a dataset fetches them one by one anyway, or a library does that keeps the order.
     """
-    if not getattr(dataset, "__getitems__", None):
-        return [dataset[index] for index in indices], None
-    before = guarded(lambda: None if _keeps_order(dataset) else (_random_states(), _copy(dataset)))
-    asked, items = list(indices), dataset.__getitems__(indices)
-    if before is None:
-        return items, None
-    states, alone = before
+    if not getattr(dataset, "__getitems__", None) or _keeps_order(dataset):
+        return _none
+    return partial(partial, _one_by_one, _copy(dataset), _random_states())
 
-    def one_by_one() -> list[Any]:
-        try:
-            with _as_before(states):
-                return [alone[index] for index in asked]
-        except Exception as error:  # such a dataset may know no single items
-            logger.debug("fetching items one by one: %r", error)
-            return []
 
-    return items, one_by_one
+def _none(indices: Sequence[Any]) -> None:
+    pass
+
+
+def _one_by_one(alone: Any, states: tuple[Any, Any, Any], indices: Sequence[Any]) -> list[Any]:
+    try:
+        with _as_before(states):
+            return [alone[index] for index in indices]
+    except Exception as error:  # such a dataset may know no single items
+        logger.debug("fetching items one by one: %r", error)
+        return []
 
 
 class FetchCheck:
@@ -105,18 +105,16 @@ def _random_states() -> tuple[Any, Any, Any]:
     return random.getstate(), np.random.get_state(), torch.random.get_rng_state()
 
 
-def _set(states: tuple[Any, Any, Any]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.random.set_rng_state(states[2])
-
-
 @contextmanager
 def _as_before(states: tuple[Any, Any, Any]) -> Iterator[None]:
     """With the random numbers of before the fetch, so that items are augmented alike; no trace is left."""
     now = _random_states()
     try:
-        _set(states)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
         yield
     finally:
-        _set(now)
+        random.setstate(now[0])
+        np.random.set_state(now[1])
+        torch.random.set_rng_state(now[2])

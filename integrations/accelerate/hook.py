@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Probe
+from diffhook.capture.loop.attachment import shielded
 from diffhook.capture.settings import Settings
 from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents, capture_on
 from diffhook.integrations.hook import Hook
@@ -24,9 +25,9 @@ class DiffHook(Hook):
         >>> hook = DiffHook(accelerator, "runs/butterflies")  # before accelerator.prepare()
 
     The loop stays as it is. The hook learns of the models, optimiser and data from ``prepare``, of
-    timesteps from the models' arguments, and sees every backward. Training
-    results are bit-identical with and without it. An error of ours costs the micro-batch at hand, is logged
-    once, and never stops the training. It ends with ``accelerator.end_training()``, :meth:`close`, a ``with``
+    timesteps from the models' arguments, and sees every backward. Training results are bit-identical with
+    and without it. An error of ours costs the micro-batch at hand, is logged once, and never stops the
+    training. It ends with ``accelerator.end_training()``, :meth:`close`, a ``with``
     block or the interpreter; the accelerator keeps it, so a notebook's cell need not.
 
     After an error in the loop it waits, and the loop may go on. Run the cell again instead, and the
@@ -90,10 +91,12 @@ class DiffHook(Hook):
         self.accelerator = accelerator
         self._events = AcceleratorEvents(accelerator, self.capture, keeper=self)
 
+    @shielded()
     def save(self, folder: str | os.PathLike[str]) -> None:
         """A checkpoint is being written to ``folder``; ``accelerator.save_state`` calls this."""
         self._events.save(folder)
 
+    @shielded()
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Training goes on from a checkpoint; ``accelerator.load_state`` calls this."""
         self._events.load(folder)

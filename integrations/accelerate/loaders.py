@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, wraps
+from operator import getitem
 from typing import Any, NamedTuple
 
 import torch
@@ -24,51 +24,48 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from diffhook.capture.loop.batch_ids import KEYS, as_ids
 from diffhook.capture.loop.matching import Items, Order, guarded
 from diffhook.capture.loop.origin import Origin, pack, unpack
-from diffhook.integrations.accelerate.fetching import FetchCheck, Reference, fetch
+from diffhook.gradients import Guarded
+from diffhook.integrations.accelerate.fetching import FetchCheck, Reference, reference
+from diffhook.integrations.accelerate.stand_in import StandIn
 
 
 class Tagged(NamedTuple):
     """A batch with where it came from; a tuple, so that accelerate moves and slices both."""
 
     batch: Any
-    origin: Tensor | None  # see diffhook.capture.loop.origin.pack
+    origin: Tensor | None  # see diffhook.capture.loop.origin.pack; None where we have failed
 
 
 class _Fetched(NamedTuple):
     """What a loader fetches for one batch, on its way to collation."""
 
-    indices: list[int] | None
+    indices: list[int] | None  # of the items, unless the sampler draws other keys
     items: Any
     reference: Reference | None  # where the dataset fetches several items at once, in an order of its own
+    failed: bool = False  # in us
 
 
-class _IndexedDataset(Dataset[Any]):
-    """The dataset, but batches are fetched together with their indices.
-
-    Single items, attributes read and attributes set are the dataset's own.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self.__dict__["dataset"] = dataset
+class _IndexedDataset(StandIn, Dataset[Any]):
+    """The dataset, but batches are fetched together with their indices."""
 
     def __getitem__(self, index: Any) -> Any:
-        return self.dataset[index]
+        return self._original[index]
 
     def __getitems__(self, indices: Sequence[Any]) -> _Fetched:
-        items, reference = fetch(self.dataset, indices)
-        plain = all(hasattr(index, "__index__") for index in indices)  # samplers may draw other keys
-        return _Fetched([int(index) for index in indices] if plain else None, items, reference)
+        dataset = self._original
+        one_by_one = guarded(reference, dataset)
+        asked = list(indices)
+        if getattr(dataset, "__getitems__", None):
+            items = dataset.__getitems__(indices)
+        else:
+            items = list(map(partial(getitem, dataset), indices))
+        return guarded(_fetched, asked, items, one_by_one) or _Fetched(None, items, None, failed=True)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # while unpickling in a worker
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.dataset, name, value)
+def _fetched(indices: list[Any], items: Any, one_by_one: Any) -> _Fetched:
+    plain = all(hasattr(index, "__index__") for index in indices)
+    known = [int(index) for index in indices] if plain else None
+    return _Fetched(known, items, one_by_one(indices))
 
 
 class _TaggingCollate:
@@ -81,21 +78,32 @@ class _TaggingCollate:
         self._check = FetchCheck()
 
     def __call__(self, fetched: Any) -> Any:
-        if not isinstance(fetched, _Fetched):
-            items = fetched  # of a stream: their own keys, before collation drops them
-            fetched = _Fetched(guarded(lambda: _ids_of_items(items)), items, None)
-        if not self.active or fetched.indices is None:
-            return self.collate(fetched.items)
-        before = guarded(lambda: Items(self._in_order(fetched), self._order, fetched.indices))
-        batch = self.collate(fetched.items)
-        if before is None:
-            return Tagged(batch, None)
-        return Tagged(batch, guarded(lambda: pack(torch.tensor(fetched.indices), before.match(batch))))
+        items = fetched.items if isinstance(fetched, _Fetched) else fetched
+        seen: Any = guarded(self._look, fetched) if self.active else _UNTAGGED
+        batch = self.collate(items)
+        return batch if seen is _UNTAGGED else Tagged(batch, seen and guarded(_pack, *seen, batch))
+
+    def _look(self, fetched: Any) -> Any:
+        """Before items are collated: their indices, and what they are; or :data:`_UNTAGGED`."""
+        if not isinstance(fetched, _Fetched):  # of a stream: their own keys, before collation drops them
+            fetched = _Fetched(_ids_of_items(fetched), fetched, None)
+        if fetched.failed:
+            return None
+        if fetched.indices is None:
+            return _UNTAGGED
+        return fetched.indices, Items(self._in_order(fetched), self._order, fetched.indices)
 
     def _in_order(self, fetched: _Fetched) -> Any:
         if fetched.reference is None or fetched.indices is None:
             return fetched.items
         return self._check.in_order(fetched.indices, fetched.items, fetched.reference)
+
+
+_UNTAGGED = object()  # a batch whose indices are unknown
+
+
+def _pack(indices: list[int], items: Items, batch: Any) -> Tensor:
+    return pack(torch.tensor(indices), items.match(batch))
 
 
 def _ids_of_items(items: Any) -> list[int] | None:
@@ -156,7 +164,7 @@ def untag(loader: Any) -> None:
     if isinstance(base.collate_fn, _TaggingCollate):
         base.collate_fn.active = False  # for the pass under way
         if isinstance(base.dataset, _IndexedDataset):
-            base.__dict__["dataset"] = base.dataset.dataset
+            base.__dict__["dataset"] = users_own(base.dataset)
         base.__dict__["collate_fn"] = base.collate_fn.collate
         base._iterator = None  # persistent workers have a copy that still tags
 
@@ -168,48 +176,56 @@ _LOADERS = (
 )
 # Called with (batch, origin) just before the loop gets the batch, and with (None, origin), of which only the
 # dataset is known then, once the pass over the loader is over.
-Listener = Callable[[Any, Origin], None]
-
-_listeners: list[weakref.WeakMethod[Listener]] = []
+_listeners: list[Guarded] = []
 _originals: dict[type, Any] = {}
 
 
-def listen(listener: Listener) -> None:
-    """Have a method ``listener`` told of every batch of every prepared loader, while its object lives."""
-    if not _listeners:
+class _Listening:
+    """Has a hook told of every batch of every prepared loader, until it is removed."""
+
+    def __init__(self, hook: Guarded) -> None:
+        self._hook = hook
+
+    def remove(self) -> None:
+        """With the last one gone, accelerate's classes are as they were."""
+        _listeners[:] = [other for other in _listeners if other is not self._hook]
+        if not _listeners:
+            for kind, original in _originals.items():
+                kind.__iter__ = original  # type: ignore[attr-defined]
+            _originals.clear()
+
+
+def listen(hook: Guarded) -> _Listening:
+    """Have ``hook`` told of every batch of every prepared loader."""
+    if not _originals:
         for kind in _LOADERS:
             _originals[kind] = kind.__iter__
             kind.__iter__ = _untagging(kind.__iter__)
-    _listeners.append(weakref.WeakMethod(listener))
-
-
-def unlisten(listener: Listener) -> None:
-    """Undo :func:`listen`; with the last listener gone, accelerate's classes are as they were."""
-    _listeners[:] = [other for other in _listeners if other() not in (None, listener)]
-    if not _listeners:
-        for kind, original in _originals.items():
-            kind.__iter__ = original  # type: ignore[attr-defined]
-        _originals.clear()
+    _listeners.append(hook)
+    return _Listening(hook)
 
 
 def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-    finalizing, tell = sys.is_finalizing, _tell  # a loop's last iterator may outlive this module's names
+    finalizing, listeners = (
+        sys.is_finalizing,
+        _listeners,
+    )  # a loop's last iterator may outlive this module's names
 
     @wraps(iterate)
     def untagged(loader: Any) -> Iterator[Any]:
         source = object()
-        unknown = guarded(lambda: _unknown_origin(loader, source)) or Origin(source=source)
+        unknown = guarded(_unknown_origin, loader, source) or Origin(kind="failed", source=source)
         try:
             for item in iterate(loader):
-                batch, packed = item if isinstance(item, Tagged) else (item, None)
-                known = None
-                if packed is not None:
-                    known = guarded(partial(_known_origin, packed, unknown))
-                tell(batch, known or unknown)
+                batch, packed = item if isinstance(item, Tagged) else (item, _UNTAGGED)
+                origin = guarded(_origin, packed, unknown) or Origin(kind="failed", source=source)
+                for listener in list(listeners):
+                    listener(batch, origin)
                 yield batch
         finally:
-            if not finalizing():
-                tell(None, unknown)
+            for listener in list(listeners):
+                if not finalizing():
+                    listener(None, unknown)
 
     return untagged
 
@@ -221,16 +237,12 @@ def _unknown_origin(loader: Any, source: object) -> Origin:
     return Origin(dataset, kind="ready-made-batch" if ready_made else "no-ids", source=source)
 
 
-def _known_origin(packed: Tensor, unknown: Origin) -> Origin:
-    return replace(unpack(packed, unknown.dataset), source=unknown.source)
+def _origin(packed: Any, unknown: Origin) -> Origin:
+    if packed is None:
+        return replace(unknown, kind="failed")
+    return unknown if packed is _UNTAGGED else replace(unpack(packed, unknown.dataset), source=unknown.source)
 
 
 def users_own(dataset: Any) -> Any:
     """The dataset as the user has it, without the wrapper of :func:`tag`."""
-    return dataset.dataset if isinstance(dataset, _IndexedDataset) else dataset
-
-
-def _tell(batch: Any, origin: Origin) -> None:
-    for listener in [reference() for reference in list(_listeners)]:
-        if listener is not None:
-            listener(batch, origin)
+    return dataset._original if isinstance(dataset, _IndexedDataset) else dataset

@@ -15,54 +15,58 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from diffhook.capture import Alerts, Quarantine
+from diffhook.capture.loop.attachment import Shield
 from diffhook.capture.loop.identity import Identity
 from diffhook.capture.loop.loader_tracker import LoaderTracker
+from diffhook.gradients import Guarded
 from diffhook.integrations.accelerate import loaders
+from diffhook.integrations.accelerate.stand_in import StandIn
 
 logger = logging.getLogger("diffhook")
 
 _STAND_INS = 1024  # healthy indices of the pass that are remembered
 
 
-class _HealthyBatches:
-    """A batch sampler, but with other samples in place of quarantined ones.
+class _HealthyBatches(StandIn):
+    """A batch sampler, but with other samples in place of quarantined ones."""
 
-    All else is the sampler's own, attributes that accelerate sets included.
-    """
-
-    def __init__(self, batches: Any, left_out: Callable[[], frozenset[int]]) -> None:
-        self.__dict__.update(batches=batches, left_out=left_out)
+    def __init__(self, batches: Any, left_out: Callable[[], frozenset[int]], shield: Shield) -> None:
+        super().__init__(batches)
+        self.__dict__.update(_left_out=left_out, _shield=shield)
 
     def __iter__(self) -> Iterator[Any]:
-        left_out = self.left_out()
-        stand_ins: deque[Any] = deque(maxlen=_STAND_INS)
-        for batch in self.batches:
-            healthy = [index for index in batch if index not in left_out]
-            stand_ins.extendleft(reversed(healthy))  # this batch's are the last to be taken
-            if len(healthy) == len(batch) or not stand_ins:
-                yield batch
-                continue
-            yield [index if index not in left_out else _next(stand_ins) for index in batch]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "batches":  # while unpickling in a worker
-            raise AttributeError(name)
-        return getattr(self.batches, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.batches, name, value)
+        replacing = self._shield(_Replacing, self._left_out, self._shield)
+        return iter(self._original) if replacing is None else map(replacing, self._original)
 
 
-def _next(stand_ins: deque[Any]) -> Any:
-    """The healthy index that was seen, or has stood in, longest ago."""
-    stand_ins.rotate(1)
-    return stand_ins[0]
+class _Replacing(Guarded):
+    """Replaces the quarantined indices of each batch of one pass."""
+
+    def __init__(self, left_out: Callable[[], frozenset[int]], shield: Shield) -> None:
+        self._left_out = left_out()
+        self._shield = shield
+        self._stand_ins: deque[Any] = deque(maxlen=_STAND_INS)
+
+    def run(self, batch: Any) -> Any:
+        healthy = [index for index in batch if index not in self._left_out]
+        self._stand_ins.extendleft(reversed(healthy))  # this batch's are the last to be taken
+        if len(healthy) == len(batch) or not self._stand_ins:
+            return batch
+        return [index if index not in self._left_out else self._next() for index in batch]
+
+    def failed(self, error: Exception, batch: Any) -> Any:
+        self._shield.keep(error)
+        return batch
+
+    def _next(self) -> Any:
+        """The healthy index that was seen, or has stood in, longest ago."""
+        self._stand_ins.rotate(1)
+        return self._stand_ins[0]
 
 
-def leave_out(loader: Any, alerts: Alerts, data: LoaderTracker, identity: Identity) -> Callable[[], None]:
+def leave_out(
+    loader: Any, alerts: Alerts, data: LoaderTracker, identity: Identity, shield: Shield
+) -> Callable[[], None]:
     """Keep the quarantine's samples out of a loader from its next pass on, if it is trained on.
 
     Returns what undoes it.
@@ -80,7 +84,7 @@ def leave_out(loader: Any, alerts: Alerts, data: LoaderTracker, identity: Identi
         return data.places(dataset, quarantine.begin_pass(len(base.dataset)), identity)
 
     sampler, dataset = base.batch_sampler, loaders.users_own(base.dataset)
-    base.__dict__["batch_sampler"] = _HealthyBatches(sampler, left_out)
+    base.__dict__["batch_sampler"] = _HealthyBatches(sampler, left_out, shield)
 
     def undo() -> None:
         base.__dict__["batch_sampler"] = sampler

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffhook.capture.loop import Capture, events
+from diffhook.capture.loop.attachment import shielded
 from diffhook.capture.loop.models import sharded
 from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.settings import Settings
@@ -48,6 +49,7 @@ class DiffHookCallback(Callback):
         self.capture = Capture(path, Settings(**settings))
         self._models = models or _trained_children
 
+    @shielded()
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         kind = type(trainer.strategy).__name__
         if any(word in kind for word in ("FSDP", "DeepSpeed", "ModelParallel")):
@@ -55,27 +57,30 @@ class DiffHookCallback(Callback):
         self.capture.place(trainer.global_rank, trainer.world_size)
         self.capture.watch(*self._models(pl_module), trainer.optimizers[0])
 
+    @shielded()
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.capture.shield(self._take_batch, batch)
-
-    def _take_batch(self, batch: Any) -> None:
         self.capture.on(events.BatchReceived(self.capture.identity.of(batch), batch))
 
+    @shielded()
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         scale = scale_of(getattr(trainer.precision_plugin, "scaler", None))
         self.capture.on(events.LossScaled(scale, 1 / trainer.accumulate_grad_batches))
 
+    @shielded(dict)
     def state_dict(self) -> dict[str, Any]:
         return self.capture.state()
 
+    @shielded()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.capture.resume(state_dict)
 
+    @shielded(again=True)
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.capture.close()
 
+    @shielded(again=True)
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.capture.close()
 

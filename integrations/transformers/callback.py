@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffhook.capture.loop import events
+from diffhook.capture.loop.attachment import shielded
 from diffhook.capture.loop.loader_tracker import Batches
 from diffhook.capture.settings import Settings
 from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents, capture_on
@@ -55,19 +56,24 @@ class DiffHookCallback(TrainerCallback):
         usual = self._trainer.args.gradient_accumulation_steps  # of an older Trainer, at an epoch's end too
         return float(getattr(self._trainer, "current_gradient_accumulation_steps", usual))
 
+    @shielded()
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step:
             self._events.load(_folder(args, state))
 
+    @shielded()
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._events.save(_folder(args, state))
 
+    @shielded()
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._batches.clear()
 
+    @shielded()
     def on_predict(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         self._batches.clear()
 
+    @shielded(again=True)
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.capture.close()
 

@@ -6,128 +6,239 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate import data_loader
+from torch import Tensor, nn
+from torch.nn.modules import module
+from torch.optim import optimizer
 
 import diffhook
-from diffhook.integrations import accelerate, hook
-from tests.runs import train
+from diffhook.errors import LogError
+from tests.integrations.injected_loops import HOOKS, LOOPS
 
-_PACKAGES = (str(Path(diffhook.__file__).parent), str(Path(hook.__file__).parent.resolve()))
-# Not injected into: what torch, Accelerate or the loop call first, and the guards themselves. They have
-# nothing of ours around them, so an error in one of them would reach the loop.
+_KINDS = (MemoryError, RuntimeError)
+# Not injected into. A ``try`` cannot guard the call of the function that it stands in: an error there is the
+# caller's, whoever that is.
+_GUARD = "holds the try"
+_AROUND = "calls what is the loop's own, once, between guarded calls of ours"
+_FORWARDS = "calls what is the user's own, and nothing else"
 _SHELL = {
-    ("attachment.py", "__call__"),
-    ("attachment.py", "replaced"),
-    ("backward_watch.py", "backward"),
-    ("backward_watch.py", "began"),
-    ("backward_watch.py", "ended"),
-    ("local_hook.py", "__call__"),
-    ("matching.py", "guarded"),
-    ("fallback.py", "_backward"),
-    ("tape.py", "__call__"),
-    ("tape.py", "_backward"),
-    ("coverage_check.py", "collect"),
-    ("fallback.py", "__torch_function__"),
-    ("accelerator_events.py", "_on_batch"),
-    ("loaders.py", "_tell"),
-    ("loaders.py", "untagged"),
-    ("loaders.py", "__getitems__"),
-    ("loaders.py", "__call__"),
-    ("loaders.py", "__getattr__"),
-    ("loaders.py", "__len__"),
+    "gradients.guard:Guarded.__call__": _GUARD,
+    "capture.loop.attachment:shielded.<locals>.decorate.<locals>.called": _GUARD,
+    "capture.loop.attachment:Attachment.replace.<locals>.replaced": _AROUND,
+    "capture.loop.capture:Capture.step": _AROUND,
+    "capture.loop.row_trace:_Mode.__torch_function__": _AROUND,
+    "gradients.reuse:_Deliver.backward": _AROUND,
+    "gradients.fallback:Fallback.__torch_function__": _AROUND,
+    "integrations.accelerate.loaders:_untagging.<locals>.untagged": _AROUND,
+    "integrations.accelerate.loaders:_IndexedDataset.__getitems__": _AROUND,
+    "integrations.accelerate.loaders:_TaggingCollate.__call__": _AROUND,
+    "integrations.accelerate.quarantine:_HealthyBatches.__iter__": _AROUND,
+    "integrations.accelerate.stand_in:StandIn.__len__": _FORWARDS,
+    "integrations.accelerate.stand_in:StandIn.__getattr__": _FORWARDS,
 }
 
 
 class Injection:
-    """Raises ``error`` at one call of our code; with no number, only counts them."""
+    """Raises ``error`` at one call of our code in this thread; with no number, only counts them."""
 
-    def __init__(self, number: int | None, error: Exception | None = None) -> None:
+    def __init__(self, number: int | None = None, error: Exception | None = None) -> None:
         self.calls = 0
         self.place = ""
         self._number, self._error = number, error
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
-        path = frame.f_code.co_filename
-        if event != "call" or not path.startswith(_PACKAGES):
+        origin = frame.f_globals.get("__name__", "")
+        if event != "call" or origin.partition(".")[0] != "diffhook":
             return
-        name = frame.f_code.co_name
-        if (Path(path).name, name) in _SHELL or name.startswith("<"):
+        name = f"{origin.removeprefix('diffhook.')}:{frame.f_code.co_qualname}"
+        if name in _SHELL:
             return
         self.calls += 1
         if self.calls == self._number and self._error is not None:
-            self.place = f"{Path(path).name}:{frame.f_lineno} {name}"
+            self.place = f"{name} ({frame.f_lineno})"
             raise self._error
 
 
 @contextmanager
 def _injecting(injection: Injection) -> Iterator[None]:
-    """From the first batch to the end of the loop: making the hook may raise."""
-    original = accelerate.DiffHook.__init__
+    """From when the hook is made, which may raise, to the end of the loop."""
+    originals = {kind: kind.__init__ for kind in HOOKS}
 
-    def made(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        sys.settrace(injection)
+    def started(kind: type[Any]) -> Any:
+        def made(self: Any, *args: Any, **kwargs: Any) -> None:
+            originals[kind](self, *args, **kwargs)
+            sys.settrace(injection)
 
-    accelerate.DiffHook.__init__ = made  # type: ignore[method-assign]
+        return made
+
+    for kind in HOOKS:
+        kind.__init__ = started(kind)
     try:
         yield
     finally:
         sys.settrace(None)
-        accelerate.DiffHook.__init__ = original  # type: ignore[method-assign]
+        for kind, original in originals.items():
+            kind.__init__ = original
 
 
-def _run(folder: Path | None, injection: Injection) -> list[torch.Tensor]:
-    with _injecting(injection):
-        run = train(folder, strict=False, epochs=2, accumulation=2, snapshot_every=2)
-    return [parameter.detach() for parameter in run.model.parameters()]
+Row = tuple[float, ...]
+_COLUMNS = ("step", "sample", "timestep", "lr", "weight", "grad_norm")
 
 
-def trial(number: int, kind: type[Exception], expected: list[torch.Tensor]) -> str | None:
-    """What went wrong when call ``number`` raised; None: nothing."""
-    folder = Path(tempfile.mkdtemp())
-    injection = Injection(number, kind("injected"))
+def _rows(log: Path) -> list[Row]:
     try:
-        found = _run(folder / "log", injection)
+        table = diffhook.open_log(log).train
+    except LogError:  # nothing was captured
+        return []
+    return list(zip(*(np.asarray(table[name], float).tolist() for name in _COLUMNS), strict=True))
+
+
+def _odd(found: list[Row], expected: list[Row]) -> list[Row]:
+    """Rows that the undisturbed run has not."""
+    wanted = {row[:2]: row for row in expected}
+    return [row for row in found if not np.allclose(row, wanted.get(row[:2], np.nan), rtol=1e-4)]
+
+
+@dataclass
+class Outcome:
+    """What a run leaves: weights, rows, the error that reached the loop, and traces of ours."""
+
+    weights: list[Tensor]
+    rows: list[Row]
+    reached: Exception | None = None
+    left: str = ""
+
+
+def _run(name: str, injection: Injection, *, watched: bool = True) -> Outcome:
+    folder = Path(tempfile.mkdtemp())
+    before, shared = torch.autograd.backward, _shared()
+    reached, weights, left = None, [], ""
+    try:
+        with _injecting(injection), redirect_stdout(StringIO()):
+            model = LOOPS[name](folder / "log" if watched else None)
+        weights = [parameter.detach().clone() for parameter in model.parameters()]
+        left = _left_on(model)
     except Exception as error:
-        return f"{injection.place}: {type(error).__name__} reached the loop: {error}"
-    finally:
-        sys.settrace(None)
-        shutil.rmtree(folder, ignore_errors=True)
-    if not all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)):
-        return f"{injection.place}: other weights"
-    return None
+        reached = error
+    rows = _rows(folder / "log") if watched else []
+    shutil.rmtree(folder, ignore_errors=True)
+    if _shared() != shared:
+        torch.autograd.backward, left = before, left + " something on torch"
+    return Outcome(weights, rows, reached, left)
 
 
-def trials(count: int, seed: int) -> list[str]:
-    """What went wrong in so many trials."""
-    expected = _run(None, Injection(None))
-    counted = Injection(None)
-    with tempfile.TemporaryDirectory() as folder:
-        _run(Path(folder, "log"), counted)
+def _shared() -> list[Any]:
+    """Where all loops meet."""
+    hooks = (module._global_forward_hooks, module._global_forward_pre_hooks)
+    steps = (optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks)
+    loaders = (data_loader.DataLoaderShard, data_loader.DataLoaderDispatcher, data_loader.SkipDataLoader)
+    return [
+        torch.autograd.backward,
+        torch._C._len_torch_function_stack(),
+        *(kind.__iter__ for kind in loaders),
+        *(hook for hung in (*hooks, *steps) for hook in hung.values()),
+    ]
+
+
+def _left_on(model: nn.Module) -> str:
+    """What of ours a run has left on its model."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = [hook for m in model.modules() for kind in kinds for hook in getattr(m, kind).values()]
+    hooks += [hook for p in model.parameters() for hook in (p._backward_hooks or {}).values()]
+    frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+    found = {"hooks": len(hooks), "frozen parameters": frozen}
+    return ", ".join(f"{count} {name}" for name, count in found.items() if count)
+
+
+@dataclass
+class Trials:
+    """What injected errors have done.
+
+    Attributes:
+        wrong: what reached a loop, changed a weight, or was left behind.
+        rows: that were wrong in the log.
+        kept: share of the undisturbed run's rows that each trial has logged.
+    """
+
+    wrong: list[str] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+
+    def judge(self, found: Outcome, expected: Outcome, place: str, *, rounded: bool) -> None:
+        wrong = self._what(found, expected, rounded=rounded)
+        if wrong:
+            self.wrong.append(f"{place}: {wrong}")
+        odd = _odd(found.rows, expected.rows)
+        if odd:
+            self.rows.append(f"{place}: {len(odd)} wrong rows, such as {odd[0]}")
+        self.kept.append((len(found.rows) - len(odd)) / len(expected.rows))
+
+    @staticmethod
+    def _what(found: Outcome, expected: Outcome, *, rounded: bool) -> str:
+        if found.reached is not None:
+            return f"{type(found.reached).__name__} reached the loop: {found.reached}"
+        for weight, wanted in zip(found.weights, expected.weights, strict=True):
+            if not torch.equal(weight, wanted) and not (
+                rounded and torch.allclose(weight, wanted, 1e-4, 1e-6)
+            ):
+                return "other weights"
+        return f"left behind: {found.left}" if found.left else ""
+
+
+def trials(count: int, seed: int, loops: Sequence[str] = tuple(LOOPS)) -> Trials:
+    """Inject so many errors, each into one of the loops in turn."""
     draw = random.Random(seed)
-    kinds = (MemoryError, RuntimeError)
-    told = (trial(draw.randint(1, counted.calls), kinds[i % 2], expected) for i in range(count))
-    return [line for line in told if line is not None]
+    done = Trials()
+    references: dict[str, tuple[int, Outcome]] = {}
+    for number in range(count):
+        name = loops[number % len(loops)]
+        if name not in references:
+            references[name] = _reference(name)
+        calls, expected = references[name]
+        injection = Injection(draw.randint(1, calls), draw.choice(_KINDS)("injected"))
+        found = _run(name, injection)
+        done.judge(found, expected, f"{number} {name} {injection.place}", rounded=name == "reused")
+    return done
+
+
+def _reference(name: str) -> tuple[int, Outcome]:
+    """How many calls of ours a run has; its weights without us and its rows with us."""
+    counted = Injection()
+    watched = _run(name, counted)
+    assert watched.reached is None, watched.reached
+    assert not watched.left, watched.left
+    return counted.calls, Outcome(_run(name, Injection(), watched=False).weights, watched.rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=list(LOOPS))
     args = parser.parse_args()
-    wrong = trials(args.trials, args.seed)
-    print("\n".join(wrong))
-    print(f"{args.trials} trials, seed {args.seed}: {len(wrong)} went wrong")
+    logging.getLogger("diffhook").setLevel(logging.CRITICAL)
+    done = trials(args.trials, args.seed, args.loops)
+    print("\n".join(sorted(done.wrong + done.rows)))
+    print(
+        f"{args.trials} trials, seed {args.seed}: {len(done.wrong)} reached the loop, changed weights or "
+        f"left something behind; {len(done.rows)} logs with wrong rows; "
+        f"{sum(done.kept) / len(done.kept):.1%} of rows kept"
+    )
 
 
 if __name__ == "__main__":

@@ -22,8 +22,36 @@ class Absences:
             kind: of the reason, such as "several-rows"; each kind is told once.
             reason: what was found and what to do, in words; with ``found`` for its %-placeholders.
         """
-        self.counts[kind] += 1
+        self.count(kind)
         self.tell(kind, reason, *found)
+
+    def count(self, kind: str, micro_batches: int = 1) -> None:
+        """So many are not captured, which is told elsewhere, or is the loop's own doing."""
+        self.counts[kind] += micro_batches
+
+    def leave_out_rows(self, rows: int, count: int) -> None:
+        """The model sees another number of rows than there are ids: wrong rows would be worse than none."""
+        if rows % count:
+            self.leave_out(
+                "other-rows",
+                "the batch has %d sample ids, but the model was called on %d rows, and it is not known which "
+                "rows are whose: such steps are not captured. Name the rows with "
+                "hook.step(sample_ids=..., timesteps=...)",
+                count,
+                rows,
+            )
+            return
+        self.leave_out(
+            "several-rows",
+            "the model was called on %d rows for %d sample ids, and it is not known which rows are whose: "
+            "such steps are not captured. Name every row with hook.step(sample_ids=...): "
+            "ids.repeat_interleave(%d) where a sample's rows follow one another, ids.repeat(%d) where whole "
+            "batches do",
+            rows,
+            count,
+            rows // count,
+            rows // count,
+        )
 
     def tell(self, kind: str, reason: str, *found: object) -> None:
         """Say once what is true of many steps."""

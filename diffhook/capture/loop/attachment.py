@@ -8,15 +8,25 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
-from torch.utils.hooks import RemovableHandle
+
+from diffhook.gradients import Guard, Guarded
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _attached: weakref.WeakSet[Attachment] = weakref.WeakSet()
 
 
-class Shield:
+class Handle(Protocol):
+    """What takes a hook off."""
+
+    def remove(self) -> None: ...
+
+
+class Shield(Guard):
     """Runs our code inside someone's training: an exception of ours goes to a handler, not to the loop.
 
     Args:
@@ -26,14 +36,10 @@ class Shield:
     def __init__(self, handler: Callable[[Exception], None]) -> None:
         self._handler = weakref.WeakMethod(handler)
 
-    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except Exception as error:
-            handler = self._handler()
-            if handler is not None:
-                handler(error)
-            return None
+    def keep(self, error: Exception) -> None:
+        handler = self._handler()
+        if handler is not None:
+            handler(error)
 
 
 class Attachment:
@@ -50,7 +56,7 @@ class Attachment:
     def __init__(self, shield: Shield, on_detach: Callable[[], None]) -> None:
         self.shield = shield
         self._on_detach = weakref.WeakMethod(on_detach)
-        self._undo: list[Callable[[], Any]] = []
+        self._undo: list[_Undo] = []
         self._hosts: list[Any] = []
         _attached.add(self)
 
@@ -69,7 +75,7 @@ class Attachment:
 
     def on_detach(self, undo: Callable[[], Any]) -> None:
         """Have ``undo`` called at :meth:`detach`, the last one first."""
-        self._undo.append(undo)
+        self._undo.append(_Undo(undo))
 
     def detach(self) -> None:
         """Take everything off. What fails does not keep the rest from being undone."""
@@ -81,17 +87,19 @@ class Attachment:
             self._hosts.clear()
 
     def hook(
-        self, method: Callable[..., Any], register: Callable[[Callable[..., Any]], RemovableHandle]
+        self, method: Callable[..., Any], register: Callable[[Guarded], Handle], *, again: bool = False
     ) -> Callable[[], None]:
         """Hang a method of ours somewhere, until :meth:`detach`. Returns how to take it off earlier.
 
         Args:
             method: of an object that may become garbage.
             register: hangs a hook, and returns the handle that takes it off.
+            again: the method may be called a second time where it has failed.
         """
-        hook = _WeakHook(method, register, self.shield)
-        self.on_detach(hook.remove)
-        return hook.remove
+        hook = _WeakHook(method, self.shield, again)
+        remove = self._removable(hook.remove)
+        hook.hang(register)
+        return remove
 
     def replace(
         self,
@@ -100,31 +108,37 @@ class Attachment:
         *,
         before: Callable[..., Any] | None = None,
         after: Callable[..., Any] | None = None,
-    ) -> None:
-        """Have methods of ours called around a method of one object, until :meth:`detach`.
+        failed: Callable[..., Any] | None = None,
+    ) -> Callable[[], None]:
+        """Have methods of ours called around a function of one object, until :meth:`detach`.
 
-        The original is called once, whatever becomes of ours, and its exceptions pass.
+        The original is called once, whatever becomes of ours, and its exceptions pass. Returns how to take
+        them off earlier; a call under way still ends in ``after`` or ``failed``.
 
         Args:
-            owner, name: whose method.
+            owner, name: whose function.
             before: called with its arguments; may return other (args, kwargs) for it, or None.
             after: called with (result, \\*args, \\*\\*kwargs), the arguments as the caller gave them.
+            failed: called with the arguments where the original has raised.
         """
         own, original = vars(owner).get(name), getattr(owner, name)
-        ours = [None if method is None else weakref.WeakMethod(method) for method in (before, after)]
+        ours = [None if m is None else weakref.WeakMethod(m) for m in (before, after, failed)]
         shield = self.shield
 
         @functools.wraps(original)  # callers look at signatures
         def replaced(*args: Any, **kwargs: Any) -> Any:
-            first, then = (None if reference is None else reference() for reference in ours)
-            given = None if first is None else shield(first, *args, **kwargs)
-            result = original(*args, **kwargs) if given is None else original(*given[0], **given[1])
-            if then is not None:
-                shield(then, result, *args, **kwargs)
+            first, then, instead = ours
+            given = shield(_call, first, *args, **kwargs)
+            try:
+                result = original(*args, **kwargs) if given is None else original(*given[0], **given[1])
+            except BaseException:
+                shield(_call, instead, *args, **kwargs)
+                raise
+            shield(_call, then, result, *args, **kwargs)
             return result
 
         def undo() -> None:
-            ours[:] = [None, None]
+            ours[:] = [None, None, None]
             if owner.__dict__.get(name) is not replaced:  # someone has put theirs over ours
                 return
             if own is None:
@@ -132,32 +146,90 @@ class Attachment:
             else:
                 owner.__dict__[name] = own
 
+        remove = self._removable(undo)
         owner.__dict__[name] = replaced
+        return remove
+
+    def _removable(self, undo: Callable[[], None]) -> Callable[[], None]:
         self.on_detach(undo)
+        kept = self._undo[-1]
+
+        def remove() -> None:
+            undo()
+            if kept in self._undo:
+                self._undo.remove(kept)
+
+        return remove
 
 
-class _WeakHook:
+class _Undo(Guarded):
+    """Undoes something of ours; where that fails, it is tried again: what stays would outlive us."""
+
+    def __init__(self, undo: Callable[[], Any]) -> None:
+        self._undo = undo
+
+    def run(self) -> None:
+        self._undo()
+
+    def failed(self, error: Exception) -> None:
+        self._undo()
+
+
+def _call(method: weakref.WeakMethod[Any] | None, *args: Any, **kwargs: Any) -> Any:
+    found = None if method is None else method()
+    return None if found is None else found(*args, **kwargs)
+
+
+class _WeakHook(Guarded):
     """Calls a bound method as long as its object is there; keeps nobody alive."""
 
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        register: Callable[[Callable[..., Any]], RemovableHandle],
-        shield: Shield,
-    ) -> None:
+    def __init__(self, method: Callable[..., Any], shield: Shield, again: bool) -> None:
         self._method = weakref.WeakMethod(method)
         self._shield = shield
+        self._again = again
+        self._handle: Handle | None = None
+
+    def hang(self, register: Callable[[Guarded], Handle]) -> None:
         # Reached from where the hook hangs: of garbage, weak references such as the handle's die first.
         self._handle = register(self)
 
-    @torch.compiler.disable  # or it would trace all of us before a compiled model is refused
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        method = self._method()
-        if method is not None:
-            self._shield(method, *args, **kwargs)
+    # Or it would trace all of us before a compiled model is refused.
+    __call__ = torch.compiler.disable(Guarded.__call__)
+
+    def run(self, *args: Any, **kwargs: Any) -> None:
+        _call(self._method, *args, **kwargs)
+
+    def failed(self, error: Exception, *args: Any, **kwargs: Any) -> None:
+        self._shield.keep(error)
+        if self._again:
+            self._shield(_call, self._method, *args, **kwargs)
 
     def remove(self) -> None:
-        self._handle.remove()
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def shielded(
+    otherwise: Callable[[], Any] = lambda: None, *, again: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A method that the loop calls, of an object with a ``capture``: what fails in it is ours.
+
+    Args:
+        otherwise: makes what the loop gets then.
+        again: whether the method is called a second time, as one that must not be left undone.
+    """
+
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def called(self: Any, *args: Any, **kwargs: Any) -> Any:
+            found = self.capture.shield(method, self, *args, **kwargs)
+            if again:
+                self.capture.shield(method, self, *args, **kwargs)
+            return otherwise() if found is None else found
+
+        return called  # type: ignore[return-value]
+
+    return decorate
 
 
 def close_at_exit(close: Callable[[], None]) -> None:

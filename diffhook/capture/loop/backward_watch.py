@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,76 +10,50 @@ from torch import Tensor
 
 from diffhook.capture.loop.attachment import Attachment
 from diffhook.capture.loop.events import BackwardBegan, BackwardEnded, Event
+from diffhook.gradients import in_backward
 
 
 class BackwardWatch:
     """While armed, ``torch.autograd.backward`` tells of its calls; ``Tensor.backward`` goes through it.
 
     Not ``torch.autograd.grad``: what it returns is no gradient that an optimiser's step will use. It is armed
-    from a captured forward to the end of its backward only.
+    from a captured forward to the end of its backward only. Others that run within a backward, as reentrant
+    checkpointing's do, are parts of it.
 
     Args:
-        attachment: through whose shield events are emitted.
+        attachment: holds what we put over torch's function.
         emit: called with events.
     """
 
     def __init__(self, attachment: Attachment, emit: Callable[[Event], None]) -> None:
-        self._shield = attachment.shield
+        self._attachment = attachment
         self._emit = emit
         self._undo: Callable[[], None] | None = None
-        self.running = False  #: a backward is under way
-        attachment.on_detach(self.disarm)
 
     def arm(self) -> None:
         """Watch the next backward."""
         if self._undo is None:
-            self._undo = _put_over(weakref.ref(self))
+            self._undo = self._attachment.replace(
+                torch.autograd, "backward", before=self._began, after=self._ended, failed=self._failed
+            )
 
     def disarm(self) -> None:
-        """``torch.autograd.backward`` is as it was."""
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
+        """``torch.autograd.backward`` is as it was; the end of one that has begun is still told."""
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
 
-    def began(self, tensors: Any, grad_tensors: Any) -> None:
-        self.running = True
-        self._shield(self._tell, tensors, grad_tensors)
+    def _began(self, tensors: Any, grad_tensors: Any = None, *_: Any, **__: Any) -> None:
+        if not in_backward():
+            self._emit(BackwardBegan(_scalar(tensors, grad_tensors)))
 
-    def _tell(self, tensors: Any, grad_tensors: Any) -> None:
-        self._emit(BackwardBegan(_scalar(tensors, grad_tensors)))
+    def _ended(self, *_: Any, **__: Any) -> None:
+        if not in_backward():
+            self._emit(BackwardEnded(False))
 
-    def ended(self, failed: bool) -> None:
-        self.running = False
-        self._shield(self._emit, BackwardEnded(failed))
-
-
-def _put_over(reference: weakref.ref[BackwardWatch]) -> Callable[[], None]:
-    original = torch.autograd.backward
-
-    @functools.wraps(original)
-    def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> Any:
-        watch = reference()
-        if (
-            watch is None or watch.running or not armed
-        ):  # within a backward, reentrant checkpointing runs others
-            return original(tensors, grad_tensors, *args, **kwargs)
-        watch.began(tensors, grad_tensors)
-        failed = True
-        try:
-            result = original(tensors, grad_tensors, *args, **kwargs)
-            failed = False
-        finally:
-            watch.ended(failed)
-        return result
-
-    def undo() -> None:
-        armed.clear()
-        if torch.autograd.backward is backward:  # else someone has put theirs over ours, which stays, mute
-            torch.autograd.backward = original
-
-    armed = [True]
-    torch.autograd.backward = backward
-    return undo
+    def _failed(self, *_: Any, **__: Any) -> None:
+        if not in_backward():
+            self._emit(BackwardEnded(True))
 
 
 def _scalar(tensors: Any, grad_tensors: Any) -> Tensor | None:

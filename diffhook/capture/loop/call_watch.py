@@ -14,9 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle
 
-from diffhook.capture.loop.attachment import Attachment
+from diffhook.capture.loop.attachment import Attachment, Handle
 from diffhook.capture.loop.call_inspection import find_timesteps, takes_timesteps
 from diffhook.capture.loop.events import (
     BackwardEnded,
@@ -27,7 +26,7 @@ from diffhook.capture.loop.events import (
     OutputSeen,
     tensors_of,
 )
-from diffhook.gradients import LocalHook, in_backward
+from diffhook.gradients import Guarded, LocalHook, in_backward
 
 Emit = Callable[[Event], None]
 
@@ -202,11 +201,11 @@ def watch_calls(
     Copies of the module have no such hooks.
     """
 
-    def first(hook: Callable[..., Any]) -> RemovableHandle:
-        return module.register_forward_pre_hook(LocalHook(module, hook), with_kwargs=True)
+    def first(hook: Guarded) -> Handle:
+        return module.register_forward_pre_hook(LocalHook(module, hook, hook.failed), with_kwargs=True)
 
-    def then(hook: Callable[..., Any]) -> RemovableHandle:
-        return module.register_forward_hook(LocalHook(module, hook))
+    def then(hook: Guarded) -> Handle:
+        return module.register_forward_hook(LocalHook(module, hook, hook.failed))
 
     attachment.hook(before, first)
     attachment.hook(after, then)

@@ -21,7 +21,7 @@ from diffhook.capture.loop.attachment import Attachment, Shield, close_at_exit
 from diffhook.capture.loop.backward_watch import BackwardWatch
 from diffhook.capture.loop.call_watch import CallWatch
 from diffhook.capture.loop.describe import describe_run
-from diffhook.capture.loop.failures import Failures
+from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
@@ -30,7 +30,7 @@ from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.loop.probing import training_probe
 from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
-from diffhook.capture.loop.summary import plan_text, summary
+from diffhook.capture.loop.summary import plan_text, summary, why_nothing
 from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.capture.recorder import Recorder
 from diffhook.capture.settings import Settings
@@ -65,17 +65,16 @@ class Capture:
         processes: int = 1,
         alerts: Alerts | None = None,
     ) -> None:
-        self.closed = not settings.enabled
         if settings.enabled:
             check_location(path)
+        self.closed = not settings.enabled
         self.settings = settings
         self.path = settled(path)  # scripts may change the working directory
         self.identity = Identity(settings.sample_ids)
         self.alerts = Alerts.of(settings.alerts) if alerts is None else alerts
         self.loader: Any = None  #: of the training, where the adapter knows it
-        self.reasons_for_nothing: Callable[[], str | None] = lambda: (
-            None
-        )  #: the adapter's, if nothing is captured
+        #: the adapter's, if nothing is captured
+        self.reasons_for_nothing: Callable[[], str | None] = lambda: None
         self._process = os.getpid()
         self._failures = Failures(settings.strict)
         self._scaler: GradScaler | None = None
@@ -122,7 +121,7 @@ class Capture:
         session.on(event)
         if session.in_pass:
             self._backward.arm()
-        elif not self._backward.running:
+        else:
             self._backward.disarm()
         self._calls.follow(event)
 
@@ -152,15 +151,11 @@ class Capture:
         self, *, sample_ids: Any, timesteps: Any = None, loss_scale: float = 1.0, batch: Any = None
     ) -> Iterator[None]:
         """See :meth:`diffhook.integrations.hook.Hook.step`."""
-        source = object()
         self.shield(self._name, sample_ids, timesteps, loss_scale, batch)
         try:
             yield
-        except BaseException:
-            self.shield(self.session.abandon)
-            self.on(events.LoaderEnded(source))
-            raise
-        self.on(events.LoaderEnded(source))
+        finally:
+            self.shield(self._named_over)
 
     def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
         if self.closed:
@@ -169,6 +164,9 @@ class Capture:
         named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
         self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
+
+    def _named_over(self) -> None:
+        self.on(events.LoaderEnded(object()))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
@@ -209,7 +207,7 @@ class Capture:
         self._resumed = True
         self._end_log()
         position = checkpoint.Position.from_json(state)
-        self.session.steps.count = position.step
+        self.session.steps.count, self.session.steps.unlogged = position.step, 0
         self._lr_sum, self._after = position.lr_sum, position.session
 
     def flush(self) -> None:
@@ -239,12 +237,10 @@ class Capture:
             reuse_products=settings.reuse_products,
             workspace=settings.workspace,
         )
-        self.attachment.own(
-            (self.path, session.steps.rank)
-        )  # the hook of a run that has died, in a notebook say
+        self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
-        if session.steps.count == 0:
-            session.steps.count = self._steps_before()
+        session.steps.count = self._steps_before()
+        session.steps.unlogged = 0
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
         recorder = Recorder(
             engine,
@@ -287,8 +283,7 @@ class Capture:
         session, loader = self.session, self.loader
         if session.steps.rank > 0:
             return
-        # Not a stream's length: it would warn of every batch beyond the length it was asked for.
-        sized = loader is not None and not isinstance(loader.dataset, IterableDataset)
+        sized = loader is not None and not isinstance(loader.dataset, IterableDataset)  # streams warn
         text = plan_text(
             session.plan,
             recorder,
@@ -304,15 +299,17 @@ class Capture:
         return adam_preconditioner(self._optimizers.optimizer, parameters)
 
     def _steps_are_seen(self) -> bool:
-        return self._optimizers.optimizer is not None or any(
-            map(self.models.moved_by, self._optimizers.known)
-        )
+        watch = self._optimizers
+        return watch.optimizer is not None or any(map(self.models.moved_by, watch.known))
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
+        steps = self.session.steps
+        if steps.count:
+            return steps.count + steps.unlogged
         known = [optimizer for optimizer in self._optimizers.known if self.models.moved_by(optimizer)]
         taken = max((checkpoint.steps_taken(optimizer) for optimizer in known), default=0)
-        return taken or (checkpoint.steps_logged(self.path) if self._resumed else 0)
+        return taken or (checkpoint.steps_logged(self.path) if self._resumed else 0) + steps.unlogged
 
     # ── failure and end ───────────────────────────────────────────────────────────────────────
 
@@ -320,13 +317,14 @@ class Capture:
         """An exception of ours has reached the shield."""
         verdict = self._failures.judge(error, self.session.captured_passes)
         try:
-            self.session.give_up()
-        finally:
-            if verdict != "go on":
-                self.detach(mid_pass=verdict == "stop")
+            self.session.failed(reason_of(error))
+        except Exception as another:  # not even that: better to go than to be in the way
+            logger.error("diffhook has stopped capturing; training goes on. %s", another)
+            self.detach(mid_pass=True)
+        if verdict != "go on" or self.closed:
+            self.detach(mid_pass=verdict == "stop")
         if verdict == "raise":
             raise error
-        self.session.absences.counts[f"error: {type(error).__name__}"] += 1
 
     def close(self) -> None:
         """Write what is left and leave everything as it was before us. Idempotent."""
@@ -335,7 +333,8 @@ class Capture:
         try:
             self.shield(self._finish)
         finally:
-            self.detach()
+            self.closed = True
+            self.shield(self.detach)
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True) and os.getpid() == self._process:
@@ -361,7 +360,9 @@ class Capture:
         session, recorder = self.session, self.session.recorder
         if recorder is None:
             if not self._failures.started:
-                logger.warning("diffhook captured nothing: %s", self._why_nothing())
+                reason = self.reasons_for_nothing()
+                why = why_nothing(session.absences.counts, reason, len(self.models))
+                logger.warning("diffhook captured nothing: %s", why)
             return
         if session.steps.count:
             session.on(events.SnapshotDue())
@@ -379,24 +380,14 @@ class Capture:
             if session.steps.rank == 0:
                 announce(text)
 
-    def _why_nothing(self) -> str:
-        left_out = self.session.absences.counts
-        if left_out:
-            reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
-            return f"every micro-batch was left out ({reasons})"
-        found = self.reasons_for_nothing()
-        if found is not None:
-            return found
-        if not len(self.models):
-            return "no model with trainable parameters was seen"
-        return (
-            "no training batch with sample ids was seen: name the samples with "
-            "hook.step(sample_ids=..., timesteps=...)"
-        )
-
     def _end_log(self, *, mid_pass: bool = False) -> None:
         recorder, self.session.recorder = self.session.recorder, None
         ranks, self._ranks = self._ranks, None
-        if recorder is not None and ranks is not None:
+        if recorder is None or ranks is None:
+            return
+        try:
             with ranks.leaving():
                 recorder.close(mid_pass=mid_pass)
+        except BaseException:
+            recorder.close(mid_pass=mid_pass)  # what has failed is tried again
+            raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Literal
 
-from diffhook.errors import ConfigurationError, DiffHookError, LogError, LogUnavailableError
+from diffhook.errors import CaptureError, ConfigurationError, DiffHookError, LogError, LogUnavailableError
 
 logger = logging.getLogger("diffhook")
 
@@ -13,6 +13,12 @@ IN_A_ROW = 20
 """Failures without a captured micro-batch between them after which the capture ends."""
 
 Verdict = Literal["go on", "stop", "raise"]
+
+
+def reason_of(error: Exception) -> str:
+    """Under which micro-batches that an exception of ours has cost are counted."""
+    cause = error.__cause__ if isinstance(error, CaptureError) else None
+    return f"error: {type(cause or error).__name__}"
 
 
 class Failures:

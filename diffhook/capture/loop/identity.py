@@ -38,6 +38,7 @@ _REASONS = {
     "items",
     "ready-made-batch": "an item of the dataset is a batch already, and one id cannot stand for its rows",
     "no-ids": "the batch comes without dataset indices, and holds no ids under a well-known key",
+    "failed": "an error of ours has kept it from being seen which samples the batch holds",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ class PredictionGradient:
         self._elements = predicted[0].numel()
         self._squares: Tensor | None = None
         self._errors: Tensor | None = None  # (B,) mean squared errors
-        predicted.register_hook(self._collect)
+        predicted.register_hook(partial(tape.guard, self._collect))
 
     def _collect(self, gradient: Tensor) -> None:
         if not self._tape.paused:

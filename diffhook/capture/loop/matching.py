@@ -31,11 +31,14 @@ from diffhook.capture.loop.content import (
     sampled,
     value_key,
 )
+from diffhook.gradients import Guard
 from diffhook.log.samples import MAX_ROLES, ROLE
 
 logger = logging.getLogger("diffhook")
 
-Kind = Literal["", "unordered", "contradiction", "ambiguous", "dropped", "ready-made-batch", "no-ids"]
+Kind = Literal[
+    "", "unordered", "contradiction", "ambiguous", "dropped", "ready-made-batch", "no-ids", "failed"
+]
 """Why it is not shown which item made which row."""
 
 _SURE = 16.0  # bits of evidence, from which on a collation is known to keep the order of equal items
@@ -105,7 +108,7 @@ class Items:
         self._order = Order() if order is None else order
         labelled = labels is not None and len(labels) == self.count
         self._labels: Sequence[Hashable] = labels if labels is not None and labelled else range(self.count)
-        self._leaves = guarded(lambda: leaves(self._items)) or []
+        self._leaves = guarded(leaves, self._items) or []
         self._arrays: dict[torch.dtype, dict[Hashable, list[Leaf]]] = {}
         self._values: dict[Hashable, list[Leaf]] = defaultdict(list)
         for leaf in self._leaves:
@@ -115,7 +118,7 @@ class Items:
 
     def match(self, batch: Any) -> Match:
         """Which item each row of ``batch`` is. Never raises: anything can be in a batch."""
-        return guarded(lambda: self._match(batch)) or Match(None, "unordered")
+        return guarded(self._match, batch) or Match(None, "failed")
 
     def _match(self, batch: Any) -> Match:
         held = columns(batch)
@@ -329,10 +332,10 @@ def _numbers(column: Column) -> int:
     return rows[0].numel() if isinstance(rows, Tensor) and len(rows) else 1
 
 
-def guarded(work: Any) -> Any:
-    """What ``work`` answers; None after an error, which is ours and not the loop's."""
-    try:
-        return work()
-    except Exception as error:
+class _Logging(Guard):
+    def keep(self, error: Exception) -> None:
         logger.debug("matching rows with items: %r", error)
-        return None
+
+
+guarded = _Logging()
+"""Calls a function, in a loader's worker perhaps; None after an error, which is ours and not the loop's."""

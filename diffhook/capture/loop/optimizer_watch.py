@@ -38,8 +38,8 @@ class OptimizerWatch:
         self._turns: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # that have taken this step
         self._counted: weakref.ref[torch.optim.Optimizer] | None = None
         self._under_way: weakref.ref[torch.optim.Optimizer] | None = None  # the outermost, as SAM's
-        attachment.hook(self._before_step, register_optimizer_step_pre_hook)
-        attachment.hook(self._after_step, register_optimizer_step_post_hook)
+        attachment.hook(self._before_step, register_optimizer_step_pre_hook, again=True)
+        attachment.hook(self._after_step, register_optimizer_step_post_hook, again=True)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -78,8 +78,8 @@ class OptimizerWatch:
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._under_way is None or self._under_way() is not optimizer:
             return
-        self._under_way = None
         self._emit(StepEnded(optimizer, overflowed(optimizer)))
+        self._under_way = None
 
     def _after_zeroed(self, *_: Any, **__: Any) -> None:
         self._emit(GradientsZeroed())

@@ -19,6 +19,7 @@ _KINDS: tuple[Kind, ...] = (
     "dropped",
     "ready-made-batch",
     "no-ids",
+    "failed",
 )
 
 

@@ -28,8 +28,7 @@ class RowTrace:
 
     def __init__(self, shield: Callable[..., Any]) -> None:
         self._codes: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
-        self._mode = _Mode(weakref.WeakMethod(self._called))
-        self._shield = shield
+        self._mode = _Mode(shield, weakref.WeakMethod(self._called))
         self._thread: int | None = None  # in which the mode is
 
     def start(self) -> None:
@@ -85,16 +84,13 @@ class RowTrace:
             return codes
         return codes[None] if listed or (tensor.dim() and len(tensor) == 1) else None
 
-    def _called(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
+    def _called(self, *call: Any) -> None:
         with torch._C.DisableTorchFunction():  # another hook's trace need not see what this one does
-            self._shield(self._follow_safely, function, args, kwargs, result)
-
-    def _follow_safely(self, *call: Any) -> None:
-        try:
-            self._follow(*call)
-        except Exception:
-            self._codes.clear()  # rather nothing than something wrong
-            raise
+            try:
+                self._follow(*call)
+            except Exception:
+                self._codes.clear()  # rather nothing than something wrong
+                raise
 
     def _follow(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any) -> None:
         name = getattr(function, "__name__", "")
@@ -116,8 +112,9 @@ class _Mode(TorchFunctionMode):
         depth: calls under way.
     """
 
-    def __init__(self, tell: weakref.WeakMethod[Callable[..., None]]) -> None:
+    def __init__(self, shield: Callable[..., Any], tell: weakref.WeakMethod[Callable[..., None]]) -> None:
         super().__init__()
+        self._shield = shield
         self.mute, self.depth = True, 0
         self._tell = tell
 
@@ -134,7 +131,7 @@ class _Mode(TorchFunctionMode):
         if isinstance(result, Tensor | tuple | list) or func is Tensor.__setitem__:
             tell = self._tell()
             if tell is not None:
-                tell(func, args, kwargs or {}, result)
+                self._shield(tell, func, args, kwargs or {}, result)
         return result
 
 

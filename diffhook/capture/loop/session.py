@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Session:
         self._losses = LossReader(reduction)
         self._thumbnails = ThumbnailTaker(thumbnails)
         self._whose: MicroBatch | Unmatched | None = None  # of the last training forward
+        self._staged = False  # rows of the batch at hand are with the recorder
         self._scales = {"scale": 1.0, "accumulation": 1.0}  # of a loss whose forward is still to come
         self._pass: MicroBatch | None = None  # between a forward and its backward, as far as it is known
         self._calls = DenoiserCalls()  # of the pass
@@ -143,13 +145,21 @@ class Session:
         self.abandon()
         self.rows.give_up(_GIVEN_UP)
 
+    def failed(self, reason: str) -> None:
+        """An error of ours costs the batch at hand; once that is staged, what was captured for its step."""
+        self.steps.end_missed = self.steps.inside
+        self.give_up()
+        lost = self.recorder.forget_staged() if self._staged and self.recorder is not None else 1
+        self.absences.count(reason, max(lost, 1))
+
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
 
     def _batch_received(self, event: events.BatchReceived) -> None:
         self._count_missing_backward()
         self.abandon()
         self._settle_unseen_step()
-        self.steps.inside = self.steps.closure_captured = False
+        self.steps.settle_lost()
+        self._staged = False
         self._scales = {"scale": 1.0, "accumulation": 1.0}
         self.rows.received(event, follow=self.steps.captured or self.steps.captured_next)
 
@@ -158,7 +168,7 @@ class Session:
         if self._pass is None:
             return
         self._without_backward += 1
-        self.absences.counts["no-backward"] += 1
+        self.absences.count("no-backward")
         if self._without_backward == _NO_BACKWARD and not self.captured_passes:
             self.absences.tell(
                 "no-backward",
@@ -170,6 +180,7 @@ class Session:
             )
 
     def _loader_ended(self, event: events.LoaderEnded) -> None:
+        self._count_missing_backward()
         self.abandon()
         self._settle_unseen_step()
         self.rows.ended(event.source)
@@ -207,7 +218,7 @@ class Session:
             self.absences.leave_out(
                 "other-parameters",
                 "%d parameters are trained that were not when the capture began (%s), and rows would leave "
-                "them out: no further micro-batch is captured. A new hook, with a log of its own, captures them",
+                "them out: no further micro-batch is captured. A new hook with a log of its own would do that",
                 len(added),
                 ", ".join(added[:3]) + (" …" if len(added) > 3 else ""),
             )
@@ -235,8 +246,8 @@ class Session:
             self.give_up()
             self.absences.leave_out(
                 "several-batches",
-                "the model was called on different samples before one backward, and whose the rows of its "
-                "gradient are is not known: such micro-batches are left out. Call a backward for each",
+                "the model was called on different samples before one backward, and it is not known whose the "
+                "rows of its gradient are: such micro-batches are left out. Call a backward for each",
             )
 
     def _output_seen(self, event: events.OutputSeen) -> None:
@@ -251,7 +262,7 @@ class Session:
         self.recorder.engine.leave_model(event.module, (), event.output)
         for tensor in events.tensors_of(event.output):
             if tensor.requires_grad:
-                tensor.register_hook(self._on_reached)
+                tensor.register_hook(partial(self.recorder.engine.tape.guard, self._on_reached))
                 break
         self._calls.answered(event.module, event.output, self.recorder.engine.tape, self._losses.active)
 
@@ -283,10 +294,19 @@ class Session:
             self._calls.find_errors(event.loss)
 
     def _backward_ended(self, event: events.BackwardEnded) -> None:
+        try:
+            self._pass_ended(event)
+        finally:
+            self.rows.resume()
+            if self.steps.backward_ended():
+                self._after_step()
+
+    def _pass_ended(self, event: events.BackwardEnded) -> None:
         if self._pass is not None and self.recorder is not None:
             self.recorder.engine.tape.paused = True
             if event.failed:
                 self.abandon()
+                self.absences.count("failed-backward")
             elif self._differentiated:
                 self.give_up()
                 self.absences.leave_out(
@@ -296,9 +316,6 @@ class Session:
                 )
             elif self._reached or self.recorder.engine.tape.seconds > 0:
                 self._stage(self._pass, self.recorder)
-        self.rows.resume()
-        if self.steps.backward_ended():
-            self._after_step()
 
     def _stage(self, found: MicroBatch, recorder: Recorder) -> None:
         """The gradients of a pass are there: its rows wait for the optimiser's step."""
@@ -321,7 +338,8 @@ class Session:
         rows = len(engine.norms)
         for count in (len(found.ids), len(timesteps)):
             if count not in (1, rows):
-                self._leave_out(rows, count)
+                self.give_up()
+                self.absences.leave_out_rows(rows, count)
                 return
         if recorder.staged_rows + rows > _STAGED_ROWS:
             self.absences.leave_out(
@@ -345,36 +363,12 @@ class Session:
             losses=reading.losses,
             appearance=looks,
         )
+        self._staged = True
         self.scalars.add(engine.norms)
         self.captured_passes += 1
         self._without_backward = 0
         seconds = self.steps.clock.now() - began + engine.hook_seconds
         self.steps.pass_ended(rows // blocks(found.ids), seconds)
-
-    def _leave_out(self, rows: int, count: int) -> None:
-        """The model sees another number of rows than there are ids: wrong rows would be worse than none."""
-        self.give_up()
-        if rows % count:
-            self.absences.leave_out(
-                "other-rows",
-                "the batch has %d sample ids, but the model was called on %d rows, and it is not known which "
-                "rows are whose: such steps are not captured. Name the rows with "
-                "hook.step(sample_ids=..., timesteps=...)",
-                count,
-                rows,
-            )
-            return
-        self.absences.leave_out(
-            "several-rows",
-            "the model was called on %d rows for %d sample ids, and it is not known which rows are whose: "
-            "such steps are not captured. Name every row with hook.step(sample_ids=...): "
-            "ids.repeat_interleave(%d) where a sample's rows follow one another, ids.repeat(%d) where whole "
-            "batches do",
-            rows,
-            count,
-            rows // count,
-            rows // count,
-        )
 
     def _timesteps_of(self, found: MicroBatch) -> Tensor | None:
         """(B,) of the calls that the loss came from, in the scheduler's units; None: they are several."""

@@ -15,6 +15,7 @@ from diffhook.capture.loop.step_clock import StepClock
 from diffhook.capture.plan import Plan
 from diffhook.capture.recorder import Recorder
 from diffhook.console import announce
+from diffhook.gradients import in_backward
 
 
 class Steps:
@@ -28,9 +29,11 @@ class Steps:
 
     Attributes:
         count: steps taken.
+        unlogged: steps taken before rows could be logged.
         samples: of the step under way that were captured.
         inside: an optimiser is at work, and calls a closure perhaps.
         in_backward: a backward is under way, in which parameters may be stepped one by one.
+        end_missed: an error of ours came while an optimiser was at work, perhaps in place of its end.
         closure_captured: the closure of the step has made its rows; it may be called again.
         unnamed: in this step a model was trained on something that is not known.
     """
@@ -43,9 +46,10 @@ class Steps:
         rank: int,
         processes: int,
     ) -> None:
-        self.count = 0
+        self.count = self.unlogged = 0
         self.samples = 0
         self.inside = self.in_backward = self.closure_captured = self.unnamed = False
+        self.end_missed = False
         self.clock = StepClock(plan)
         self._plan = plan
         self._absences = absences
@@ -93,7 +97,20 @@ class Steps:
         due, self._due = self._due, None
         return due is not None and self.ended(due)
 
+    def settle_lost(self) -> None:
+        """A step counts, also where an error of ours has kept its end from being seen."""
+        if self.end_missed and self._recorder is not None:
+            self._recorder.forget_staged()
+            self.count += 1
+            self.samples = 0
+        elif self.end_missed:
+            self.unlogged += 1
+        self.inside = self.closure_captured = self.end_missed = False
+
     def began(self) -> None:
+        if not in_backward():  # likewise of a backward
+            self.in_backward = False
+            self.settle_lost()
         self.inside = True
         if self._restored is not None and not self.in_backward:
             self._restored.step_began()
@@ -103,24 +120,27 @@ class Steps:
         if self.in_backward:  # parameter by parameter: the whole is one step
             self._due = event
             return False
-        self.inside = self.closure_captured = False
+        self.inside = self.closure_captured = self.end_missed = False
         if event.overflowed:
             self.moved_nothing()
             return False
         recorder = self._recorder
         self.unnamed = False
         if recorder is None:
+            self.unlogged += 1
             return False
         began = self.clock.now()
-        if self._restored is not None:
-            self._restored.step_ended()
-        recorder.stepped(
-            self._rate(event.optimizer),
-            self.samples * self.processes,
-            hold=self._restored is not None and not self._restored.settled,
-        )
-        self.count += 1
-        self.samples = 0
+        try:
+            if self._restored is not None:
+                self._restored.step_ended()
+            recorder.stepped(
+                self._rate(event.optimizer),
+                self.samples * self.processes,
+                hold=self._restored is not None and not self._restored.settled,
+            )
+        finally:
+            self.count += 1
+            self.samples = 0
         if self.clock.finish_step(began):
             self._tell_stride()
         return True

@@ -113,3 +113,24 @@ def summary(
     if recorder.writer.dropped_snapshots:
         text += f"\n  {recorder.writer.dropped_snapshots:,} snapshots were left out: the disk failed or hung"
     return numbers, text
+
+
+def why_nothing(left_out: Mapping[str, int], reason: str | None, models: int) -> str:
+    """Why no row was captured.
+
+    Args:
+        left_out: reason → micro-batches that were not captured.
+        reason: what the adapter knows.
+        models: how many trained ones were seen.
+    """
+    if left_out:
+        reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
+        return f"every micro-batch was left out ({reasons})"
+    if reason is not None:
+        return reason
+    if not models:
+        return "no model with trainable parameters was seen"
+    return (
+        "no training batch with sample ids was seen: name the samples with "
+        "hook.step(sample_ids=..., timesteps=...)"
+    )
