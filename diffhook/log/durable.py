@@ -193,9 +193,10 @@ class DurableStore(LocalStore):
             return
         for folder, folders, others in os.walk(self.root / prefix):
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            place = self._key(Path(folder))
             for name in [*others, *links]:
                 if not is_partial(name):
-                    yield self._key(Path(folder, name))
+                    yield name if place == "." else f"{place}/{name}"
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

@@ -66,6 +66,7 @@ class RankGroup:
         self.path = path
         self._lineage = lineage
         self._of_probes = path.startswith("probe/")
+        self._arrays: dict[str, zarr.Array[Any]] = {}
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -108,18 +109,18 @@ class RankGroup:
         return list(zip(ranges[begins, 0].tolist(), until[ends].tolist(), strict=True))
 
     @cached_property
-    def _columns(self) -> dict[str, tuple[Layout, int, zarr.Array[Any]]]:
+    def _columns(self) -> dict[str, tuple[Layout, int]]:
         if not self.attributes:
             return {}
         names = self.attributes["columns"]
         if not set(REQUIRED) <= set(names) <= set(BY_NAME):
             raise LogError(f"{self.path}/zarr.json is damaged: its columns are {', '.join(names)[:200]}")
         found = {name: read_layout(self.store, self.path, name) for name in BY_NAME if name in names}
-        sizes = {layout.rows for layout, _, _ in found.values()}
+        sizes = {layout.rows for layout, _ in found.values()}
         if len(sizes) > 1:
             raise LogError(f"{self.path} is damaged: columns in chunks of {sorted(sizes)} rows")
         committed = self.attributes["committed"]
-        for name, (_, length, _) in found.items():
+        for name, (_, length) in found.items():
             if length < committed:
                 raise LogError(
                     f"{self.path}/{name}/zarr.json is damaged: {length} rows, but {committed} were written"
@@ -259,7 +260,7 @@ class RankGroup:
         Args:
             among: (stop − start,) bool: chunks without a True are not read, and hold the fill value.
         """
-        layout, _, array = self._columns[column]
+        layout, array = self.layout(column), self._array(column)
         with self._naming(column, start, stop):
             if among is None or among.all():
                 self._check_chunks(layout, start, stop)
@@ -272,6 +273,12 @@ class RankGroup:
                     self._check_chunks(layout, low, high)
                     values[low - start : high - start] = array[low:high]
             return values
+
+    def _array(self, column: str) -> zarr.Array[Any]:
+        if column not in self._arrays:
+            layout, length = self._columns[column]
+            self._arrays[column] = layout.array(self.store, self.path, length)
+        return self._arrays[column]
 
     def column(self, name: str) -> Array:
         """One column of all rows that count."""
