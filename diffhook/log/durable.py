@@ -105,6 +105,15 @@ class DurableStore(LocalStore):
         if size >= _LARGE:
             self._syncing[partial] = _pool().submit(_sync_one, partial)
 
+    def rename(self, key: str, to: str) -> None:
+        """Give a file another key, which survives a power cut after the next :meth:`commit`."""
+        self._check_writable()
+        path, target = self._file(key), self.root / to
+        if path is not None:
+            self._make(target.parent)
+            path.replace(target)
+            self._changed |= {path.parent, target.parent}
+
     def _make(self, folder: Path) -> None:
         if not folder.exists():
             self._make(folder.parent)

@@ -38,8 +38,10 @@ ESCAPES = [
 ]
 _COMMANDS = (
     ["info"], ["info", "--json"], ["verify"], ["alerts"], ["outliers"], ["bias"], ["compact", "--out", "OUT"],
-    ["outliers", "--html", "OUT.html"], ["merge", "LOG", "--out", "OUT"], ["verify", "--repair"],
+    ["outliers", "--html", "OUT.html"], ["outliers", "--csv", "OUT.csv", "--exclude", "9", "OUT.txt"],
+    ["influence"], ["report", "--out", "OUT.html"], ["merge", "LOG", "--out", "OUT"], ["verify", "--repair"],
 )  # fmt: skip
+_WRITTEN = (".html", ".csv", ".txt")  # for people; a copy of the log holds what the log holds
 
 Mutation = Callable[[random.Random, Path, Path], None]
 
@@ -169,7 +171,7 @@ def check(seed: int, files: Files) -> Outcome:
 
 
 def _problem(command: list[str], log: Path, out: Path) -> tuple[tuple[str, str] | None, int]:
-    words = {"OUT": str(out), "OUT.html": f"{out}.html", "LOG": str(log)}
+    words = {"LOG": str(log), **{f"OUT{suffix}": f"{out}{suffix}" for suffix in ("", *_WRITTEN)}}
     arguments = [command[0], str(log), *(words.get(word, word) for word in command[1:])]
     told = io.StringIO()
     try:
@@ -181,12 +183,12 @@ def _problem(command: list[str], log: Path, out: Path) -> tuple[tuple[str, str] 
         status = 2
     except BaseException as error:
         return ("crashed", repr(error)), 1
-    files = [p for p in [*out.rglob("*"), Path(f"{out}.html")] if p.is_file()]
+    files = [p for p in [*out.rglob("*"), *(Path(f"{out}{suffix}") for suffix in _WRITTEN)] if p.is_file()]
     copied = "".join(p.read_bytes().decode("latin-1") for p in files)
     if SECRET in told.getvalue() + copied:
         return ("wrong", "what is outside was read"), status
     if set(told.getvalue()) & set("\x1b\x9b\x00\u202e") or "\x1b" in "".join(
-        p.read_text(errors="replace") for p in files if p.suffix == ".html"
+        p.read_text(errors="replace") for p in files if p.suffix in _WRITTEN
     ):
         return ("wrong", f"a command to the terminal: {told.getvalue()!r}"), status
     return None, status
