@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import open_log
 from diffhook.log import table_writer as writing
-from tests.runs import TinyDenoiser, denoising_losses, identified
+from tests.runs import SteppedTraining
 
 BATCH = 4
 KINDS = (*8 * ["503"], *5 * ["500"], *4 * ["cut"], *4 * ["slow"], "silent")
@@ -125,31 +123,16 @@ class Result:
 
 def train(location: str | None, steps: int, app: FaultyApp | None = None, faults: int = 0) -> Result:
     """A deterministic training of ``steps``; the faults begin with it. None: without us."""
-    torch.manual_seed(3)
-    model = TinyDenoiser()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    accelerator = Accelerator(cpu=True)
-    hook = DiffHook(
-        accelerator, location or "none", projection_dim=16, snapshot_every=max(steps // 8, 1),
-        enabled=location is not None,
-    )  # fmt: skip
-    model, optimizer = accelerator.prepare(model, optimizer)
-    data, seconds = identified(), []
+    training, seconds = SteppedTraining(location, snapshot_every=max(steps // 8, 1)), []
     if app is not None:
         app.left = faults
     for step in range(steps):
         began = time.perf_counter()
-        torch.manual_seed(step)
-        ids = torch.randperm(len(data))[:BATCH]
-        batch = (data[ids], torch.randn_like(data[ids]), torch.randint(0, 1000, (BATCH,)))
-        with hook.step(sample_ids=ids, timesteps=batch[2]):
-            accelerator.backward(denoising_losses(model, batch).mean())
-        optimizer.step()
-        optimizer.zero_grad()
+        training.step(step, BATCH)
         seconds.append(time.perf_counter() - began)
     began = time.perf_counter()
-    accelerator.end_training()
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    training.accelerator.end_training()
+    weights = torch.cat([p.detach().flatten() for p in training.model.parameters()])
     return Result(weights, max(seconds[1:]), seconds[0], time.perf_counter() - began)
 
 
