@@ -85,6 +85,7 @@ def train(
     model_hook: Callable[[nn.Module], None] | None = None,
     data: Tensor | None = None,
     strict: bool = True,
+    make_dataset: Callable[[Tensor], TensorDataset] = TensorDataset,
     **options: Any,
 ) -> Run:
     """A plain Accelerate loop, with two lines of diffhook if ``log`` is given."""
@@ -93,7 +94,7 @@ def train(
     data = identified(count) if data is None else data
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    loader = DataLoader(TensorDataset(data), batch_size, shuffle=True, num_workers=workers)
+    loader = DataLoader(make_dataset(data), batch_size, shuffle=True, num_workers=workers)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     if log is not None:
         DiffHook(accelerator, log, strict=strict, **options)

@@ -237,10 +237,8 @@ class Capture:
             reuse_products=settings.reuse_products,
             workspace=settings.workspace,
         )
-        self.attachment.own(
-            (self.path, session.steps.rank)
-        )  # the hook of a run that has died, in a notebook say
-        probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
+        # From the hook of a run that has died, in a notebook say.
+        self.attachment.own((self.path, session.steps.rank))
         if session.steps.count == 0:
             session.steps.count = self._steps_before()
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
@@ -256,12 +254,14 @@ class Capture:
             lr_sum=self._lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
-            probe=probe,
+            probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
             preconditioner=self._preconditioner if settings.keep_preconditioner else None,
             strict=settings.strict,
         )
         with ExitStack() as undo:
             undo.callback(recorder.close)
+            if session.steps.processes == 1:  # else the others would wait for this one
+                recorder.recognise(batch.ids, batch.images)
             self._ranks = ranks
             ranks.listen()
             self._began = time.perf_counter()
