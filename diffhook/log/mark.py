@@ -71,6 +71,7 @@ def _is_session(found: Any) -> bool:
         and all(_is_count(found.get(key, 0)) for key in counts)
         and all(_is_count(found.get(key)) for key in ("first_row", "start_step"))
         and isinstance(found.get("id"), str)
+        and _is_count(found.get("processes", 0))
         and "parent" in found
     )
 

@@ -180,9 +180,9 @@ def _collect(entries: AsyncIterator[str]) -> list[str]:
         return []
 
 
-def delete(store: Store, prefix: str) -> None:
-    """Remove everything below ``prefix``."""
-    sync(store.delete_dir(prefix))
+def remove(store: Store, key: str) -> None:
+    """Remove one file, if it is there."""
+    sync(store.delete(key))
 
 
 def move(store: Store, key: str, to: str) -> None:

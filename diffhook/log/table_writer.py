@@ -29,6 +29,15 @@ _AHEAD = 15  # shards by which arrays are longer than what is written, so that t
 _TOGETHER = 4  # shards that one commit vouches for at most, while more are waiting
 
 
+def empty_group(store: Store, path: str) -> None:
+    """Take a group's rows away. What is left where that is cut short, or where a network's listing lacks some
+    files, is a group without rows."""
+    put_attributes(store, path, {})
+    for key in list(files.keys(store, path)):
+        if key != f"{path}/zarr.json":
+            files.remove(store, key)
+
+
 class TableWriter:
     """Appends rows to one rank's group of one table. Not thread-safe; one writer per group.
 
@@ -93,13 +102,18 @@ class TableWriter:
     def __len__(self) -> int:
         return self._boundary + self._tail_rows
 
-    def begin_session(self, sessions: Sequence[Session]) -> None:
+    def begin_session(self, sessions: Sequence[Session], processes: int = 1) -> None:
         """Rows from here on are of the last of these sessions, which are all that the log has.
 
         Those that this rank took no part in have no rows here. On the disk with the next :meth:`commit`.
+
+        Args:
+            processes: that take part in it.
         """
         known: list[dict[str, Any]] = self._attributes["sessions"]
         new = [{**asdict(session), "first_row": len(self)} for session in sessions[len(known) :]]
+        if new:
+            new[-1]["processes"] = processes
         self._attributes["sessions"] = [*known, *new]
         self._marked = self._marked and not new
 

@@ -301,7 +301,7 @@ class LogWriter:
             path = f"{name}/rank-{self.rank:04d}"
             table = TableWriter(self.store, path, self._dim, self._dtype, self._names.flush)
             assert self._sessions is not None
-            table.begin_session(self._sessions)
+            table.begin_session(self._sessions, self._processes or self.rank + 1)
             self._tables[name] = table
         return self._tables[name]
 
