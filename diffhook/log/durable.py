@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -116,6 +117,8 @@ class DurableStore(LocalStore):
 
     def _make(self, folder: Path) -> None:
         if not folder.exists():
+            if folder == self.root:  # which is made when its writer claims it
+                raise FileNotFoundError(errno.ENOENT, "the log's folder is gone", str(folder))
             self._make(folder.parent)
             folder.mkdir(exist_ok=True)
             self._changed.add(folder.parent)

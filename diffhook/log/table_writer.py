@@ -15,7 +15,7 @@ from diffhook.log import store as files
 from diffhook.log.columns import new_layout
 from diffhook.log.encoding import put_chunk
 from diffhook.log.lineage import Session
-from diffhook.log.mark import put_attributes
+from diffhook.log.mark import mark_json, put_attributes
 from diffhook.log.rank import RankGroup
 from diffhook.log.schema import (
     BY_NAME,
@@ -91,6 +91,7 @@ class TableWriter:
         self._failed_commits = files.failed_commits(store)  # when they were written
         self._length = committed  # of the arrays, at least
         self._marked = True  # the attributes on disk are ours
+        self._marks = {files.get(store, f"{path}/zarr.json")}  # what they are, or may be after a failed write
         if not group.attributes:  # before the first chunk: chunks without a mark have lost it
             self._mark(self._attributes)
 
@@ -154,6 +155,7 @@ class TableWriter:
         """Make the shards count that were written."""
         if not self._uncommitted and self._marked:
             return
+        self.check_ours()
         self._before_commit()
         self._write_again()
         self._mark({**self._attributes, "committed": self._written})
@@ -163,6 +165,7 @@ class TableWriter:
         """Write what waits, as the beginning of a shard, and commit."""
         self._write_again()
         if self._length != len(self):
+            self.check_ours()
             self._set_lengths(len(self))
             self._marked = False
         if self._tail_rows and len(self) > self._written:
@@ -197,8 +200,7 @@ class TableWriter:
 
     def _write(self, start: int, rows: Rows) -> None:
         """Write one shard, or its beginning. Nothing of it counts before the mark is there."""
-        if not files.exists(self._store, f"{self._path}/zarr.json"):
-            raise LogError(f"{self._path} has vanished while it was written")
+        self.check_ours()
         stop = start + len(rows["sample"])
         if stop > self._length:  # while shards come, some ahead: only the mark counts
             self._set_lengths(stop + _AHEAD * self.shard_rows)
@@ -224,7 +226,21 @@ class TableWriter:
         content = json.dumps(self._layouts[name].metadata(length), indent=1).encode()
         files.set_uncommitted(self._store, f"{self._path}/{name}/zarr.json", content)
 
+    def check_ours(self) -> None:
+        """Nothing is written into what somebody has put in the place of the log, or where it was moved away.
+
+        Raises:
+            LogError: the group's mark is not the one that was written last.
+        """
+        mark = files.get(self._store, f"{self._path}/zarr.json")
+        if mark not in self._marks:
+            what = "has vanished" if mark is None else "was written by another run"
+            raise LogError(f"{files.describe(self._store)}: {self._path} {what} while it was written")
+
     def _mark(self, attributes: dict[str, Any]) -> None:
-        put_attributes(self._store, self._path, attributes)
+        mark = mark_json(attributes)
+        self._marks.add(mark)
+        files.put(self._store, f"{self._path}/zarr.json", mark)
+        self._marks = {mark}
         self._attributes = attributes
         self._marked = True
