@@ -83,9 +83,10 @@ def test_queries_whose_overwriting_was_cut_short_are_gone_and_harm_nobody(
             raise KeyboardInterrupt
         remove(*args)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(files, "remove", cut_short)
+    monkeypatch.setattr(files, "remove", cut_short)
+    with pytest.raises(KeyboardInterrupt):
         ask(log, identified()[:3], overwrite=True)
+    monkeypatch.undo()
     found = open_log(log.location)
     assert len(found.queries) == 0
     assert found.verify() == []
