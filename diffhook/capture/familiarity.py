@@ -33,18 +33,14 @@ class Familiarity:
         ids: (rows,) sample ids of the log, in the order of their visits.
         looks: (rows, 3) :data:`~diffhook.looks.FIGURES` of each.
         location: the log's, for the message.
-        count: samples of the dataset, where that is known.
     """
 
-    def __init__(
-        self, ids: Ids, looks: npt.NDArray[np.floating], location: str, count: int | None = None
-    ) -> None:
+    def __init__(self, ids: Ids, looks: npt.NDArray[np.floating], location: str) -> None:
         known = np.isfinite(looks).all(1)
         looks, order = on_scale(looks[known]), np.argsort(ids[known], kind="stable")
         again = np.flatnonzero(np.diff(ids[known][order]) == 0)
         self._location = location
         self._looks = dict(zip(ids[known].tolist(), looks, strict=True))  # the last visit's
-        self._all = len(set(ids.tolist())) == count
         self._seen: dict[int, bool] = {}  # sample → whether it was recognised
         self._tolerance = np.zeros(len(FIGURES))
         if len(looks):
@@ -66,8 +62,7 @@ class Familiarity:
             looks.insert(1, np.stack([log.train.read(block, name) for name in COLUMNS], 1))
             if sum(map(len, ids)) >= _ROWS:
                 break
-        count = (log.config["identity"].get("dataset") or {}).get("samples")
-        return cls(np.concatenate(ids), np.concatenate(looks), log.location, count)
+        return cls(np.concatenate(ids), np.concatenate(looks), log.location)
 
     def see(self, ids: Ids, looks: npt.NDArray[np.floating]) -> None:
         """Compare the samples of a batch.
@@ -84,15 +79,12 @@ class Familiarity:
         for sample, figures in zip(ids.tolist(), on_scale(looks), strict=True):
             if sample in self._looks and sample not in self._seen and np.isfinite(figures).all():
                 self._seen[sample] = bool(self._alike(figures, self._looks[sample]))
-        if self._all and not set(ids.tolist()) & self._looks.keys():
-            raise self._error(
-                f"it has seen all of its {len(self._looks):,} samples, and none of this batch is among them"
-            )
         recognised = sum(self._seen.values())
         if recognised <= _FEW * len(self._seen) and self._chance(recognised) < _CHANCE:
-            raise self._error(
-                f"of {len(self._seen)} samples with ids that it knows, {recognised or 'none'} look as "
-                "they did (mean, contrast, roughness)"
+            raise LogError(
+                f"the log at {self._location} belongs to another dataset: of {len(self._seen)} samples with "
+                f"ids that it knows, {recognised or 'none'} look as they did (mean, contrast, roughness). "
+                "Choose another path, or train on the log's dataset to continue it"
             )
 
     def _alike(self, one: Values, other: Values) -> npt.NDArray[np.bool_]:
@@ -102,9 +94,3 @@ class Familiarity:
 
     def _chance(self, recognised: int) -> float:
         return float(scipy.stats.binom.cdf(recognised, len(self._seen), self._usual))
-
-    def _error(self, difference: str) -> LogError:
-        return LogError(
-            f"the log at {self._location} belongs to another dataset: {difference}. Choose another path, or "
-            "train on the log's dataset to continue it"
-        )

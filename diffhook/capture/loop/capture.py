@@ -336,7 +336,7 @@ class Capture:
             self.detach()
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True) and os.getpid() == self._process:
+        if getattr(self, "_process", None) == os.getpid() and not self.closed:  # None: half-made
             self.detach()
 
     def detach(self, *, mid_pass: bool = False) -> None:
