@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from diffhook.capture import DiffusionObjective, Grid, Probe
 from diffhook.integrations.accelerate import DiffHook
 from tests.twins import sample_gradients
 
@@ -84,6 +85,7 @@ def train(
     model_hook: Callable[[nn.Module], None] | None = None,
     data: Tensor | None = None,
     strict: bool = True,
+    make_dataset: Callable[[Tensor], TensorDataset] = TensorDataset,
     **options: Any,
 ) -> Run:
     """A plain Accelerate loop, with two lines of diffhook if ``log`` is given."""
@@ -92,7 +94,7 @@ def train(
     data = identified(count) if data is None else data
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    loader = DataLoader(TensorDataset(data), batch_size, shuffle=True, num_workers=workers)
+    loader = DataLoader(make_dataset(data), batch_size, shuffle=True, num_workers=workers)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     if log is not None:
         DiffHook(accelerator, log, strict=strict, **options)
@@ -114,6 +116,46 @@ def train(
             step += accelerator.sync_gradients
     accelerator.end_training()
     return run
+
+
+class SteppedTraining:
+    """A training whose every step depends on its number alone, so that one that was cut short and resumed has
+    a twin that was left alone. The loop names its samples itself.
+
+    Args:
+        log: None: without us.
+        options: of DiffHook.
+    """
+
+    def __init__(self, log: Path | str | None, **options: Any) -> None:
+        torch.manual_seed(3)
+        model = TinyDenoiser()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        self.accelerator = Accelerator(cpu=True)
+        self.hook = DiffHook(
+            self.accelerator, log or "none", projection_dim=16, enabled=log is not None, **options
+        )
+        self.model, self._optimizer = self.accelerator.prepare(model, optimizer)
+        self._data = identified()
+
+    def resume(self, checkpoint: Path) -> None:
+        self.accelerator.load_state(str(checkpoint))
+
+    def step(self, number: int, batch: int = 4) -> None:
+        torch.manual_seed(number)
+        ids = torch.randperm(len(self._data))[:batch]
+        clean = self._data[ids]
+        noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (batch,))
+        with self.hook.step(sample_ids=ids, timesteps=timesteps):
+            self.accelerator.backward(denoising_losses(self.model, (clean, noise, timesteps)).mean())
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def probed() -> dict[str, Any]:
+    """Options that have three samples probed, and say what queries are to be asked with."""
+    probe = Probe([0, 5, 9], Grid(2), dataset=[(image,) for image in identified()])
+    return {"probe": probe, "objective": DiffusionObjective(SCHEDULER)}
 
 
 def _twins(model: nn.Module, batch: Any, step: int, optimizer: Any, accumulation: int) -> list[Event]:

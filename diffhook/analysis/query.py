@@ -33,7 +33,7 @@ from diffhook.log import Rows, RunLog, Snapshot, Table
 from diffhook.log import store as files
 from diffhook.log.lock import query_lock
 from diffhook.log.schema import differences, json_like, projection_dtype
-from diffhook.log.table_writer import TableWriter
+from diffhook.log.table_writer import TableWriter, empty_group
 
 logger = logging.getLogger("diffhook")
 
@@ -117,15 +117,14 @@ def query(
         "preconditioned": preconditioned,
         "digest": _digest(batch, query_ids, objective, model, grid, kinds, snapshots, preconditioned),
     }
-    if name in log.queries:
-        digests = log.queries[name].description.get("digest"), description["digest"]
-        if None not in digests and digests[0] == digests[1]:
-            logger.info("queries %r are there already", name)
-            return log.queries[name]
-        if not overwrite:
-            raise LogError(f"{log.location} has queries {name!r} already, {_difference(digests)}")
+    held = _held(log, name, description["digest"], overwrite)
+    if held is not None:
+        return held
     writer: TableWriter | None = None
     with query_lock(log.writable_store(), name), borrowed(model), progress_bar(progress) as bar:
+        held = _held(log.refresh(), name, description["digest"], overwrite)
+        if held is not None:  # computed since the log was opened, perhaps by another process
+            return held
         task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids) * len(kinds))
         for rows in _measured(
             engine, objective, batch, query_ids, grid, kinds, snapshots, batch_size, preconditioned
@@ -144,6 +143,24 @@ def query(
         )
     tell_broken(table, name)
     return table
+
+
+def _held(log: RunLog, name: str, digest: str | None, overwrite: bool) -> Table | None:
+    """The rows, where the log has them from the same question.
+
+    Raises:
+        LogError: it has others of that name, which are not to be overwritten.
+    """
+    held = log.queries.get(name)
+    if held is None:
+        return None
+    digests = held.description.get("digest"), digest
+    if None not in digests and digests[0] == digests[1]:
+        logger.info("queries %r are there already", name)
+        return held
+    if not overwrite:
+        raise LogError(f"{log.location} has queries {name!r} already, {_difference(digests)}")
+    return None
 
 
 def _measured(
@@ -265,10 +282,9 @@ def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:
 def _writer(log: RunLog, name: str) -> TableWriter:
     projection = log.config["identity"]["projection"]
     store = log.writable_store()
-    path = f"queries/{name}"
-    files.delete(store, path)
-    dtype = projection_dtype(projection["kind"])
-    return TableWriter(store, f"{path}/rank-0000", projection["dim"], dtype)
+    path = f"queries/{name}/rank-0000"
+    empty_group(store, path)
+    return TableWriter(store, path, projection["dim"], projection_dtype(projection["kind"]))
 
 
 def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from diffhook.capture.alerts import Alerts, Detector, Watch
+from diffhook.capture.appearance import appearance as figures_of
+from diffhook.capture.familiarity import Familiarity
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import LogWriter, Rows, Snapshot
+from diffhook.log import LogWriter, Rows, Snapshot, open_log
 from diffhook.log.samples import ROLE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
@@ -104,6 +106,7 @@ class Recorder:
         self._batch_per_step = 1
         with ExitStack() as undo:  # else the next try would find the log held by this one
             undo.callback(self.writer.close)
+            self._familiarity = self._known()
             self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
             if start_step:
                 self._resume(start_step)
@@ -119,6 +122,27 @@ class Recorder:
             self.watch.resume(past)
         except LogError as error:
             logger.warning("detectors warm up again, because the rows of before cannot be read: %s", error)
+
+    def _known(self) -> Familiarity | None:
+        """What the log that this run writes into knows of its samples."""
+        if self.writer.session < 1:  # a new one, or one that is away
+            return None
+        with suppress(LogError, OSError):
+            return Familiarity.of(open_log(self.writer.store))
+        return None
+
+    def recognise(self, sample_ids: Tensor, clean: Tensor | None) -> None:
+        """Compare samples with what the log says of them, before any row of theirs is written.
+
+        Args:
+            sample_ids: (B,) int64.
+            clean: (B, …, H, W) their images or latents, where known.
+
+        Raises:
+            LogError: the log is of another dataset.
+        """
+        if self._familiarity is not None and clean is not None and len(clean) == len(sample_ids):
+            self._familiarity.see(sample_ids.cpu().numpy(), figures_of(clean).cpu().numpy())
 
     def keep_names(self, names: dict[int, str]) -> None:
         """Names of samples for the log and for alerts: id → name; may grow, and gets what the log has."""
@@ -226,6 +250,8 @@ class Recorder:
             self._write(rows, layer)
 
     def _write(self, rows: Rows, layer: str | None) -> None:
+        if self._familiarity is not None:
+            self._familiarity.see(rows["sample"], np.stack([rows[name] for name in COLUMNS], 1))
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])
         scalars = {name: values for name, values in rows.items() if name in SCALARS}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from zarr.storage import StorePath
 from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log.schema import BY_NAME
-from diffhook.log.seal import parse
 
 _MOST_ROWS = 1 << 48
 _MOST_CHUNK_ROWS = 1 << 20
@@ -99,8 +99,8 @@ def new_layout(name: str, dim: int, projection: str, rows: int) -> Layout:
     return Layout(name, projection, rows, dim, 512 if rows % 512 == 0 else rows)
 
 
-def read_layout(store: Store, path: str, name: str) -> tuple[Layout, int, zarr.Array[Any]]:
-    """A column found in a log: its layout, its number of rows, the array.
+def read_layout(store: Store, path: str, name: str) -> tuple[Layout, int]:
+    """The layout of a column found in a log, and its number of rows.
 
     Nothing is believed: a log may come from anywhere.
 
@@ -108,16 +108,22 @@ def read_layout(store: Store, path: str, name: str) -> tuple[Layout, int, zarr.A
         LogError: the metadata is damaged or absurd.
     """
     place = f"{path}/{name}/zarr.json"
-    found = parse(files.get(store, place) or b"", place)
+    content = files.get(store, place) or b""
     try:
-        layout, length = _layout(name, found)
-        _check(layout, length)
-        differing = _difference(found, layout.metadata(length))
-        if differing:
-            raise ValueError(differing)
-        return layout, length, layout.array(store, path, length)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        return _checked(name, content)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise LogError(f"{place} is damaged: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=512)  # the columns of all ranks and tables are described in the same few ways
+def _checked(name: str, content: bytes) -> tuple[Layout, int]:
+    found = json.loads(content)
+    layout, length = _layout(name, found)
+    _check(layout, length)
+    differing = _difference(found, layout.metadata(length))
+    if differing:
+        raise ValueError(differing)
+    return layout, length
 
 
 def _layout(name: str, found: dict[str, Any]) -> tuple[Layout, int]:

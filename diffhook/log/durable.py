@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -105,8 +106,19 @@ class DurableStore(LocalStore):
         if size >= _LARGE:
             self._syncing[partial] = _pool().submit(_sync_one, partial)
 
+    def rename(self, key: str, to: str) -> None:
+        """Give a file another key, which survives a power cut after the next :meth:`commit`."""
+        self._check_writable()
+        path, target = self._file(key), self.root / to
+        if path is not None:
+            self._make(target.parent)
+            path.replace(target)
+            self._changed |= {path.parent, target.parent}
+
     def _make(self, folder: Path) -> None:
         if not folder.exists():
+            if folder == self.root:  # which is made when its writer claims it
+                raise FileNotFoundError(errno.ENOENT, "the log's folder is gone", str(folder))
             self._make(folder.parent)
             folder.mkdir(exist_ok=True)
             self._changed.add(folder.parent)
@@ -193,9 +205,10 @@ class DurableStore(LocalStore):
             return
         for folder, folders, others in os.walk(self.root / prefix):
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            place = self._key(Path(folder))
             for name in [*others, *links]:
                 if not is_partial(name):
-                    yield self._key(Path(folder, name))
+                    yield name if place == "." else f"{place}/{name}"
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 
@@ -19,6 +20,7 @@ from diffhook.log.table import Table
 from diffhook.log.thumbnails import Thumbnails
 
 _RANK = re.compile(r"rank-(\d{4,6})")
+_MOST_PROCESSES = 4096  # that are looked for where a listing lacks them
 LINKED = ("train", "probe")
 """Tables whose rows are of sessions; those of a query set all count."""
 
@@ -47,12 +49,26 @@ class LogIndex:
     def groups(self, table: str) -> dict[int, RankGroup]:
         """Rank → its group of a table."""
         if table not in self._groups:
-            lineage = (lambda: self.path) if table in LINKED else None
             matches = [_RANK.fullmatch(name) for name in files.names(self.store, table)]
-            self._groups[table] = {
-                int(m[1]): RankGroup(self.store, f"{table}/{m[0]}", lineage) for m in matches if m
-            }
+            found = {int(m[1]): self._group(table, m[0]) for m in matches if m}
+            if table in LINKED and not files.is_folder(self.store):
+                self._add_unlisted(table, found)
+            self._groups[table] = dict(sorted(found.items()))
         return self._groups[table]
+
+    def _group(self, table: str, name: str) -> RankGroup:
+        return RankGroup(self.store, f"{table}/{name}", (lambda: self.path) if table in LINKED else None)
+
+    def _add_unlisted(self, table: str, found: dict[int, RankGroup]) -> None:
+        """A network's listing may come short, and a rank that is not seen is lost, or written over."""
+        self._look_for(table, 0, found)  # takes part in every session
+        if table == "train":
+            for rank in range(min(max(map(_processes, found.values()), default=0), _MOST_PROCESSES)):
+                self._look_for(table, rank, found)
+
+    def _look_for(self, table: str, rank: int, found: dict[int, RankGroup]) -> None:
+        if rank not in found and files.exists(self.store, f"{table}/rank-{rank:04d}/zarr.json"):
+            found[rank] = self._group(table, f"rank-{rank:04d}")
 
     def table(self, name: str) -> Table:
         if name not in self._tables:
@@ -110,6 +126,13 @@ class LogIndex:
     def thumbnails(self) -> Thumbnails:
         """Sample id → PNG."""
         return Thumbnails(self.store)
+
+
+def _processes(group: RankGroup) -> int:
+    """How many there were at most, as one of them says; 0 where its mark is damaged."""
+    with suppress(LogError):
+        return max((session.get("processes", 0) for session in group.sessions), default=0)
+    return 0
 
 
 def snapshots_of(table: Table) -> set[tuple[int, int]]:

@@ -37,7 +37,12 @@ def read_mark(store: Store, path: str) -> dict[str, Any]:
 
 def put_attributes(store: Store, path: str, attributes: dict[str, Any]) -> None:
     """Write a group's own zarr.json: the commit mark of its rows."""
-    files.put(store, f"{path}/zarr.json", group_json(seal(attributes)))
+    files.put(store, f"{path}/zarr.json", mark_json(attributes))
+
+
+def mark_json(attributes: dict[str, Any]) -> bytes:
+    """What :func:`put_attributes` writes."""
+    return group_json(seal(attributes))
 
 
 def group_json(attributes: dict[str, Any]) -> bytes:
@@ -71,6 +76,7 @@ def _is_session(found: Any) -> bool:
         and all(_is_count(found.get(key, 0)) for key in counts)
         and all(_is_count(found.get(key)) for key in ("first_row", "start_step"))
         and isinstance(found.get("id"), str)
+        and _is_count(found.get("processes", 0))
         and "parent" in found
     )
 

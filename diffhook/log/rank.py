@@ -66,6 +66,9 @@ class RankGroup:
         self.path = path
         self._lineage = lineage
         self._of_probes = path.startswith("probe/")
+        self._stored: dict[str, tuple[Layout, int]] = {}
+        self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._masks: dict[int, npt.NDArray[np.bool_]] = {}  # first row of a shard → which of its rows count
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -108,23 +111,29 @@ class RankGroup:
         return list(zip(ranges[begins, 0].tolist(), until[ends].tolist(), strict=True))
 
     @cached_property
-    def _columns(self) -> dict[str, tuple[Layout, int, zarr.Array[Any]]]:
+    def _columns(self) -> dict[str, tuple[Layout, int]]:
         if not self.attributes:
             return {}
         names = self.attributes["columns"]
         if not set(REQUIRED) <= set(names) <= set(BY_NAME):
             raise LogError(f"{self.path}/zarr.json is damaged: its columns are {', '.join(names)[:200]}")
-        found = {name: read_layout(self.store, self.path, name) for name in BY_NAME if name in names}
-        sizes = {layout.rows for layout, _, _ in found.values()}
+        found = {name: self.stored(name) for name in BY_NAME if name in names}
+        sizes = {layout.rows for layout, _ in found.values()}
         if len(sizes) > 1:
             raise LogError(f"{self.path} is damaged: columns in chunks of {sorted(sizes)} rows")
         committed = self.attributes["committed"]
-        for name, (_, length, _) in found.items():
+        for name, (_, length) in found.items():
             if length < committed:
                 raise LogError(
                     f"{self.path}/{name}/zarr.json is damaged: {length} rows, but {committed} were written"
                 )
         return found
+
+    def stored(self, column: str) -> tuple[Layout, int]:
+        """Layout and length of one column, whether the mark names it or not."""
+        if column not in self._stored:
+            self._stored[column] = read_layout(self.store, self.path, column)
+        return self._stored[column]
 
     @property
     def columns(self) -> frozenset[str]:
@@ -186,21 +195,27 @@ class RankGroup:
         """(shards,): rows that count in each."""
         if self.all_count:
             return np.array([stop - start for start, stop in self._shards], np.int64)
-        return np.array([self._valid_in(*shard).sum() for shard in self._shards], np.int64)
+        return np.array([self._shard_mask(*shard).sum() for shard in self._shards], np.int64)
 
     def valid_in(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """(stop − start,): which rows of [start, stop) are neither lost nor of another branch.
 
-        Reads their steps where a branch leaves, and nothing where all rows of a shard count, or none.
+        Reads their steps where a branch leaves, once, and nothing where all rows of a shard count, or none.
         """
         if self.all_count or start == stop:
             return np.ones(stop - start, np.bool_)
-        first, last = start // self.shard_rows, -(-stop // self.shard_rows)
-        rows = min(last * self.shard_rows, self.committed) - first * self.shard_rows
-        counted = self.shard_counts[first:last].sum()
-        if counted in (0, rows):
-            return np.full(stop - start, counted > 0)
-        return self._valid_in(start, stop)
+        first = start // self.shard_rows * self.shard_rows
+        shards = range(first, min(stop, self.committed), self.shard_rows)
+        masks = [self._shard_mask(low, min(low + self.shard_rows, self.committed)) for low in shards]
+        return np.concatenate(masks)[start - first : stop - first]
+
+    def _shard_mask(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        if start not in self._masks:
+            mask = self._valid_in(start, stop)
+            if mask.all() or not mask.any():  # as nearly everywhere: keeps no memory
+                mask = np.broadcast_to(mask[0], mask.shape)
+            self._masks[start] = mask
+        return self._masks[start]
 
     @cached_property
     def all_count(self) -> bool:
@@ -259,7 +274,7 @@ class RankGroup:
         Args:
             among: (stop − start,) bool: chunks without a True are not read, and hold the fill value.
         """
-        layout, _, array = self._columns[column]
+        layout, array = self.layout(column), self._array(column)
         with self._naming(column, start, stop):
             if among is None or among.all():
                 self._check_chunks(layout, start, stop)
@@ -272,6 +287,12 @@ class RankGroup:
                     self._check_chunks(layout, low, high)
                     values[low - start : high - start] = array[low:high]
             return values
+
+    def _array(self, column: str) -> zarr.Array[Any]:
+        if column not in self._arrays:
+            layout, length = self._columns[column]
+            self._arrays[column] = layout.array(self.store, self.path, length)
+        return self._arrays[column]
 
     def column(self, name: str) -> Array:
         """One column of all rows that count."""

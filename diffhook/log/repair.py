@@ -42,7 +42,9 @@ def repair(store: Store, findings: list[Finding]) -> list[str]:
             rows[finding.group].append(finding)
     for group, lost in rows.items():
         done += _take_out(store, group, lost)
-    return done + [_quarantine(store, group) for group in sorted(whole) if list(files.keys(store, group))]
+    done += [_quarantine(store, group) for group in sorted(whole) if list(files.keys(store, group))]
+    files.commit(store)
+    return done
 
 
 def _take_out(store: Store, path: str, findings: list[Finding]) -> list[str]:

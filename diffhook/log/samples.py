@@ -93,10 +93,16 @@ class NameWriter:
                 logger.warning("names of samples are lost until the run meets them again: %s", error)
         parts = filter(None, (_PART.fullmatch(key.removeprefix(f"{ROOT}/")) for key in keys))
         self._number = max((int(part[2]) + 1 for part in parts if int(part[1]) == self._rank), default=0)
+        while files.exists(self._store, self._key):  # a network's listing may come short
+            self._number += 1
         self._part = {sample: name for sample, name in names.items() if sample not in known}
         self._written = not self._part
         names |= known
         self._names, self._seen = names, len(names)
+
+    @property
+    def _key(self) -> str:
+        return f"{ROOT}/rank-{self._rank:04d}-{self._number:03d}.json"
 
     def flush(self) -> None:
         """Write what is new; the last file is written again as it grows."""
@@ -108,7 +114,7 @@ class NameWriter:
         while not self._written:
             names = {str(sample): name for sample, name in islice(self._part.items(), _PART_NAMES)}
             content = json.dumps(seal(names)).encode()
-            files.put(self._store, f"{ROOT}/rank-{self._rank:04d}-{self._number:03d}.json", content)
+            files.put(self._store, self._key, content)
             self._written = len(self._part) <= _PART_NAMES
             if len(self._part) >= _PART_NAMES:
                 self._part = dict(islice(self._part.items(), _PART_NAMES, None))

@@ -25,6 +25,7 @@ _writing = threading.local()  # .tell: whom a thread's writes are told
 
 _S3: dict[str, Any] = {
     "use_listings_cache": False,  # what another process wrote since must be seen
+    "max_concurrency": 1,  # with more, every read asks for the object's size first
     "config_kwargs": {"connect_timeout": 10, "read_timeout": 20},  # an answer that is lost is asked for again
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -179,13 +180,16 @@ def _collect(entries: AsyncIterator[str]) -> list[str]:
         return []
 
 
-def delete(store: Store, prefix: str) -> None:
-    """Remove everything below ``prefix``."""
-    sync(store.delete_dir(prefix))
+def remove(store: Store, key: str) -> None:
+    """Remove one file, if it is there."""
+    sync(store.delete(key))
 
 
 def move(store: Store, key: str, to: str) -> None:
-    """Give a file another key. Where there is none, nothing happens."""
+    """Give a file another key. Where there is none, nothing happens. :func:`commit` makes it last."""
+    if isinstance(store, DurableStore):
+        store.rename(key, to)
+        return
     content = get(store, key)
     if content is not None:
         put(store, to, content)

@@ -16,6 +16,8 @@ from diffhook.log.schema import BY_NAME, SCALARS
 
 Array = npt.NDArray[Any]
 
+_KEPT_BYTES = 32 << 20  # of scalar columns, which every pass over the rows asks for anew
+
 
 @dataclass(frozen=True)
 class Block:
@@ -37,6 +39,12 @@ class Table:
     def __init__(self, name: str, groups: list[RankGroup]) -> None:
         self.name = name
         self.groups = [group for group in groups if group.columns]
+        self._kept: dict[tuple[int, int, str], Array] = {}
+        self._left = _KEPT_BYTES
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Other processes read for themselves."""
+        return {**self.__dict__, "_kept": {}, "_left": _KEPT_BYTES}
 
     def __len__(self) -> int:
         return sum(group.count for group in self.groups)
@@ -88,12 +96,25 @@ class Table:
                 offset += count
 
     def read(self, block: Block, column: str) -> Array:
-        """The block's valid rows of one column.
+        """The block's valid rows of one column; of a scalar not to be written to.
 
         Raises:
             LogError: no such column, or its rows are damaged.
         """
         self._check(column)
+        key = block.rank, block.start, column
+        if key in self._kept:
+            return self._kept[key]
+        values = self._read(block, column)
+        if column != "projection" and values.nbytes <= self._left:
+            values.flags.writeable = False
+            self._kept[key] = values
+            self._left -= values.nbytes
+        return values
+
+    # ── internals ─────────────────────────────────────────────────────────────────────────────
+
+    def _read(self, block: Block, column: str) -> Array:
         group = self.groups[block.rank]
         valid = group.valid_in(block.start, block.stop)
         if column not in group.columns:
@@ -102,8 +123,6 @@ class Table:
             return np.empty((0, group.dim) if column == "projection" else 0, group.layout(column).dtype)
         values = group.read(column, block.start, block.stop)
         return self._sound(column, group, values if valid.all() else values[valid])
-
-    # ── internals ─────────────────────────────────────────────────────────────────────────────
 
     def _check(self, column: str) -> None:
         if self.groups and column not in self.columns:

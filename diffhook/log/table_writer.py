@@ -15,7 +15,7 @@ from diffhook.log import store as files
 from diffhook.log.columns import new_layout
 from diffhook.log.encoding import put_chunk
 from diffhook.log.lineage import Session
-from diffhook.log.mark import put_attributes
+from diffhook.log.mark import mark_json, put_attributes
 from diffhook.log.rank import RankGroup
 from diffhook.log.schema import (
     BY_NAME,
@@ -27,6 +27,15 @@ from diffhook.log.schema import (
 
 _AHEAD = 15  # shards by which arrays are longer than what is written, so that their length seldom is
 _TOGETHER = 4  # shards that one commit vouches for at most, while more are waiting
+
+
+def empty_group(store: Store, path: str) -> None:
+    """Take a group's rows away. What is left where that is cut short, or where a network's listing lacks some
+    files, is a group without rows."""
+    put_attributes(store, path, {})
+    for key in list(files.keys(store, path)):
+        if key != f"{path}/zarr.json":
+            files.remove(store, key)
 
 
 class TableWriter:
@@ -82,6 +91,7 @@ class TableWriter:
         self._failed_commits = files.failed_commits(store)  # when they were written
         self._length = committed  # of the arrays, at least
         self._marked = True  # the attributes on disk are ours
+        self._marks = {files.get(store, f"{path}/zarr.json")}  # what they are, or may be after a failed write
         if not group.attributes:  # before the first chunk: chunks without a mark have lost it
             self._mark(self._attributes)
 
@@ -93,13 +103,18 @@ class TableWriter:
     def __len__(self) -> int:
         return self._boundary + self._tail_rows
 
-    def begin_session(self, sessions: Sequence[Session]) -> None:
+    def begin_session(self, sessions: Sequence[Session], processes: int = 1) -> None:
         """Rows from here on are of the last of these sessions, which are all that the log has.
 
         Those that this rank took no part in have no rows here. On the disk with the next :meth:`commit`.
+
+        Args:
+            processes: that take part in it.
         """
         known: list[dict[str, Any]] = self._attributes["sessions"]
         new = [{**asdict(session), "first_row": len(self)} for session in sessions[len(known) :]]
+        if new:
+            new[-1]["processes"] = processes
         self._attributes["sessions"] = [*known, *new]
         self._marked = self._marked and not new
 
@@ -140,6 +155,7 @@ class TableWriter:
         """Make the shards count that were written."""
         if not self._uncommitted and self._marked:
             return
+        self.check_ours()
         self._before_commit()
         self._write_again()
         self._mark({**self._attributes, "committed": self._written})
@@ -149,6 +165,7 @@ class TableWriter:
         """Write what waits, as the beginning of a shard, and commit."""
         self._write_again()
         if self._length != len(self):
+            self.check_ours()
             self._set_lengths(len(self))
             self._marked = False
         if self._tail_rows and len(self) > self._written:
@@ -183,8 +200,7 @@ class TableWriter:
 
     def _write(self, start: int, rows: Rows) -> None:
         """Write one shard, or its beginning. Nothing of it counts before the mark is there."""
-        if not files.exists(self._store, f"{self._path}/zarr.json"):
-            raise LogError(f"{self._path} has vanished while it was written")
+        self.check_ours()
         stop = start + len(rows["sample"])
         if stop > self._length:  # while shards come, some ahead: only the mark counts
             self._set_lengths(stop + _AHEAD * self.shard_rows)
@@ -210,7 +226,21 @@ class TableWriter:
         content = json.dumps(self._layouts[name].metadata(length), indent=1).encode()
         files.set_uncommitted(self._store, f"{self._path}/{name}/zarr.json", content)
 
+    def check_ours(self) -> None:
+        """Nothing is written into what somebody has put in the place of the log, or where it was moved away.
+
+        Raises:
+            LogError: the group's mark is not the one that was written last.
+        """
+        mark = files.get(self._store, f"{self._path}/zarr.json")
+        if mark not in self._marks:
+            what = "has vanished" if mark is None else "was written by another run"
+            raise LogError(f"{files.describe(self._store)}: {self._path} {what} while it was written")
+
     def _mark(self, attributes: dict[str, Any]) -> None:
-        put_attributes(self._store, self._path, attributes)
+        mark = mark_json(attributes)
+        self._marks.add(mark)
+        files.put(self._store, f"{self._path}/zarr.json", mark)
+        self._marks = {mark}
         self._attributes = attributes
         self._marked = True

@@ -29,9 +29,15 @@ class ThumbnailWriter:
         self._prefix = f"rank-{rank:04d}-"
         own = [name.removeprefix(self._prefix) for name in packs(store) if name.startswith(self._prefix)]
         self._number = max((int(number.removesuffix(".zip")) + 1 for number in own), default=0)
+        while files.exists(store, self._key):  # a network's listing may come short
+            self._number += 1
         self._pack: dict[int, bytes] = {}
         self._size = 0
         self._written = True
+
+    @property
+    def _key(self) -> str:
+        return f"{ROOT}/{self._prefix}{self._number:03d}.zip"
 
     def add(self, sample_id: int, png: bytes) -> None:
         self._size += len(png) - len(self._pack.get(sample_id, b""))
@@ -50,7 +56,7 @@ class ThumbnailWriter:
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as pack:
             for sample_id, png in self._pack.items():
                 pack.writestr(zipfile.ZipInfo(f"{sample_id}.png"), png)
-        files.put(self._store, f"{ROOT}/{self._prefix}{self._number:03d}.zip", buffer.getvalue())
+        files.put(self._store, self._key, buffer.getvalue())
         self._written = True
 
 

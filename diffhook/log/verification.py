@@ -15,7 +15,6 @@ from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
 from diffhook.log.alerts import alert_files, read_rank
-from diffhook.log.columns import read_layout
 from diffhook.log.index import LINKED, LogIndex
 from diffhook.log.lineage import Session, longest, path_to
 from diffhook.log.rank import DamagedRowsError, RankGroup
@@ -186,9 +185,7 @@ def _check_layouts(group: RankGroup) -> Iterator[Finding]:
     for name in BY_NAME:
         key = f"{group.path}/{name}/zarr.json"
         if any(k.startswith(f"{group.path}/{name}/") for k in group.keys):
-            yield from _attempt(
-                key, partial(read_layout, group.store, group.path, name), Kind.GROUP, group.path
-            )
+            yield from _attempt(key, partial(group.stored, name), Kind.GROUP, group.path)
     yield from _attempt(group.path, lambda: group.columns, Kind.GROUP, group.path)
 
 

@@ -285,6 +285,7 @@ class LogWriter:
 
     def _flush_tables(self) -> None:
         for name, table in self._tables.items():
+            table.check_ours()
             if name in self._dropped:
                 steps, rows = self._dropped[name]
                 table.note_dropped(steps=steps, rows=rows)
@@ -301,13 +302,14 @@ class LogWriter:
             path = f"{name}/rank-{self.rank:04d}"
             table = TableWriter(self.store, path, self._dim, self._dtype, self._names.flush)
             assert self._sessions is not None
-            table.begin_session(self._sessions)
+            table.begin_session(self._sessions, self._processes or self.rank + 1)
             self._tables[name] = table
         return self._tables[name]
 
     def _begin(self) -> None:
         """From now on this session is in the log, if it has no row yet."""
         self._table("train").commit()
+        self._table("train").check_ours()
 
     def _write_snapshot(self, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None) -> None:
         self._begin()
@@ -354,9 +356,10 @@ class LogWriter:
         known, start = index.sessions, self._start_step
         if self._after is not None and start and not has_checkpoint(known, self._after, start):
             logger.warning(
-                "the checkpoint is of a session that the log at %s does not have: new rows go on from step "
-                "%d of its newest one", files.describe(self.store), start,
-            )  # fmt: skip
+                "the checkpoint is of a session that the log at %s does not have: new rows %s",
+                files.describe(self.store),
+                f"go on from step {start} of its newest one" if known else f"begin at step {start}",
+            )
         begun = len(index.history(self.rank)) == len(known)
         self._sessions = continued(known, start, self._after, self._run, has_begun=begun)
 

@@ -36,8 +36,15 @@ def main() -> None:
     began = time.perf_counter()
     files = fuzz.original()
     expected = fuzz.contents(files)
-    found = [fuzz.check(seed, files, expected) for seed in range(args.seed, args.seed + args.stores)]
-    found += [hostile_folders.check(seed, files) for seed in range(args.seed, args.seed + args.folders)]
+    found = []
+    for seed in range(args.seed, args.seed + args.stores):
+        found.append(fuzz.check(seed, files, expected))
+    for seed in range(args.seed, args.seed + args.folders):
+        found.append(hostile_folders.check(seed, files))
+        if found[-1].kind not in ("right", "error"):
+            print(found[-1].words, flush=True)
+        if (seed + 1) % 50 == 0:
+            print(f"{seed + 1} folders", flush=True)
     outcomes = Counter(outcome.kind for outcome in found)
     document = {
         "date": date.today().isoformat(),

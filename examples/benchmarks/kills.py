@@ -1,4 +1,4 @@
-"""Kill a hundred training processes at random moments and check every row they leave.
+"""Kill a hundred processes that train or compute queries, at random moments, and check every row they leave.
 
     python examples/benchmarks/kills.py [--kills 100] [--seed 0]
 
@@ -36,6 +36,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": machine(),
         "kills": harness.kills,
+        "of_processes_that_computed_queries": harness.killed_queries,
         "runs": harness.runs,
         "rows_checked": harness.rows_checked,
         "unfinished_files_met": harness.litter,

@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from machine import machine  # noqa: E402
 
-from tests.log.s3_faults import check  # noqa: E402
+from tests.log.s3_faults import check, faulty_s3  # noqa: E402
 
 
 def main() -> None:
@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "examples/results/s3.json")
     args = parser.parse_args()
-    counts, problems = check(args.steps, args.faults, args.seed)
+    with faulty_s3(args.seed) as app:
+        counts, problems = check(app, args.steps, args.faults)
     document = {"date": date.today().isoformat(), "machine": machine(), **counts}
     args.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document, indent=1))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -17,17 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
-from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import open_log
 from diffhook.log import table_writer as writing
-from tests.runs import TinyDenoiser, denoising_losses, identified
+from tests.runs import SteppedTraining
 
 BATCH = 4
-KINDS = (*8 * ["503"], *5 * ["500"], *4 * ["cut"], *4 * ["slow"], "silent")
+KINDS = (*8 * ["503"], *5 * ["500"], *4 * ["cut"], *4 * ["slow"], *4 * ["short"], "silent")
 _SILENCE = 30.0  # seconds
 _CODES = {"503": b"SlowDown", "500": b"InternalError"}
+_LISTED = re.compile(rb"<(Contents|CommonPrefixes)>.*?</\1>", re.DOTALL)
 
 
 class FaultyApp:
@@ -48,7 +48,9 @@ class FaultyApp:
         self.seen: Counter[str] = Counter()
 
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
-        kind = self._draw()
+        kind = self._draw("list-type=2" in environ["QUERY_STRING"])
+        if kind == "short":
+            return self._cut_list(environ, start_response)
         if kind == "slow":
             time.sleep(0.3)
         elif kind == "cut":
@@ -63,19 +65,30 @@ class FaultyApp:
         answer: Iterable[bytes] = self._app(environ, start_response)
         return answer
 
-    def _draw(self) -> str:
+    def _cut_list(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        """A listing that lacks half of what is there, and does not say so."""
+        told: list[Any] = []
+        content = b"".join(self._app(environ, lambda *answer: told.extend(answer)))
+        content = _LISTED.sub(lambda entry: entry[0] if self._random.random() < 0.5 else b"", content)
+        headers = [(n, v) for n, v in told[1] if n.lower() != "content-length"]
+        start_response(told[0], [*headers, ("Content-Length", str(len(content)))])
+        return [content]
+
+    def _draw(self, listing: bool) -> str:
         with self._lock:
             if not self.left or self._random.random() > self.share:
                 return ""
-            self.left -= 1
             kind = self._random.choice(self.kinds)
+            if kind == "short" and not listing:
+                return ""
+            self.left -= 1
             self.seen[kind] += 1
             return kind
 
 
 @contextmanager
 def faulty_s3(seed: int = 0) -> Iterator[FaultyApp]:
-    """The store, with an empty bucket "faults"; the environment points to it meanwhile."""
+    """The store, with a bucket "runs"; the environment points to it meanwhile."""
     import fsspec
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -97,7 +110,7 @@ def faulty_s3(seed: int = 0) -> Iterator[FaultyApp]:
     os.environ.update(settings)
     try:
         fsspec.get_filesystem_class("s3").clear_instance_cache()
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("faults")
+        fsspec.filesystem("s3", use_listings_cache=False).makedirs("runs", exist_ok=True)
         yield app
     finally:
         app.left = 0
@@ -125,36 +138,21 @@ class Result:
 
 def train(location: str | None, steps: int, app: FaultyApp | None = None, faults: int = 0) -> Result:
     """A deterministic training of ``steps``; the faults begin with it. None: without us."""
-    torch.manual_seed(3)
-    model = TinyDenoiser()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    accelerator = Accelerator(cpu=True)
-    hook = DiffHook(
-        accelerator, location or "none", projection_dim=16, snapshot_every=max(steps // 8, 1),
-        enabled=location is not None,
-    )  # fmt: skip
-    model, optimizer = accelerator.prepare(model, optimizer)
-    data, seconds = identified(), []
+    training, seconds = SteppedTraining(location, snapshot_every=max(steps // 8, 1)), []
     if app is not None:
         app.left = faults
     for step in range(steps):
         began = time.perf_counter()
-        torch.manual_seed(step)
-        ids = torch.randperm(len(data))[:BATCH]
-        batch = (data[ids], torch.randn_like(data[ids]), torch.randint(0, 1000, (BATCH,)))
-        with hook.step(sample_ids=ids, timesteps=batch[2]):
-            accelerator.backward(denoising_losses(model, batch).mean())
-        optimizer.step()
-        optimizer.zero_grad()
+        training.step(step, BATCH)
         seconds.append(time.perf_counter() - began)
     began = time.perf_counter()
-    accelerator.end_training()
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    training.accelerator.end_training()
+    weights = torch.cat([p.detach().flatten() for p in training.model.parameters()])
     return Result(weights, max(seconds[1:]), seconds[0], time.perf_counter() - began)
 
 
 def check(
-    steps: int, faults: int, seed: int = 0, kinds: tuple[str, ...] = KINDS
+    app: FaultyApp, steps: int, faults: int, kinds: tuple[str, ...] = KINDS
 ) -> tuple[dict[str, Any], list[str]]:
     """Train beside the faults. Returns the counts, and what was wrong.
 
@@ -162,17 +160,16 @@ def check(
     that are not there although later ones are.
     """
     rows_per_shard, writing.rows_per_shard = writing.rows_per_shard, lambda dim, dtype: 64
+    app.kinds = kinds
     try:
-        with faulty_s3(seed) as app:
-            app.kinds = kinds
-            plain = train(None, steps)
-            found = train("s3://faults/run", steps, app, faults)
-            app.left = 0
-            log = open_log("s3://faults/run")
-            rows = Counter(zip(log.train["step"].tolist(), log.train["sample"].tolist(), strict=True))
-            damaged, dropped, snapshots = log.verify(), log.dropped(), len(log.snapshots)
+        plain = train(None, steps)
+        found = train("s3://runs/faulty", steps, app, faults)
     finally:
+        app.left = 0
         writing.rows_per_shard = rows_per_shard
+    log = open_log("s3://runs/faulty")
+    rows = Counter(zip(log.train["step"].tolist(), log.train["sample"].tolist(), strict=True))
+    damaged, dropped, snapshots = log.verify(), log.dropped(), len(log.snapshots)
     missing = steps * BATCH - len(rows) - dropped[1]
     reached = BATCH * (max((step for step, _ in rows), default=-1) + 1)
     counts = {

@@ -9,46 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from accelerate import Accelerator
 
 import diffhook
-from diffhook.capture import Grid, Probe
+from diffhook.capture import Grid
 from diffhook.capture.loop.checkpoint import Position, read_state, write_state
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import open_log
-from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
-
-BATCH = 4
-OBJECTIVE = diffhook.DiffusionObjective(SCHEDULER)
+from tests.runs import SteppedTraining, TinyDenoiser, identified, probed
 
 
 def sit(folder: Path, *, resume: int = 0, stop: int, save: tuple[int, ...] = ()) -> DiffHook:
-    """One process's life, in a deterministic training with probes of three samples."""
-    torch.manual_seed(3)
-    model = TinyDenoiser()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    accelerator = Accelerator(cpu=True)
-    data = identified()
-    probe = Probe([0, 5, 9], Grid(2), dataset=[(image,) for image in data])
-    hook = DiffHook(
-        accelerator, folder / "log", projection_dim=16, probe=probe, objective=OBJECTIVE, strict=True
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    """One process's life, with probes of three samples."""
+    training = SteppedTraining(folder / "log", strict=True, **probed())
     if resume:
-        accelerator.load_state(str(folder / f"at-{resume}"))
+        training.resume(folder / f"at-{resume}")
     for step in range(resume, stop):
-        torch.manual_seed(step)
-        ids = torch.randperm(len(data))[:BATCH]
-        batch = (data[ids], torch.randn_like(data[ids]), torch.randint(0, 1000, (BATCH,)))
-        with hook.step(sample_ids=ids, timesteps=batch[2]):
-            accelerator.backward(denoising_losses(model, batch).mean())
-        optimizer.step()
-        optimizer.zero_grad()
+        training.step(step)
         if step + 1 in save:
-            accelerator.save_state(str(folder / f"at-{step + 1}"))
-    accelerator.end_training()
-    return hook
+            training.accelerator.save_state(str(folder / f"at-{step + 1}"))
+    training.accelerator.end_training()
+    return training.hook
 
 
 def rows(folder: Path, table: str = "train") -> Counter[tuple[Any, ...]]:
@@ -97,7 +77,7 @@ def test_a_wrong_checkpoint_and_the_right_one_again_give_the_run_that_never_stop
 def test_queries_at_snapshots_that_a_resume_superseded_do_not_count_and_others_do(tmp_path: Path) -> None:
     sit(tmp_path, stop=6, save=(3, 6))
     log = open_log(tmp_path / "log")
-    ask = {"objective": OBJECTIVE, "model": TinyDenoiser(), "grid": Grid(1)}
+    ask = {"objective": probed()["objective"], "model": TinyDenoiser(), "grid": Grid(1)}
     diffhook.query(log, (identified()[:2],), "before", **ask)
     assert list(log.queries) == ["before"], "the log that was asked knows the answer"
     sit(tmp_path, resume=6, stop=12)

@@ -92,7 +92,7 @@ def test_links_pipes_and_devices_in_a_log_are_followed_by_no_command(
     secret = tmp_path / "id_ed25519"
     secret.write_bytes(SECRET)
     assert set(PLACES) <= set(files_of(tmp_path / "log"))
-    for key in PLACES if replacement is _link else PLACES[:4]:
+    for key in PLACES if replacement is _link else PLACES[:4:3]:
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
         shutil.copytree(tmp_path / "log", tmp_path / "copy")
         (tmp_path / "copy" / key).unlink()
@@ -201,21 +201,16 @@ def test_an_image_that_claims_more_pixels_than_anyone_shows_is_told_and_not_deco
     assert "image" in made[0].problem
 
 
-@pytest.mark.parametrize("what", ["lost", "sessions"])
-def test_reading_is_linear_in_the_bytes_of_the_log(what: str, tmp_path: Path) -> None:
+def test_reading_is_linear_in_the_bytes_of_the_log(tmp_path: Path) -> None:
     a_log(tmp_path / "log")
     log = open_log(tmp_path / "log")
     (group,) = log.train.groups
     many = 20_000
-    lies = {
-        "lost": [[n % 40, n % 40] for n in range(many)],
-        "sessions": [
-            {**group.sessions[0], "parent": n - 1 if n else None, "first_row": 0} for n in range(many)
-        ],
-    }
-    probe = log.probe.groups[0]
-    put_attributes(log.writable_store(), group.path, {**group.attributes, what: lies[what]})
-    put_attributes(log.writable_store(), probe.path, {**probe.attributes, what: lies[what]})
+    lost = [[n % 40, n % 40] for n in range(many)]
+    sessions = [{**group.sessions[0], "parent": n - 1 if n else None, "first_row": 0} for n in range(many)]
+    for liar in (group, log.probe.groups[0]):
+        lies = {**liar.attributes, "lost": lost, "sessions": sessions}
+        put_attributes(log.writable_store(), liar.path, lies)
     code = f"from diffhook.cli import main; main(['info', {str(tmp_path / 'log')!r}, '--json'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
     assert done.stdout

@@ -6,6 +6,8 @@ import errno
 import random
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +210,39 @@ def test_a_removed_folder_ends_the_capture_and_is_not_written_anew(tmp_path: Pat
     with pytest.raises(LogError, match="vanished"):
         writer.put("train", make_rows(1, 32))
     assert not (tmp_path / "log" / "train" / "rank-0000").exists()
+
+
+@pytest.mark.parametrize("what", ["rows", "snapshot", "alert", "nothing but its end"])
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "removed"])
+def test_a_log_that_another_run_has_taken_the_place_of_is_not_written_into(
+    moved: bool, what: str, tmp_path: Path
+) -> None:
+    writer = LogWriter(tmp_path / "log", CONFIG)
+    writer.put("train", make_rows(16))
+    writer.flush()
+    other = LogWriter(tmp_path / "other", CONFIG)
+    other.put("train", make_rows(20, 100))
+    other.close()
+    (tmp_path / "log").rename(tmp_path / "moved") if moved else shutil.rmtree(tmp_path / "log")
+    (tmp_path / "other").rename(tmp_path / "log")
+    before = {p: p.read_bytes() for p in (tmp_path / "log").rglob("*") if p.is_file()}
+    jobs: dict[str, Callable[[], object]] = {
+        "rows": lambda: writer.put("train", make_rows(40, 16)),
+        "snapshot": lambda: writer.snapshot(Snapshot(4, 0.1, 0.1), b"weights"),
+        "alert": lambda: writer.alert({"step": 3, "kind": "test", "message": "…"}),
+    }
+
+    def go_on() -> None:
+        jobs.get(what, lambda: None)()
+        writer.close()
+
+    with pytest.raises(LogError, match="train/rank-0000 was written by another run while it was written"):
+        go_on()
+    with suppress(LogError):  # where the job before had failed already
+        writer.close()
+    assert {p: p.read_bytes() for p in (tmp_path / "log").rglob("*") if p.is_file()} == before
+    if moved:
+        assert open_log(tmp_path / "moved").train["sample"].tolist() == list(range(16))
 
 
 class PowerCutError(Exception):

@@ -17,7 +17,7 @@ from diffhook.log.store import check_name
 from diffhook.log.verification import verify
 from tests.log import fuzz
 
-QUICK = settings(derandomize=True, max_examples=30, deadline=None, database=None)
+QUICK = settings(derandomize=True, max_examples=10, deadline=None, database=None)
 
 NUMBERS = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([0, 1, 16, 40, 2**31, 2**47, 2**63])
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=8)

@@ -148,7 +148,7 @@ def test_a_snapshot_waits_for_a_slow_flush_before_it() -> None:
     store = FaultyStore(MemoryStore())
     writer = LogWriter(store, CONFIG, memory=500, patience=0.05)
     writer.put("train", make_rows(4))
-    store.fault = slow(0.05)
+    store.fault = slow(0.02)
     assert writer.snapshot(Snapshot(1, 0.1, 0.1), bytes(600))
     store.fault = sound
     writer.close()
@@ -208,11 +208,11 @@ def test_a_disk_that_hangs_holds_up_one_checkpoint_and_the_next_ones_only_a_mome
 def test_close_waits_for_a_slow_disk_as_long_as_it_works() -> None:
     store = FaultyStore(MemoryStore())
     writer = LogWriter(store, CONFIG)
-    store.fault = slow(0.05)
+    store.fault = slow(0.02)
     for step in range(2):
         writer.put("train", make_rows(16, 16 * step, step=step))
         writer.snapshot(Snapshot(step, 0.1, 0.1), b"weights")
-    writer.close(timeout=1.5)  # of 3 s and more
+    writer.close(timeout=0.6)  # of more than a second
     log = open_log(store)
     assert log.train["sample"].tolist() == list(range(32))
     assert [s.step for s in log.snapshots] == [0, 1]

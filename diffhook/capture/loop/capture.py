@@ -254,12 +254,14 @@ class Capture:
             lr_sum=self._lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
-            probe=probe,
+            probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
             preconditioner=self._preconditioner if settings.keep_preconditioner else None,
             strict=settings.strict,
         )
         with ExitStack() as undo:
             undo.callback(recorder.close)
+            if session.steps.processes == 1:  # else the others would wait for this one
+                recorder.recognise(batch.ids, batch.images)
             self._ranks = ranks
             ranks.listen()
             self._began = time.perf_counter()
@@ -337,7 +339,7 @@ class Capture:
             self.shield(self.detach)
 
     def __del__(self) -> None:
-        if not getattr(self, "closed", True) and os.getpid() == self._process:
+        if getattr(self, "_process", None) == os.getpid() and not self.closed:  # None: half-made
             self.detach()
 
     def detach(self, *, mid_pass: bool = False) -> None:

@@ -33,11 +33,16 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
 
 
 def describe_dataset(loader: Any) -> dict[str, Any] | None:
-    """How many samples there are to draw from; None for a stream, and where no loader is known."""
+    """What tells the dataset from another one; None for a stream, and where no loader is known."""
     dataset = getattr(loader, "dataset", None)
     if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return None
-    return {"samples": len(dataset)}
+    columns = getattr(dataset, "column_names", None)  # of 🤗 Datasets
+    return {
+        "samples": len(dataset),
+        "class": type(dataset).__name__,
+        **({"columns": sorted(columns)} if isinstance(columns, list) else {}),
+    }
 
 
 def describe_run(

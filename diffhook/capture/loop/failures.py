@@ -63,7 +63,7 @@ class Failures:
                 logging.INFO if told else logging.ERROR,
                 "diffhook has stopped capturing; training goes on. %s: %s",
                 *kind,
-                exc_info=None if told else error,
+                exc_info=None if told or isinstance(error, DiffHookError) else error,
             )
         elif kind not in self._told:
             self._told.add(kind)

@@ -218,7 +218,7 @@ class Session:
             self.absences.leave_out(
                 "other-parameters",
                 "%d parameters are trained that were not when the capture began (%s), and rows would leave "
-                "them out: no further micro-batch is captured. A new hook with a log of its own would do that",
+                "them out: no further micro-batch is captured. A new hook, with a new log, would do that",
                 len(added),
                 ", ".join(added[:3]) + (" …" if len(added) > 3 else ""),
             )
@@ -246,8 +246,8 @@ class Session:
             self.give_up()
             self.absences.leave_out(
                 "several-batches",
-                "the model was called on different samples before one backward, and it is not known whose the "
-                "rows of its gradient are: such micro-batches are left out. Call a backward for each",
+                "the model was called on different samples before one backward, and it is not known whose its "
+                "gradient's rows are: such micro-batches are left out. Call a backward for each",
             )
 
     def _output_seen(self, event: events.OutputSeen) -> None:
