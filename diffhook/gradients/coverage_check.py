@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.gradients import host
 from diffhook.gradients.guard import Guard
 from diffhook.gradients.tape import Tape
 
@@ -17,6 +18,7 @@ from diffhook.gradients.tape import Tape
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 _ACCELERATOR_TOLERANCE = 1e-2  # of float32 where matrix products may run in TF32
 
+_UNDECIDED = 64 << 20  # bytes of residuals that are decided together
 _NOTHING = 1e-4  # share of all gradients below which a gradient may be nothing but rounding
 
 CHANGED_BY_HOOK = "a hook on the parameter changes the gradient that training uses"
@@ -36,6 +38,12 @@ class _Balance:
     def settle(self, part: Tensor) -> None:
         self.residual = part if self.residual is None else self.residual + part
 
+    def scale(self) -> Tensor:
+        """What a residual is compared with: the larger of both sides."""
+        sides = [self.squares.sqrt()] if self.squares is not None else []
+        sides += [self.delivered] if self.delivered is not None else []
+        return sides[0] if len(sides) == 1 else torch.maximum(*sides)
+
 
 class CoverageCheck:
     """Compares, for every parameter, autograd's gradient with the sum of the samples'.
@@ -44,7 +52,7 @@ class CoverageCheck:
     training averages it: each process checks its own samples.
 
     Cost: per-sample products of all layers are formed, one copy of the gradients that do not agree is
-    kept, and each parameter waits once for its device.
+    kept, and the device is waited for once for every 64 MiB of gradients.
 
     Args:
         parameters: name → parameter, all with requires_grad.
@@ -70,6 +78,7 @@ class CoverageCheck:
         self._balances = {name: _Balance(hooked=_is_hooked(p)) for name, p in parameters.items()}
         self._handles: list[RemovableHandle] = []
         self._parameters = parameters
+        self._undecided: dict[str, _Balance] = {}
 
     def attach(self) -> None:
         for name, parameter in self._parameters.items():
@@ -95,10 +104,19 @@ class CoverageCheck:
         norm = gradient.norm()
         balance.delivered = norm if balance.delivered is None else torch.hypot(balance.delivered, norm)
         balance.settle(gradient.clone())
-        # Most balance at once and need not be kept.
-        scale = None if balance.squares is None else torch.maximum(balance.squares.sqrt(), norm)
-        if scale is not None and self._agrees(balance, scale):
-            balance.residual = None
+        if balance.squares is not None:  # most balance at once and need not be kept
+            self._undecided[name] = balance
+            held = sum(b.residual.nbytes for b in self._undecided.values() if b.residual is not None)
+            if held > _UNDECIDED:
+                self._decide()
+
+    def _decide(self) -> None:
+        """Let go of the residuals that are nothing but rounding: one wait for the device, for all of them."""
+        balances = [b for b in self._undecided.values() if b.residual is not None]
+        self._undecided.clear()
+        for balance, wrong in zip(balances, _flags([self._exceeds(b) for b in balances]), strict=True):
+            if not wrong:
+                balance.residual = None
 
     def add(self, name: str, summed: Tensor, squares: Tensor) -> None:
         """A layer rule has found gradients of ``name`` with this sum and Σ‖g_b‖²."""
@@ -117,36 +135,50 @@ class CoverageCheck:
         delivered = [b.delivered for b in self._balances.values() if b.delivered is not None]
         if not delivered:
             return {}
+        self._decide()
         whole = torch.stack([norm.to(delivered[0].device) for norm in delivered]).norm()
-        self.conclusive = bool(whole.isfinite())
-        if not self.conclusive:
-            return {}
-        reasons = {name: self._reason(balance, whole) for name, balance in self._balances.items()}
-        return {name: reason for name, reason in reasons.items() if reason is not None}
+        left = {name: b for name, b in self._balances.items() if b.residual is not None}
+        wrong = [self._exceeds(balance, _NOTHING * whole) for balance in left.values()]
+        infinite, *flags = _flags([~whole.isfinite(), *wrong])
+        self.conclusive = not infinite
+        return (
+            {name: _reason(balance) for (name, balance), bad in zip(left.items(), flags, strict=True) if bad}
+            if self.conclusive
+            else {}
+        )
 
-    def _reason(self, balance: _Balance, whole: Tensor) -> str | None:
-        if balance.residual is None:
-            return None
-        floor = _NOTHING * whole.to(balance.residual.device)
-        own = balance.residual.new_zeros(()) if balance.squares is None else balance.squares.sqrt()
-        scale = own if balance.delivered is None else torch.maximum(own, balance.delivered)
-        if balance.squares is None:  # nothing was found: every gradient that counts is missed
-            return NEVER_SPLIT if bool(scale > 0) else None
-        if self._agrees(balance, torch.maximum(scale, floor)):
-            return None
-        if balance.delivered is None:
-            return NOT_DELIVERED
-        if balance.hooked:
-            return CHANGED_BY_HOOK
-        return f"its samples' gradients miss autograd's sum by {float(balance.residual.norm() / scale):.1%}"
-
-    def _agrees(self, balance: _Balance, scale: Tensor) -> bool:
+    def _exceeds(self, balance: _Balance, floor: Tensor | None = None) -> Tensor:
+        """Whether a parameter's residual is more than rounding, given gradients of at least ``floor``."""
         assert balance.residual is not None
+        scale = balance.scale()
+        if balance.squares is None:  # nothing was found: every gradient that counts is missed
+            return scale > 0
+        if floor is not None:
+            scale = torch.maximum(scale, floor.to(scale))
+        return balance.residual.norm() > self._tolerance(scale) * scale
+
+    def _tolerance(self, scale: Tensor) -> float:
         dtype = self._precision()
-        tolerance = _TOLERANCE.get(dtype, 0.1)
         if dtype == torch.float32 and scale.device.type != "cpu":
-            tolerance = _ACCELERATOR_TOLERANCE
-        return not bool(balance.residual.norm() > tolerance * scale)
+            return _ACCELERATOR_TOLERANCE
+        return _TOLERANCE.get(dtype, 0.1)
+
+
+def _flags(values: list[Tensor]) -> list[bool]:
+    """Flags of several devices, read at once."""
+    return host.read(torch.stack([value.to(values[0].device) for value in values])) if values else []
+
+
+def _reason(balance: _Balance) -> str:
+    if balance.squares is None:
+        return NEVER_SPLIT
+    if balance.delivered is None:
+        return NOT_DELIVERED
+    if balance.hooked:
+        return CHANGED_BY_HOOK
+    assert balance.residual is not None
+    (share,) = host.read((balance.residual.norm() / balance.scale()).reshape(1))
+    return f"its samples' gradients miss autograd's sum by {share:.1%}"
 
 
 def _wide(tensor: Tensor) -> Tensor:

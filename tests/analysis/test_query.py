@@ -18,6 +18,7 @@ import diffhook
 from diffhook.analysis.digest import digest
 from diffhook.capture.noise import noise_seed
 from diffhook.errors import ConfigurationError, LogError
+from diffhook.gradients import Sketch
 from tests.models import unet
 from tests.runs import SCHEDULER, TinyDenoiser, identified, train
 
@@ -298,3 +299,13 @@ def direct_ddim(model: torch.nn.Module, seeds: list[int]) -> Tensor:
             x = before.sqrt() * clean + (1 - before).sqrt() * noise
         found.append(x)
     return torch.cat(found)
+
+
+def test_projections_of_another_version_are_neither_joined_nor_queried(
+    log: diffhook.RunLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sketch, "VERSION", Sketch.VERSION + 1)
+    with pytest.raises(LogError, match=r"has projections of version \d, and this diffhook makes version \d"):
+        ask(log)
+    with pytest.raises(LogError, match=r"projection\.version: the log has"):
+        train(tmp_path / "log", snapshot_every=4, objective=OBJECTIVE, projection_dim=64, strict=True)
