@@ -173,7 +173,8 @@ class PassAccumulator:
         found: dict[str, Mixers | None] = {}
         for local, name in own.items():
             mixers = self._sketch.mixers(name, like)
-            if mixers is not None or self._sketch.takes_factors(name):
+            tokens = like[0].numel() // like.shape[-1]
+            if mixers is not None or self._sketch.takes_factors(name, tokens):
                 found[local] = mixers
         return found
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import tensor_sketch
@@ -68,15 +69,21 @@ class Sketch:
             )
         return self._mixers[key]
 
-    def takes_factors(self, name: str) -> bool:
-        """Whether the parameter is a wide matrix, which :meth:`reduce` takes by its factors."""
-        return _is_wide_matrix(self._shapes[name])
+    def takes_factors(self, name: str, tokens: int) -> bool:
+        """Whether a matrix's gradient of so many tokens need not be formed.
+
+        Wide matrices are for :meth:`reduce`; an outer product (one token) is for :meth:`fold_outer` where
+        the columns divide D.
+        """
+        shape = self._shapes[name]
+        outer = tokens == 1 and len(shape) == 2 and self.dim % shape[1] == 0 and shape.numel() >= self.dim
+        return name in self.reduced if _is_wide_matrix(shape) else outer and name not in self.small
 
     def reduce(self, name: str, product: Tensor | Factors) -> Tensor:
         """(b, n): what stands for the gradients of a parameter in :attr:`reduced`."""
         if isinstance(product, Factors):
             return tensor_sketch.of_factors(product, self._side_signs(name, product.grads.device))
-        if self.takes_factors(name):
+        if _is_wide_matrix(self._shapes[name]):
             return tensor_sketch.of_product(product, self._side_signs(name, product.device))
         mixers = self.mixers(name, product)
         assert mixers is not None
@@ -95,6 +102,24 @@ class Sketch:
             out.add_(values[:, :whole].view(len(values), -1, self.dim).sum(1))
         if whole < values.shape[1]:
             out[:, : values.shape[1] - whole].add_(values[:, whole:])
+
+    def fold_outer(self, name: str, outer: Factors, out: Tensor) -> None:
+        """:meth:`fold` of a gradient with T = 1, an outer product, which is not formed.
+
+        Where I divides D, bucket d takes row after row from the same column: its sum over rows is a matrix
+        product of the left side with the signs, times the right one.
+        """
+        left, right = outer.grads[:, 0], outer.inputs[:, 0]
+        (batch, rows), columns = left.shape, right.shape[1]
+        height = self.dim // columns  # rows side by side in the buckets
+        turns = -(-rows // height)
+        padding = turns * height - rows
+        signs = self._sign_row(name, left.device).to(left.dtype).view(rows, columns)
+        left = F.pad(left, (0, padding)).view(batch, turns, height).permute(2, 0, 1)
+        signs = F.pad(signs, (0, 0, 0, padding)).view(turns, height, columns).transpose(0, 1)
+        # Contiguous: with other strides bmm may take seven times as long.
+        folded = torch.bmm(left.contiguous(), signs.contiguous()).transpose(0, 1)
+        out.add_((folded * right.unsqueeze(1)).reshape(batch, -1))
 
     def project(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """(b, D) projections of whole gradients, parameter name → (b, *shape)."""

@@ -30,11 +30,17 @@ def of_factors(factors: Factors, signs: Factors) -> Tensor:
 
 def of_product(product: Tensor, signs: Factors) -> Tensor:
     """The same of (B, O, I) products."""
-    product = _folded(product * signs.inputs).transpose(1, 2)
-    square = _folded(product * signs.grads)  # (B, q, p)
-    buckets = torch.arange(SIZE, device=product.device)
-    columns = (buckets - buckets[:, None]) % SIZE
-    return square.gather(2, columns.expand(len(square), -1, -1)).sum(1)
+    folded = _bucketed(product * signs.inputs).transpose(1, 2)
+    folded = _bucketed(folded * signs.grads)  # (B, q, p), at most SIZE of each
+    # Rows of SIZE + 1 numbers, end to end: (q, p) lies at q · SIZE + (q + p).
+    rows = folded.shape[1]
+    flat = F.pad(folded, (0, SIZE + 1 - folded.shape[2])).flatten(1)
+    return F.pad(flat, (0, SIZE - rows)).view(-1, rows + 1, SIZE).sum(1)
+
+
+def _bucketed(values: Tensor) -> Tensor:
+    """(…, n) → (…, ≤ SIZE): element i goes to bucket i mod SIZE."""
+    return values if values.shape[-1] <= SIZE else _folded(values)
 
 
 def _folded(values: Tensor) -> Tensor:

@@ -133,8 +133,12 @@ class Totals:
         """Add a gradient that is not formed."""
         self._arrived.setdefault(name)
         self._note(name, factors.gram_squares(product), rows, squared=True)
-        if isinstance(self._sketch, Sketch):
-            self._pack(self._sketch.reduced[name], name, self._sketch.reduce(name, product), rows)
+        sketch = self._sketch
+        if isinstance(sketch, Sketch) and self._sums is not None:
+            if name in sketch.reduced:
+                self._pack(sketch.reduced[name], name, sketch.reduce(name, product), rows)
+            else:
+                sketch.fold_outer(name, product, self._sums[rows])
 
     def add_reduced(self, name: str, product: Reduced, rows: slice) -> None:
         """Add what stands for a product that was never formed."""

@@ -84,8 +84,9 @@ def sdxl(rank: int | None, batch: int = 2) -> Configuration:
     return Configuration(f"SDXL, {_how(rank)}, batch {batch}", model, inputs)
 
 
-def dit_xl(rank: int | None, batch: int = 16) -> Configuration:
-    model = _made(diffusers.DiTTransformer2DModel, rank)
+def dit(rank: int | None, batch: int = 16, **config: Any) -> Configuration:
+    """DiT-XL/2, unless ``config`` says otherwise."""
+    model = _made(diffusers.DiTTransformer2DModel, rank, **config)
     for module in model.modules():
         if hasattr(module, "dropout_prob"):  # reads values
             module.dropout_prob = 0.0
@@ -98,7 +99,14 @@ def dit_xl(rank: int | None, batch: int = 16) -> Configuration:
 
 
 def pixart(rank: int | None, batch: int = 8) -> Configuration:
-    model = _made(diffusers.PixArtTransformer2DModel, rank, sample_size=64, use_additional_conditions=False)
+    model = _made(
+        diffusers.PixArtTransformer2DModel,
+        rank,
+        sample_size=64,
+        cross_attention_dim=1152,
+        caption_channels=4096,
+        use_additional_conditions=False,
+    )
     inputs = {
         "hidden_states": _random(batch, 4, 64, 64),
         "encoder_hidden_states": _random(batch, 120, 4096),
@@ -139,19 +147,8 @@ def flux(rank: int | None, batch: int = 1) -> Configuration:
     return Configuration(f"FLUX.1, {_how(rank)}, batch {batch}", model, inputs)
 
 
-def ddpm_cifar10(rank: int | None, batch: int = 16) -> Configuration:
-    """google/ddpm-cifar10-32, 35.7 M parameters."""
-    return _unet2d("ddpm-cifar10", (128, 256, 256, 256), batch, "AttnDownBlock2D", "AttnUpBlock2D")
-
-
-def paper_unet(rank: int | None, batch: int = 16) -> Configuration:
-    """A UNet of the size that the paper's experiments have, 133 M parameters, on 64 × 64 images."""
-    return _unet2d("UNet 133 M", (160, 320, 640, 640), batch, "AttnDownBlock2D", "AttnUpBlock2D", size=64)
-
-
-def _unet2d(
-    name: str, widths: tuple[int, ...], batch: int, down: str, up: str, size: int = 32
-) -> Configuration:
+def unet2d(name: str, widths: tuple[int, ...], batch: int, size: int = 32) -> Configuration:
+    """An unconditional UNet like google/ddpm-cifar10-32, of these widths, in float32."""
     model = _made(
         diffusers.UNet2DModel,
         None,
@@ -161,8 +158,8 @@ def _unet2d(
         layers_per_block=2,
         attention_head_dim=None,
         downsample_padding=0,
-        down_block_types=("DownBlock2D", down, "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", up, "UpBlock2D"),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     )
     inputs = {"sample": _random(batch, 3, size, size, dtype=torch.float32), "timestep": _steps(batch)}
     return Configuration(f"{name}, full, batch {batch}", model, inputs)
@@ -176,11 +173,11 @@ CONFIGURATIONS: dict[str, Callable[[], Configuration]] = {
     "sd15_lora": lambda: stable_diffusion(8),
     "sd15": lambda: stable_diffusion(None),
     "sdxl_lora": lambda: sdxl(8),
-    "dit_xl": lambda: dit_xl(None),
+    "dit_xl": lambda: dit(None),
     "pixart_lora": lambda: pixart(16),
     "pixart": lambda: pixart(None),
     "sd3_lora": lambda: sd3(16),
     "flux_lora": lambda: flux(16),
-    "ddpm_cifar10": lambda: ddpm_cifar10(None),
-    "unet_133m": lambda: paper_unet(None),
+    "ddpm_cifar10": lambda: unet2d("ddpm-cifar10", (128, 256, 256, 256), 16),
+    "unet_133m": lambda: unet2d("UNet 132 M", (128, 256, 576, 640), 16, size=64),
 }
