@@ -116,7 +116,10 @@ def quality(result: dict[str, Any]) -> str:
             lines.append(f"| {model['model']}, {dtype} | {cells} |")
     samples = result["results"][0]["samples"]
     seeds, steps = (result["results"][0][key] for key in ("seeds", "steps"))
-    more = f"; {samples} samples at random timesteps, after {steps} training steps; mean ± deviation over {seeds} seeds"
+    more = (
+        f"; {samples} samples at random timesteps, after {steps} training steps; mean ± standard deviation "
+        f"over {seeds} seeds"
+    )
     lines += ["", _provenance(result, "python examples/benchmarks/quality.py", more)]
     return "\n".join(lines)
 

@@ -5,8 +5,8 @@
 Three models: the MNIST example's UNet on digits, and two DiTs on colour patches of two photographs, that of
 the capture benchmark and one of width 384. The rank correlation (Spearman) over all pairs of samples between
 projected and exact inner products, and between their cosines, stands beside that of a dense Rademacher
-projection to the same D: means over seeds, and their standard deviations. Norms and gradients under bf16 and fp16 autocast are compared with float64, beside autograd's own
-under the same autocast. Saves examples/results/quality.json.
+projection to the same D: means over seeds, and their standard deviations. Norms and gradients under bf16 and
+fp16 autocast are compared with float64, beside autograd's own under the same autocast. Saves examples/results/quality.json.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def dit_on_patches(**config: int) -> tuple[nn.Module, Tensor, dict[str, Tensor]]
 
 
 def wide_dit_on_patches() -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
-    """Of a width at which matrices are sketched through their factors; few layers, which is the harder case."""
+    """Matrices are sketched through their factors at this width; few layers are the harder case."""
     return dit_on_patches(heads=6, width=64, layers=2)
 
 
