@@ -255,6 +255,7 @@ def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:
         )
     engine = PerSampleGradients(
         model,
+        layers=identity.get("layers"),
         projection_dim="full" if projection["kind"] == "full" else projection["dim"],
         seed=projection["seed"],
         weight_gradients=False,

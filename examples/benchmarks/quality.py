@@ -6,7 +6,8 @@ Three models: the MNIST example's UNet on digits, and two DiTs on colour patches
 the capture benchmark and one of width 384. The rank correlation (Spearman) over all pairs of samples between
 projected and exact inner products, and between their cosines, stands beside that of a dense Rademacher
 projection to the same D: means over seeds, and their standard deviations. Norms and gradients under bf16 and
-fp16 autocast are compared with float64, beside autograd's own under the same autocast. Saves examples/results/quality.json.
+fp16 autocast are compared with float64, beside autograd's own under the same autocast. Saves
+examples/results/quality.json.
 """
 
 from __future__ import annotations

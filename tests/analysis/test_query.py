@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
@@ -309,3 +310,22 @@ def test_projections_of_another_version_are_neither_joined_nor_queried(
         ask(log)
     with pytest.raises(LogError, match=r"projection\.version: the log has"):
         train(tmp_path / "log", snapshot_every=4, objective=OBJECTIVE, projection_dim=64, strict=True)
+
+
+def test_a_log_of_chosen_layers_is_queried_over_those_and_its_snapshots_hold_the_rest(tmp_path: Path) -> None:
+    options: Any = {"snapshot_every": 4, "objective": OBJECTIVE, "projection_dim": "full"}
+    run = train(tmp_path / "log", layers=["inward", "time"], twin=True, **options)
+    log = diffhook.open_log(tmp_path / "log")
+    parameters = dict(run.model.named_parameters())
+    names = [name for name, _ in log.config["identity"]["parameters"]]
+    assert names == ["time.weight", "time.bias", "inward.weight", "inward.bias"]
+    count = sum(parameters[name].numel() for name in names)
+    norms = {(e.sample, e.step): float(e.gradient[:count].norm()) for e in run.events}
+    for sample, step, norm in zip(
+        *(log.train[c].tolist() for c in ("sample", "step", "grad_norm")), strict=True
+    ):
+        assert norm == pytest.approx(norms[sample, step], rel=1e-4)
+    assert set(safetensors.torch.load(log.snapshots[-1].parameters())) == set(parameters)
+    assert ask(log).dim == count
+    with pytest.raises(LogError, match="layers: the log has"):
+        train(tmp_path / "log", layers=["inward"], **options)

@@ -231,6 +231,7 @@ class Capture:
         refuse_sharded(model)
         engine = PerSampleGradients(
             model,
+            layers=settings.layers,
             projection_dim=settings.projection_dim,
             seed=settings.seed,
             reduction=settings.reduction,

@@ -57,6 +57,7 @@ def describe_run(
                 "kind": "full" if engine.full else "sketch" if sketch is not None else "none",
                 "version": sketch.VERSION if isinstance(sketch, Sketch) else None,
             },
+            "layers": [engine.layers] if isinstance(engine.layers, str) else engine.layers,
             "parameters": [[n, list(p.shape)] for n, p in engine.parameters.items()],
             "model": describe_model(engine.model),
             "objective": objective.describe() if objective is not None else None,
