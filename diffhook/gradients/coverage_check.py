@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,9 @@ from diffhook.gradients import host
 from diffhook.gradients.guard import Guard
 from diffhook.gradients.tape import Tape
 
-# Relative to the samples' gradients, √Σ‖g_b‖²: above rounding, below what a wrong rule does. In half
-# precision autograd's own sums over tokens round by several percent.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
+# Relative to the samples' gradients, √Σ‖g_b‖²: above rounding, below what a wrong rule does. Measured on
+# text-to-image UNets: at most 0.25% in bfloat16 and 0.05% in float16, but for layer norms, see `rounded`.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.01}
 _ACCELERATOR_TOLERANCE = 1e-2  # of float32 where matrix products may run in TF32
 
 _UNDECIDED = 64 << 20  # bytes of residuals that are decided together
@@ -34,6 +34,7 @@ class _Balance:
     squares: Tensor | None = None  # Σ‖g_b‖²
     delivered: Tensor | None = None  # norm of what autograd gave
     hooked: bool = False  # by others, before us
+    rounded: bool = False  # autograd's own sum may be
 
     def settle(self, part: Tensor) -> None:
         self.residual = part if self.residual is None else self.residual + part
@@ -59,6 +60,8 @@ class CoverageCheck:
         tape: paused while the fallback differentiates on its own account.
         precision: the lowest dtype among the gradients of the pass so far.
         guard: keeps errors of ours from the user's backward.
+        rounded: names of parameters whose gradients torch itself sums in half precision on a CPU, where the
+            sums say nothing (layer norms are off by up to 360% at 16,384 tokens): not compared there.
 
     Attributes:
         conclusive: False if gradients were not finite: nothing can be said then.
@@ -70,12 +73,15 @@ class CoverageCheck:
         tape: Tape,
         precision: Callable[[], torch.dtype],
         guard: Guard,
+        rounded: Collection[str],
     ) -> None:
         self.conclusive = True
         self._tape = tape
         self._precision = precision
         self._guard = guard
-        self._balances = {name: _Balance(hooked=_is_hooked(p)) for name, p in parameters.items()}
+        self._balances = {
+            name: _Balance(hooked=_is_hooked(p), rounded=name in rounded) for name, p in parameters.items()
+        }
         self._handles: list[RemovableHandle] = []
         self._parameters = parameters
         self._undecided: dict[str, _Balance] = {}
@@ -155,13 +161,15 @@ class CoverageCheck:
             return scale > 0
         if floor is not None:
             scale = torch.maximum(scale, floor.to(scale))
-        return balance.residual.norm() > self._tolerance(scale) * scale
+        return balance.residual.norm() > self._tolerance(balance, scale) * scale
 
-    def _tolerance(self, scale: Tensor) -> float:
+    def _tolerance(self, balance: _Balance, scale: Tensor) -> float:
         dtype = self._precision()
+        if balance.rounded and dtype.itemsize < 4 and scale.device.type == "cpu":
+            return float("inf")
         if dtype == torch.float32 and scale.device.type != "cpu":
             return _ACCELERATOR_TOLERANCE
-        return _TOLERANCE.get(dtype, 0.1)
+        return _TOLERANCE.get(dtype, 0.01)
 
 
 def _flags(values: list[Tensor]) -> list[bool]:

@@ -95,7 +95,11 @@ class WatchedPass:
             if self.separability is not None:
                 accumulator = self.accumulator
                 self.completeness = CoverageCheck(
-                    parameters, self._tape, lambda: accumulator.precision, self.guard
+                    parameters,
+                    self._tape,
+                    lambda: accumulator.precision,
+                    self.guard,
+                    self._assignment.rounded(),
                 )
                 accumulator.audit = self.completeness.add
                 undo.callback(self.completeness.close)

@@ -63,6 +63,8 @@ class _TokenNormRule(LayerRule):
 
 @register(nn.LayerNorm)
 class LayerNormRule(_TokenNormRule):
+    rounded = True
+
     def normalized(self, module: nn.Module, inputs: Tensor) -> Tensor:
         assert isinstance(module, nn.LayerNorm)
         return F.layer_norm(inputs, module.normalized_shape, eps=module.eps)

@@ -42,12 +42,14 @@ class LayerRule(ABC):
         parameters: the module's own parameters that the rule explains, by attribute. Others, such as
             the ``weight_orig`` of a pruned layer, go to the fallback.
         joins: whether :meth:`join` can make one call of several.
+        rounded: whether torch's CPU kernel adds up the parameters' gradients in half precision.
         gives_factors: whether weight gradients come as :class:`Factors`.
     """
 
     parameters: tuple[str, ...] = ("weight", "bias")
     joins = False
     gives_factors = False
+    rounded = False
 
     def join(self, calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """One (inputs, grad_output) whose parameter gradients are the sums over ``calls``."""
