@@ -99,7 +99,7 @@ def quality(result: dict[str, Any]) -> str:
     for model in result["results"]:
         for sketch in model["sketches"]:
             cells = " | ".join(
-                f"{sketch[who][what]:.4f} ± {sketch[who][f'{what}_std']:.4f}"
+                _spread(sketch[who], what)
                 for what in ("inner_products", "cosines")
                 for who in ("ours", "dense")
             )
@@ -115,13 +115,18 @@ def quality(result: dict[str, Any]) -> str:
             cells = " | ".join(f"{errors[name]:.1e}" for name in names)
             lines.append(f"| {model['model']}, {dtype} | {cells} |")
     samples = result["results"][0]["samples"]
-    seeds, steps = (result["results"][0][key] for key in ("seeds", "steps"))
-    more = (
-        f"; {samples} samples at random timesteps, after {steps} training steps; mean ± standard deviation "
-        f"over {seeds} seeds"
-    )
+    first = result["results"][0]
+    more = f"; {samples} samples at random timesteps, after {first['steps']} training steps"
+    if "seeds" in first:
+        more += f"; mean ± standard deviation over {first['seeds']} seeds"
     lines += ["", _provenance(result, "python examples/benchmarks/quality.py", more)]
     return "\n".join(lines)
+
+
+def _spread(found: dict[str, float], what: str) -> str:
+    """A mean, and its deviation where there were several seeds."""
+    deviation = found.get(f"{what}_std")
+    return f"{found[what]:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def overhead(result: dict[str, Any]) -> str:
