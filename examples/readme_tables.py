@@ -1,7 +1,7 @@
 """Put the committed results into the documents: python examples/readme_tables.py [--check]
 
-A block between ``<!-- NAME -->`` and ``<!-- end -->`` of the README, or of examples/evidence/README.md,
-is made from examples/results/NAME.json.
+A block between ``<!-- NAME -->`` and ``<!-- end -->`` of the README, or of one in examples/evidence or
+examples/benchmarks, is made from examples/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -98,10 +98,11 @@ def quality(result: dict[str, Any]) -> str:
     ]
     for model in result["results"]:
         for sketch in model["sketches"]:
-            values = [
-                sketch[who][what] for what in ("inner_products", "cosines") for who in ("ours", "dense")
-            ]
-            cells = " | ".join(f"{value:.4f}" for value in values)
+            cells = " | ".join(
+                _spread(sketch[who], what)
+                for what in ("inner_products", "cosines")
+                for who in ("ours", "dense")
+            )
             lines.append(f"| {model['model']}, D = {sketch['dim']} | {cells} |")
     lines += [
         "",
@@ -114,9 +115,18 @@ def quality(result: dict[str, Any]) -> str:
             cells = " | ".join(f"{errors[name]:.1e}" for name in names)
             lines.append(f"| {model['model']}, {dtype} | {cells} |")
     samples = result["results"][0]["samples"]
-    more = f"; {samples} samples at random timesteps, after {result['results'][0]['steps']} training steps"
+    first = result["results"][0]
+    more = f"; {samples} samples at random timesteps, after {first['steps']} training steps"
+    if "seeds" in first:
+        more += f"; mean ± standard deviation over {first['seeds']} seeds"
     lines += ["", _provenance(result, "python examples/benchmarks/quality.py", more)]
     return "\n".join(lines)
+
+
+def _spread(found: dict[str, float], what: str) -> str:
+    """A mean, and its deviation where there were several seeds."""
+    deviation = found.get(f"{what}_std")
+    return f"{found[what]:.4f}" + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def overhead(result: dict[str, Any]) -> str:
@@ -127,6 +137,28 @@ def overhead(result: dict[str, Any]) -> str:
         f"{result['told']:.1%}) with a stride of {result['stride']}, calibration and snapshots included. "
         + _provenance(result, "python examples/benchmarks/overhead.py")
     )
+
+
+def launches(result: dict[str, Any]) -> str:
+    """What a captured step would ask of a GPU."""
+    lines = [
+        "| D = 2048 | trained parameters | kernels, plain → captured | operations | bytes | live memory "
+        "| time, estimated |",
+        "|---" * 7 + "|",
+    ]
+    for model in result["results"]:
+        plain, captured = model["plain"], model["captured"]
+        keys = ("operations", "bytes", "peak", "seconds")
+        ratios = " | ".join(f"× {captured[key] / plain[key]:.2f}" for key in keys)
+        counts = f"{plain['launches']:,} → {captured['launches']:,}"
+        lines.append(f"| {model['title']} | {model['trained'] / 1e6:.1f} M | {counts} | {ratios} |")
+    kinds = list(dict.fromkeys(kind for model in result["results"] for kind in model["captured"]["kinds"]))
+    lines += ["", f"| kernels of ours, and ms | {' | '.join(kinds)} |", "|---" * (1 + len(kinds)) + "|"]
+    for model in result["results"]:
+        found = [model["captured"]["kinds"].get(kind) for kind in kinds]
+        cells = ("–" if each is None else f"{each[0]:,}, {1e3 * each[1]:.1f}" for each in found)
+        lines.append(f"| {model['title']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"`python examples/benchmarks/launches.py`, {result['date']}."])
 
 
 def log(result: dict[str, Any]) -> str:
@@ -212,13 +244,14 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "capture": capture,
     "quality": quality,
     "overhead": overhead,
+    "launches": launches,
     "memory": memory,
     "alerts": alerts,
     "log": log,
     "score": score,
     **{name: getattr(evidence, name) for name in EVIDENCE},
 }
-DOCUMENTS = (ROOT / "README.md", ROOT / "examples" / "evidence" / "README.md")
+DOCUMENTS = tuple(ROOT / folder / "README.md" for folder in (".", "examples/evidence", "examples/benchmarks"))
 
 
 def fill(text: str) -> str:

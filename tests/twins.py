@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffhook.gradients import Sketch
+
 SampleLoss = Callable[[nn.Module, Any], Tensor]  # model, batch → (B,) losses
 
 
@@ -52,6 +54,15 @@ def sample_gradients(model: nn.Module, loss: SampleLoss, batch: Any) -> Tensor:
         ]
         gradients.append(torch.cat(flat))
     return torch.stack(gradients)
+
+
+def projected(sketch: object, model: nn.Module, gradients: Tensor) -> Tensor:
+    """(B, D): the projection of (B, P) whole gradients, parameter by parameter, all of them formed."""
+    assert isinstance(sketch, Sketch)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parts = gradients.split([p.numel() for p in parameters.values()], 1)
+    named = zip(parameters.items(), parts, strict=True)
+    return sketch.project({name: part.view(-1, *p.shape) for (name, p), part in named})
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -114,7 +114,7 @@ def load_snapshot(engine: PerSampleGradients, snapshot: Snapshot) -> None:
     """Put a snapshot's parameters into the engine's model, within :func:`borrowed`."""
     values = safetensors.torch.load(snapshot.parameters())
     with torch.no_grad():
-        for name, parameter in engine.parameters.items():
+        for name, parameter in engine.trained.items():
             parameter.copy_(values[name])
 
 

@@ -301,7 +301,7 @@ class Recorder:
 
     def _keep_parameters(self, step: int) -> bool:
         parameters = {
-            name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.parameters.items()
+            name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.trained.items()
         }
         snapshot = Snapshot(step, self._lr, self.lr_sum)
         return self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step))

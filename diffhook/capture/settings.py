@@ -40,6 +40,8 @@ class Settings:
         thumbnails: longest side in pixels of a small image of each sample, as the batch had it at its first
             visit, to keep in the log; 0, as by default: the log holds no image.
         models: which of the trained models count; None: those that are trained together with the denoiser.
+        layers: names of modules, "*" for any part of one ("*.attn1"): only what is inside them counts, in
+            norms, which are exact over it, and in projections. None: everything that is trained.
         reduction: how the loop's loss joins the samples of a batch, "mean" or "sum".
         reuse_products: cheaper, but training then differs by rounding, see
             :class:`diffhook.gradients.PerSampleGradients`.
@@ -63,6 +65,7 @@ class Settings:
     sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None
     thumbnails: int = 0
     models: Sequence[nn.Module] | None = None
+    layers: str | Sequence[str] | None = None
     reduction: Literal["mean", "sum"] = "mean"
     reuse_products: bool = False
     workspace: int | None = None

@@ -24,6 +24,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--keep-preconditioner", action="store_true", help="snapshots hold Adam's, too")
     command.add_argument("--sample-ids", metavar="KEY", help="key of the batch that holds sample ids")
     command.add_argument("--thumbnails", type=int, default=0, metavar="PIXELS", help="of images to keep (0)")
+    command.add_argument(
+        "--layers", metavar="NAME", action="append", help="modules that count, * for any part"
+    )
     command.add_argument("--reuse-products", action="store_true", help="cheaper; rounds differently")
     command.add_argument("--workspace", type=int, metavar="BYTES", help="of products alive at once")
     command.add_argument("--strict", action="store_true", help="let an error of diffhook's end the run")
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     launcher = import_module("diffhook.integrations.launcher")
     names = (
         "projection_dim", "seed", "every", "overhead", "snapshot_every", "keep_preconditioner", "sample_ids",
-        "thumbnails", "reuse_products", "workspace", "strict",
+        "thumbnails", "layers", "reuse_products", "workspace", "strict",
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     launcher.launch(args.script, args.script_arguments, args.log, module=args.module, **settings)

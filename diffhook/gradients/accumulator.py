@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.layers import Owned
-from diffhook.gradients.rules import Mixers, Outer, Product, Reduced
+from diffhook.gradients.rules import Factors, Mixers, Product, Reduced, factors
 from diffhook.gradients.sketch import FullGradient, Sketch
 from diffhook.gradients.totals import Totals
 
@@ -96,11 +96,13 @@ class PassAccumulator:
         self, layer: str, inputs: Tensor, grad: Tensor, *, several: bool, summed: dict[str, Tensor] | None
     ) -> None:
         owned = self._layers[layer]
-        formed = several or summed is not None or self.audit is not None
+        formed = several or (not owned.rule.gives_factors and (summed is not None or self.audit is not None))
         mixers = {} if formed else self._mixers(owned, grad)
         for rows in self._chunks(owned, inputs, grad, mixers, formed=several):
             found = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
             for local, product in found:
+                if isinstance(product, Factors) and (local not in mixers or factors.forms(product)):
+                    product = factors.formed(product)
                 if summed is not None:
                     part = _summed(product)
                     summed[local] = summed[local] + part if local in summed else part
@@ -137,15 +139,15 @@ class PassAccumulator:
             self._sums(product.squares.device).add_reduced(name, product, rows)
             return
         if several or self._shared(name):
-            self._postpone(name, _formed(product), rows, batch)
+            assert isinstance(product, Tensor)  # a parameter with other uses is in no mixers
+            self._postpone(name, product, rows, batch)
             return
         if self.audit is not None:
             self.audit(name, _summed(product), _squares(product))
-        if isinstance(product, Outer) and name not in self._preconditioner:
-            self._sums(product.left.device).add_outer(name, product, rows)
+        if isinstance(product, Factors):
+            self._sums(product.grads.device).add_factors(name, product, rows)
         else:
-            formed = self._preconditioned(name, _formed(product))
-            self._sums(formed.device).add(name, formed, rows.start)
+            self._sums(product.device).add(name, self._preconditioned(name, product), rows.start)
 
     def _preconditioned(self, name: str, product: Tensor) -> Tensor:
         factor = self._preconditioner.get(name)
@@ -158,7 +160,7 @@ class PassAccumulator:
         self.pending[name][rows] += product
 
     def _mixers(self, owned: Owned, like: Tensor) -> dict[str, Mixers | None]:
-        """Local names whose products need not be formed, and how to mix them."""
+        """Local names whose products need not be formed, and how to mix them; None: by factors."""
         if self._group_size > 1 or isinstance(self._sketch, FullGradient):
             return {}
         own = {
@@ -168,11 +170,13 @@ class PassAccumulator:
         }
         if self._sketch is None:
             return dict.fromkeys(own)
-        if not isinstance(owned.module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            return {}
-        shapes = {local: getattr(owned.module, local).shape for local in own}
-        found = {local: self._sketch.mixers(own[local], shapes[local], like) for local in own}
-        return {local: mixers for local, mixers in found.items() if mixers is not None}
+        found: dict[str, Mixers | None] = {}
+        for local, name in own.items():
+            mixers = self._sketch.mixers(name, like)
+            tokens = like[0].numel() // like.shape[-1]
+            if mixers is not None or self._sketch.takes_factors(name, tokens):
+                found[local] = mixers
+        return found
 
     def _chunks(
         self,
@@ -204,21 +208,16 @@ class PassAccumulator:
         return self.totals
 
 
-def _formed(product: Tensor | Outer) -> Tensor:
-    return product.formed() if isinstance(product, Outer) else product
-
-
 def _summed(product: Product) -> Tensor:
     """The gradient of the whole batch."""
     assert not isinstance(product, Reduced)
-    return product.left.t() @ product.right if isinstance(product, Outer) else product.sum(0)
+    return factors.summed(product) if isinstance(product, Factors) else product.sum(0)
 
 
-def _squares(product: Tensor | Outer) -> Tensor:
+def _squares(product: Tensor | Factors) -> Tensor:
     """Sum over rows of their squared norms."""
-    if isinstance(product, Outer):
-        left, right = (side.square().sum(1) for side in product)
-        return left @ right
+    if isinstance(product, Factors):
+        return factors.gram_squares(product).sum()
     return product.flatten().square().sum()
 
 

@@ -83,6 +83,10 @@ class Assignment:
         """Whether a parameter has uses besides one layer: parts must be added before norms are taken."""
         return name in self._tied or name in self.fallback
 
+    def rounded(self) -> set[str]:
+        """Parameters whose gradients torch may sum in half precision."""
+        return self.names_of(name for name, owned in self.layers.items() if owned.rule.rounded)
+
     def names_of(self, layers: Iterable[str]) -> set[str]:
         """The parameters of layers, by their names in the model."""
         return {name for layer in layers for name in self.layers[layer].parameters.values()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -14,7 +14,7 @@ from diffhook.errors import CaptureError, ConfigurationError, RecheckNeeded
 from diffhook.gradients.accumulator import PassAccumulator, check_preconditioner
 from diffhook.gradients.coverage import Assignment, Coverage
 from diffhook.gradients.laws import Schedule, judge
-from diffhook.gradients.layers import find_layers, trainable_parameters
+from diffhook.gradients.layers import chosen, find_layers, trainable_parameters
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse
@@ -53,6 +53,8 @@ class PerSampleGradients:
         model: the model that is called on the batch; the batch is the first axis of its first
             tensor argument. Parameters that need no gradient are left out. An ``nn.ModuleDict`` of
             models that one backward reaches (a denoiser and its text encoder) makes one gradient.
+        layers: names of the modules whose parameters count, "*" for any part of a name; None: all. Norms
+            are then exact over those, and projections are of those.
         projection_dim: D, the length of each projection; 0 for norms only; "full" for the whole
             gradient, unprojected.
         seed: seed of the projection.
@@ -74,6 +76,7 @@ class PerSampleGradients:
         self,
         model: nn.Module,
         *,
+        layers: str | Sequence[str] | None = None,
         projection_dim: int | Literal["full"] = 2048,
         seed: int = 0,
         reduction: Literal["mean", "sum"] = "mean",
@@ -96,23 +99,26 @@ class PerSampleGradients:
         #: parameter name → factor of its shape on its gradients, such as Adam's 1/(√v̂ + ε), before
         #: norms and projections; parameters not named are left as they are
         self.preconditioner: Mapping[str, Tensor] = {}
-        self.parameters = trainable_parameters(model)
-        if not self.parameters:
+        #: what is trained, by name; :attr:`parameters` are those of them that count
+        self.trained = trainable_parameters(model)
+        if not self.trained:
             raise ConfigurationError("the model has no parameter with requires_grad=True")
+        self.layers = layers
+        self.parameters = chosen(self.trained, layers)
         self.sketch = make_sketch(projection_dim, seed, self.parameters)
         self._roots = list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
         self._root_handles: list[RemovableHandle] = []
         self._workspace = workspace
-        layers = find_layers(model, self.parameters)
+        ruled = find_layers(model, self.parameters)
         self.tape = Tape(
-            {name: owned.module for name, owned in layers.items()},
+            {name: owned.module for name, owned in ruled.items()},
             self._on_forward,
-            inputless=[name for name, owned in layers.items() if set(owned.parameters) == {"bias"}],
+            inputless=[name for name, owned in ruled.items() if set(owned.parameters) == {"bias"}],
         )
-        self._reuse = Reuse(layers, self.tape) if reuse_products and weight_gradients else None
+        self._reuse = Reuse(ruled, self.tape) if reuse_products and weight_gradients else None
         self.tape.let_go = self._reuse is None  # keep inputs: a second backward must refill reused gradients
         self._formed: set[str] = set()  # layers whose products may be reused
-        self._assignment = Assignment(self.parameters, layers)
+        self._assignment = Assignment(self.parameters, ruled)
         self._layout = Layout()
         self._schedule = Schedule()
         self._warned = False
@@ -127,6 +133,7 @@ class PerSampleGradients:
         """An engine with the same projection for passes without weight gradients."""
         other = type(self)(
             model,
+            layers=self.layers,
             projection_dim=0,
             weight_gradients=False,
             group_size=group_size,
@@ -181,7 +188,7 @@ class PerSampleGradients:
             if self._reuse is not None:  # a check compares with what autograd itself computes
                 self._reuse.chosen = () if self._pass.checked else self._formed
             self.tape.attach(self._pass.guard)
-            self._pass.begin(weight_gradients=self.weight_gradients)
+            self._pass.begin(None if self.weight_gradients else self.trained)
         except BaseException:
             self.tape.detach()
             self._pass.end()

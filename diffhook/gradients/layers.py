@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import nn
 
+from diffhook.errors import ConfigurationError
 from diffhook.gradients.rules import LayerRule, replaces_forward, rule_for
 
 
@@ -21,6 +23,35 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             seen.add(id(parameter))
             found[name] = parameter
     return found
+
+
+def chosen(
+    parameters: Mapping[str, nn.Parameter], layers: str | Sequence[str] | None
+) -> dict[str, nn.Parameter]:
+    """Those of ``parameters``, by name, that lie in one of the named modules.
+
+    Args:
+        layers: names of modules, "*" for any part of one; whatever is inside a module counts with it.
+
+    Raises:
+        ConfigurationError: one of the names matches no module with trainable parameters.
+    """
+    if layers is None:
+        return dict(parameters)
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    inside = {pattern: {n for n in parameters if _lies_in(n, pattern)} for pattern in patterns}
+    for pattern, names in inside.items():
+        if not names:
+            some = ", ".join(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
+            raise ConfigurationError(
+                f"layers has {pattern!r}, which matches no trained module; there are {some[:300]}"
+            )
+    return {name: p for name, p in parameters.items() if any(name in names for names in inside.values())}
+
+
+def _lies_in(name: str, pattern: str) -> bool:
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 
 
 def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:

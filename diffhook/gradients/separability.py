@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from diffhook.gradients import host
 from diffhook.gradients.graph import leaves_behind
 from diffhook.gradients.guard import Guard
 from diffhook.gradients.tape import Tape
@@ -207,7 +208,7 @@ class SeparabilityCheck:
         expected = norms * factors.to(device)
         noise = _NOISE * (norms.amax(1, keepdim=True) + _NOISE * norms.nan_to_num(0, 0, 0).max())
         wrong = (found - expected).abs() > (_ROUNDED if self._half else _EXACT) * expected + noise
-        return {place: not bad for place, bad in zip(places, wrong.any(1).tolist(), strict=True)}
+        return {place: not bad for place, bad in zip(places, host.read(wrong.any(1)), strict=True)}
 
 
 def _communicates(model: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -10,41 +11,56 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffhook.errors import ConfigurationError
-from diffhook.gradients.rules import Mixers, Outer
-from diffhook.gradients.signs import offset, signs
+from diffhook.gradients import tensor_sketch
+from diffhook.gradients.packs import Pack, packed
+from diffhook.gradients.rules import Factors, Mixers
+from diffhook.gradients.signs import signs
 
 _MIXED = 32  # channels that a wide convolution is mixed down to
-_WIDTH = 1 << 14  # numbers a sample accumulates into: long runs at once, still in the cache
+_WIDE = 256  # of both sides of a matrix that is sketched through its factors
+_SMALL = 1 << 14  # numbers; parameters with fewer are packed
 
 
 class Sketch:
     """Projects gradients to ``dim`` numbers.
 
-    Element *i* of parameter *n* goes, with a random sign, to bucket (i + offset_n) mod dim: a count
-    sketch whose buckets all parameters share (Charikar et al. 2002), computed by folding. The weight
-    of a wide convolution (kernel > 1, 128 channels or more on both sides) is first mixed down to 32
-    by 32 channels by random ±1/√32 matrices, so that its full product need not be formed.
+    A count sketch whose buckets all parameters share (Charikar et al. 2002), computed by folding: element *i*
+    of a gradient goes, with a random sign, to bucket i mod dim. Parameters of fewer than 16,384 numbers are
+    first put side by side, in the order of their names. Two kinds of weight are reduced before that, so that
+    their full products need not be formed: wide convolutions (kernel > 1, 128 channels or more on both sides)
+    to 32 by 32 channels by random ±1/√32 matrices, and wide matrices (256 or more on both sides) to 512
+    numbers by a :mod:`tensor sketch <diffhook.gradients.tensor_sketch>`.
 
     The map is linear and inner products are unbiased: E⟨Pg, Ph⟩ = ⟨g, h⟩. It depends on the seed and
     on the parameters' names and shapes only, so it is the same on every rank, device and batch split.
 
     Args:
         dim: number of buckets D, at least 1.
-        seed: seed of signs and offsets.
+        shapes: parameter name → shape.
+        seed: seed of the signs.
     """
 
-    def __init__(self, dim: int, seed: int = 0) -> None:
+    VERSION = 2  #: of the map; projections of different versions cannot be compared
+
+    def __init__(self, dim: int, shapes: Mapping[str, torch.Size], seed: int = 0) -> None:
         if dim < 1:
             raise ConfigurationError(f"projection_dim is {dim}; expected a positive integer")
         self.dim = dim
         self.seed = seed
-        self.width = dim * max(_WIDTH // dim, 1)  #: of accumulators: several sets of buckets, side by side
+        self._shapes = dict(sorted(shapes.items()))
+        reduced = {n: _reduced_size(s) for n, s in self._shapes.items() if is_reduced(s)}
+        small = {n: s.numel() for n, s in self._shapes.items() if n not in reduced and s.numel() < _SMALL}
+        #: name → pack, of parameters whose whole gradient is packed, and of those that are reduced
+        self.small = {name: pack for pack in packed(small) for name in pack.slices}
+        self.reduced = {name: pack for pack in packed(reduced) for name in pack.slices}
         self._signs: dict[tuple[str, torch.device], Tensor] = {}
         self._mixers: dict[tuple[str, torch.device, torch.dtype], Mixers] = {}
+        self._sides: dict[tuple[str, torch.device], Factors] = {}
 
-    def mixers(self, name: str, shape: torch.Size, like: Tensor) -> Mixers | None:
+    def mixers(self, name: str, like: Tensor) -> Mixers | None:
         """The channel mixers of a wide convolution's weight; None for every other parameter."""
-        if len(shape) < 3 or math.prod(shape[2:]) == 1 or min(shape[0], shape[1]) < 4 * _MIXED:
+        shape = self._shapes[name]
+        if not _is_wide_convolution(shape):
             return None
         key = (name, like.device, like.dtype)
         if key not in self._mixers:
@@ -53,88 +69,134 @@ class Sketch:
             )
         return self._mixers[key]
 
-    def add(self, name: str, products: Tensor, out: Tensor) -> None:
-        """Add the projection of ``products`` to ``out``.
+    def takes_factors(self, name: str, tokens: int) -> bool:
+        """Whether a matrix's gradient of so many tokens need not be formed.
+
+        Wide matrices are for :meth:`reduce`; an outer product (one token) is for :meth:`fold_outer` where
+        the columns divide D.
+        """
+        shape = self._shapes[name]
+        outer = tokens == 1 and len(shape) == 2 and self.dim % shape[1] == 0 and shape.numel() >= self.dim
+        return name in self.reduced if _is_wide_matrix(shape) else outer and name not in self.small
+
+    def reduce(self, name: str, product: Tensor | Factors) -> Tensor:
+        """(b, n): what stands for the gradients of a parameter in :attr:`reduced`."""
+        if isinstance(product, Factors):
+            return tensor_sketch.of_factors(product, self._side_signs(name, product.grads.device))
+        if _is_wide_matrix(self._shapes[name]):
+            return tensor_sketch.of_product(product, self._side_signs(name, product.device))
+        mixers = self.mixers(name, product)
+        assert mixers is not None
+        return torch.einsum("boi...,ip,oq->bqp...", product, *mixers).flatten(1)
+
+    def fold(self, name: str | Pack, values: Tensor, out: Tensor) -> None:
+        """Add the projection of a large parameter's gradients, or of a pack, to ``out``.
 
         Args:
-            name: the parameter's name.
-            products: (b, *shape) per-sample gradients of the parameter.
-            out: (b, D) accumulator, or several sets of buckets side by side: (b, width).
+            values: (b, n); changed in place.
+            out: (b, D).
         """
-        mixers = self.mixers(name, products.shape[1:], products)
-        if mixers is not None:
-            products = torch.einsum("boi...,ip,oq->bqp...", products, *mixers)
-        self.add_mixed(name, products.reshape(len(products), -1), out)
+        values.mul_(self._sign_row(name, values.device))
+        whole = values.shape[1] - values.shape[1] % self.dim
+        if whole:
+            out.add_(values[:, :whole].view(len(values), -1, self.dim).sum(1))
+        if whole < values.shape[1]:
+            out[:, : values.shape[1] - whole].add_(values[:, whole:])
 
-    def add_outer(self, name: str, outer: Outer, out: Tensor) -> None:
-        """The same as :meth:`add` of the product, which is not formed where buckets fall into rows.
+    def fold_outer(self, name: str, outer: Factors, out: Tensor) -> None:
+        """:meth:`fold` of a gradient with T = 1, an outer product, which is not formed.
 
-        Where I divides D, bucket d takes row after row from the same column i: its sum over rows is
-        a matrix product of ``left`` with the signs, times ``right``.
+        Where I divides D, bucket d takes row after row from the same column: its sum over rows is a matrix
+        product of the left side with the signs, times the right one.
         """
-        (batch, rows), columns = outer.left.shape, outer.right.shape[1]
-        if self.dim % columns or rows * columns < self.dim:
-            self.add(name, outer.formed(), out)
-            return
+        left, right = outer.grads[:, 0], outer.inputs[:, 0]
+        (batch, rows), columns = left.shape, right.shape[1]
         height = self.dim // columns  # rows side by side in the buckets
         turns = -(-rows // height)
         padding = turns * height - rows
-        signs = self._sign_row(name, rows * columns, out).view(rows, columns)
-        left = F.pad(outer.left, (0, padding)).view(batch, turns, height).permute(2, 0, 1)
+        signs = self._sign_row(name, left.device).to(left.dtype).view(rows, columns)
+        left = F.pad(left, (0, padding)).view(batch, turns, height).permute(2, 0, 1)
         signs = F.pad(signs, (0, 0, 0, padding)).view(turns, height, columns).transpose(0, 1)
         # Contiguous: with other strides bmm may take seven times as long.
-        folded = (
-            torch.bmm(left.contiguous(), signs.contiguous())
-            .transpose(0, 1)
-            .mul(outer.right.unsqueeze(1))
-            .reshape(batch, -1)
-        )
-        start = offset(self.seed, name, self.dim)
-        out[:, start : self.dim].add_(folded[:, : self.dim - start])
-        out[:, :start].add_(folded[:, self.dim - start :])
+        folded = torch.bmm(left.contiguous(), signs.contiguous()).transpose(0, 1)
+        out.add_((folded * right.unsqueeze(1)).reshape(batch, -1))
 
-    def add_mixed(self, name: str, mixed: Tensor, out: Tensor) -> None:
-        """Add (b, n) numbers that need no mixing, or have had it: element i of every row, with its
-        sign, to bucket (offset + i) mod D. In one pass over them."""
-        count = mixed.shape[1]
-        signs = self._sign_row(name, count, mixed)
-        done, bucket = 0, offset(self.seed, name, self.dim)
-        if bucket + count <= out.shape[1]:  # most parameters are small, and there are many
-            out.narrow(1, bucket, count).addcmul_(mixed, signs)
-            return
-        while done < count:
-            run = min(out.shape[1] - bucket, count - done)
-            part = slice(done, done + run)
-            out[:, bucket : bucket + run].addcmul_(mixed[:, part], signs[part])
-            done, bucket = done + run, 0
+    def project(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """(b, D) projections of whole gradients, parameter name → (b, *shape)."""
+        first = next(iter(gradients.values()))
+        out = first.new_zeros(len(first), self.dim)
+        rows: dict[int, tuple[Pack, Tensor]] = {}
+        for name, gradient in gradients.items():
+            pack = self.small.get(name) or self.reduced.get(name)
+            if pack is None:
+                self.fold(name, gradient.reshape(len(gradient), -1).clone(), out)
+                continue
+            _, packs = rows.setdefault(id(pack), (pack, first.new_zeros(len(first), pack.size)))
+            packs[:, pack.slices[name]] = (
+                self.reduce(name, gradient) if name in self.reduced else gradient.reshape(len(gradient), -1)
+            )
+        for pack, packs in rows.values():
+            self.fold(pack, packs, out)
+        return out
 
-    def folded(self, out: Tensor) -> Tensor:
-        """(b, width) accumulator → (b, D) projections."""
-        return out.view(len(out), -1, self.dim).sum(1)
+    def _sign_row(self, name: str | Pack, device: torch.device) -> Tensor:
+        """int8, a byte per number: a float copy would cost as much memory as the model."""
+        if isinstance(name, Pack):
+            return self._pack_signs(name, device)
+        return self._kept(name, self._shapes[name].numel(), device)
 
-    def _sign_row(self, name: str, count: int, like: Tensor) -> Tensor:
-        key = (name, like.device)
+    def _pack_signs(self, pack: Pack, device: torch.device) -> Tensor:
+        key = (f"pack of {next(iter(pack.slices))}", device)
         if key not in self._signs:
-            # int8, a byte per parameter: a float copy would cost as much memory as the model.
-            self._signs[key] = torch.from_numpy(signs(self.seed, name, count)).to(like.device)
-        return self._signs[key].to(like.dtype)
+            row = torch.ones(pack.size, dtype=torch.int8)
+            for name, where in pack.slices.items():
+                row[where] = torch.from_numpy(signs(self.seed, name, where.stop - where.start))
+            self._signs[key] = row.to(device)
+        return self._signs[key]
+
+    def _kept(self, name: str, count: int, device: torch.device) -> Tensor:
+        key = (name, device)
+        if key not in self._signs:
+            self._signs[key] = torch.from_numpy(signs(self.seed, name, count)).to(device)
+        return self._signs[key]
+
+    def _side_signs(self, name: str, device: torch.device) -> Factors:
+        rows, columns = self._shapes[name]
+        return Factors(self._kept(f"{name}:out", rows, device), self._kept(f"{name}:in", columns, device))
 
     def _mixer(self, name: str, channels: int, like: Tensor) -> Tensor:
         values = torch.from_numpy(signs(self.seed, name, channels * _MIXED)).to(like)
         return values.view(channels, _MIXED) / math.sqrt(_MIXED)
 
 
+def _is_wide_convolution(shape: torch.Size) -> bool:
+    return len(shape) > 2 and math.prod(shape[2:]) > 1 and min(shape[:2]) >= 4 * _MIXED
+
+
+def _is_wide_matrix(shape: torch.Size) -> bool:
+    return len(shape) == 2 and min(shape) >= _WIDE
+
+
+def is_reduced(shape: torch.Size) -> bool:
+    """Whether a parameter of this shape is reduced before it is folded."""
+    return _is_wide_convolution(shape) or _is_wide_matrix(shape)
+
+
+def _reduced_size(shape: torch.Size) -> int:
+    return tensor_sketch.SIZE if _is_wide_matrix(shape) else _MIXED * _MIXED * math.prod(shape[2:])
+
+
 class FullGradient:
     """The identity in place of a projection: the whole gradient, parameters side by side.
 
-    For small models and for checking what a projection loses. Same interface as :class:`Sketch`.
+    For small models and for checking what a projection loses.
 
     Args:
         sizes: parameter name → number of elements, in the order of concatenation.
     """
 
     def __init__(self, sizes: dict[str, int]) -> None:
-        self.dim = self.width = sum(sizes.values())
+        self.dim = sum(sizes.values())
         self.seed = 0
         self._start: dict[str, int] = {}
         start = 0
@@ -143,12 +205,10 @@ class FullGradient:
             start += size
 
     def add(self, name: str, products: Tensor, out: Tensor) -> None:
+        """Add (b, *shape) gradients of a parameter to ``out``, (b, D)."""
         start = self._start[name]
         flat = products.reshape(len(products), -1)
         out[:, start : start + flat.shape[1]].add_(flat)
-
-    def folded(self, out: Tensor) -> Tensor:
-        return out
 
 
 def check_projection_dim(value: Any) -> None:
@@ -162,7 +222,7 @@ def check_projection_dim(value: Any) -> None:
 
 
 def make_sketch(
-    projection_dim: int | Literal["full"], seed: int, parameters: dict[str, nn.Parameter]
+    projection_dim: int | Literal["full"], seed: int, parameters: Mapping[str, nn.Parameter]
 ) -> Sketch | FullGradient | None:
     """The projection that ``projection_dim`` asks for; None for 0.
 
@@ -172,4 +232,6 @@ def make_sketch(
     check_projection_dim(projection_dim)
     if projection_dim == "full":
         return FullGradient({name: p.numel() for name, p in parameters.items()})
-    return Sketch(projection_dim, seed) if projection_dim else None
+    return (
+        Sketch(projection_dim, {n: p.shape for n, p in parameters.items()}, seed) if projection_dim else None
+    )

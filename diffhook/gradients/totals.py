@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from diffhook.errors import CaptureError
-from diffhook.gradients.norms import squared_norms
-from diffhook.gradients.rules import Outer, Reduced
+from diffhook.gradients import host
+from diffhook.gradients.norms import piece_norms
+from diffhook.gradients.packs import ALIGNED, Pack
+from diffhook.gradients.rules import Factors, Reduced, factors
 from diffhook.gradients.sketch import FullGradient, Sketch
+
+
+class _Parts(NamedTuple):
+    """Norms of parts of gradients, or their squares: (b, k) for some rows of the batch."""
+
+    values: Tensor
+    rows: slice
+    squared: bool
+    columns: Mapping[str, slice]  # of each parameter
+
+
+class _Open(NamedTuple):
+    """A pack that waits for the rest of its members."""
+
+    values: Tensor  # (samples, size)
+    left: dict[str, int]  # name → samples still to come
 
 
 class Totals:
     """Running sums over parameters for the B/M samples of a batch.
+
+    Nothing is waited for, and nothing is done for a small parameter alone that can be done for many.
 
     Args:
         batch: rows of the batch, B.
@@ -40,58 +64,119 @@ class Totals:
         self._sketch = sketch
         self.samples = samples
         self._device = device
-        self._trail: list[tuple[str, Tensor, slice]] = []  # squares that were added, and for which samples
+        self._parts: list[_Parts] = []
+        self._arrived: dict[str, None] = {}  # parameters in the order of the backward
+        self._open: dict[int, tuple[Pack, _Open]] = {}
         self._sums: Tensor | None = None
         if sketch is not None:
-            self._sums = torch.zeros(samples, sketch.width, dtype=dtype, device=device)
+            self._sums = torch.zeros(samples, sketch.dim, dtype=dtype, device=device)
+
+    # ── results ───────────────────────────────────────────────────────────────────────────────
 
     @property
     def squares(self) -> Tensor:
         """(B/M,) float64 squared norms so far."""
-        # Summed lazily: adding inside the backward is slower.
+        self._close_all()
+        alike: dict[tuple[int, int, bool], list[Tensor]] = defaultdict(list)
+        for part in self._parts:
+            alike[part.rows.start, part.rows.stop, part.squared].append(part.values)
         total = torch.zeros(self.samples, dtype=torch.float64, device=self._device)
-        whole = [squares for _, squares, _ in self._trail if len(squares) == self.samples]
-        if whole:
-            total += torch.stack(whole).sum(0)
-        for _, squares, rows in self._trail:
-            if len(squares) < self.samples:
-                total[rows] += squares
+        for (start, stop, squared), values in alike.items():
+            wide = torch.cat(values, 1).double()
+            total[start:stop] += (wide if squared else wide.square_()).sum(1)
         return total
 
     @property
     def projected(self) -> Tensor | None:
         """(B/M, D) projections so far; None for norms only."""
-        if self._sketch is None or self._sums is None:
+        self._close_all()
+        return self._sums
+
+    def first_nonfinite(self) -> str | None:
+        """The first parameter to be added with a gradient that is not finite."""
+        self._close_all()
+        if not self._parts:
             return None
-        return self._sketch.folded(self._sums)
+        broken = host.read(torch.stack([~part.values.isfinite().all() for part in self._parts]))
+        names: set[str] = set()
+        for part, bad in zip(self._parts, broken, strict=True):
+            if bad:
+                each = [~part.values[:, columns].isfinite().all() for columns in part.columns.values()]
+                found = zip(part.columns, host.read(torch.stack(each)), strict=True)
+                names |= {name for name, wrong in found if wrong}
+        return next((name for name in self._arrived if name in names), None)
+
+    # ── what is added ─────────────────────────────────────────────────────────────────────────
 
     def add(self, name: str, product: Tensor, start: int) -> None:
-        """Add one parameter's gradients of rows start, start+1, …"""
+        """Add one parameter's gradients of rows start, start+1, …; their memory is used up."""
         if self._group_size > 1:
             product = product.view(-1, self._group_size, *product.shape[1:]).sum(1)
             start //= self._group_size
         rows = slice(start, start + len(product))
-        self._trail.append((name, squared_norms(product.reshape(len(product), -1)), rows))
-        if self._sketch is not None and self._sums is not None:
-            self._sketch.add(name, product, self._sums[rows])
-
-    def add_outer(self, name: str, outer: Outer, rows: slice) -> None:
-        """Add a gradient that is an outer product."""
-        if self._group_size > 1 or isinstance(self._sketch, FullGradient):
-            self.add(name, outer.formed(), rows.start)
+        self._arrived.setdefault(name)
+        sketch, flat = self._sketch, product.reshape(len(product), -1)
+        if isinstance(sketch, Sketch) and name in sketch.small:
+            self._pack(sketch.small[name], name, flat, rows)
             return
-        left, right = (torch.linalg.vector_norm(side, dim=1).double() for side in outer)
-        self._trail.append((name, (left * right).square(), rows))
-        if self._sketch is not None and self._sums is not None:
-            self._sketch.add_outer(name, outer, self._sums[rows])
+        self._note(name, piece_norms(flat), rows, squared=False)
+        if sketch is None or self._sums is None:
+            return
+        if isinstance(sketch, FullGradient):
+            sketch.add(name, product, self._sums[rows])
+        elif name in sketch.reduced:
+            self._pack(sketch.reduced[name], name, sketch.reduce(name, product), rows)
+        else:
+            sketch.fold(name, flat, self._sums[rows])
+
+    def add_factors(self, name: str, product: Factors, rows: slice) -> None:
+        """Add a gradient that is not formed."""
+        self._arrived.setdefault(name)
+        self._note(name, factors.gram_squares(product), rows, squared=True)
+        sketch = self._sketch
+        if isinstance(sketch, Sketch) and self._sums is not None:
+            if name in sketch.reduced:
+                self._pack(sketch.reduced[name], name, sketch.reduce(name, product), rows)
+            else:
+                sketch.fold_outer(name, product, self._sums[rows])
 
     def add_reduced(self, name: str, product: Reduced, rows: slice) -> None:
         """Add what stands for a product that was never formed."""
-        self._trail.append((name, product.squares, rows))
-        if product.mixed is not None and self._sums is not None:
-            assert isinstance(self._sketch, Sketch)
-            self._sketch.add_mixed(name, product.mixed, self._sums[rows])
+        self._arrived.setdefault(name)
+        self._note(name, product.squares, rows, squared=True)
+        if product.mixed is not None and isinstance(self._sketch, Sketch):
+            self._pack(self._sketch.reduced[name], name, product.mixed, rows)
 
-    def first_nonfinite(self) -> str | None:
-        """The first parameter to be added with a gradient that is not finite."""
-        return next((name for name, squares, _ in self._trail if not bool(squares.isfinite().all())), None)
+    def _note(self, name: str, values: Tensor, rows: slice, *, squared: bool) -> None:
+        self._parts.append(_Parts(values, rows, squared, {name: slice(None)}))
+
+    # ── packs ─────────────────────────────────────────────────────────────────────────────────
+
+    def _pack(self, pack: Pack, name: str, values: Tensor, rows: slice) -> None:
+        """Put (b, n) numbers where they belong; the last one to come closes the pack."""
+        if id(pack) not in self._open:
+            empty = torch.zeros(self.samples, pack.size, dtype=values.dtype, device=values.device)
+            self._open[id(pack)] = pack, _Open(empty, dict.fromkeys(pack.slices, self.samples))
+        _, found = self._open[id(pack)]
+        found.values[rows, pack.slices[name]] = values
+        found.left[name] -= len(values)
+        if not found.left[name]:
+            del found.left[name]
+        if not found.left:
+            self._close(pack)
+
+    def _close(self, pack: Pack) -> None:
+        _, found = self._open.pop(id(pack))
+        sketch, everyone = self._sketch, slice(0, self.samples)
+        assert isinstance(sketch, Sketch)
+        assert self._sums is not None
+        if next(iter(pack.slices)) in sketch.small:
+            columns = {n: slice(s.start // ALIGNED, -(-s.stop // ALIGNED)) for n, s in pack.slices.items()}
+            norms = torch.linalg.vector_norm(found.values.view(self.samples, -1, ALIGNED), dim=2)
+            self._parts.append(_Parts(norms, everyone, False, columns))
+        sketch.fold(pack, found.values, self._sums)
+
+    def _close_all(self) -> None:
+        """Fold packs some of whose members have not come: their gradients are zero."""
+        for pack, _ in list(self._open.values()):
+            self._close(pack)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -78,19 +79,27 @@ class WatchedPass:
 
     # ── begin and end ─────────────────────────────────────────────────────────────────────────
 
-    def begin(self, *, weight_gradients: bool) -> None:
-        """Prepare the parameters; on an error, everything is as it was."""
+    def begin(self, untouched: Mapping[str, nn.Parameter] | None) -> None:
+        """Prepare the parameters; on an error, everything is as it was.
+
+        Args:
+            untouched: all trained parameters, whose gradients are not wanted; None: they are.
+        """
         parameters = self._assignment.parameters
         with ExitStack() as undo:
-            if not weight_gradients:
+            if untouched is not None:
                 # The fallback differentiates with respect to its parameters; the check to all.
-                undo.enter_context(frozen(parameters, parameters if self.checked else self._watched()))
+                undo.enter_context(frozen(untouched, parameters if self.checked else self._watched()))
                 undo.callback(setattr, self._tape, "require_outputs", False)
                 self._tape.require_outputs = True
             if self.separability is not None:
                 accumulator = self.accumulator
                 self.completeness = CoverageCheck(
-                    parameters, self._tape, lambda: accumulator.precision, self.guard
+                    parameters,
+                    self._tape,
+                    lambda: accumulator.precision,
+                    self.guard,
+                    self._assignment.rounded(),
                 )
                 accumulator.audit = self.completeness.add
                 undo.callback(self.completeness.close)

@@ -38,7 +38,7 @@ class DiffHook(Hook):
         accelerator: the loop's.
         path: the log: a folder, an fsspec URL, or a zarr Store.
         projection_dim, seed, every, overhead, snapshot_every, keep_preconditioner, probe, objective, alerts,
-            sample_ids, thumbnails, models, reduction, reuse_products, workspace, strict, enabled: see
+            sample_ids, thumbnails, models, layers, reduction, reuse_products, workspace, strict, enabled: see
             :class:`~diffhook.capture.settings.Settings`.
 
     Raises:
@@ -62,6 +62,7 @@ class DiffHook(Hook):
         sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None,
         thumbnails: int = 0,
         models: Sequence[nn.Module] | None = None,
+        layers: str | Sequence[str] | None = None,
         reduction: Literal["mean", "sum"] = "mean",
         reuse_products: bool = False,
         workspace: int | None = None,
@@ -81,6 +82,7 @@ class DiffHook(Hook):
             sample_ids=sample_ids,
             thumbnails=thumbnails,
             models=models,
+            layers=layers,
             reduction=reduction,
             reuse_products=reuse_products,
             workspace=workspace,

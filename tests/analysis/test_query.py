@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
@@ -18,6 +19,7 @@ import diffhook
 from diffhook.analysis.digest import digest
 from diffhook.capture.noise import noise_seed
 from diffhook.errors import ConfigurationError, LogError
+from diffhook.gradients import Sketch
 from tests.models import unet
 from tests.runs import SCHEDULER, TinyDenoiser, identified, train
 
@@ -298,3 +300,32 @@ def direct_ddim(model: torch.nn.Module, seeds: list[int]) -> Tensor:
             x = before.sqrt() * clean + (1 - before).sqrt() * noise
         found.append(x)
     return torch.cat(found)
+
+
+def test_projections_of_another_version_are_neither_joined_nor_queried(
+    log: diffhook.RunLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sketch, "VERSION", Sketch.VERSION + 1)
+    with pytest.raises(LogError, match=r"has projections of version \d, and this diffhook makes version \d"):
+        ask(log)
+    with pytest.raises(LogError, match=r"projection\.version: the log has"):
+        train(tmp_path / "log", snapshot_every=4, objective=OBJECTIVE, projection_dim=64, strict=True)
+
+
+def test_a_log_of_chosen_layers_is_queried_over_those_and_its_snapshots_hold_the_rest(tmp_path: Path) -> None:
+    options: Any = {"snapshot_every": 4, "objective": OBJECTIVE, "projection_dim": "full"}
+    run = train(tmp_path / "log", layers=["inward", "time"], twin=True, **options)
+    log = diffhook.open_log(tmp_path / "log")
+    parameters = dict(run.model.named_parameters())
+    names = [name for name, _ in log.config["identity"]["parameters"]]
+    assert names == ["time.weight", "time.bias", "inward.weight", "inward.bias"]
+    count = sum(parameters[name].numel() for name in names)
+    norms = {(e.sample, e.step): float(e.gradient[:count].norm()) for e in run.events}
+    for sample, step, norm in zip(
+        *(log.train[c].tolist() for c in ("sample", "step", "grad_norm")), strict=True
+    ):
+        assert norm == pytest.approx(norms[sample, step], rel=1e-4)
+    assert set(safetensors.torch.load(log.snapshots[-1].parameters())) == set(parameters)
+    assert ask(log).dim == count
+    with pytest.raises(LogError, match="layers: the log has"):
+        train(tmp_path / "log", layers=["inward"], **options)

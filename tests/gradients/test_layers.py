@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffhook.gradients import PerSampleGradients, Sketch
-from tests.twins import relative_error, sample_gradients
+from diffhook.gradients import PerSampleGradients
+from tests.twins import projected, relative_error, sample_gradients
 
 
 def _squares(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
@@ -125,12 +125,7 @@ def test_a_wide_convolution_needs_no_product(name: str, dim: int) -> None:
             _squares(layer, batch).mean().backward()
     assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
     if dim:
-        assert isinstance(engine.sketch, Sketch)
-        projected = torch.zeros(len(expected), dim, dtype=torch.float64)
-        weight, bias = expected.split([layer.weight.numel(), layer.bias.numel()], dim=1)
-        engine.sketch.add("weight", weight.clone().view(-1, *layer.weight.shape), projected)
-        engine.sketch.add("bias", bias.clone(), projected)
-        assert relative_error(engine.projections, projected) < 1e-5
+        assert relative_error(engine.projections, projected(engine.sketch, layer, expected)) < 1e-5
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffhook.gradients import PerSampleGradients
 from tests.models import PROBLEMS, Problem
-from tests.twins import relative_error, rows, sample_gradients
+from tests.twins import projected, relative_error, rows, sample_gradients
 
 Make = Callable[..., Problem]
 
@@ -77,15 +77,7 @@ def test_projections_equal_the_projected_batch_1_loop(make: Make) -> None:
     problem = make()
     engine = _run(problem, projection_dim=512, seed=3)
     gradients = sample_gradients(problem.model, problem.loss, problem.batch)
-    expected = torch.zeros(len(gradients), 512, dtype=torch.float64)
-    assert engine.sketch is not None
-    start = 0
-    for name, parameter in problem.model.named_parameters():
-        if parameter.requires_grad:
-            part = gradients[:, start : start + parameter.numel()].clone()
-            part = part.view(-1, *parameter.shape)
-            engine.sketch.add(name, part, expected)
-            start += parameter.numel()
+    expected = projected(engine.sketch, problem.model, gradients)
     assert relative_error(engine.projections, expected) < 1e-5
 
 

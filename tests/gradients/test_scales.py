@@ -9,7 +9,7 @@ from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.gradients.signs import signs
 from tests.models import PROBLEMS, unet
-from tests.twins import relative_error, sample_gradients
+from tests.twins import projected, relative_error, sample_gradients
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -96,12 +96,7 @@ def test_a_preconditioner_multiplies_gradients_before_norms_and_projections(name
     if dim == "full":
         assert relative_error(engine.projections, expected) < 1e-5
     elif dim:
-        projected = torch.zeros(len(expected), dim, dtype=torch.float64)
-        assert engine.sketch is not None
-        sizes = [f.numel() for f in factors.values()]
-        for (key, factor), part in zip(factors.items(), expected.split(sizes, 1), strict=True):
-            engine.sketch.add(key, part.view(-1, *factor.shape), projected)
-        assert relative_error(engine.projections, projected) < 1e-5
+        assert relative_error(engine.projections, projected(engine.sketch, model, expected)) < 1e-5
 
 
 def test_a_preconditioner_that_does_not_fit_is_refused() -> None:

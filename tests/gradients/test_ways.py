@@ -13,7 +13,7 @@ from torch import nn
 from diffhook.gradients import PerSampleGradients
 from diffhook.gradients.tuning import Tuner
 from tests.gradients.test_layers import CONV, WIDE, _squares
-from tests.twins import relative_error, sample_gradients
+from tests.twins import projected, relative_error, sample_gradients
 
 
 def _force(monkeypatch: pytest.MonkeyPatch, name: str) -> set[str]:
@@ -61,20 +61,23 @@ def test_every_way_of_a_norm_equals_the_batch_1_loop(
     assert relative_error(engine.norms[:, None], expected) < 1e-5
 
 
-@pytest.mark.parametrize(("inward", "outward"), [(64, 96), (64, 100), (256, 512), (60, 500), (48, 3)])
-def test_an_outer_product_is_projected_without_being_formed(inward: int, outward: int) -> None:
+@pytest.mark.parametrize("dim", [2048, 300])
+@pytest.mark.parametrize("way", ["ghost", "product"])
+@pytest.mark.parametrize("tokens", [(), (1,), (7,), (3, 5)], ids=str)
+@pytest.mark.parametrize(("inward", "outward"), [(64, 96), (256, 640), (600, 256), (48, 3)])
+def test_every_way_of_a_matrix_is_projected_as_the_batch_1_loops_gradient(
+    inward: int, outward: int, tokens: tuple[int, ...], way: str, dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _force(monkeypatch, way)
     layer = nn.Linear(inward, outward, bias=False)
-    batch = (torch.randn(5, inward),)
+    batch = (torch.randn(5, *tokens, inward),)
     expected = sample_gradients(layer, _squares, batch)
-    engine = PerSampleGradients(layer, projection_dim=256)
-    for _ in range(2):  # the first is checked, for which products are formed
+    engine = PerSampleGradients(layer, projection_dim=dim)
+    for _ in range(2):  # the first is checked
         with engine:
             _squares(layer, batch).mean().backward()
-    projected = torch.zeros(5, 256, dtype=torch.float64)
-    assert engine.sketch is not None
-    engine.sketch.add("weight", expected.clone().view(5, outward, inward), projected)
-    assert relative_error(engine.projections, projected) < 1e-5
-    assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
+        assert relative_error(engine.projections, projected(engine.sketch, layer, expected)) < 1e-5
+        assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
 
 
 def test_the_fastest_way_is_measured_once_and_kept(tmp_path: Path) -> None:

@@ -87,14 +87,14 @@ def test_a_compact_copy_holds_the_rows_that_count_in_whole_shards(
 
 
 def test_folding_gives_the_sketch_that_a_smaller_dim_would_have_made() -> None:
-    shapes = {"a": (7, 5), "wide": (130, 128, 3, 3), "b": (301,)}
-    gradients = {n: torch.randn(2, *s, generator=torch.Generator().manual_seed(1)) for n, s in shapes.items()}
+    shapes = {"a": (7, 5), "wide": (130, 128, 3, 3), "b": (301,), "matrix": (256, 300), "large": (150, 128)}
+    random = torch.Generator().manual_seed(1)
+    gradients = {n: torch.randn(2, *s, generator=random).double() for n, s in shapes.items()}
     for dim, smaller in ((64, 16), (60, 20), (96, 1), (48, 48)):
-        found = {}
-        for size in (dim, smaller):
-            sketch, found[size] = Sketch(size, seed=5), torch.zeros(2, size, dtype=torch.float64)
-            for name, gradient in gradients.items():
-                sketch.add(name, gradient.double(), found[size])
+        found = {
+            size: Sketch(size, {n: torch.Size(s) for n, s in shapes.items()}, seed=5).project(gradients)
+            for size in (dim, smaller)
+        }
         folded = fold(found[dim].numpy(), smaller)
         np.testing.assert_allclose(folded, found[smaller].numpy(), rtol=2e-4, atol=1e-3)
 

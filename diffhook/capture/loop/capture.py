@@ -231,6 +231,7 @@ class Capture:
         refuse_sharded(model)
         engine = PerSampleGradients(
             model,
+            layers=settings.layers,
             projection_dim=settings.projection_dim,
             seed=settings.seed,
             reduction=settings.reduction,
@@ -238,7 +239,6 @@ class Capture:
             workspace=settings.workspace,
         )
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
-        probe = training_probe(settings.probe, settings.objective, self.loader, self.identity)
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)

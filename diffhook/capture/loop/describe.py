@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset
 
 from diffhook.capture import Objective
 from diffhook.capture.adapter import describe_adapters
-from diffhook.gradients import PerSampleGradients
+from diffhook.gradients import PerSampleGradients, Sketch
 from diffhook.log.schema import json_like
 
 _LIBRARIES = ("diffhook", "torch", "accelerate", "diffusers", "peft", "zarr", "numpy")
@@ -60,7 +60,9 @@ def describe_run(
                 "dim": sketch.dim if sketch is not None else 0,
                 "seed": sketch.seed if sketch is not None else 0,
                 "kind": "full" if engine.full else "sketch" if sketch is not None else "none",
+                "version": sketch.VERSION if isinstance(sketch, Sketch) else None,
             },
+            "layers": [engine.layers] if isinstance(engine.layers, str) else engine.layers,
             "parameters": [[n, list(p.shape)] for n, p in engine.parameters.items()],
             "model": describe_model(engine.model),
             "objective": objective.describe() if objective is not None else None,

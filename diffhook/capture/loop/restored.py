@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from diffhook.gradients.layers import trainable_parameters
-
 
 class RestoredParameters:
     """Compares what a step has changed with what is left of it when the model is called next.
@@ -21,8 +19,8 @@ class RestoredParameters:
 
     _STEPS = 2
 
-    def __init__(self, model: nn.Module) -> None:
-        names = {id(parameter): name for name, parameter in trainable_parameters(model).items()}
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        names = {id(parameter): name for name, parameter in parameters.items()}
         self._tables: dict[str, Tensor] = {
             names[id(module.weight)]: module.weight
             for module in model.modules()

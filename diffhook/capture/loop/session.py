@@ -246,8 +246,8 @@ class Session:
             self.give_up()
             self.absences.leave_out(
                 "several-batches",
-                "the model was called on different samples before one backward, and it is not known whose its "
-                "gradient's rows are: such micro-batches are left out. Call a backward for each",
+                "the model was called on different samples before one backward, and whose its gradient's rows "
+                "are is not known: such micro-batches are left out. Call a backward for each",
             )
 
     def _output_seen(self, event: events.OutputSeen) -> None:

@@ -73,7 +73,7 @@ class Steps:
     def follow(self, recorder: Recorder) -> None:
         """Tell this recorder of steps from now on."""
         self._recorder = recorder
-        self._restored = RestoredParameters(recorder.engine.model)
+        self._restored = RestoredParameters(recorder.engine.model, recorder.engine.parameters)
 
     def pass_begins(self) -> None:
         """A captured forward is about to run: what the loop has done since the last step can be seen now."""

@@ -21,7 +21,7 @@ def plan_text(
 ) -> str:
     """Rows, bytes and snapshots to expect."""
     engine, per_row = recorder.engine, recorder.writer.bytes_per_row
-    snapshot = sum(p.numel() * p.element_size() for p in engine.parameters.values())
+    snapshot = sum(p.numel() * p.element_size() for p in engine.trained.values())
     stride = f"one step in {plan.stride}" if plan.stride > 1 else "every step"
     if plan.overhead is not None:
         stride = f"as many steps as fit {plan.overhead:.0%} overhead"

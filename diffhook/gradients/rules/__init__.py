@@ -1,10 +1,10 @@
 """One file per kind of layer. Importing this package registers them all."""
 
-from diffhook.gradients.rules import conv, embedding, linear, normalization
+from diffhook.gradients.rules import conv, embedding, factors, linear, normalization
 from diffhook.gradients.rules.registry import (
+    Factors,
     LayerRule,
     Mixers,
-    Outer,
     Product,
     Reduced,
     register,
@@ -13,13 +13,14 @@ from diffhook.gradients.rules.registry import (
 )
 
 __all__ = [
+    "Factors",
     "LayerRule",
     "Mixers",
-    "Outer",
     "Product",
     "Reduced",
     "conv",
     "embedding",
+    "factors",
     "linear",
     "normalization",
     "register",

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffhook.gradients.norms import squared_norms
+from diffhook.gradients.norms import piece_norms
 from diffhook.gradients.rules.conv_products import WAYS, Geometry
 from diffhook.gradients.rules.ghost import ghost_applies, ghost_size, ghost_squares
 from diffhook.gradients.rules.registry import LayerRule, Mixers, Product, Reduced, register
@@ -99,7 +99,7 @@ def _mix(maps: Tensor, mixer: Tensor) -> Tensor:
 
 
 def _product_squares(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    return squared_norms(weight_products(inputs, grad, geometry).flatten(1))
+    return piece_norms(weight_products(inputs, grad, geometry).flatten(1)).square()
 
 
 # ── the choice ────────────────────────────────────────────────────────────────────────────────────

@@ -32,7 +32,7 @@ def ghost_size(inputs: Tensor, grad: Tensor) -> int:
 
 
 def ghost_squares(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """(B,) float64 squared norms of the per-sample weight gradients.
+    """(B, 1) squared norms of the per-sample weight gradients.
 
     Args:
         inputs: (B, I, *space).
@@ -44,7 +44,7 @@ def ghost_squares(inputs: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
     for tap in itertools.product(*map(range, geometry.kernel)):
         ours, theirs = _overlap(tap, geometry.padding, inputs.shape[2:], grad.shape[2:])
         windows[(slice(None), *theirs, *theirs)].add_(pixels[(slice(None), *ours, *ours)])
-    return torch.linalg.vecdot(windows.flatten(1), between.flatten(1)).double()
+    return torch.linalg.vecdot(windows.flatten(1), between.flatten(1)).unsqueeze(1)
 
 
 def _gram(maps: Tensor) -> Tensor:

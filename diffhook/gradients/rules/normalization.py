@@ -29,19 +29,12 @@ class GroupNormRule(LayerRule):
         assert isinstance(module, nn.GroupNorm)
         batch, channels = grad_output.shape[:2]
         grad = grad_output.reshape(batch, channels, -1)
-        shift = grad.sum(2)
         if "weight" in wanted:
-            # As in torch's own kernel: Σ g·(x − mean)/std without the normalised input in between.
-            values = inputs.to(grad.dtype).reshape(grad.shape).contiguous()
-            size, groups = values.shape[2], module.num_groups
-            _, mean, rstd = torch.native_group_norm(
-                values, None, None, batch, channels, size, groups, module.eps
-            )
-            mean = mean.repeat_interleave(channels // groups, 1)
-            rstd = rstd.repeat_interleave(channels // groups, 1)
-            yield "weight", (torch.linalg.vecdot(grad, values) - shift * mean) * rstd
+            values = inputs.to(grad.dtype).reshape(grad.shape)
+            normal = F.group_norm(values, module.num_groups, eps=module.eps)
+            yield "weight", torch.linalg.vecdot(grad, normal)
         if "bias" in wanted:
-            yield "bias", shift
+            yield "bias", grad.sum(2)
 
 
 class _TokenNormRule(LayerRule):
@@ -70,6 +63,8 @@ class _TokenNormRule(LayerRule):
 
 @register(nn.LayerNorm)
 class LayerNormRule(_TokenNormRule):
+    rounded = True
+
     def normalized(self, module: nn.Module, inputs: Tensor) -> Tensor:
         assert isinstance(module, nn.LayerNorm)
         return F.layer_norm(inputs, module.normalized_shape, eps=module.eps)

@@ -19,22 +19,18 @@ class Mixers(NamedTuple):
 class Reduced(NamedTuple):
     """What is needed of a gradient product that was never formed."""
 
-    squares: Tensor  # (B,) squared L2 norms
+    squares: Tensor  # (B, k) squared L2 norms of k parts
     mixed: Tensor | None  # (B, q·q·kernel), the product of the mixed factors
 
 
-class Outer(NamedTuple):
-    """The gradient left ⊗ right of a weight that a sample meets once; not formed."""
+class Factors(NamedTuple):
+    """The gradient Σ_t grads[:, t] ⊗ inputs[:, t] of a matrix; not formed."""
 
-    left: Tensor  # (B, O)
-    right: Tensor  # (B, I)
-
-    def formed(self) -> Tensor:
-        """(B, O, I)"""
-        return self.left.unsqueeze(2) * self.right.unsqueeze(1)
+    grads: Tensor  # (B, T, O)
+    inputs: Tensor  # (B, T, I)
 
 
-Product = Tensor | Reduced | Outer
+Product = Tensor | Reduced | Factors
 
 
 class LayerRule(ABC):
@@ -46,10 +42,14 @@ class LayerRule(ABC):
         parameters: the module's own parameters that the rule explains, by attribute. Others, such as
             the ``weight_orig`` of a pruned layer, go to the fallback.
         joins: whether :meth:`join` can make one call of several.
+        rounded: whether torch's CPU kernel adds up the parameters' gradients in half precision.
+        gives_factors: whether weight gradients come as :class:`Factors`.
     """
 
     parameters: tuple[str, ...] = ("weight", "bias")
     joins = False
+    gives_factors = False
+    rounded = False
 
     def join(self, calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """One (inputs, grad_output) whose parameter gradients are the sums over ``calls``."""
@@ -72,7 +72,7 @@ class LayerRule(ABC):
             grad_output: ∂loss/∂output, (B, …), in the dtype to compute in; any strides.
             wanted: names among the module's own parameters that are trainable.
             mixers: names for which :class:`Reduced` will do, with the reductions to use, or None
-                where only the norm is asked for. Most rules form the product all the same.
+                where only the norm, or factors, are asked for. Most rules form the product all the same.
         """
 
     def workspace(

@@ -1,0 +1,16 @@
+"""Values that decide something, brought to the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def read(values: Tensor) -> list[Any]:
+    """The values of a tensor of one axis, as Python numbers.
+
+    Waits for the tensor's device. Nothing else in this package does, so that whoever looks for waits, or
+    wants to run the engine on tensors without values (meta), has one place to look at.
+    """
+    return list(values.tolist())
