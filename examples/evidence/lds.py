@@ -1,6 +1,6 @@
 """Linear datamodeling scores: do scores predict what retrained models do?
 
-    python examples/evidence/lds.py [--quick]
+    python examples/evidence/lds.py [--quick] [--settings MLP UNet]
 
 scikit-learn's 8 × 8 digits, class-conditional, in two settings: a small UNet, and an MLP in its place, which
 is trained so fast that more halves are affordable. Models are trained on random halves of 256 digits, twice
@@ -205,16 +205,34 @@ def all_scores(
     return found
 
 
+def kept_scores(problem: Problem, seed: int, path: Path) -> dict[str, dict[str, Scores]]:
+    """All scores, from the last run where it came as far."""
+    file = path.with_suffix(".npz")
+    if not file.exists():
+        found = all_scores(problem, seed, path)
+        np.savez(file, **{f"{name}/{method}": v for name, of in found.items() for method, v in of.items()})
+    known: dict[str, dict[str, Scores]] = {}
+    with np.load(file) as stored:
+        for title, values in stored.items():
+            name, _, method = title.partition("/")
+            known.setdefault(name, {})[method] = values
+    return known
+
+
+def more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="one or both")
+
+
 def run(args: argparse.Namespace) -> Result:
     if len(args.seeds) < 2:
         raise SystemExit(f"--seeds names {len(args.seeds)}; expected 2 or more, to see how far they differ")
     rows, ceilings, settings = [], [], []
-    for case in SETTINGS:
+    for case in args.settings:
         out = args.out / key(case)
         problem = Problem.make(case, out, args.quick)
         models = retrained(problem, args, out)
         start = 0
-        by_seed = [all_scores(problem, seed, out / f"log-{seed}") for seed in args.seeds]
+        by_seed = [kept_scores(problem, seed, out / f"log-{seed}") for seed in args.seeds]
         for name, queries in problem.queries.items():
             losses_of = -models.losses[:, :, start : start + len(queries)]
             start += len(queries)
@@ -289,4 +307,4 @@ def draw(axes: Any, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    experiment("lds", __doc__, run, draw, show, seeds=(0, 1, 2))
+    experiment("lds", __doc__, run, draw, show, seeds=(0, 1, 2), more=more)

@@ -34,6 +34,7 @@ class Recipe:
 
     Attributes:
         epochs: passes over whatever it is trained on.
+        constant: whether the learning rate is; otherwise it rises to ``rate`` and falls to 0, in one cycle.
         widths: channels at each resolution; attention at the lowest.
         snapshots: of the trainable parameters in a watched run, evenly spaced.
         mlp: hidden width of an MLP in the UNet's place.
@@ -42,6 +43,7 @@ class Recipe:
     epochs: int
     batch: int = 32
     rate: float = 2e-3
+    constant: bool = False
     widths: tuple[int, ...] = (16, 32, 32)
     snapshots: int = 4
     mlp: int | None = None
@@ -115,7 +117,7 @@ def train(
     order = Order(np.arange(len(samples)) if ids is None else ids, seed)
     steps = recipe.epochs * -(-len(order) // recipe.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, fused=True)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, steps, pct_start=0.1)
+    rates = _rates(optimizer, recipe, steps)
     bar = tqdm(total=steps, desc="training", disable=None if progress else True, leave=False)
     with bar:
         if log is None:
@@ -173,6 +175,12 @@ def _plainly(
             optimizer.zero_grad()
             bar.update()
     return model
+
+
+def _rates(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
+    if recipe.constant:
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, steps, pct_start=0.1)
 
 
 def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
