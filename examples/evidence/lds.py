@@ -78,7 +78,7 @@ class Setting:
 
 SETTINGS = {
     "MLP": Setting(Recipe(epochs=1000, batch=64, rate=1e-3, mlp=128), 64, 32, 8),
-    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 24, 16, 4),
+    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 16, 16, 4),
 }
 SEEDS = (0, 1)  # of the trainings on halves
 
@@ -156,7 +156,7 @@ def retrained(problem: Problem, args: argparse.Namespace, out: Path) -> Retraine
 
 def watched(problem: Problem, seed: int, path: Path) -> diffhook.RunLog:
     """The log of a training on all samples, probes on the grid, and the queries' gradients in it."""
-    probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64)
+    probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64, label_timesteps=0)
     train(
         problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
         every=1 if problem.grid.count < 10 else EVERY, keep_preconditioner=True,

@@ -52,8 +52,14 @@ def tracing(result: Result) -> str:
     for method in dict.fromkeys(row["method"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["method"] == method]
         lines.append(_row([_name(method), *(_told(row["wrong"], 3) for row in rows)]))
+    general = [
+        f"{_name(row['method'])} {_told(row['general_samples'], 1)}"
+        for row in result["rows"]
+        if row["queries"] == "held out" and row["method"] != "random"
+    ]
+    told = f"Samples in more than a fifth of the tops of the held-out queries: {', '.join(general)}."
     more = f"{result['asked']} queries of each kind; first source: {result['first_source']}; {_seeds(result)}"
-    return "\n".join([*lines, "", _made(result, "tracing", more)])
+    return "\n".join([*lines, "", told + " " + _made(result, "tracing", more)])
 
 
 def outliers(result: Result) -> str:
@@ -88,8 +94,8 @@ def lds(result: Result) -> str:
         f"trained {result['retrained_seeds']} times; {len(result['seeds'])} watched trainings"
     )
     outside = (
-        f"dattri's TracIn of the same snapshots differs from ours by {check['tracin']:.0e} of the largest score, "
-        f"and its normalised form from ReTrac by {check['retrac']:.0e}."
+        f"dattri's TracIn of the same snapshots differs from ours by {check['tracin']:.0e} of the largest "
+        f"score, and its normalised form from ReTrac by {check['retrac']:.0e}."
     )
     return "\n".join([*lines, "", f"{_leads(result)} {outside} {_made(result, 'lds', more)}"])
 

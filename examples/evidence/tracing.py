@@ -24,11 +24,12 @@ from sources import Samples, cifar_planes, patches, small_digits, zeros_in_colou
 from training import LOSS, Recipe, generate, train
 
 import diffhook
+from diffhook.analysis.bias import general_samples
 from diffhook.analysis.evaluation import tracing
 
 METHODS = ("tracin", "retrac", "cosine", "trak", "whitened-retrac")
 QUERIES = ("training", "held out", "generated")
-K = 6
+K, GENERAL = 6, 0.2
 
 
 def mixture(args: argparse.Namespace, seed: int) -> tuple[Samples, Samples]:
@@ -78,7 +79,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         near = nearest(training, asked)
         sources = training.sources[near[:, 0]] if name == "generated" else np.zeros(len(asked), int)
         key = name.replace(" ", "-")
-        grid = diffhook.Grid(5 if args.quick else 20)
+        grid = diffhook.Grid(5 if args.quick else 10)
         diffhook.query(log, asked.batch(), key, LOSS, grid=grid, overwrite=True)
         tops = {method: diffhook.influence(log, key, method).top(K).sample_ids for method in METHODS}
         tops["pixels"] = near[:, :K]
@@ -86,7 +87,11 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         found[name] = {}
         for method, top in tops.items():
             told = tracing(top, training.sources, sources)
-            found[name][method] = {"wrong": 1 - told.precision.mean, "cardinality": told.cardinality}
+            found[name][method] = {
+                "wrong": 1 - told.precision.mean,
+                "cardinality": told.cardinality,
+                "general_samples": general_samples(top, GENERAL),
+            }
     return found
 
 
