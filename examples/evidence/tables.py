@@ -114,16 +114,17 @@ def _leads(result: Result) -> str:
 
 
 def counterfactual(result: Result) -> str:
-    k = result["k"]
     lines = [
-        f"| {k} of {result['training_samples']:,} samples removed | change of the query's loss, % |",
-        "|---|---|",
+        f"| {result['k']} of {result['training_samples']:,} samples removed | change of the query's loss, % "
+        "| above random | above pixels |",
+        "|---|---|---|---|",
     ]
-    rows = [row for row in result["rows"] if row["removed"] == "without the top"]
-    control = next(row for row in result["rows"] if row["removed"] != "without the top")
-    for row in [*rows, {**control, "method": "at random"}]:
-        lines.append(_row([row["method"], _told(row)]))
-    more = f"{result['asked']} queries; {_seeds(result)} of training"
+    for row in result["rows"]:
+        figures = (
+            _told(row[name]) if row[name]["error"] else "–" for name in ("above_random", "above_pixels")
+        )
+        lines.append(_row([row["method"], _told(row), *figures]))
+    more = f"{result['asked']} held-out queries, each set against itself; errors over queries"
     return "\n".join([*lines, "", _made(result, "counterfactual", more)])
 
 

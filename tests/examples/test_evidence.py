@@ -73,8 +73,8 @@ def test_linear_datamodeling_scores(tmp_path: Path) -> None:
 def test_counterfactual(tmp_path: Path) -> None:
     result = quick("counterfactual", tmp_path)
     assert all(math.isfinite(row["mean"]) for row in result["rows"])
-    controls = {row["mean"] for row in result["rows"] if row["removed"] == "without random ones"}
-    assert len(controls) == 1  # the same control stands beside every method
+    above = {row["method"]: row["above_random"]["mean"] for row in result["rows"]}
+    assert above["at random"] == 0
 
 
 def test_ablations(tmp_path: Path) -> None:
