@@ -4,9 +4,9 @@
 
 The class-conditional MLP of lds.py on scikit-learn's 8 × 8 digits, trained for fewer epochs. For each of 30
 held-out queries and each method, the query's top 25 of 256 samples are left out, a model is trained again
-from the same seed and in the same order, and the query's loss is set against that of the model trained on all;
-beside it, as many left out at random. Means over queries with the bootstrap's standard error, also of the
-differences from random and from pixels query by query.
+from the same seed and in the same order, and the query's loss is set against that of the model trained on
+all; beside it, as many left out at random. Means over queries with the bootstrap's standard error, also of
+the differences from random and from pixels query by query.
 """
 
 from __future__ import annotations
