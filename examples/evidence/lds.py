@@ -32,13 +32,17 @@ from sources import Samples, split, tiny_digits
 from training import LOSS, Recipe, generate, losses, make_model, train
 
 import diffhook
+from diffhook.analysis import Method
 from diffhook.analysis.evaluation import Retrained, half_subsets, lds, lds_lead, retrain
+from diffhook.analysis.methods import WhitenedReTrac
 
 Scores = npt.NDArray[np.floating[Any]]
 # what it is called here, the method, and where the training's rows come from
-METHODS = (
+METHODS: tuple[tuple[str, str | Method, str], ...] = (
     ("whitened ReTrac, grid", "whitened-retrac", "probe"),
     ("whitened ReTrac, events", "whitened-retrac", "train"),
+    ("whitened ReTrac, a third of λ, grid", WhitenedReTrac(0.03), "probe"),
+    ("whitened ReTrac, a tenth of λ, grid", WhitenedReTrac(0.01), "probe"),
     ("TRAK, grid", "trak", "probe"),
     ("TRAK, events", "trak", "train"),
     ("TracIn, grid", "tracin", "probe"),
@@ -184,7 +188,7 @@ def key(*words: str) -> str:
 
 
 def all_scores(
-    problem: Problem, seed: int, path: Path, methods: Sequence[tuple[str, str, str]] = METHODS
+    problem: Problem, seed: int, path: Path, methods: Sequence[tuple[str, str | Method, str]] = METHODS
 ) -> dict[str, dict[str, Scores]]:
     """Query set → method → (Q, N)."""
     log = watched(problem, seed, path)
@@ -196,7 +200,7 @@ def all_scores(
     for name, queries in problem.queries.items():
         found[name] = {}
         for title, method, source in methods:
-            what = source if source in OUTPUTS else ADAM if method.startswith(ADAM) else ""
+            what = source if source in OUTPUTS else ADAM if title.startswith("Adam") else ""
             origin = key("training", source) if source in OUTPUTS else source
             found[name][title] = diffhook.influence(log, key(name, what), method, origin).values
         flat, own = (s.images.reshape(len(s), -1) for s in (queries, problem.training))
