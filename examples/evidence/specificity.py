@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> Result:
 def one_seed(args: argparse.Namespace, seed: int) -> dict[tuple[str, str], dict[str, float]]:
     training, held_out = split(tiny_digits(), *((60, 4) if args.quick else (500, 40)), seed=seed)
     recipe = Recipe(epochs=2 if args.quick else 40, batch=16, widths=(16, 32), snapshots=4)
-    grid = diffhook.Grid(3 if args.quick else 10, draws=2)
+    grid = diffhook.Grid(3 if args.quick else 10, replicates=2)
     probe = diffhook.Probe(samples=None, grid=grid, batch_size=64, label_timesteps=0)
     path = args.out / f"seed-{seed}"
     train(training, recipe, seed=seed, log=path, objective=LOSS, probe=probe)
