@@ -28,8 +28,8 @@ class Probe:
         grid: timesteps and noise; by default 10 timesteps with two replicates, a row of each, so that scores
             have errors.
         batch_size: rows of one forward pass.
-        label_timesteps: of a class-conditional model, at how many timesteps each sample's loss under its own
-            label is set against that under others, to find wrong labels; 0: not at all. See
+        label_timesteps: of a model that is told classes or captions, at how many timesteps each sample's
+            loss under its own is set against that under others, to find wrong ones; 0: not at all. See
             :mod:`diffhook.capture.label_contrast`.
         dataset: the dataset, if not that of the training's DataLoader.
         collate: how its items become a batch, likewise.
