@@ -144,15 +144,13 @@ def norm_bins(timestep: npt.NDArray[np.floating], norm: npt.NDArray[np.floating]
 def generality(scores: Scores, name: str, k: int, general_share: float) -> Generality:
     """Cardinality and generally influential samples of a set of queries."""
     top = scores.top(k).sample_ids
-    queries, size = top.shape
-    counts = np.unique(top, return_counts=True)[1]
     return Generality(
         queries=name,
         method=scores.method,
         source=scores.source,
-        k=size,
+        k=top.shape[1],
         cardinality=cardinality(top),
-        general_samples=int((counts > general_share * queries).sum()),
+        general_samples=general_samples(top, general_share),
         general_share=general_share,
     )
 
@@ -160,3 +158,9 @@ def generality(scores: Scores, name: str, k: int, general_share: float) -> Gener
 def cardinality(top: npt.NDArray[np.int64]) -> float:
     """|union of the tops| / (queries × k) of (queries, k) ids: 1 where all differ, as in a random ranking."""
     return len(np.unique(top)) / top.size
+
+
+def general_samples(top: npt.NDArray[np.int64], share: float) -> int:
+    """How many samples are in more than a share of the (queries, k) tops."""
+    counts = np.unique(top, return_counts=True)[1]
+    return int((counts > share * len(top)).sum())

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.analysis.leave_outs import LeaveOuts
 from diffhook.analysis.methods import Method
 from diffhook.log import Table
 
@@ -31,12 +32,14 @@ class Directions:
         query_ids: (Q,) int64.
         steps: (K,) int64, of the snapshots, ascending.
         whole: (K, Q, D) float64, from all replicates.
-        without: (R, K, Q, D) float64, each without one replicate; None where there is only one.
+        leave_outs: L of them, which the next is by; None where noise was drawn once.
+        without: (L, K, Q, D) float64; None likewise.
     """
 
     query_ids: npt.NDArray[np.int64]
     steps: npt.NDArray[np.int64]
     whole: Floats
+    leave_outs: LeaveOuts | None
     without: Floats | None
 
 
@@ -47,12 +50,14 @@ def query_directions(table: Table, method: Method, *, own_noise: bool) -> Direct
         own_noise: from the rows with noise of the query's own; or from those with the grid's.
     """
     rows = _Rows.read(table, own_noise)
-    replicates = np.unique(rows.replicate)
-    without = None
-    if len(replicates) > 1:
-        without = np.stack([rows.directions(method, rows.replicate != each) for each in replicates])
     whole = rows.directions(method, np.ones(len(rows.replicate), np.bool_))
-    return Directions(rows.ids, rows.steps, whole, without)
+    replicates = len(np.unique(rows.replicate))
+    if replicates < 2:
+        return Directions(rows.ids, rows.steps, whole, None, None)
+    leave_outs = LeaveOuts.of(rows.timestep, replicates)
+    kept = leave_outs.kept(rows.timestep, rows.replicate)
+    without = np.stack([rows.directions(method, each) for each in kept.T])
+    return Directions(rows.ids, rows.steps, whole, leave_outs, without)
 
 
 def tell_broken(table: Table, name: str) -> None:
@@ -104,11 +109,16 @@ class _Rows:
         )  # fmt: skip
 
     def directions(self, method: Method, kept: npt.NDArray[np.bool_]) -> Floats:
-        """(K, Q, D) from the replicates that are kept; a timestep keeps its weight without the others."""
+        """(K, Q, D) from the replicates that are kept; a timestep keeps its weight without the others.
+
+        A gradient keeps its norm, too: that of fewer replicates is larger, for it holds more noise, and
+        errors would be too small.
+        """
         found = np.zeros((len(self.steps), len(self.ids), self.projection.shape[1]))
         for rows in self._timesteps():
             share = self.weight[rows].sum()
-            mean, length = self._mean(rows[kept[rows]])
+            _, length = self._mean(rows)
+            mean, _ = self._mean(rows[kept[rows]])
             if length > 0:
                 found[self.snapshot[rows[0]], self.query[rows[0]]] += (
                     share * method.norm_factor(np.array(length)) / length * mean

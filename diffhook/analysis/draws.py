@@ -1,11 +1,12 @@
 """How far other draws of noise would move the scores, on both sides.
 
 Queries hold R replicates of their noise. On a grid the training side holds the same ones, so that leaving
-one out leaves it out on both sides: the jackknife √((R−1)/R · Σ_r (s_−r − mean)²), with R − 1 degrees of
-freedom. The training's own rows each drew noise and timestep by themselves: of n rows near a snapshot, a
-score's part there has n times the variance of what a row adds. Both are independent of each other, and add
-up. What a method makes of all samples is held fixed, but for the share of the rows' variance that whitening
-lets through, see :meth:`~diffhook.analysis.methods.Method.variance_share`.
+one out leaves it out on both sides: the jackknife √((R−1)/R · Σ_r (s_−r − mean)²), averaged where replicates
+are paired over timesteps in several ways, see :mod:`diffhook.analysis.leave_outs`. The training's own rows
+each drew noise and timestep by themselves: of n rows near a snapshot, a score's part there has n times the
+variance of what a row adds. Both are independent of each other, and add up. What a method makes of all
+samples is held fixed, but for the share of the training side's variance that whitening lets through, see
+:meth:`~diffhook.analysis.methods.Method.variance_share`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Partial, Plan, Reduction, add_rows
+from diffhook.analysis.leave_outs import LeaveOuts
 from diffhook.analysis.row_scores import RowScores
 from diffhook.log import Block, Table
 
@@ -30,12 +32,14 @@ class Draws:
     """What is known of the draws.
 
     Attributes:
-        without: (R, K, Q, D) float32: the queries' directions, each without one replicate; None: drawn once.
+        leave_outs: L of them; None: the queries' noise was drawn once.
+        without: (L, K, Q, D) float32: the queries' directions in each of them; None likewise.
         paired: whether the training side holds the same replicates.
         by_row: whether each row of the training side is a draw of its own.
         variance_share: () → (K,) of the variance of rows, what counts; called when errors are asked for.
     """
 
+    leave_outs: LeaveOuts | None
     without: npt.NDArray[np.float32] | None
     paired: bool
     by_row: bool
@@ -43,28 +47,30 @@ class Draws:
 
 
 class Layout(NamedTuple):
-    """How sums over draws lie: sample by sample ``groups`` rows of 1 + 2 Q + R · Q numbers.
+    """How sums over draws lie: sample by sample ``groups`` rows of 1 + 2 Q + L · Q numbers.
 
     Attributes:
-        replicates: R; 0 where noise was drawn once.
+        leave_outs: L of them; None where noise was drawn once.
         groups: sums of a sample's rows that are kept apart: those near each snapshot where rows are draws.
+        by_row, paired: see :class:`Draws`.
     """
 
     queries: int
-    replicates: int
+    leave_outs: LeaveOuts | None
     groups: int
     by_row: bool
+    paired: bool
 
     @property
     def width(self) -> int:
-        return 1 + self.queries * (2 + self.replicates)
+        return 1 + self.queries * (2 + (0 if self.leave_outs is None else self.leave_outs.count))
 
     def of_samples(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """(n, groups, width)."""
         return values.reshape(len(values) // self.groups, self.groups, -1)
 
     def without(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """(n, R · Q) the scores without each replicate."""
+        """(n, L · Q) the scores in each leave-out."""
         found: npt.NDArray[np.float64] = self.of_samples(values)[:, :, 1 + 2 * self.queries :].sum(1)
         return found
 
@@ -77,15 +83,16 @@ class Uncertainty(NamedTuple):
 
 
 class DrawSums:
-    """Block → per sample (and snapshot, where rows are draws): number of rows, Σ s, Σ s², Σ s without each
-    replicate, of what rows add to the scores."""
+    """Block → per sample (and snapshot, where rows are draws): number of rows, Σ s, Σ s², Σ s in each
+    leave-out, of what rows add to the scores."""
 
     def __init__(self, rows: RowScores, draws: Draws) -> None:
         queries, snapshots = rows.directions.shape[1], len(rows.steps)
         parts = [rows.directions, *([] if draws.without is None else draws.without)]
         self.rows = replace(rows, directions=np.concatenate(parts, axis=1))
         self.paired = draws.paired
-        self.layout = Layout(queries, len(parts) - 1, snapshots if draws.by_row else 1, draws.by_row)
+        groups = snapshots if draws.by_row else 1
+        self.layout = Layout(queries, draws.leave_outs, groups, draws.by_row, draws.paired)
 
     def plan(self, execution: Execution) -> Plan:
         groups = self.layout.groups
@@ -95,17 +102,19 @@ class DrawSums:
         sample, snapshot, scores = self.rows.of_rows(table, block)
         whole, without = np.split(scores, [self.layout.queries], axis=1)
         if self.paired:
-            without = self._left_out(table.read(block, "replicate"), without)
+            without = self._left_out(table, block, without)
         usable = whole.any(1)
         values = np.column_stack([usable, whole, np.square(whole, dtype=np.float64), without])
         groups = self.layout.groups
         return add_rows(sample if groups == 1 else sample * groups + snapshot, values)
 
-    def _left_out(self, replicate: npt.NDArray[Any], without: Floats) -> Floats:
+    def _left_out(self, table: Table, block: Block, without: Floats) -> Floats:
         """A row counts for nothing without its replicate, and for R/(R − 1) without another."""
-        count = self.layout.replicates
-        kept = (replicate[:, None] != np.arange(count)) * (count / (count - 1))
-        return without * np.repeat(kept, self.layout.queries, axis=1)
+        leave_outs = self.layout.leave_outs
+        assert leave_outs is not None
+        kept = leave_outs.kept(table.read(block, "timestep"), table.read(block, "replicate"))
+        factor = leave_outs.replicates / (leave_outs.replicates - 1)
+        return without * np.repeat(kept * factor, self.layout.queries, axis=1)
 
 
 @dataclass(frozen=True)
@@ -119,10 +128,12 @@ class Spread:
     def reduce(self, start: int, values: npt.NDArray[np.float64]) -> Uncertainty:
         layout = self.layout
         variances, freedoms = [], []
-        if layout.replicates:
+        if layout.leave_outs is not None:
             without = layout.without(values)
-            variances.append(_jackknife(without.reshape(len(without), -1, layout.queries)))
-            freedoms.append(np.full_like(variances[-1], layout.replicates - 1))
+            shaped = without.reshape(len(without), layout.leave_outs.count, layout.queries)
+            share = self.share.mean() if layout.paired else 1.0  # of draws that moved the kernel, too
+            variances.append(layout.leave_outs.variance(shaped) * share)
+            freedoms.append(np.full_like(variances[-1], layout.leave_outs.freedom))
         if layout.by_row:
             sums = layout.of_samples(values)[:, :, : 1 + 2 * layout.queries]
             count, total, squares = np.split(sums, [1, 1 + layout.queries], axis=2)
@@ -148,7 +159,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Without:
-    """Another reduction, of the scores without each replicate: (positions, R · Q)."""
+    """Another reduction, of the scores in each leave-out: (positions, L · Q)."""
 
     layout: Layout
     inner: Reduction
@@ -158,13 +169,6 @@ class Without:
 
     def combine(self, results: list[Any]) -> Any:
         return self.inner.combine(results)
-
-
-def _jackknife(without: Floats) -> Floats:
-    """(n, Q) variance from (n, R, Q) values, each without one replicate."""
-    count = without.shape[1]
-    found: Floats = np.square(without - without.mean(1, keepdims=True)).sum(1) * (count - 1) / count
-    return found
 
 
 def _of_rows(count: Floats, total: Floats, squares: Floats, share: Floats) -> tuple[Floats, Floats]:

@@ -105,21 +105,23 @@ def prepare(
     whole, without = _transformed(method, directions, sums)
     rows = RowScores(method, sample_ids, directions.steps, factors, whole)
     summed = source in KINDS and "aggregate" in log.config["identity"]  # sums know of no draws
-    replicates = 0 if without is None else len(without)
+    leave_outs = directions.leave_outs
+    again = 0 if leave_outs is None else leave_outs.replicates
     draws = Draws(
+        leave_outs,
         without,
-        paired=kind == PROBE and not summed and holds_replicates(log, source, replicates),
+        paired=kind == PROBE and not summed and holds_replicates(log, source, again),
         by_row=kind == TRAIN and not summed,
         variance_share=partial(method.variance_share, sums, len(directions.steps)),
     )
-    known = draws if draws.by_row or replicates else None
+    known = draws if draws.by_row or leave_outs is not None else None
     return Prepared(method, source, directions.query_ids, ScorePass(table, rows, known, execution))
 
 
 def _transformed(
     method: Method, directions: Directions, sums: SampleSums | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-    """(K, Q, D) and, where there are replicates, (R, K, Q, D): all at once, for a method may solve a large
+    """(K, Q, D) and, where there are replicates, (L, K, Q, D): all at once, for a method may solve a large
     system."""
     if directions.without is None:
         return method.transform_queries(directions.whole, sums).astype(np.float32), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,7 @@ from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.console import progress_bar
 from diffhook.errors import ConfigurationError, LogError
-from diffhook.gradients import PerSampleGradients, Sketch
+from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows, RunLog, Snapshot, Table
 from diffhook.log import store as files
 from diffhook.log.lock import query_lock
@@ -72,7 +73,8 @@ def query(
         model: the model, with the right parameters trainable; by default :func:`build_model`'s. It is
             as before afterwards.
         pipeline: whose denoiser was trained, where the log does not hold all of its parameters.
-        grid: timesteps and noise draws; by default that of the log's probes, or else 10 × 4.
+        grid: timesteps and noise draws; by default that of the log's probes, or else 10
+            timesteps × 2 draws × 2 replicates, from which scores have errors.
         against: which rows the queries are to be set against. Probes, and other query sets as the source,
             share the grid's noise with them draw by draw ("probe"); the training's own rows each drew
             their own, and so must queries ("train"). By default all that the log holds; each kind costs a
@@ -98,43 +100,17 @@ def query(
         raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1")
     if preconditioned not in (False, True, "root"):
         raise ConfigurationError(f'preconditioned is {preconditioned!r}; expected False, True or "root"')
-    grid = grid or default_grid(log)
     files.check_name(name)
-    snapshots = _snapshots(log, preconditioned)
-    batch, query_ids = _collated(samples, ids)
-    _check_dtype(batch)
-    objective = build_objective(log, pipeline) if objective is None else objective
-    model = build_model(log, pipeline) if model is None else model
-    engine = _engine(log, model, grid)
-    described = json_like(objective.describe())
-    kinds = _kinds(log, against, described.get("measurement", "loss"))
-    description = {
-        "objective": described,
-        "grid": grid.describe(),
-        "against": kinds,
-        "snapshots": [[s.step, s.session] for s in snapshots],
-        "samples": json_like(details or {}),
-        "preconditioned": preconditioned,
-        "digest": _digest(batch, query_ids, objective, model, grid, kinds, snapshots, preconditioned),
-    }
-    held = _held(log, name, description["digest"], overwrite)
-    if held is not None:
-        return held
-    writer: TableWriter | None = None
-    with query_lock(log.writable_store(), name), borrowed(model), progress_bar(progress) as bar:
-        held = _held(log.refresh(), name, description["digest"], overwrite)
-        if held is not None:  # computed since the log was opened, perhaps by another process
-            return held
-        task = bar.add_task(f"queries {name!r}", total=len(snapshots) * len(query_ids) * len(kinds))
-        for rows in _measured(
-            engine, objective, batch, query_ids, grid, kinds, snapshots, batch_size, preconditioned
-        ):
-            writer = writer or _writer(log, name)  # not before something fits the model
-            writer.append(rows)
-            bar.advance(task, len(rows["sample"]) / grid.rows)
-        assert writer is not None
-        writer.flush()
-        writer.describe(description)
+    question = _question(log, samples, objective, ids, model, pipeline, grid, against, preconditioned)
+    engine = _engine(log, question.model, question.grid)
+    description = question.describe(details or {})
+    if (known := _answered(log, name, description["digest"], overwrite)) is not None:
+        return known
+    with query_lock(log.writable_store(), name):
+        # Computed since the log was opened, perhaps, by another process.
+        if (known := _answered(log.refresh(), name, description["digest"], overwrite)) is not None:
+            return known
+        _answer(log, name, question, engine, description, batch_size, progress)
     table = log.refresh().queries.get(name)
     if table is None:
         raise LogError(
@@ -145,52 +121,125 @@ def query(
     return table
 
 
-def _held(log: RunLog, name: str, digest: str | None, overwrite: bool) -> Table | None:
-    """The rows, where the log has them from the same question.
+@dataclass(frozen=True)
+class _Question:
+    """Whose gradients are asked for, of what scalar, where, and against which kinds of rows."""
 
-    Raises:
-        LogError: it has others of that name, which are not to be overwritten.
-    """
-    held = log.queries.get(name)
-    if held is None:
+    batch: Any
+    ids: list[int]
+    objective: Objective
+    model: nn.Module
+    grid: Grid
+    kinds: list[str]
+    snapshots: list[Snapshot]
+    preconditioned: bool | str
+
+    @property
+    def rows(self) -> int:
+        """Of all snapshots."""
+        return len(self.snapshots) * len(self.ids) * len(self.kinds) * self.grid.rows
+
+    def describe(self, details: Mapping[str, Any]) -> dict[str, Any]:
+        """As JSON, for the log."""
+        return {
+            "objective": json_like(self.objective.describe()),
+            "grid": self.grid.describe(),
+            "against": self.kinds,
+            "snapshots": self._steps,
+            "samples": json_like(details),
+            "preconditioned": self.preconditioned,
+            "digest": self._digest(),
+        }
+
+    @property
+    def _steps(self) -> list[list[int]]:
+        return [[snapshot.step, snapshot.session] for snapshot in self.snapshots]
+
+    def _digest(self) -> str | None:
+        """None where the description of the objective does not say all that it does."""
+        if not getattr(self.objective, "self_contained", False):
+            return None
+        trained = (self.model, describe_adapters(self.model))  # an adapter's scale is no parameter
+        divided = ["preconditioned", self.preconditioned] if self.preconditioned else []
+        asked = (self.batch, self.ids, self.objective.describe(), *trained, self.grid.describe())
+        return digest(*asked, self.kinds, self._steps, *divided)
+
+    def measured(self, engine: PerSampleGradients, batch_size: int) -> Iterator[Rows]:
+        """Rows, snapshot by snapshot."""
+        batch = to_device(self.batch, next(engine.model.parameters()).device)
+        for snapshot in self.snapshots:
+            load_snapshot(engine, snapshot)
+            if self.preconditioned:
+                load_preconditioner(engine, snapshot, root=self.preconditioned == "root")
+            options: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
+            options["batch_size"] = batch_size
+            for kind in self.kinds:
+                options["own_noise"] = kind == "train"
+                with refused(f"the model cannot take these queries ({json_like(_shapes(batch))})"):
+                    yield from measure(engine, self.objective, batch, self.ids, self.grid, **options)
+
+
+def _question(
+    log: RunLog,
+    samples: Any,
+    objective: Objective | None,
+    ids: Sequence[int] | None,
+    model: nn.Module | None,
+    pipeline: SavedPipeline | None,
+    grid: Grid | None,
+    against: str | Sequence[str] | None,
+    preconditioned: bool | str,
+) -> _Question:
+    """Arguments as of :func:`query`; what is not given, from the log."""
+    snapshots = _snapshots(log, preconditioned)
+    batch, query_ids = _collated(samples, ids)
+    _check_dtype(batch)
+    objective = build_objective(log, pipeline) if objective is None else objective
+    model = build_model(log, pipeline) if model is None else model
+    kinds = _kinds(log, against, json_like(objective.describe()).get("measurement", "loss"))
+    grid = grid or default_grid(log)
+    return _Question(batch, query_ids, objective, model, grid, kinds, snapshots, preconditioned)
+
+
+def _answered(log: RunLog, name: str, digest: str | None, overwrite: bool) -> Table | None:
+    """The queries of that name, where they are the same; None where they are to be computed."""
+    if name not in log.queries:
         return None
-    digests = held.description.get("digest"), digest
+    digests = log.queries[name].description.get("digest"), digest
     if None not in digests and digests[0] == digests[1]:
         logger.info("queries %r are there already", name)
-        return held
+        return log.queries[name]
     if not overwrite:
         raise LogError(f"{log.location} has queries {name!r} already, {_difference(digests)}")
     return None
 
 
-def _measured(
+def _answer(
+    log: RunLog,
+    name: str,
+    question: _Question,
     engine: PerSampleGradients,
-    objective: Objective,
-    batch: Any,
-    ids: Sequence[int],
-    grid: Grid,
-    kinds: Sequence[str],
-    snapshots: Sequence[Snapshot],
+    description: Mapping[str, Any],
     batch_size: int,
-    preconditioned: bool | str,
-) -> Iterator[Rows]:
-    batch = to_device(batch, next(engine.model.parameters()).device)
-    for snapshot in snapshots:
-        load_snapshot(engine, snapshot)
-        if preconditioned:
-            load_preconditioner(engine, snapshot, root=preconditioned == "root")
-        options: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
-        options["batch_size"] = batch_size
-        for kind in kinds:
-            own_noise = kind == "train"
-            with refused(f"the model cannot take these queries ({json_like(_shapes(batch))})"):
-                yield from measure(engine, objective, batch, ids, grid, own_noise=own_noise, **options)
+    progress: bool,
+) -> None:
+    """Compute the rows and write them."""
+    writer: TableWriter | None = None
+    with borrowed(question.model), progress_bar(progress) as bar:
+        task = bar.add_task(f"queries {name!r}", total=question.rows)
+        for rows in question.measured(engine, batch_size):
+            writer = writer or _writer(log, name)  # not before something fits the model
+            writer.append(rows)
+            bar.advance(task, len(rows["sample"]))
+        assert writer is not None
+        writer.flush()
+        writer.describe(description)
 
 
 def default_grid(log: RunLog) -> Grid:
-    """That of the log's probes, so that queries share their noise; 10 × 4 where there are none."""
+    """That of the log's probes, so that queries share their noise; 10 × 2 × 2 where there are none."""
     described = probe_grid(log)
-    return Grid(10, draws=4) if described is None else Grid(**described)
+    return Grid(10, draws=2, replicates=2) if described is None else Grid(**described)
 
 
 def _kinds(log: RunLog, against: str | Sequence[str] | None, measurement: str) -> list[str]:
@@ -216,27 +265,6 @@ def _difference(digests: tuple[str | None, str | None]) -> str:
             "your own, cannot be compared. Use those that are there by their name, overwrite, or rename"
         )
     return "from other samples, grid, objective or model, or against other rows: overwrite, or rename"
-
-
-def _digest(
-    batch: Any,
-    ids: Sequence[int],
-    objective: Objective,
-    model: nn.Module,
-    grid: Grid,
-    kinds: Sequence[str],
-    snapshots: Sequence[Snapshot],
-    preconditioned: bool | str,
-) -> str | None:
-    """None where the description of the objective does not say all that it does."""
-    if not getattr(objective, "self_contained", False):
-        return None
-    at = [[s.step, s.session] for s in snapshots]
-    trained = (model, describe_adapters(model))  # an adapter's scale is no parameter
-    divided = ["preconditioned", preconditioned] if preconditioned else []
-    return digest(
-        batch, list(ids), objective.describe(), *trained, grid.describe(), list(kinds), at, *divided
-    )
 
 
 def _snapshots(log: RunLog, preconditioned: bool | str) -> list[Snapshot]:
@@ -265,14 +293,8 @@ def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:
             f"{log.location} was captured with projection_dim=0: it has norms only, and influence "
             "needs projections"
         )
-    if projection["kind"] == "sketch" and projection.get("version") != Sketch.VERSION:
-        raise LogError(
-            f"{log.location} has projections of version {projection.get('version')}, and this diffhook makes "
-            f"version {Sketch.VERSION}, which cannot be compared: query it with the diffhook that captured it"
-        )
     engine = PerSampleGradients(
         model,
-        layers=identity.get("layers"),
         projection_dim="full" if projection["kind"] == "full" else projection["dim"],
         seed=projection["seed"],
         weight_gradients=False,

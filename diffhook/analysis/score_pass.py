@@ -59,18 +59,18 @@ class ScorePass:
     def uncertainty_at(
         self, at: npt.NDArray[np.intp], opponents: bool
     ) -> tuple[Uncertainty, npt.NDArray[np.int64] | None] | None:
-        """(Q, k) each, of the scores at positions ``at``, and (Q, R, k) ids of the top without each
-        replicate, None where there are none. Both from one pass."""
+        """(Q, k) each, of the scores at positions ``at``, and (Q, L, k) ids of the top in each
+        leave-out, None where there are none. Both from one pass."""
         if self.draws is None:
             return None
         sums = DrawSums(self.rows, self.draws)
         layout = sums.layout
         spread = Spread(layout, self.draws.variance_share(), at)
-        if not layout.replicates:
+        if layout.leave_outs is None:
             return self._run_draws(sums, spread), None
         top = _TopK(self.rows.sample_ids, at.shape[1], -1 if opponents else 1)
         found, tops = self._run_draws(sums, _Both(spread, Without(layout, top)))
-        return found, tops.sample_ids.reshape(layout.replicates, self.queries, -1).swapaxes(0, 1)
+        return found, tops.sample_ids.reshape(layout.leave_outs.count, self.queries, -1).swapaxes(0, 1)
 
     def cost(self) -> Cost:
         return self._cost(self.rows)

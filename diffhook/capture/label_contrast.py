@@ -1,13 +1,14 @@
-"""Wrong labels: which samples a class-conditional model denoises better under another class than their own.
+"""Wrong labels and captions: which samples a model denoises better under another condition than their own.
 
-Forward passes only. A model that has learned the classes finds a wrongly labelled sample easier under its
-true class; nothing else in a log shows that so plainly.
+Forward passes only. A model that has learned its classes finds a wrongly labelled sample easier under its
+true class; nothing else in a log shows that so plainly. Of captions, those of other samples are tried.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,61 +17,124 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.grid import Grid
+from diffhook.capture.grid import Grid, take
 from diffhook.capture.objective import Objective
 
-CLASSES = 16
-"""Of more classes, so many, evenly spaced, are tried beside a sample's own."""
+CLASSES, CAPTIONS = 16, 4
+"""Of more, so many, evenly spaced, are tried beside a sample's own. Models that read captions are large."""
 
+Arguments = dict[str, Any]  # of the model
 Batches = Callable[[], Iterable[tuple[Sequence[int], Any]]]  # () → (sample ids, collated batch on the device)
 
 
 def label_contrasts(model: nn.Module, objective: Objective, batches: Batches, grid: Grid) -> dict[int, float]:
-    """Sample id → log loss under its own class − log of the smallest under another; {} without classes.
+    """Sample id → log loss under its own class or caption − log of the smallest under another.
 
-    Positive: another class fits better. A loss is the sum over the grid's timesteps, each divided by the
-    mean over samples there, so that no timestep rules; the noise at a timestep is the same for all.
+    Positive: another fits better. A loss is the sum over the grid's timesteps, each divided by the mean over
+    samples there, so that no timestep rules; the noise at a timestep is the same for all. {} of a model
+    without conditions, or where all samples have the same.
 
     Args:
-        objective: one whose inputs hand the model integer ``class_labels``; of others, nothing is known.
+        objective: one whose inputs hand the model integer ``class_labels``, or ``encoder_hidden_states``; of
+            others, nothing is known.
         batches: goes through the samples, from the beginning at each call.
         grid: timesteps; one draw of noise at each.
     """
     if not isinstance(objective, DiffusionObjective):
         return {}
-    known = _known_labels(objective, batches)
-    classes = np.unique(list(known.values()))
-    if len(classes) < 2:
+    conditions = _classes(objective, batches) or _captions(objective, batches)
+    if conditions is None:
         return {}
-    tried = classes[np.unique(np.linspace(0, len(classes) - 1, CLASSES).round().astype(int))]
-    samples, own, others = _losses(model, objective, batches, grid, tried)
-    others[:, np.array([known[i] for i in samples])[:, None] == tried] = np.inf
+    samples, own, others = _losses(model, objective, batches, grid, conditions)
     scale = own.mean(1, keepdims=True)
     smallest = (others / scale[:, :, None]).sum(0).min(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         contrasts = np.log((own / scale).sum(0)) - np.log(smallest)
+    contrasts[np.isinf(smallest)] = np.nan  # nothing but its own was tried
     return dict(zip(samples, contrasts.tolist(), strict=True))
 
 
-def _known_labels(objective: DiffusionObjective, batches: Batches) -> dict[int, int]:
-    """Sample id → its class; {} where the model is told none."""
-    found: dict[int, int] = {}
+@dataclass(frozen=True)
+class _Conditions:
+    """What samples are tried under.
+
+    Attributes:
+        tried: arguments of a batch → those that tell all of it one condition, for each condition.
+        own: arguments of a batch → (B, C) bool, whether a sample's own condition is the tried one.
+    """
+
+    tried: list[Callable[[Arguments], Arguments]]
+    own: Callable[[Arguments], Tensor]
+
+
+def _classes(objective: DiffusionObjective, batches: Batches) -> _Conditions | None:
+    """None where the model is told no class, or the same of all."""
+    found: set[int] = set()
+    for _, batch in batches():
+        labels = objective.inputs(batch)[1].get("class_labels")
+        if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
+            return None
+        found.update(labels.tolist())
+    if len(found) < 2:
+        return None
+    classes = np.sort(list(found))[_spaced(len(found), CLASSES)].tolist()
+
+    def under(label: int) -> Callable[[Arguments], Arguments]:
+        return lambda told: {**told, "class_labels": torch.full_like(told["class_labels"], label)}
+
+    def own(told: Arguments) -> Tensor:
+        return told["class_labels"].cpu()[:, None] == torch.tensor(classes)
+
+    return _Conditions([under(label) for label in classes], own)
+
+
+def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | None:
+    """None where the model reads no captions. Of the others' conditions all go with the caption."""
+    count = 0
     for ids, batch in batches():
-        own = _labels(objective, batch)
-        if own is None:
-            return {}
-        found.update(zip(ids, own.tolist(), strict=True))
+        states = objective.inputs(batch)[1].get("encoder_hidden_states")
+        if not isinstance(states, Tensor) or states.dim() != 3:
+            return None
+        count += len(ids)
+    wanted, chosen, start = set(_spaced(count, CAPTIONS).tolist()), [], 0
+    for ids, batch in batches():
+        told = objective.inputs(batch)[1]
+        places = [place for place in range(len(ids)) if start + place in wanted]
+        chosen += [take(told, torch.tensor([place], device=_states(told).device)) for place in places]
+        start += len(ids)
+
+    def under(other: Arguments) -> Callable[[Arguments], Arguments]:
+        def repeated(told: Arguments) -> Arguments:
+            states = _states(told)
+            return dict(take(other, torch.zeros(len(states), dtype=torch.long, device=states.device)))
+
+        return repeated
+
+    def own(told: Arguments) -> Tensor:
+        return torch.tensor([[torch.equal(mine, _states(o)[0]) for o in chosen] for mine in _states(told)])
+
+    return _Conditions([under(other) for other in chosen], own) if len(chosen) > 1 else None
+
+
+def _states(told: Arguments) -> Tensor:
+    found: Tensor = told["encoder_hidden_states"]
     return found
 
 
+def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:
+    """At most so many of 0 … count − 1, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, most).round().astype(np.intp))
+
+
 def _losses(
-    model: nn.Module, objective: DiffusionObjective, batches: Batches, grid: Grid, tried: npt.NDArray[Any]
+    model: nn.Module, objective: DiffusionObjective, batches: Batches, grid: Grid, conditions: _Conditions
 ) -> tuple[list[int], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sample ids, (S, N) losses under the samples' own classes, and (S, N, C) under those tried."""
+    """Sample ids, (S, N) losses under the samples' own condition, and (S, N, C) under those tried, infinite
+    where that is the own."""
     timesteps = grid.timesteps_of(objective)
-    under = [objective, *(_under(objective, int(label)) for label in tried)]
+    under = [objective, *(_told(objective, change) for change in conditions.tried)]
     samples: list[int] = []
-    found = []
+    found, mine = [], []
     with torch.no_grad():
         for ids, batch in batches():
             each = []
@@ -80,24 +144,19 @@ def _losses(
                 each.append(torch.stack([one(model, batch, times, seeds).double() for one in under], 1))
             samples += ids
             found.append(torch.stack(each).cpu().numpy())
+            mine.append(conditions.own(objective.inputs(batch)[1]).numpy())
     losses = np.concatenate(found, axis=1)
-    return samples, losses[:, :, 0], losses[:, :, 1:]
+    others = np.where(np.concatenate(mine), np.inf, losses[:, :, 1:])
+    return samples, losses[:, :, 0], others
 
 
-def _labels(objective: DiffusionObjective, batch: Any) -> Tensor | None:
-    """(B,) the integer class labels that the model is told, if it is."""
-    found = objective.inputs(batch)[1].get("class_labels")
-    plain = isinstance(found, Tensor) and found.dim() == 1 and not found.is_floating_point()
-    return found if plain else None
-
-
-def _under(objective: DiffusionObjective, label: int) -> DiffusionObjective:
-    """The objective with every sample told to be of one class."""
+def _told(objective: DiffusionObjective, change: Callable[[Arguments], Arguments]) -> DiffusionObjective:
+    """The objective with other arguments for the model."""
     changed = copy.copy(objective)
 
-    def inputs(batch: Any) -> tuple[Tensor, dict[str, Any]]:
+    def inputs(batch: Any) -> tuple[Tensor, Arguments]:
         clean, arguments = objective.inputs(batch)
-        return clean, {**arguments, "class_labels": torch.full_like(arguments["class_labels"], label)}
+        return clean, change(arguments)
 
     changed.inputs = inputs
     return changed

@@ -25,11 +25,11 @@ class Probe:
 
     Attributes:
         samples: dataset indices; or how many, evenly spaced through the dataset; None for all.
-        grid: timesteps and noise draws; by default 10 × 2, chosen by what examples/evidence/ablations.py
-            says of them.
+        grid: timesteps and noise; by default 10 timesteps with two replicates, a row of each, so that scores
+            have errors.
         batch_size: rows of one forward pass.
-        label_timesteps: of a class-conditional model, at how many timesteps each sample's loss under its own
-            label is set against that under others, to find wrong labels; 0: not at all. See
+        label_timesteps: of a model that is told classes or captions, at how many timesteps each sample's
+            loss under its own is set against that under others, to find wrong ones; 0: not at all. See
             :mod:`diffhook.capture.label_contrast`.
         dataset: the dataset, if not that of the training's DataLoader.
         collate: how its items become a batch, likewise.
@@ -37,7 +37,7 @@ class Probe:
     """
 
     samples: Sequence[int] | int | None = 512
-    grid: Grid = field(default_factory=lambda: Grid(10, draws=2))
+    grid: Grid = field(default_factory=lambda: Grid(10, replicates=2))
     batch_size: int = 32
     label_timesteps: int = 6
     dataset: Any = None

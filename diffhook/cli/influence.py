@@ -96,7 +96,7 @@ def _print(title: str, scores: Scores, top: Top, certainty: Certainty | None) ->
         for rank, (sample, *values) in enumerate(zip(*of_query, strict=True), 1)
     ]
     reading = "Positive: training on the sample lowered the query's loss; negative: it raised it. " + (
-        "No errors: noise was drawn once on the grid (diffhook query --replicates 4)."
+        "No errors: noise was drawn once on the grid (diffhook query --replicates 2)."
         if certainty is None
         else "Error: one standard error over other draws of noise. Within noise: its 95% interval holds 0."
     )

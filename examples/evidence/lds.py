@@ -1,15 +1,17 @@
-"""Linear datamodeling scores on MNIST: do scores predict what retrained models do?
+"""Linear datamodeling scores: do scores predict what retrained models do?
 
-    python examples/evidence/lds.py [--quick]
+    python examples/evidence/lds.py [--quick] [--settings MLP UNet]
 
-A small UNet, once with class labels and once without. Models are trained on 32 random halves of 500 digits,
-each with three seeds; the loss of 32 held-out and 32 generated queries, over 50 timesteps, is measured under
-each. A score's LDS is the Spearman correlation over halves between the negative of those losses and the sum
-of the scores of a half's samples, averaged over queries; the ceiling is what the losses of one seed reach
-as a score for those of the others. Three watched trainings give the scores. Errors are of the bootstrap
-over queries and halves, and of the spread between watched trainings. Every other seed and the seeds
-between are also set against each other, trained, watched and scored apart, to see whether they agree.
-TracIn and ReTrac of a few samples are computed by dattri too, from the same snapshots, noise and timestep.
+scikit-learn's 8 × 8 digits, class-conditional, in two settings: a small UNet, and an MLP in its place, which
+is trained so fast that more halves are affordable. Models are trained on random halves of 256 digits, twice
+each, and the loss of 40 held-out and 40 generated digits is measured under each of them. A score's LDS is the
+Spearman correlation over halves between the negative of those losses and the sum of the scores of a half's
+samples, averaged over queries; the ceiling is what the losses of one seed reach as a score for those of the
+other. Watched trainings on all samples give the scores, from probes and from every tenth step's own rows,
+about ten of each sample. Errors are of the bootstrap over queries and halves, and of the spread between
+watched trainings. How far the default method leads another is resampled with the same queries and halves for
+both. TracIn and ReTrac of a few samples are computed by dattri too, from the same snapshots, noise and
+timestep.
 """
 
 from __future__ import annotations
@@ -17,43 +19,72 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from experiment import Result, agreeing, experiment, single_threaded, told
+from experiment import Result, experiment, single_threaded, told
 from outside import against_dattri
-from sources import Samples, small_digits, split
-from training import LOSS, Recipe, generate, losses, train
+from sources import Samples, split, tiny_digits
+from training import LOSS, Recipe, generate, losses, make_model, train
 
 import diffhook
-from diffhook.analysis.evaluation import Retrained, half_subsets, lds, retrain
+from diffhook.analysis import Method
+from diffhook.analysis.evaluation import Retrained, half_subsets, lds, lds_lead, retrain
+from diffhook.analysis.methods import WhitenedReTrac
 
 Scores = npt.NDArray[np.floating[Any]]
 # what it is called here, the method, and where the training's rows come from
-METHODS = (
-    ("TracIn, events", "tracin", "train"),
-    ("ReTrac, events", "retrac", "train"),
-    ("TracIn, grid", "tracin", "probe"),
-    ("ReTrac, grid", "retrac", "probe"),
-    ("whitened ReTrac, events", "whitened-retrac", "train"),
+METHODS: tuple[tuple[str, str | Method, str], ...] = (
     ("whitened ReTrac, grid", "whitened-retrac", "probe"),
-    ("cosine, events", "cosine", "train"),
-    ("cosine, grid", "cosine", "probe"),
-    ("TRAK, events", "trak", "train"),
+    ("whitened ReTrac, events", "whitened-retrac", "train"),
+    ("whitened ReTrac, a third of λ, grid", WhitenedReTrac(0.03), "probe"),
+    ("whitened ReTrac, a tenth of λ, grid", WhitenedReTrac(0.01), "probe"),
     ("TRAK, grid", "trak", "probe"),
-    ("Adam TracIn, events", "adam-tracin", "train"),
-    ("Adam ReTrac, events", "adam-retrac", "train"),
+    ("TRAK, events", "trak", "train"),
+    ("TracIn, grid", "tracin", "probe"),
+    ("TracIn, events", "tracin", "train"),
+    ("ReTrac, grid", "retrac", "probe"),
+    ("ReTrac, events", "retrac", "train"),
+    ("cosine, grid", "cosine", "probe"),
+    ("cosine, events", "cosine", "train"),
     ("Adam TracIn, grid", "adam-tracin", "probe"),
+    ("Adam TracIn, events", "adam-tracin", "train"),
     ("Adam ReTrac, grid", "adam-retrac", "probe"),
+    ("Adam ReTrac, events", "adam-retrac", "train"),
     ("D-TRAK", "d-trak", "squared-output"),
     ("DAS", "das", "mean-output"),
 )
+DEFAULT = METHODS[0][0]
 OUTPUTS = {"squared-output", "mean-output"}  # what D-TRAK and DAS differentiate
 ADAM = "adam"
+
+
+EVERY = 10  # of how many steps one is captured
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model, how it is trained, and by how many halves scores are judged.
+
+    Attributes:
+        timesteps, draws: of the loss that retrained models are measured by.
+    """
+
+    recipe: Recipe
+    halves: int
+    timesteps: int
+    draws: int
+
+
+SETTINGS = {
+    "MLP": Setting(Recipe(epochs=1000, batch=64, rate=1e-3, mlp=128), 64, 32, 8),
+    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 16, 16, 4),
+}
+SEEDS = (0, 1)  # of the trainings on halves
 
 
 @dataclass(frozen=True)
@@ -62,17 +93,31 @@ class Problem:
 
     training: Samples
     queries: dict[str, Samples]
-    recipe: Recipe
+    setting: Setting
     grid: diffhook.Grid
 
     @classmethod
-    def make(cls, conditional: bool, out: Path, quick: bool, samples: int = 500, asked: int = 32) -> Problem:
-        samples, asked = (60, 4) if quick else (samples, asked)
-        training, held_out = split(small_digits(conditional), samples, asked, seed=0)
-        recipe = Recipe(epochs=2 if quick else 20_000 // samples, snapshots=2 if quick else 3)
-        made = generated(training, recipe, out / "generated.npz", asked, steps=5 if quick else 50)
-        queries = {"held out": held_out, "generated": made}
-        return cls(training, queries, recipe, diffhook.Grid(3 if quick else 10))
+    def make(cls, name: str, out: Path, quick: bool, asked: int = 40, generate: bool = True) -> Problem:
+        """
+        Args:
+            name: of the setting.
+            generate: whether there are generated queries beside those held out.
+        """
+        setting = SETTINGS[name]
+        if quick:
+            recipe = replace(setting.recipe, epochs=2, batch=16, snapshots=2)
+            setting = Setting(recipe, halves=4, timesteps=4, draws=1)
+        training, held_out = split(tiny_digits(), *((60, 4) if quick else (256, asked)), seed=0)
+        out.mkdir(parents=True, exist_ok=True)
+        queries = {"held out": held_out}
+        if generate:
+            steps, file = 5 if quick else 50, out / "generated.npz"
+            queries["generated"] = generated(training, setting.recipe, file, len(held_out), steps)
+        return cls(training, queries, setting, diffhook.Grid(3 if quick else 10, draws=2))
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.setting.recipe
 
     @property
     def asked(self) -> Samples:
@@ -100,7 +145,7 @@ def train_on(problem: Problem, ids: npt.NDArray[np.int64]) -> torch.nn.Module:
 
 def measured(problem: Problem, model: Any) -> npt.NDArray[np.float64]:
     """(Q,) losses of all queries."""
-    return losses(model, problem.asked, timesteps=10 if problem.grid.count < 10 else 50)
+    return losses(model, problem.asked, problem.setting.timesteps, problem.setting.draws)
 
 
 def retrained(problem: Problem, args: argparse.Namespace, out: Path) -> Retrained:
@@ -108,8 +153,8 @@ def retrained(problem: Problem, args: argparse.Namespace, out: Path) -> Retraine
     return retrain(
         functools.partial(train_on, problem),
         functools.partial(measured, problem),
-        half_subsets(len(problem.training), 4 if args.quick else 32),
-        seeds=args.seeds,
+        half_subsets(len(problem.training), problem.setting.halves),
+        seeds=SEEDS,
         record=out / "halves.jsonl",
         processes=args.processes,
     )
@@ -117,10 +162,10 @@ def retrained(problem: Problem, args: argparse.Namespace, out: Path) -> Retraine
 
 def watched(problem: Problem, seed: int, path: Path) -> diffhook.RunLog:
     """The log of a training on all samples, probes on the grid, and the queries' gradients in it."""
-    probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64)
+    probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64, label_timesteps=0)
     train(
         problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
-        keep_preconditioner=True, projection_dim=4096,
+        every=1 if problem.grid.count < 10 else EVERY, keep_preconditioner=True,
     )  # fmt: skip
     log = diffhook.open_log(path)
     for name, queries in problem.queries.items():
@@ -133,7 +178,8 @@ def ask(log: diffhook.RunLog, samples: Samples, name: str, problem: Problem, wha
     """Gradients at the snapshots: of the loss, of the loss as Adam divides it, or of another measurement."""
     diffhook.query(
         log, samples.batch(), key(name, what), diffhook.Measured(LOSS, what) if what in OUTPUTS else LOSS,
-        grid=problem.grid, preconditioned=what == ADAM, batch_size=64, overwrite=True,
+        model=make_model(problem.training, problem.recipe), grid=problem.grid, preconditioned=what == ADAM,
+        batch_size=64, overwrite=True,
     )  # fmt: skip
 
 
@@ -142,7 +188,7 @@ def key(*words: str) -> str:
 
 
 def all_scores(
-    problem: Problem, seed: int, path: Path, methods: Sequence[tuple[str, str, str]] = METHODS
+    problem: Problem, seed: int, path: Path, methods: Sequence[tuple[str, str | Method, str]] = METHODS
 ) -> dict[str, dict[str, Scores]]:
     """Query set → method → (Q, N)."""
     log = watched(problem, seed, path)
@@ -154,73 +200,93 @@ def all_scores(
     for name, queries in problem.queries.items():
         found[name] = {}
         for title, method, source in methods:
-            what = source if source in OUTPUTS else ADAM if method.startswith(ADAM) else ""
+            what = source if source in OUTPUTS else ADAM if title.startswith("Adam") else ""
             origin = key("training", source) if source in OUTPUTS else source
             found[name][title] = diffhook.influence(log, key(name, what), method, origin).values
         flat, own = (s.images.reshape(len(s), -1) for s in (queries, problem.training))
         found[name]["pixels"] = -((flat[:, None] - own[None]) ** 2).sum(2)
+        assert queries.labels is not None
+        found[name]["same label"] = np.equal(queries.labels[:, None], problem.training.labels).astype(float)
         found[name]["random"] = rng.standard_normal((len(flat), len(own)))
     return found
 
 
+def kept_scores(problem: Problem, seed: int, path: Path) -> dict[str, dict[str, Scores]]:
+    """All scores, from the last run where it came as far."""
+    file = path.with_suffix(".npz")
+    if not file.exists():
+        found = all_scores(problem, seed, path)
+        np.savez(file, **{f"{name}/{method}": v for name, of in found.items() for method, v in of.items()})
+    known: dict[str, dict[str, Scores]] = {}
+    with np.load(file) as stored:
+        for title, values in stored.items():
+            name, _, method = title.partition("/")
+            known.setdefault(name, {})[method] = values
+    return known
+
+
+def more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="one or both")
+
+
 def run(args: argparse.Namespace) -> Result:
     if len(args.seeds) < 2:
-        raise SystemExit(f"--seeds names {len(args.seeds)}; expected 2 or more, to see whether they agree")
-    rows, ceilings = [], []
-    for conditional in (False, True):
-        case = "with labels" if conditional else "without labels"
+        raise SystemExit(f"--seeds names {len(args.seeds)}; expected 2 or more, to see how far they differ")
+    rows, ceilings, settings = [], [], []
+    for case in args.settings:
         out = args.out / key(case)
-        out.mkdir(parents=True, exist_ok=True)
-        problem = Problem.make(conditional, out, args.quick)
+        problem = Problem.make(case, out, args.quick)
         models = retrained(problem, args, out)
         start = 0
-        by_seed = [all_scores(problem, seed, out / f"log-{seed}") for seed in args.seeds]
+        by_seed = [kept_scores(problem, seed, out / f"log-{seed}") for seed in args.seeds]
         for name, queries in problem.queries.items():
             losses_of = -models.losses[:, :, start : start + len(queries)]
             start += len(queries)
+            group = {"case": case, "queries": name}
             for method in by_seed[0][name]:
-                scores = [of_seed[name][method] for of_seed in by_seed]
-                found = judged(scores, models.subsets, losses_of)
-                rows.append({"case": case, "queries": name, "method": method, **found})
-            ceiling = lds(scores[0], models.subsets, losses_of).ceiling
+                found = judged([of_seed[name] for of_seed in by_seed], method, models.subsets, losses_of)
+                rows.append({**group, "method": method, **found})
+            ceiling = lds(by_seed[0][name][DEFAULT], models.subsets, losses_of).ceiling
             assert ceiling is not None
-            ceilings.append({"case": case, "queries": name, "mean": ceiling.mean, "error": ceiling.error})
+            ceilings.append({**group, **ceiling._asdict()})
+        settings.append({"case": case, "halves": len(models.subsets), "epochs": problem.recipe.epochs})
     return {
-        "training_samples": len(problem.training), "asked": len(queries), "halves": len(models.subsets),
-        "retrainings": models.losses.shape[0] * models.losses.shape[1] * 2, "epochs": problem.recipe.epochs,
-        "rows": rows, "ceilings": ceilings, "outside": against_dattri(problem, args.out / "outside"),
+        "training_samples": len(problem.training), "asked": len(queries), "settings": settings,
+        "retrained_seeds": len(SEEDS), "rows": rows, "ceilings": ceilings,
+        "outside": against_dattri(problem, args.out / "outside"),
     }  # fmt: skip
 
 
-def judged(scores: Sequence[Scores], subsets: Sequence[Any], measured: Scores) -> Result:
-    """The LDS of all watched seeds and of two halves of them, each with retrainings of its own.
+def judged(
+    scores: Sequence[dict[str, Scores]], method: str, subsets: Sequence[Any], measured: Scores
+) -> Result:
+    """The LDS of one method, and how far the default leads it, over all watched trainings.
 
     Args:
-        scores: (Q, N) by seed.
+        scores: by watched training, method → (Q, N).
         measured: (seeds, M, Q) of the retrained models.
     """
-    spread = np.std([lds(one, subsets, measured).mean.mean for one in scores], ddof=1)
-    halves = [pooled(scores[start::2], subsets, measured[start::2], spread) for start in (0, 1)]
-    return {**pooled(scores, subsets, measured, spread), "halves": halves, "seeds_agree": agreeing(halves)}
+    each = [lds(one[method], subsets, measured).mean for one in scores]
+    leads = [lds_lead(one[DEFAULT], one[method], subsets, measured) for one in scores]
+    return {**pooled(each), "behind": pooled(leads)}
 
 
-def pooled(scores: Sequence[Scores], subsets: Sequence[Any], measured: Scores, spread: float) -> Result:
-    """The mean over watched seeds; its error that of queries and halves, and of so many seeds."""
-    each = [lds(one, subsets, measured).mean for one in scores]
-    sampled = np.mean([one.error for one in each])
-    error = float(np.hypot(sampled, spread / len(scores) ** 0.5))
-    return {"mean": float(np.mean([one.mean for one in each])), "error": error}
+def pooled(each: Sequence[Any]) -> Result:
+    """The mean over watched trainings; its error that of queries and halves, and of so many trainings."""
+    means = [one.mean for one in each]
+    sampled, spread = np.mean([one.error for one in each]), np.std(means, ddof=1) / len(each) ** 0.5
+    return {"mean": float(np.mean(means)), "error": float(np.hypot(sampled, spread)), "each": means}
 
 
 def show(result: Result) -> list[str]:
-    lines = [f"{'case':<16}{'queries':<11}{'method':<25}{'LDS':>16}   seeds agree"]
+    lines = [f"{'case':<6}{'queries':<11}{'method':<25}{'LDS':>16}   behind {DEFAULT} by"]
     for row in result["rows"]:
         lines.append(
-            f"{row['case']:<16}{row['queries']:<11}{row['method']:<25}{told(row, 3):>16}"
-            f"   {row['seeds_agree']}"
+            f"{row['case']:<6}{row['queries']:<11}{row['method']:<25}{told(row, 3):>16}"
+            f"   {told(row['behind'], 3)}"
         )
     for row in result["ceilings"]:
-        lines.append(f"{row['case']:<16}{row['queries']:<11}{'ceiling':<25}{told(row, 3):>16}")
+        lines.append(f"{row['case']:<6}{row['queries']:<11}{'ceiling':<25}{told(row, 3):>16}")
     check = result["outside"]
     if "note" in check:
         lines.append(check["note"])
@@ -247,4 +313,4 @@ def draw(axes: Any, result: Result) -> None:
 
 
 if __name__ == "__main__":
-    experiment("lds", __doc__, run, draw, show, seeds=(0, 1, 2))
+    experiment("lds", __doc__, run, draw, show, seeds=(0, 1, 2), more=more)

@@ -29,14 +29,15 @@ def against_dattri(problem: Problem, path: Path) -> Result:
     At one timestep with one draw of noise, where ReTrac is TracIn of normalised gradients.
     """
     grid = diffhook.Grid([_TIMESTEP])
-    probe = diffhook.Probe(samples=list(range(_TRAINING)), grid=grid)
+    probe = diffhook.Probe(samples=list(range(_TRAINING)), grid=grid, label_timesteps=0)
     train(
         problem.training, problem.recipe, seed=0, log=path, objective=LOSS, probe=probe,
         projection_dim="full", every=10**9,
     )  # fmt: skip
     log = diffhook.open_log(path)
     asked = problem.asked.take(range(_QUERIES))
-    diffhook.query(log, asked.batch(), "asked", LOSS, grid=grid, overwrite=True)
+    model = make_model(problem.training, problem.recipe)
+    diffhook.query(log, asked.batch(), "asked", LOSS, model=model, grid=grid, overwrite=True)
     found: Result = {"pairs": _TRAINING * _QUERIES}
     for method, normalised in (("tracin", False), ("retrac", True)):
         ours = diffhook.influence(log, "asked", method, "probe").values

@@ -52,8 +52,14 @@ def tracing(result: Result) -> str:
     for method in dict.fromkeys(row["method"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["method"] == method]
         lines.append(_row([_name(method), *(_told(row["wrong"], 3) for row in rows)]))
+    general = [
+        f"{_name(row['method'])} {_told(row['general_samples'], 1)}"
+        for row in result["rows"]
+        if row["queries"] == "held out" and row["method"] != "random"
+    ]
+    told = f"Samples in more than a fifth of the tops of the held-out queries: {', '.join(general)}."
     more = f"{result['asked']} queries of each kind; first source: {result['first_source']}; {_seeds(result)}"
-    return "\n".join([*lines, "", _made(result, "tracing", more)])
+    return "\n".join([*lines, "", told + " " + _made(result, "tracing", more)])
 
 
 def outliers(result: Result) -> str:
@@ -81,33 +87,44 @@ def lds(result: Result) -> str:
         by_method.setdefault(row["method"], {})[row["case"], row["queries"]] = row
     for method, found in by_method.items():
         lines.append(_row([method, *(_told(found[group]) for group in groups)]))
-    agreeing = [row["seeds_agree"] for row in result["rows"]]
     check = result["outside"]
+    judged = "; ".join(f"{each['case']}: {each['halves']} halves" for each in result["settings"])
     more = (
-        f"{result['halves']} halves of {result['training_samples']:,} digits × {len(result['seeds'])} seeds, "
-        f"{result['asked']} queries of each kind"
+        f"{result['training_samples']} digits, {result['asked']} queries of each kind; {judged}, each "
+        f"trained {result['retrained_seeds']} times; {len(result['seeds'])} watched trainings"
     )
-    lines += [
-        "",
-        "With every other seed and with those between, trained, watched and scored apart, "
-        f"{sum(agreeing)} of {len(agreeing)} rows agree within two standard errors. dattri's TracIn of "
-        f"the same snapshots differs from ours by {check['tracin']:.0e} of the largest score, and its "
-        f"normalised form from ReTrac by {check['retrac']:.0e}. " + _made(result, "lds", more),
-    ]
-    return "\n".join(lines)
+    outside = (
+        f"dattri's TracIn of the same snapshots differs from ours by {check['tracin']:.0e} of the largest "
+        f"score, and its normalised form from ReTrac by {check['retrac']:.0e}."
+    )
+    return "\n".join([*lines, "", f"{_leads(result)} {outside} {_made(result, 'lds', more)}"])
+
+
+RIVALS = ("TRAK, grid", "D-TRAK", "DAS", "pixels", "ReTrac, grid", "TracIn, grid")
+
+
+def _leads(result: Result) -> str:
+    """How far the default method is above others, in paired errors."""
+    own = result["rows"][0]["method"]
+    found = []
+    for rival in RIVALS:
+        rows = [row["behind"] for row in result["rows"] if row["method"] == rival]
+        found.append(f"{rival} by {', '.join(_told(row) for row in rows)}")
+    return f"In the order of the columns, {own}, is ahead of {'; of '.join(found)}."
 
 
 def counterfactual(result: Result) -> str:
-    k = result["k"]
     lines = [
-        f"| {k} of {result['training_samples']:,} samples removed | change of the query's loss, % |",
-        "|---|---|",
+        f"| {result['k']} of {result['training_samples']:,} samples removed | change of the query's loss, % "
+        "| above random | above pixels |",
+        "|---|---|---|---|",
     ]
-    rows = [row for row in result["rows"] if row["removed"] == "without the top"]
-    control = next(row for row in result["rows"] if row["removed"] != "without the top")
-    for row in [*rows, {**control, "method": "at random"}]:
-        lines.append(_row([row["method"], _told(row)]))
-    more = f"{result['asked']} queries; {_seeds(result)} of training"
+    for row in result["rows"]:
+        figures = (
+            _told(row[name]) if row[name]["error"] else "–" for name in ("above_random", "above_pixels")
+        )
+        lines.append(_row([row["method"], _told(row), *figures]))
+    more = f"{result['asked']} held-out queries, each set against itself; errors over queries"
     return "\n".join([*lines, "", _made(result, "counterfactual", more)])
 
 

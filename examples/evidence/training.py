@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from mlp import MLP
 from sources import Samples
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 import diffhook
+from diffhook.capture.noise import noise_seed
 from diffhook.integrations.accelerate import DiffHook
 
 Ids = npt.NDArray[np.int64]
@@ -32,28 +34,32 @@ class Recipe:
 
     Attributes:
         epochs: passes over whatever it is trained on.
+        constant: whether the learning rate is; otherwise it rises to ``rate`` and falls to 0, in one cycle.
         widths: channels at each resolution; attention at the lowest.
         snapshots: of the trainable parameters in a watched run, evenly spaced.
+        mlp: hidden width of an MLP in the UNet's place.
     """
 
     epochs: int
     batch: int = 32
     rate: float = 2e-3
+    constant: bool = False
     widths: tuple[int, ...] = (16, 32, 32)
     snapshots: int = 4
+    mlp: int | None = None
 
 
 class Training(Dataset[dict[str, Tensor]]):
     """Samples as a training loop wants them: ``images``, and ``class_labels`` where they have labels."""
 
     def __init__(self, samples: Samples) -> None:
-        self.samples = samples
+        self.tensors = samples.batch()
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.tensors["images"])
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {name: values[index] for name, values in self.samples.batch().items()}
+        return {name: values[index] for name, values in self.tensors.items()}
 
 
 class Order(torch.utils.data.Sampler[int]):
@@ -71,8 +77,10 @@ class Order(torch.utils.data.Sampler[int]):
         return iter(self.ids[np.argsort(keys[self.ids])].tolist())
 
 
-def make_model(samples: Samples, recipe: Recipe) -> UNet2DModel:
-    """0.2 M parameters at the default widths."""
+def make_model(samples: Samples, recipe: Recipe) -> nn.Module:
+    """A UNet of 0.2 M parameters at the default widths, or an MLP."""
+    if recipe.mlp:
+        return MLP(samples.images.shape[1:], recipe.mlp, samples.classes)
     channels, size = samples.images.shape[1:3]
     levels = len(recipe.widths) - 1
     return UNet2DModel(
@@ -98,57 +106,107 @@ def train(
     log: Path | None = None,
     progress: bool = True,
     **options: Any,
-) -> UNet2DModel:
+) -> nn.Module:
     """A model trained on the samples with the given ids (by default all); watched where there is a log.
 
     Args:
         options: of the hook.
     """
-    AcceleratorState._reset_state(reset_partial_state=True)  # many trainings in one process
     torch.manual_seed(seed)
     model = make_model(samples, recipe)
     order = Order(np.arange(len(samples)) if ids is None else ids, seed)
-    loader = DataLoader(Training(samples), batch_size=recipe.batch, sampler=order)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate)
-    steps = recipe.epochs * len(loader)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, steps, pct_start=0.1)
-    accelerator = Accelerator()
-    if log is not None:
-        apart = max(steps // recipe.snapshots, 1)
-        DiffHook(accelerator, log, snapshot_every=apart, alerts=(), strict=True, **options)
-    model, optimizer, loader, rates = accelerator.prepare(model, optimizer, loader, rates)
+    steps = recipe.epochs * -(-len(order) // recipe.batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, fused=True)
+    rates = _rates(optimizer, recipe, steps)
     bar = tqdm(total=steps, desc="training", disable=None if progress else True, leave=False)
+    with bar:
+        if log is None:
+            return _plainly(samples, recipe, model, order, optimizer, rates, bar)
+        return _watched(samples, recipe, model, order, optimizer, rates, bar, log, options)
+
+
+def _watched(
+    samples: Samples,
+    recipe: Recipe,
+    model: nn.Module,
+    order: Order,
+    optimizer: torch.optim.Optimizer,
+    rates: Any,
+    bar: Any,
+    log: Path,
+    options: dict[str, Any],
+) -> nn.Module:
+    AcceleratorState._reset_state(reset_partial_state=True)  # many trainings in one process
+    accelerator = Accelerator()
+    apart = max(bar.total // recipe.snapshots, 1)
+    DiffHook(accelerator, log, snapshot_every=apart, alerts=(), strict=True, **options)
+    loader = DataLoader(Training(samples), batch_size=recipe.batch, sampler=order)
+    model, optimizer, loader, rates = accelerator.prepare(model, optimizer, loader, rates)
     for _ in range(recipe.epochs):
         for batch in loader:
-            clean, labels = batch["images"], batch.get("class_labels")
-            noise = torch.randn_like(clean)
-            timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device)
-            predicted = model(NOISING.add_noise(clean, noise, timesteps), timesteps, labels).sample
-            accelerator.backward(F.mse_loss(predicted, noise))
+            accelerator.backward(_loss(model, batch))
             accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             rates.step()
             optimizer.zero_grad()
             bar.update()
-    bar.close()
     accelerator.end_training()
-    return accelerator.unwrap_model(model)
+    trained: nn.Module = accelerator.unwrap_model(model)
+    return trained
+
+
+def _plainly(
+    samples: Samples,
+    recipe: Recipe,
+    model: nn.Module,
+    order: Order,
+    optimizer: torch.optim.Optimizer,
+    rates: Any,
+    bar: Any,
+) -> nn.Module:
+    """The same steps without Accelerate and a DataLoader, which take as long as the MLP itself."""
+    tensors = samples.batch()
+    for _ in range(recipe.epochs):
+        for ids in torch.tensor(list(order)).split(recipe.batch):
+            _loss(model, {name: values[ids] for name, values in tensors.items()}).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rates.step()
+            optimizer.zero_grad()
+            bar.update()
+    return model
+
+
+def _rates(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
+    if recipe.constant:
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, steps, pct_start=0.1)
+
+
+def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    clean = batch["images"]
+    noise = torch.randn_like(clean)
+    timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device)
+    predicted = model(NOISING.add_noise(clean, noise, timesteps), timesteps, batch.get("class_labels"))
+    return F.mse_loss(predicted.sample, noise)
 
 
 @torch.no_grad()
-def losses(model: UNet2DModel, asked: Samples, timesteps: int = 50) -> npt.NDArray[np.float64]:
+def losses(model: nn.Module, asked: Samples, timesteps: int = 16, draws: int = 4) -> npt.NDArray[np.float64]:
     """(Q,) the denoising loss of each query over a grid of timesteps, with the same noise for every model."""
-    batch, count = asked.batch(), len(asked)
-    seeds = torch.full((count,), 10_000)
+    count = len(asked)
+    batch = {name: values.repeat_interleave(draws, 0) for name, values in asked.batch().items()}
     model.eval()
     total = torch.zeros(count, dtype=torch.float64)
-    for t in np.linspace(1, 999, timesteps).round().astype(int):
-        total += LOSS(model, batch, torch.full((count,), int(t)), seeds).double()
+    for t in np.linspace(1, 999, timesteps).round().astype(int).tolist():
+        seeds = torch.tensor([noise_seed(10_000, t, draw) for draw in range(draws)]).repeat(count)
+        found = LOSS(model, batch, torch.full((count * draws,), t), seeds)
+        total += found.double().view(count, draws).mean(1)
     return (total / timesteps).numpy()
 
 
 @torch.no_grad()
-def generate(model: UNet2DModel, like: Samples, count: int, seed: int = 7, steps: int = 50) -> Samples:
+def generate(model: nn.Module, like: Samples, count: int, seed: int = 7, steps: int = 50) -> Samples:
     """Samples made with DDIM; of each class in turn, where the model knows classes."""
     scheduler = DDIMScheduler(num_train_timesteps=1000)
     scheduler.set_timesteps(steps)

@@ -92,9 +92,11 @@ class World:
         self.own = rng.standard_normal((count, DIM)) / DIM**0.5
         self.asked = self.own[:QUERIES] + 0.5 * rng.standard_normal((QUERIES, DIM)) / DIM**0.5
 
-    def rows(self, rng: np.random.Generator, means: Any, cells: Any, weight: float) -> dict[str, Any]:
+    def rows(
+        self, rng: np.random.Generator, means: Any, cells: Any, weight: float, shift: Any = 0.0
+    ) -> dict[str, Any]:
         sample, step, timestep, replicate = (np.array(column) for column in zip(*cells, strict=True))
-        gradient = means[sample] + rng.standard_normal((len(sample), DIM)) / DIM**0.5
+        gradient = means[sample] + rng.standard_normal((len(sample), DIM)) / DIM**0.5 + shift
         norm = np.linalg.norm(gradient, axis=1)
         ones = np.ones(len(sample), np.float32)
         return {
@@ -103,6 +105,31 @@ class World:
             "grad_norm": norm.astype(np.float32),
             "projection": (gradient / norm[:, None]).astype(np.float32),
         }  # fmt: skip
+
+    def on_grid(self, path: Path, rng: np.random.Generator, method: str) -> diffhook.analysis.Scores:
+        """Of new draws that both sides share, the default's ten timesteps with two replicates."""
+        cells = [(s, 100.0 * t, r) for s in (3, 12) for t in range(10) for r in range(2)]
+        common = {cell: rng.standard_normal(DIM) / DIM**0.5 for cell in cells}
+
+        def made(means: Any) -> dict[str, Any]:
+            rows = [(i, *cell) for cell in cells for i in range(len(means))]
+            shift = np.array([common[s, t, r] for _, s, t, r in rows])
+            return self.rows(rng, means, rows, 1 / 20, shift)
+
+        described = {**config(), "probe": {"grid": {"timesteps": 10, "replicates": 2}}}
+        writer = LogWriter(path, described)
+        writer.put("train", self.rows(rng, self.own, [(i, 3, 0.0, 0) for i in range(self.count)], 1.0))
+        writer.put("probe", made(self.own))
+        for step in (3, 12):
+            writer.snapshot(Snapshot(step, 0.1, 0.4, writer.session), b"")
+        writer.close()
+        log = diffhook.open_log(path)
+        queries = TableWriter(log.writable_store(), "queries/q/rank-0000", DIM, "float32")
+        queries.append(made(self.asked))
+        queries.flush()
+        described = {"objective": {}, "snapshots": [[3, 0], [12, 0]], "against": ["probe"]}
+        queries.describe({**described, "grid": {"timesteps": 10, "replicates": 2}})
+        return diffhook.influence(diffhook.open_log(path), "q", method, "probe", scheduler="synchronous")
 
     def scores(self, path: Path, rng: np.random.Generator, method: str) -> diffhook.analysis.Scores:
         """Of new draws on both sides, sixteen events a sample and eight replicates of the queries' noise."""
@@ -122,12 +149,19 @@ class World:
         return diffhook.influence(diffhook.open_log(path), "q", method, "train", scheduler="synchronous")
 
 
-@pytest.mark.parametrize(("method", "samples"), [("tracin", 12), ("retrac", 12), ("whitened-retrac", 80)])
+@pytest.mark.parametrize(
+    ("rows", "method", "samples"),
+    [
+        ("events", "tracin", 12), ("events", "retrac", 12), ("events", "whitened-retrac", 80),
+        ("grid", "tracin", 12), ("grid", "retrac", 12), ("grid", "whitened-retrac", 80),
+    ],
+)  # fmt: skip
 def test_intervals_hold_the_mean_of_fresh_draws_in_95_of_100(
-    tmp_path: Path, method: str, samples: int
+    tmp_path: Path, rows: str, method: str, samples: int
 ) -> None:
     world, rng = World(samples), np.random.default_rng(1)
-    found = [world.scores(tmp_path / str(run), rng, method) for run in range(RUNS)]
+    drawn = world.scores if rows == "events" else world.on_grid
+    found = [drawn(tmp_path / str(run), rng, method) for run in range(RUNS)]
     values = np.array([each.values for each in found])
     margins = np.array([each.margins for each in found])
     others = (values.sum(0) - values) / (RUNS - 1)  # the mean of the other runs: its own error is small

@@ -21,6 +21,7 @@ from diffhook.analysis.evaluation import (
     detection,
     half_subsets,
     lds,
+    lds_lead,
     read_retrained,
     removal,
     retrain,
@@ -71,6 +72,18 @@ def test_true_worth_has_a_perfect_lds_and_noise_has_none() -> None:
     assert lds(WORTH, made.subsets, -made.losses).mean.mean > 0.99
     random = np.random.default_rng(5).uniform(size=WORTH.shape)
     assert abs(lds(random, made.subsets, -made.losses).mean.mean) < 0.4
+
+
+def test_a_lead_is_the_difference_of_two_lds_and_surer_than_each() -> None:
+    made = retrain(train, measure, half_subsets(20, 40), progress=False)
+    rng = np.random.default_rng(5)
+    vague = WORTH + rng.normal(0, 0.2, WORTH.shape)
+    vaguer = vague + rng.normal(0, 0.1, WORTH.shape)
+    first, second = (lds(scores, made.subsets, -made.losses).mean for scores in (vague, vaguer))
+    lead = lds_lead(vague, vaguer, made.subsets, -made.losses)
+    assert lead.mean == pytest.approx(first.mean - second.mean)
+    assert 0 < lead.error < np.hypot(first.error, second.error)
+    assert lds_lead(vague, vague, made.subsets, -made.losses) == (0, 0)
 
 
 def test_a_query_that_never_changes_does_not_count() -> None:

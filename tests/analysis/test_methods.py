@@ -27,16 +27,15 @@ WHITENED = ("trak", "d-trak", "das", "whitened-retrac")
 
 
 def _query(rows: Rows, query: int, step: int, method: str, kept: list[int]) -> np.ndarray:
-    """1/|S| Σ_t of the mean over noise, for ReTrac normalised in between."""
+    """1/|S| Σ_t of the mean over noise that is kept, for ReTrac over the norm of that over all."""
     by_time = []
     for timestep in TIMES:
-        draws = [
-            gradient
-            for gradient, s, k, t, seed in _each(rows)
-            if (s, k, t) == (query, step, timestep) and seed in kept
-        ]
-        mean = np.mean(draws, axis=0)
-        by_time.append(mean / np.linalg.norm(mean) if method in UNIT else mean)
+        draws = {
+            seed: gradient for gradient, s, k, t, seed in _each(rows) if (s, k, t) == (query, step, timestep)
+        }
+        mean = np.mean([draws[seed] for seed in kept], axis=0)
+        whole = np.linalg.norm(np.mean(list(draws.values()), axis=0))
+        by_time.append(mean / whole if method in UNIT else mean)
     return np.mean(by_time, axis=0)
 
 
@@ -249,6 +248,8 @@ def test_errors_on_the_grid_are_the_jackknife_over_replicates_of_both_sides(
     without = [left_out(made, method, gone) for gone in range(3)]
     spread = np.square(np.array(without) - np.mean(without, axis=0)).sum(0)
     assert found.errors is not None
+    assert found._pass.draws is not None
+    spread *= found._pass.draws.variance_share().mean()  # 1, but for whitening
     np.testing.assert_allclose(
         found.errors, np.sqrt(2 / 3 * spread), rtol=1e-3, atol=1e-6 * np.abs(without).max()
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from diffhook.analysis import Ranking
 from diffhook.analysis.fisher import combined, log10_tail
 from diffhook.analysis.standardize import Standard, looked_at, robust_deviations
 from diffhook.errors import ConfigurationError
+from diffhook.images import png
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.samples import name_id
 from tests.analysis.synthetic import config
@@ -28,7 +30,7 @@ from tests.runs import identified, train
 DIM, COUNT, LOUD, LOSSY, TWIN, BROKEN = 32, 60, 7, 11, 13, 17
 
 
-def made_log(path: Path, dim: int = DIM) -> diffhook.RunLog:
+def made_log(path: Path, dim: int = DIM, images: Mapping[int, np.ndarray] | None = None) -> diffhook.RunLog:
     """LOUD has large norms on all visits, LOSSY large losses, TWIN the gradients of 12, BROKEN a NaN."""
     described = config()
     described["identity"]["projection"] = {"dim": dim, "seed": 0, "kind": "full" if dim else "none"}
@@ -54,6 +56,8 @@ def made_log(path: Path, dim: int = DIM) -> diffhook.RunLog:
             "grad_norm": norm.astype(np.float32),
         }
         writer.put("train", {**rows, "projection": unit.astype(np.float32)} if dim else rows)
+    for sample, image in (images or {}).items():
+        writer.thumbnail(sample, png(image, 8))
     writer.snapshot(Snapshot(6, 0.1, 0.6, writer.session), b"")
     writer.close()
     return diffhook.open_log(path)
@@ -86,6 +90,16 @@ def test_planted_samples_come_first_with_their_reasons(log: diffhook.RunLog) -> 
     assert "loss far above its timestep's on" in flags_of(ranking, LOSSY)
     assert "gradients like sample 12's" in flags_of(ranking, TWIN)
     assert TWIN not in ranking.sample_ids[:8], "what occurs twice is no outlier for that"
+
+
+@pytest.mark.parametrize(
+    ("shade", "verdict"), [(0.01, "pixels too (correlation 1.00)"), (1.0, "not the pixels (correlation ")]
+)
+def test_pixels_confirm_a_near_duplicate_or_deny_it(tmp_path: Path, shade: float, verdict: str) -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 8, 8))
+    images = {12: first, TWIN: (1 - shade) * first + shade * second}
+    assert verdict in flags_of(diffhook.outliers(made_log(tmp_path / "log", images=images)), TWIN)
 
 
 def test_parts_say_what_the_score_is_made_of(log: diffhook.RunLog) -> None:

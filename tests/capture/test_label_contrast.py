@@ -74,6 +74,47 @@ def test_of_many_classes_some_are_tried_beside_the_samples_own(monkeypatch: pyte
         assert found[100 + i] == pytest.approx(np.log(loss(model, i, 400, own) / least), abs=1e-5)
 
 
+class Read(TinyDenoiser):
+    """A denoiser that reads a caption of three words."""
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor | None = None, **_: Any
+    ) -> Any:
+        assert encoder_hidden_states is not None
+        return super().forward(sample + encoder_hidden_states.mean((1, 2))[:, None, None, None], timestep)
+
+
+CAPTIONS = torch.randn(7, 3, 5, generator=torch.Generator().manual_seed(4))
+CAPTIONS[6] = CAPTIONS[0]
+
+
+def captioned(size: int = 3) -> Any:
+    for start in range(0, len(IMAGES), size):
+        part = slice(start, start + size)
+        batch = {"images": IMAGES[part], "encoder_hidden_states": CAPTIONS[part]}
+        yield [100 + i for i in range(len(IMAGES))[part]], batch
+
+
+def test_captions_are_set_against_those_of_other_samples() -> None:
+    torch.manual_seed(0)
+    model = Read()
+    found = label_contrasts(model, OBJECTIVE, captioned, diffhook.Grid([400], seed=2))
+
+    def under(index: int, caption: int) -> float:
+        clean, at = IMAGES[index : index + 1], torch.tensor([400])
+        noise = noise_bank(torch.tensor([noise_seed(2, 400, 0)]), clean)
+        with torch.no_grad():
+            told = CAPTIONS[caption : caption + 1]
+            predicted = model(SCHEDULER.add_noise(clean, noise, at), at, encoder_hidden_states=told)[0]
+        return float((predicted - noise).double().square().mean())
+
+    for i in range(7):
+        least = min(
+            under(i, other) for other in (0, 2, 4, 6) if not torch.equal(CAPTIONS[other], CAPTIONS[i])
+        )
+        assert found[100 + i] == pytest.approx(np.log(under(i, i) / least), abs=1e-5)
+
+
 def test_models_without_classes_have_no_contrast() -> None:
     def plain() -> Any:
         yield [0, 1], (IMAGES[:2],)
@@ -130,11 +171,11 @@ def test_a_wrong_label_is_ranked_first_and_flagged(log: diffhook.RunLog) -> None
     assert np.isfinite(log.probe["label_contrast"]).all()
     ranking = diffhook.outliers(log, parts=["label"])
     assert ranking.sample_ids[0] == 5
-    assert "denoised better under another label than under its own" in ranking.flags[0][0]
+    assert "denoised better under another label or caption than its own" in ranking.flags[0][0]
     assert not any("label" in flag for flags in ranking.flags[3:] for flag in flags)
     whole = diffhook.outliers(log)
     at = whole.sample_ids.tolist().index(5)
-    assert "wrong label?" in "; ".join(whole.flags[at]), "the flag stands in every ranking"
+    assert "wrong?" in "; ".join(whole.flags[at]), "the flag stands in every ranking"
     assert "label" not in whole.title, "it does not count there"
 
 

@@ -54,5 +54,5 @@ def test_without_replicates_there_are_none_and_it_says_how_to_get_them(
     assert (tmp_path / "all.csv").read_text().startswith("query,rank,sample,score\n")
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "No errors: noise was drawn once on the grid (diffhook query --replicates 4)" in shown
+    assert "No errors: noise was drawn once on the grid (diffhook query --replicates 2)" in shown
     assert "beyond noise" not in shown

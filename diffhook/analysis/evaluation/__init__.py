@@ -1,7 +1,7 @@
 """How good scores are: against retrained models, known sources, and known outliers."""
 
 from diffhook.analysis.evaluation.detection import Detection, detection
-from diffhook.analysis.evaluation.lds import LDS, lds
+from diffhook.analysis.evaluation.lds import LDS, lds, lds_lead
 from diffhook.analysis.evaluation.removal import Removal, removal
 from diffhook.analysis.evaluation.retraining import Retrained, half_subsets, read_retrained, retrain
 from diffhook.analysis.evaluation.tracing import Tracing, tracing
@@ -15,6 +15,7 @@ __all__ = [
     "detection",
     "half_subsets",
     "lds",
+    "lds_lead",
     "read_retrained",
     "removal",
     "retrain",

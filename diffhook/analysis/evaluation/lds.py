@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,35 @@ def lds(
     Raises:
         ConfigurationError: shapes that do not fit, or fewer than 3 subsets.
     """
+    predicted, seeds = _predicted(scores, subsets, measured)
+    correlations = _spearman(predicted, seeds.mean(0))
+    ceiling = _ceiling(seeds) if len(seeds) > 1 else None
+    return LDS(correlations, _estimate([(predicted, seeds.mean(0))]), ceiling)
+
+
+def lds_lead(
+    scores: npt.ArrayLike, others: npt.ArrayLike, subsets: Sequence[npt.ArrayLike], measured: npt.ArrayLike
+) -> Estimate:
+    """How much higher the LDS of ``scores`` is than that of ``others``.
+
+    Both are resampled with the same queries and subsets, so what is hard for both does not widen the error.
+
+    Args:
+        scores, others, subsets, measured: as for :func:`lds`.
+
+    Raises:
+        ConfigurationError: as :func:`lds`.
+    """
+    (first, seeds), (second, _) = (_predicted(each, subsets, measured) for each in (scores, others))
+    both = [[(predicted, seeds.mean(0))] for predicted in (first, second)]
+    return _bootstrapped(lambda *chosen: _mean(both[0], *chosen) - _mean(both[1], *chosen), first.shape)
+
+
+Pair = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def _predicted(scores: npt.ArrayLike, subsets: Sequence[npt.ArrayLike], measured: npt.ArrayLike) -> Pair:
+    """(M, Q) sums of the scores of each subset's samples, and (seeds, M, Q) what was measured."""
     scores, measured = np.asarray(scores, np.float64), np.asarray(measured, np.float64)
     seeds = measured if measured.ndim == 3 else measured[None]
     expected = (len(subsets), len(scores))
@@ -66,10 +95,7 @@ def lds(
     last = max(int(np.max(subset, initial=0)) for subset in subsets)
     if last >= scores.shape[1]:
         raise ConfigurationError(f"a subset names sample {last}, but there are scores of {scores.shape[1]}")
-    predicted = np.stack([scores[:, np.asarray(subset, int)].sum(1) for subset in subsets])
-    correlations = _spearman(predicted, seeds.mean(0))
-    ceiling = _ceiling(seeds) if len(seeds) > 1 else None
-    return LDS(correlations, _estimate([(predicted, seeds.mean(0))]), ceiling)
+    return np.stack([scores[:, np.asarray(subset, int)].sum(1) for subset in subsets]), seeds
 
 
 def _spearman(left: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -85,16 +111,19 @@ def _ceiling(seeds: npt.NDArray[np.float64]) -> Estimate:
     return _estimate([(seed, np.delete(seeds, s, axis=0).mean(0)) for s, seed in enumerate(seeds)])
 
 
-def _estimate(pairs: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]) -> Estimate:
+def _estimate(pairs: list[Pair]) -> Estimate:
     """The mean correlation of pairs of (M, Q), over queries; its error over queries and subsets."""
-    subsets, queries = pairs[0][0].shape
+    return _bootstrapped(lambda *chosen: _mean(pairs, *chosen), pairs[0][0].shape)
+
+
+def _mean(pairs: list[Pair], rows: Any = slice(None), columns: Any = slice(None)) -> float:
+    """Of the correlations of chosen subsets, over chosen queries; NaN where there are none."""
+    found = np.concatenate([_spearman(*(side[rows][:, columns] for side in pair)) for pair in pairs])
+    return float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else float("nan")
+
+
+def _bootstrapped(value: Callable[..., float], shape: tuple[int, ...]) -> Estimate:
+    """A value of chosen subsets and queries, and its standard error over both."""
     rng = np.random.default_rng(0)
-
-    def mean(rows: Any = slice(None), columns: Any = slice(None)) -> float:
-        found = np.concatenate([_spearman(*(side[rows][:, columns] for side in pair)) for pair in pairs])
-        return float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else float("nan")
-
-    means = [
-        mean(rng.integers(0, subsets, subsets), rng.integers(0, queries, queries)) for _ in range(_RESAMPLES)
-    ]
-    return Estimate(mean(), float(np.nanstd(means)) if np.isfinite(means).any() else float("nan"))
+    found = [value(*(rng.integers(0, count, count) for count in shape)) for _ in range(_RESAMPLES)]
+    return Estimate(value(), float(np.nanstd(found)) if np.isfinite(found).any() else float("nan"))

@@ -1,10 +1,11 @@
-"""Near-duplicates: samples whose gradients point the same way."""
+"""Near-duplicates: samples whose gradients point the same way, confirmed by pixels where the log has them."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from diffhook.analysis.duplicates import nearest_neighbours
+from diffhook.analysis.pixels import ALIKE, correlation
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
 from diffhook.analysis.standardize import robust_deviations
 from diffhook.log.samples import sample_words
@@ -31,10 +32,21 @@ class Duplicate(Signal):
         found = nearest_neighbours(view.table, view.execution)
         near = -np.log(np.maximum(1 - found.cosines, _SAME))
         close = (found.cosines > CLOSE) & (np.nan_to_num(robust_deviations(near)) > _FAR)
-        words, names = "gradients like sample {}'s (cosine {:.2f}): near-duplicate?", view.log.names()
+        names, thumbnails = view.log.names(), view.log.thumbnails
 
         def reason(index: int) -> str:
-            return words.format(sample_words(found.neighbours[index], names), found.cosines[index])
+            other = int(found.neighbours[index])
+            alike = correlation(thumbnails, int(found.sample_ids[index]), other)
+            of_gradients = f"gradients like sample {sample_words(other, names)}'s"
+            return f"{of_gradients} (cosine {found.cosines[index]:.2f}){_verdict(alike)}"
 
-        reasons = flagged(close, reason)
-        return Found(found.cosines.astype(float), reasons)
+        return Found(found.cosines.astype(float), flagged(close, reason))
+
+
+def _verdict(alike: float | None) -> str:
+    """What the pixels say to it."""
+    if alike is None:
+        return ": near-duplicate?"
+    if alike >= ALIKE:
+        return f", and pixels too (correlation {alike:.2f}): near-duplicate"
+    return f", but not the pixels (correlation {alike:.2f}): alike to the model only"

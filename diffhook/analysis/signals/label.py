@@ -1,4 +1,4 @@
-"""Samples that seem to be of another class than their label says."""
+"""Samples that seem to be of another class than their label says, or to have another's caption."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from diffhook.analysis.standardize import robust_deviations
 
 @register
 class Label(Signal):
-    """Of probes that tried other labels: log loss under the own label − log of the smallest under another,
-    mean over snapshots. Of other logs, where the labels are given: how much nearer, in cosine, the nearest
-    samples of another label are than those of the same. Stands beside the score: mixed in, it is drowned."""
+    """Of probes that tried other labels or captions: log loss under the own − log of the smallest under
+    another, mean over snapshots. Of other logs, where the labels are given: how much nearer, in cosine, the
+    nearest samples of another label are than those of the same. Stands beside the score: mixed in, it is
+    drowned."""
 
     name = "label"
     title = "another label fits better"
-    meaning = "loss under the sample's own label against that under others, or its neighbours' labels"
+    meaning = "loss under the sample's own label or caption against that under others, or neighbours' labels"
 
     def look(self, view: View) -> Found | None:
         contrasts = self._contrasts(view)
         if contrasts is not None:
-            words = (
-                "denoised better under another label than under its own (loss {:.0%} smaller): wrong label?"
-            )
+            words = "denoised better under another label or caption than its own (loss {:.0%} less): wrong?"
             reasons = flagged(_stand_out(contrasts), lambda i: words.format(1 - np.exp(-contrasts[i])))
             return Found(contrasts, reasons)
         if view.labels is None or not view.table.dim:

@@ -246,7 +246,7 @@ class Session:
             self.give_up()
             self.absences.leave_out(
                 "several-batches",
-                "the model was called on different samples before one backward, and whose its gradient's rows "
+                "the model was called on other samples before the backward of the first, and whose the rows "
                 "are is not known: such micro-batches are left out. Call a backward for each",
             )
 
