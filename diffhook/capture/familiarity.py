@@ -85,7 +85,8 @@ class Familiarity:
             raise LogError(
                 f"the log at {self._location} belongs to another dataset, or to one that was prepared "
                 f"otherwise: of {len(self._seen)} samples with ids that it knows, {few} look as they did "
-                "(mean, contrast, roughness). Choose another path, or go on with the log's own samples"
+                "(mean, contrast, roughness). Choose another path, or train on the log's samples to continue "
+                "it"
             )
 
     def _alike(self, one: Values, other: Values) -> npt.NDArray[np.bool_]:

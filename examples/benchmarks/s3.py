@@ -30,7 +30,7 @@ def main() -> None:
     args = parser.parse_args()
     with faulty_s3(args.seed) as app:
         counts, problems = check(app, args.steps, args.faults)
-    document = {"date": date.today().isoformat(), "machine": machine(), **counts}
+    document = {"date": date.today().isoformat(), "machine": machine(), "seed": args.seed, **counts}
     args.out.write_text(json.dumps(document, indent=1) + "\n")
     print(json.dumps(document, indent=1))
     sys.exit("\n".join(problems) or 0)
