@@ -283,18 +283,29 @@ class Fallback(TorchFunctionMode):
         self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
     ) -> None:
         try:
-            for name, gradient in self._split(source, alias, edge, grad_output):
-                self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
+            found = self._split(source, alias, edge, grad_output)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the next pass may fit
+        except Exception:
+            found = self._split_again(source, alias, edge, grad_output)
+        for name, gradient in found.items():
+            self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
+
+    def _split_again(
+        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+    ) -> dict[str, Tensor]:
+        """What fails once may be chance; an obstacle is for good."""
+        try:
+            return self._split(source, alias, edge, grad_output)
         except Exception as error:
             for name in source.names:
                 self._on_obstacle(name, f"the exact fallback failed: {error}")
+            return {}
 
     def _split(
         self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
-    ) -> Iterable[tuple[str, Tensor]]:
-        """(name, (B, *shape)) for every parameter behind ``source``."""
+    ) -> dict[str, Tensor]:
+        """name → (B, *shape) for every parameter behind ``source``."""
         parts: dict[str, list[Tensor]] = {name: [] for name in source.names}
         for sample in range(self._batch):
             masked = torch.zeros_like(grad_output)
@@ -302,8 +313,7 @@ class Fallback(TorchFunctionMode):
             (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
             for name, gradient in _back_to_parameters(source, share):
                 parts[name].append(gradient)
-        for name, rows in parts.items():
-            yield name, torch.stack(rows)
+        return {name: torch.stack(rows) for name, rows in parts.items()}
 
 
 def _back_to_parameters(source: _Source, share: Tensor) -> Iterable[tuple[str, Tensor]]:

@@ -148,9 +148,9 @@ class Reuse:
 
     def _after(self, name: str, module: Any, args: Any, output: Any) -> None:
         call = self._open.get(name)
-        self._close(name)
         if call is not None and isinstance(output, Tensor) and output.requires_grad:  # else it has failed
             hookable(output).register_hook(call.received.append)
+        self._close(name)
 
     def _close(self, name: str) -> None:
         call = self._open.get(name)

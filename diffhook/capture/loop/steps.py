@@ -129,8 +129,8 @@ class Steps:
         if recorder is None:
             self.unlogged += 1
             return False
-        began = self.clock.now()
         try:
+            began = self.clock.now()
             if self._restored is not None:
                 self._restored.step_ended()
             recorder.stepped(
