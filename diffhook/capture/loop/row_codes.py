@@ -299,15 +299,15 @@ def _regrouped(codes: Tensor, result: Tensor) -> Tensor | None:
     if codes.dim() == 1:
         return codes
     rows = codes.reshape(-1, 2)
-    for lead in (1, 2):
-        if result.dim() >= lead and math.prod(result.shape[:lead]) == len(rows):
-            return rows.reshape(*result.shape[:lead], 2)
     count = len(result) if result.dim() else 0
     if count and count % len(rows) == 0:
         return rows.repeat_interleave(count // len(rows), 0)
     if count and len(rows) % count == 0:
         groups = rows.reshape(count, -1, 2)
-        return groups[:, 0] if bool((groups == groups[:, :1]).all()) else None
+        if bool((groups == groups[:, :1]).all()):
+            return groups[:, 0]
+    if result.dim() > 1 and math.prod(result.shape[:2]) == len(rows):
+        return rows.reshape(*result.shape[:2], 2)
     return None
 
 

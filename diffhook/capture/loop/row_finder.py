@@ -33,6 +33,9 @@ UNSHOWN = Unmatched(
 )
 
 
+_FIRST_STEPS = 4  # in which it is found out whether the loop uses what it made of a batch after a step
+
+
 class RowFinder:
     """Knows the batches that came, and finds the rows of a call among them.
 
@@ -54,6 +57,8 @@ class RowFinder:
         self._given_up = False
         self._follows = False  # from the batch to the optimiser's step
         self._beyond = False  # follow further: the loop uses what it made of a batch after a step
+        self._first_steps = _FIRST_STEPS  # still to come
+        self._stepped = False  # since the batch came
         self._shows = False  # images, which can be followed
         self._places = 0  # rows that came
         self._images: deque[tuple[int, Tensor]] = deque(maxlen=2)  # and the place of their first rows
@@ -69,7 +74,7 @@ class RowFinder:
         self.trace.stop()
         self._order.received(event.source, event.batch)
         self._named = event.source is None
-        self._shows = self._given_up = False
+        self._shows = self._given_up = self._stepped = False
         if not isinstance(event.ids, RowIds):
             self.last = event.ids
             ids, images = None, None
@@ -83,7 +88,7 @@ class RowFinder:
 
     def ended(self, source: object | None) -> None:
         """A pass over a loader is over."""
-        if not self._beyond:
+        if not self._beyond and self._first_steps <= 0:
             self.rest()
         self._order.ended(source)
         if not self._given_up:
@@ -104,7 +109,9 @@ class RowFinder:
 
     def stepped(self) -> None:
         """An optimiser has stepped: usually the loop is done with the batch."""
-        if self._beyond:
+        self._stepped = True
+        self._first_steps -= 1
+        if self._beyond or self._first_steps > 0:
             self.resume()
         else:
             self.rest()
@@ -145,6 +152,7 @@ class RowFinder:
         values = list(values)
         found = self.shown(values)
         if found is not None:
+            self._beyond = self._beyond or self._stepped or self.last is None
             return found
         self._beyond = self._beyond or self._shows
         if doubt is not None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
-from torch.utils._device import DeviceContext
 
 from diffhook.capture.loop.row_codes import codes_after, fits, tensors_in
 
@@ -136,10 +135,10 @@ class _Mode(TorchFunctionMode):
 
 
 def _put_lowest(mode: TorchFunctionMode) -> None:
-    """Under all modes of the loop, each of which takes off what is uppermost when it ends. A device's alone,
-    which ends by taking off the lowest, stays below."""
+    """Under all modes of the loop, each of which takes off what is uppermost when it ends. Only that of
+    ``torch.set_default_device``, which ends by taking off the lowest, stays below."""
     above = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
-    if above and isinstance(above[-1], DeviceContext):
+    if above and above[-1] is getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None):
         _push_mode(above.pop())
     for one in (mode, *reversed(above)):
         _push_mode(one)
