@@ -1,4 +1,4 @@
-"""An error of ours at any call of ours reaches no loop, changes no weight or row, leaves nothing behind."""
+"""An error of ours at any call of ours reaches no loop, changes no weight or row and leaves nothing."""
 
 from __future__ import annotations
 
