@@ -103,7 +103,6 @@ def train(
     *,
     seed: int,
     ids: Ids | None = None,
-    model: nn.Module | None = None,
     log: Path | None = None,
     progress: bool = True,
     **options: Any,
@@ -111,11 +110,10 @@ def train(
     """A model trained on the samples with the given ids (by default all); watched where there is a log.
 
     Args:
-        model: to train further, itself; by default one from nothing.
         options: of the hook.
     """
     torch.manual_seed(seed)
-    model = make_model(samples, recipe) if model is None else model
+    model = make_model(samples, recipe)
     order = Order(np.arange(len(samples)) if ids is None else ids, seed)
     steps = recipe.epochs * -(-len(order) // recipe.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, fused=True)
