@@ -2,11 +2,11 @@
 
     python examples/evidence/ablations.py [--quick]
 
-The problem of lds.py without class labels, and its retrained halves: where lds.py has trained them, they
-are taken from runs/evidence/lds. One thing at a time is changed from a reference: a grid of 10 timesteps ×
-1 draw, D = 2048, 2 snapshots, every step captured. For TracIn and ReTrac: the LDS over held-out queries,
-and the Spearman correlation of all scores with those of the finest setting of that thing. Training is
-bit-identical whatever is captured, so all settings of a seed watch the same model.
+The MLP of lds.py, and its retrained halves: where lds.py has trained them, they are taken from
+runs/evidence/lds. One thing at a time is changed from a reference: a grid of 10 timesteps × 1 draw, D = 2048,
+2 snapshots, every step captured. For TracIn, ReTrac and whitened ReTrac: the LDS over held-out queries, and
+the Spearman correlation of all scores with those of the finest setting of that thing. Training is the same
+to the bit whatever is captured, so all settings of a seed watch the same model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import diffhook
 from diffhook.analysis import Scores
 from diffhook.analysis.evaluation import lds
 
-METHODS = ("tracin", "retrac")
+METHODS = ("tracin", "retrac", "whitened-retrac")
 REFERENCE = {"timesteps": 10, "noise draws": 1, "D": 2048, "snapshots": 2, "stride": 1}
 SETTINGS = {
     "timesteps": (2, 5, 10, 20, 40),
@@ -46,9 +46,9 @@ Found = dict[tuple[str, int], dict[str, npt.NDArray[Any]]]  # (thing, value) →
 
 
 def run(args: argparse.Namespace) -> Result:
-    shared = args.out if args.quick else args.out.parent / "lds" / "without-labels"
+    shared = args.out if args.quick else args.out.parent / "lds" / "MLP"
     shared.mkdir(parents=True, exist_ok=True)
-    problem = Problem.make(False, shared, args.quick)
+    problem = Problem.make("MLP", shared, args.quick)
     models = retrained(problem, args, shared)
     measured = -models.losses[:, :, : len(problem.queries["held out"])]
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
@@ -95,12 +95,12 @@ def scored(
     problem = replace(
         problem,
         grid=diffhook.Grid(setting["timesteps"], draws=setting["noise draws"]),
-        recipe=replace(problem.recipe, snapshots=setting["snapshots"]),
+        setting=replace(problem.setting, recipe=replace(problem.recipe, snapshots=setting["snapshots"])),
     )
     options: dict[str, Any] = {"every": setting["stride"] if source == "train" else 10**9}
     if source == "probe":
         options["objective"] = LOSS
-        options["probe"] = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64)
+        options["probe"] = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64, label_timesteps=0)
     train(
         problem.training, problem.recipe, seed=seed, log=path, projection_dim=setting["D"], progress=False,
         **options,

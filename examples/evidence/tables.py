@@ -129,14 +129,13 @@ def counterfactual(result: Result) -> str:
 
 
 def ablations(result: Result) -> str:
-    lines = [
-        "| changed | value | LDS, TracIn | LDS, ReTrac | rank agreement, TracIn | rank agreement, ReTrac |",
-        "|---|---|---|---|---|---|",
-    ]
+    methods = dict.fromkeys(row["method"] for row in result["rows"])
+    titles = [f"{what}, {_name(method)}" for what in ("LDS", "rank agreement") for method in methods]
+    lines = [_row(["changed", "value", *titles]), "|---" * (2 + len(titles)) + "|"]
     for thing, value in dict.fromkeys((row["thing"], row["value"]) for row in result["rows"]):
         cells = []
         for number in ("mean", "rank_agreement"):
-            for method in ("tracin", "retrac"):
+            for method in methods:
                 found = [
                     row[number]
                     for row in result["rows"]

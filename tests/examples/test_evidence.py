@@ -81,7 +81,7 @@ def test_ablations(tmp_path: Path) -> None:
     result = quick("ablations", tmp_path)
     for thing in ("timesteps", "noise draws", "D", "snapshots", "stride"):
         rows = [row for row in result["rows"] if row["thing"] == thing]
-        assert {row["method"] for row in rows} == {"tracin", "retrac"}
+        assert {row["method"] for row in rows} == {"tracin", "retrac", "whitened-retrac"}
         best = (min if thing == "stride" else max)(row["value"] for row in rows)
         for row in rows:
             agreement = row["rank_agreement"]
