@@ -126,7 +126,8 @@ def test_a_mapping_is_taken_apart_like_a_dict() -> None:
         list(measure(engine, OBJECTIVE, given, [5, 6, 7], diffhook.Grid(2), step=4, lr=0.5, weight=1.0))
         for given in (batch, wrapped)
     ]
-    np.testing.assert_array_equal(rows[0][0]["grad_norm"], rows[1][0]["grad_norm"])
+    # The engine measures which algorithm is fastest, and may round otherwise the second time.
+    np.testing.assert_allclose(rows[0][0]["grad_norm"], rows[1][0]["grad_norm"], rtol=1e-5)
 
 
 def test_probes_spread_over_a_dataset_of_any_size() -> None:

@@ -280,6 +280,7 @@ class _Bad:
 def test_no_error_of_ours_reaches_the_loader(strange: Any) -> None:
     for batch in (strange, {"x": strange}, torch.zeros(2, 3), None):
         assert Items(strange).match(batch).kind in (
+            "failed",
             "unordered",
             "dropped",
             "ready-made-batch",
