@@ -29,7 +29,7 @@ from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.console import progress_bar
 from diffhook.errors import ConfigurationError, LogError
-from diffhook.gradients import PerSampleGradients
+from diffhook.gradients import PerSampleGradients, Sketch
 from diffhook.log import Rows, RunLog, Snapshot, Table
 from diffhook.log import store as files
 from diffhook.log.lock import query_lock
@@ -293,8 +293,14 @@ def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:
             f"{log.location} was captured with projection_dim=0: it has norms only, and influence "
             "needs projections"
         )
+    if projection["kind"] == "sketch" and projection.get("version") != Sketch.VERSION:
+        raise LogError(
+            f"{log.location} has projections of version {projection.get('version')}, and this diffhook makes "
+            f"version {Sketch.VERSION}, which cannot be compared: query it with the diffhook that captured it"
+        )
     engine = PerSampleGradients(
         model,
+        layers=identity.get("layers"),
         projection_dim="full" if projection["kind"] == "full" else projection["dim"],
         seed=projection["seed"],
         weight_gradients=False,
