@@ -120,61 +120,54 @@ def train(
     rates = _rates(optimizer, recipe, steps)
     bar = tqdm(total=steps, desc="training", disable=None if progress else True, leave=False)
     with bar:
-        if log is None:
-            return _plainly(samples, recipe, model, order, optimizer, rates, bar)
-        return _watched(samples, recipe, model, order, optimizer, rates, bar, log, options)
+        training = _Training(samples, recipe, model, order, optimizer, rates, bar)
+        return training.plain() if log is None else training.watched(log, options)
 
 
-def _watched(
-    samples: Samples,
-    recipe: Recipe,
-    model: nn.Module,
-    order: Order,
-    optimizer: torch.optim.Optimizer,
-    rates: Any,
-    bar: Any,
-    log: Path,
-    options: dict[str, Any],
-) -> nn.Module:
-    AcceleratorState._reset_state(reset_partial_state=True)  # many trainings in one process
-    accelerator = Accelerator()
-    apart = max(bar.total // recipe.snapshots, 1)
-    DiffHook(accelerator, log, snapshot_every=apart, alerts=(), strict=True, **options)
-    loader = DataLoader(Training(samples), batch_size=recipe.batch, sampler=order)
-    model, optimizer, loader, rates = accelerator.prepare(model, optimizer, loader, rates)
-    for _ in range(recipe.epochs):
-        for batch in loader:
-            accelerator.backward(_loss(model, batch))
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            rates.step()
-            optimizer.zero_grad()
-            bar.update()
-    accelerator.end_training()
-    trained: nn.Module = accelerator.unwrap_model(model)
-    return trained
+@dataclass
+class _Training:
+    """One that is ready to begin."""
 
+    samples: Samples
+    recipe: Recipe
+    model: nn.Module
+    order: Order
+    optimizer: torch.optim.Optimizer
+    rates: Any
+    bar: Any
 
-def _plainly(
-    samples: Samples,
-    recipe: Recipe,
-    model: nn.Module,
-    order: Order,
-    optimizer: torch.optim.Optimizer,
-    rates: Any,
-    bar: Any,
-) -> nn.Module:
-    """The same steps without Accelerate and a DataLoader, which take as long as the MLP itself."""
-    tensors = samples.batch()
-    for _ in range(recipe.epochs):
-        for ids in torch.tensor(list(order)).split(recipe.batch):
-            _loss(model, {name: values[ids] for name, values in tensors.items()}).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            rates.step()
-            optimizer.zero_grad()
-            bar.update()
-    return model
+    def watched(self, log: Path, options: dict[str, Any]) -> nn.Module:
+        AcceleratorState._reset_state(reset_partial_state=True)  # many trainings in one process
+        accelerator = Accelerator()
+        apart = max(self.bar.total // self.recipe.snapshots, 1)
+        DiffHook(accelerator, log, snapshot_every=apart, alerts=(), strict=True, **options)
+        loader = DataLoader(Training(self.samples), batch_size=self.recipe.batch, sampler=self.order)
+        prepared = accelerator.prepare(self.model, self.optimizer, loader, self.rates)
+        model, optimizer, loader, rates = prepared
+        for _ in range(self.recipe.epochs):
+            for batch in loader:
+                accelerator.backward(_loss(model, batch))
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                rates.step()
+                optimizer.zero_grad()
+                self.bar.update()
+        accelerator.end_training()
+        trained: nn.Module = accelerator.unwrap_model(model)
+        return trained
+
+    def plain(self) -> nn.Module:
+        """The same steps without Accelerate and a DataLoader, which take as long as the MLP itself."""
+        tensors, model = self.samples.batch(), self.model
+        for _ in range(self.recipe.epochs):
+            for ids in torch.tensor(list(self.order)).split(self.recipe.batch):
+                _loss(model, {name: values[ids] for name, values in tensors.items()}).backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                self.optimizer.step()
+                self.rates.step()
+                self.optimizer.zero_grad()
+                self.bar.update()
+        return model
 
 
 def _rates(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import diffhook
-from tests.integrations.test_loop_slips import Watched
+from tests.integrations.watched import Watched
 from tests.runs import TinyDenoiser, denoising_losses
 
 Feed = Callable[[Any], Iterator[Tensor]]

@@ -18,8 +18,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import diffhook
 from diffhook import Alerts, Quarantine
-from diffhook.capture.loop.identity import RowIds, Unmatched
-from diffhook.capture.loop.loader_tracker import Batches
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log.samples import name_id
 from tests.runs import TinyDenoiser, denoising_losses, identified
@@ -366,26 +364,6 @@ def test_a_key_that_no_batch_has_is_told_at_the_first_batch(
 
 
 # ── loops that fetch ahead, and ends ──────────────────────────────────────────────────────────────
-
-
-def test_a_batch_is_known_again_by_its_tensors_however_late_it_is_used() -> None:
-    batches, kept = Batches(), [{"image": torch.rand(2, 3), "text": ["a", "b"]} for _ in range(5)]
-    for number, batch in enumerate(kept):
-        batches.keep(batch, RowIds(torch.tensor([number]), "dataset index"))
-    for number in (3, 0, 4, 1):
-        found = batches.find(dict(kept[number]))
-        assert isinstance(found, RowIds)
-        assert found.ids.tolist() == [number]
-    assert batches.find({"image": torch.rand(2, 3), "text": ["a", "b"]}) is None
-    assert batches.find({}) is None
-
-
-def test_a_batch_that_is_gone_is_forgotten_and_not_taken_for_another() -> None:
-    batches = Batches()
-    for number in range(200):
-        batches.keep({"x": torch.rand(3)}, Unmatched("unordered", str(number)))
-        assert batches.find({"x": torch.rand(3)}) is None
-    assert len(batches._kept) <= 2
 
 
 SCRIPT = """

@@ -210,12 +210,12 @@ class _WeakHook(Guarded):
 
 
 def shielded(
-    otherwise: Callable[[], Any] = lambda: None, *, again: bool = False
+    otherwise: Callable[[], Any] | None = None, *, again: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A method that the loop calls, of an object with a ``capture``: what fails in it is ours.
 
     Args:
-        otherwise: makes what the loop gets then.
+        otherwise: makes what the loop gets then; None by default.
         again: whether the method is called a second time, as one that must not be left undone.
     """
 
@@ -225,7 +225,7 @@ def shielded(
             found = self.capture.shield(method, self, *args, **kwargs)
             if again:
                 self.capture.shield(method, self, *args, **kwargs)
-            return otherwise() if found is None else found
+            return otherwise() if found is None and otherwise is not None else found
 
         return called  # type: ignore[return-value]
 

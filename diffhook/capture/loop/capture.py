@@ -218,7 +218,7 @@ class Capture:
     def scalars(self) -> dict[str, float]:
         """A few numbers of what was captured since they were last asked for, for a tracker."""
         recorder = self.session.recorder
-        return {} if self.closed or recorder is None else self.session.scalars.take(recorder.alerts)
+        return {} if self.closed or recorder is None else self.session.staging.scalars.take(recorder.alerts)
 
     # ── beginning ─────────────────────────────────────────────────────────────────────────────
 
@@ -317,7 +317,7 @@ class Capture:
 
     def _failed(self, error: Exception) -> None:
         """An exception of ours has reached the shield."""
-        verdict = self._failures.judge(error, self.session.captured_passes)
+        verdict = self._failures.judge(error, self.session.staging.passes)
         try:
             self.session.failed(reason_of(error))
         except Exception as another:  # not even that: better to go than to be in the way

@@ -96,6 +96,11 @@ class DenoiserCalls:
         """Whether the prediction of such a module was seen."""
         return any(call.by_name and call.prediction is not None for call in self._calls)
 
+    @property
+    def prediction(self) -> PredictionGradient | None:
+        """What reads the rows' losses off the loss's own prediction."""
+        return next((call.prediction for call in self.of_loss() if call.prediction is not None), None)
+
     def of_loss(self) -> list[DenoiserCall]:
         """The calls that the backward has gone through; told by name, if any was."""
         reached = [call for call in self._calls if call.reached or not call.answered]

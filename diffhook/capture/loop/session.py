@@ -10,24 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture import Plan, Recorder
-from diffhook.capture.appearance import appearance
 from diffhook.capture.loop import events
 from diffhook.capture.loop.absences import Absences
 from diffhook.capture.loop.call_inspection import timestep_last
-from diffhook.capture.loop.denoiser_calls import DenoiserCalls, timesteps_of
-from diffhook.capture.loop.identity import Unmatched, blocks
-from diffhook.capture.loop.loss_reader import LossReader
-from diffhook.capture.loop.losses import PredictionGradient, unexplained_factor
+from diffhook.capture.loop.denoiser_calls import DenoiserCalls
+from diffhook.capture.loop.identity import Unmatched
+from diffhook.capture.loop.losses import unexplained_factor
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.row_finder import UNSHOWN, RowFinder
-from diffhook.capture.loop.scalars import Scalars
+from diffhook.capture.loop.staging import Staging
 from diffhook.capture.loop.steps import Steps
-from diffhook.capture.loop.thumbnails import ThumbnailTaker
 from diffhook.capture.loop.trained_set import TrainedSet
-from diffhook.errors import CaptureError, RecheckNeeded
+from diffhook.errors import RecheckNeeded
 
 _NO_BACKWARD = 3  # forwards after which it is told
-_STAGED_ROWS = 1 << 16  # without a step in between
 _GIVEN_UP = Unmatched("given-up", "the rest of the batch is left out with what was left out of it")
 
 
@@ -61,14 +57,11 @@ class Session:
         self.plan = plan
         self.recorder: Recorder | None = None
         self.absences = Absences()
-        self.scalars = Scalars()
         self.rows = RowFinder(shield)
-        self.captured_passes = 0
         self.steps = Steps(plan, self.absences, steps_are_seen, rank, processes)
+        self.staging = Staging(plan, self.steps, self.absences, reduction=reduction, thumbnails=thumbnails)
         self._start = start
         self._snapshot_every = snapshot_every
-        self._losses = LossReader(reduction)
-        self._thumbnails = ThumbnailTaker(thumbnails)
         self._whose: MicroBatch | Unmatched | None = None  # of the last training forward
         self._staged = False  # rows of the batch at hand are with the recorder
         self._scales = {"scale": 1.0, "accumulation": 1.0}  # of a loss whose forward is still to come
@@ -122,7 +115,7 @@ class Session:
     @property
     def knows_prediction(self) -> bool:
         """Whether it has seen that module's prediction as well."""
-        if self._pass is None or not self._losses.active:
+        if self._pass is None or not self.staging.losses.active:
             return self.knows_timesteps
         return self._calls.know_prediction
 
@@ -169,7 +162,7 @@ class Session:
             return
         self._without_backward += 1
         self.absences.count("no-backward")
-        if self._without_backward == _NO_BACKWARD and not self.captured_passes:
+        if self._without_backward == _NO_BACKWARD and not self.staging.passes:
             self.absences.tell(
                 "no-backward",
                 "after each of %d forwards another batch came before a backward did. Validate between steps, "
@@ -264,7 +257,9 @@ class Session:
             if tensor.requires_grad:
                 tensor.register_hook(partial(self.recorder.engine.tape.guard, self._on_reached))
                 break
-        self._calls.answered(event.module, event.output, self.recorder.engine.tape, self._losses.active)
+        self._calls.answered(
+            event.module, event.output, self.recorder.engine.tape, self.staging.losses.active
+        )
 
     def _on_reached(self, _: Tensor) -> None:
         if self.steps.in_backward:
@@ -290,7 +285,7 @@ class Session:
             return
         factor = unexplained_factor(event.loss, self._pass.scale, self._pass.accumulation)
         self._pass = self._pass.knowing(loss=event.loss, factor=factor)
-        if self._losses.active:
+        if self.staging.losses.active:
             self._calls.find_errors(event.loss)
 
     def _backward_ended(self, event: events.BackwardEnded) -> None:
@@ -319,7 +314,7 @@ class Session:
 
     def _stage(self, found: MicroBatch, recorder: Recorder) -> None:
         """The gradients of a pass are there: its rows wait for the optimiser's step."""
-        timesteps = self._timesteps_of(found)
+        timesteps = self.staging.timesteps(found, self._calls, recorder)
         if timesteps is None or not found.shown:
             self.give_up()
             if not found.shown:
@@ -335,66 +330,13 @@ class Session:
             return
         finally:
             self.abandon()
-        rows = len(engine.norms)
-        for count in (len(found.ids), len(timesteps)):
-            if count not in (1, rows):
-                self.give_up()
-                self.absences.leave_out_rows(rows, count)
-                return
-        if recorder.staged_rows + rows > _STAGED_ROWS:
-            self.absences.leave_out(
-                "no-step",
-                "no optimiser step was seen for %d rows: further rows are left out until there is one",
-                recorder.staged_rows,
-            )
+        if not self.staging.stage(found, timesteps, self._calls, recorder):
+            self.give_up()
             return
-        found = found.knowing(ids=found.ids.expand(rows), prediction=self._prediction())
-        reading, mean_of = self._losses.read(found, engine)
-        looks = None
-        if found.images is not None and len(found.images) == rows:
-            looks = appearance(found.images)
-            self._thumbnails.take(recorder.writer, found.ids, found.images)
-        coefficient = found.accumulation * found.factor / (mean_of * self.steps.processes)
-        recorder.captured(
-            found.ids,
-            timesteps.expand(rows),
-            step=self.steps.count,
-            weight=coefficient * self.plan.stride,
-            losses=reading.losses,
-            appearance=looks,
-        )
         self._staged = True
-        self.scalars.add(engine.norms)
-        self.captured_passes += 1
         self._without_backward = 0
         seconds = self.steps.clock.now() - began + engine.hook_seconds
-        self.steps.pass_ended(rows // blocks(found.ids), seconds)
-
-    def _timesteps_of(self, found: MicroBatch) -> Tensor | None:
-        """(B,) of the calls that the loss came from, in the scheduler's units; None: they are several."""
-        if found.timesteps is not None:
-            return found.timesteps
-        told = timesteps_of(self._calls.of_loss())
-        if not told:
-            raise CaptureError(
-                "what is trained was called without a timestep (keyword 'timestep' or second argument): name "
-                "it with hook.step(sample_ids=..., timesteps=...), as where another model is trained through "
-                "a frozen denoiser (textual inversion)"
-            )
-        if len(told) > 1:
-            self.absences.leave_out(
-                "several-timesteps",
-                "the loss comes from calls of the denoiser at different timesteps, and a row has one: such "
-                "micro-batches are left out. Call a backward for each, or name one: hook.step(timesteps=...)",
-            )
-            return None
-        objective = None if self.recorder is None else self.recorder.objective
-        scale = float(getattr(objective, "timestep_scale", 1.0))
-        return told[0] if scale == 1 else told[0].float() / scale
-
-    def _prediction(self) -> PredictionGradient | None:
-        """What reads the rows' losses off the loss's own prediction."""
-        return next((call.prediction for call in self._calls.of_loss() if call.prediction is not None), None)
+        self.steps.pass_ended(self.staging.samples(found, recorder), seconds)
 
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 
