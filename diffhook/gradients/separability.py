@@ -194,7 +194,7 @@ class SeparabilityCheck:
     def _reach(self, place: Place, gradient: Tensor) -> None:
         if self._running:
             rows = gradient.detach().reshape(len(gradient), -1)
-            self._norms[place] = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+            self._norms[place] = torch.linalg.vector_norm(rows, dim=1).float()
 
     def _compare(
         self, plain: dict[Place, Tensor], reached: dict[Place, Tensor], factors: Tensor

@@ -149,6 +149,7 @@ def _shared() -> list[Any]:
     loaders = (data_loader.DataLoaderShard, data_loader.DataLoaderDispatcher, data_loader.SkipDataLoader)
     return [
         torch.autograd.backward,
+        Tensor.backward,
         torch._C._len_torch_function_stack(),
         *(kind.__iter__ for kind in loaders),
         *(hook for hung in (*hooks, *steps) for hook in hung.values()),

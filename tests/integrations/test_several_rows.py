@@ -97,17 +97,25 @@ def _indices(videos: Tensor) -> Tensor:
     return (videos[:, 0, 0, 0, 0] * 16).round().long()
 
 
+def test_rows_that_a_batch_is_folded_into_are_their_samples(tmp_path: Path) -> None:
+    loop = Folding(tmp_path / "log")
+    samples: list[int] = []
+    for (videos,) in loop.loader:
+        samples += _indices(videos).repeat_interleave(FRAMES).tolist()
+        loop.step(videos.flatten(0, 1))
+    assert loop.end(tmp_path / "log")["sample"].tolist() == samples
+
+
 def test_rows_whose_order_is_not_known_are_not_captured_and_it_is_told_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop = Folding(tmp_path / "log")
     for (videos,) in loop.loader:
-        loop.step(videos.flatten(0, 1))
+        loop.step(videos.transpose(0, 1).flatten(0, 1))
     assert len(loop.end(tmp_path / "log")) == 0
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
-    assert told[0].startswith("the model was called on 12 rows for 4 sample ids")
-    assert "ids.repeat_interleave(3)" in told[0]
+    assert told[0].startswith("what the model is called on was not made of a batch of the loader")
 
 
 @pytest.mark.parametrize("frames_first", [False, True], ids=["(b f)", "(f b)"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import diffhook
 from tests.integrations.watched import Watched
 from tests.runs import SCHEDULER, TinyDenoiser
 
@@ -174,3 +175,41 @@ def test_training_is_bit_identical_beside_all_of_that(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*left, strict=True))
     assert torch.autograd.backward.__module__ == "torch.autograd"
     assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+class Control(nn.Module):
+    """Trained beside a frozen denoiser, which gets its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inward = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        shifted: Tensor = self.inward(sample) * (1 + timestep.to(sample.dtype)[:, None, None, None] / 1000)
+        return torch.cat([shifted, shifted.square()], 1)
+
+
+class Controlled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.denoiser = TinyDenoiser()
+
+    def forward(self, sample: Tensor, timestep: Tensor, residual: Tensor) -> Any:
+        return self.denoiser(sample + residual.mean(1, keepdim=True), timestep)
+
+
+def test_the_loss_column_is_of_the_frozen_model_that_the_trained_one_controls(tmp_path: Path) -> None:
+    loop = Watched(tmp_path / "log", Control()).prepare()
+    torch.manual_seed(1)
+    frozen = Controlled().requires_grad_(False)
+    expected: list[float] = []
+    for (clean,) in loop.loader:
+        clean, noise, timesteps = loop.batch(clean)
+        noisy = SCHEDULER.add_noise(clean, noise, timesteps)
+        predicted = frozen(noisy, timesteps, loop.model(noisy, timesteps))[0]
+        expected += (predicted - noise).square().flatten(1).mean(1).tolist()
+        loop.accelerator.backward(F.mse_loss(predicted, noise))
+        loop.step()
+    loop.accelerator.end_training()
+    assert loop.log is not None
+    np.testing.assert_allclose(diffhook.open_log(loop.log).train["loss"], expected, rtol=1e-4)

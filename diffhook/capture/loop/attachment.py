@@ -139,15 +139,15 @@ class Attachment:
 
         def undo() -> None:
             ours[:] = [None, None, None]
-            if owner.__dict__.get(name) is not replaced:  # someone has put theirs over ours
+            if vars(owner).get(name) is not replaced:  # someone has put theirs over ours
                 return
             if own is None:
-                del owner.__dict__[name]
+                delattr(owner, name)
             else:
-                owner.__dict__[name] = own
+                setattr(owner, name, own)
 
         remove = self._removable(undo)
-        owner.__dict__[name] = replaced
+        setattr(owner, name, replaced)
         return remove
 
     def _removable(self, undo: Callable[[], None]) -> Callable[[], None]:

@@ -21,27 +21,36 @@ class BackwardWatch:
     checkpointing's do, are parts of it.
 
     Args:
-        attachment: holds what we put over torch's function.
+        attachment: holds what we put over torch's functions.
         emit: called with events.
+        pause: called before ``Tensor.backward``, within which a function mode cannot be taken off.
     """
 
-    def __init__(self, attachment: Attachment, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self, attachment: Attachment, emit: Callable[[Event], None], pause: Callable[[], None]
+    ) -> None:
         self._attachment = attachment
         self._emit = emit
-        self._undo: Callable[[], None] | None = None
+        self._pause = pause
+        self._undo: list[Callable[[], None]] = []
 
     def arm(self) -> None:
         """Watch the next backward."""
-        if self._undo is None:
-            self._undo = self._attachment.replace(
-                torch.autograd, "backward", before=self._began, after=self._ended, failed=self._failed
-            )
+        if not self._undo:
+            self._undo = [
+                self._attachment.replace(
+                    torch.autograd, "backward", before=self._began, after=self._ended, failed=self._failed
+                ),
+                self._attachment.replace(Tensor, "backward", before=self._called),
+            ]
 
     def disarm(self) -> None:
         """``torch.autograd.backward`` is as it was; the end of one that has begun is still told."""
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
+        while self._undo:
+            self._undo.pop()()
+
+    def _called(self, *_: Any, **__: Any) -> None:
+        self._pause()
 
     def _began(self, tensors: Any, grad_tensors: Any = None, *_: Any, **__: Any) -> None:
         if not in_backward():

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffhook.errors import CaptureError
+from diffhook.capture.loop.batch_ids import describe
+from diffhook.errors import CaptureError, ConfigurationError
 
 NAMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_labels", "noise_level")
 """What denoisers call their timestep."""
@@ -47,6 +48,23 @@ def find_timesteps(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         f"the model's timestep has shape {tuple(timesteps.shape)}; expected a number for each of the {rows} "
         "rows, or one for all: name them with hook.step(sample_ids=..., timesteps=...)"
     )
+
+
+def named_timesteps(values: Any) -> Tensor:
+    """(B,) timesteps that the loop names itself, as they are now.
+
+    Raises:
+        ConfigurationError: they are no numbers, or not finite.
+    """
+    try:
+        timesteps = torch.as_tensor(values).detach().flatten().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"timesteps is {describe(values)}; expected one number for each sample, or a tensor of them"
+        ) from error
+    if timesteps.is_floating_point() and not bool(timesteps.isfinite().all()):
+        raise ConfigurationError(f"timesteps has values that are not finite: {timesteps.tolist()}")
+    return timesteps
 
 
 def takes_timesteps(module: nn.Module) -> bool:

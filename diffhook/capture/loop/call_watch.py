@@ -82,6 +82,7 @@ class CallWatch:
         self._began: nn.Module | None = None  # what may be the host, and runs
         self._stack: list[nn.Module] = []
         self._looking: list[Callable[[], None]] = []
+        self._settled = False  # a whole pass has been looked at: a frozen model may follow the trained one
 
     def follow(self, event: Event) -> None:
         """Look at all calls while it is not known who is who, as the session has taken ``event``."""
@@ -93,9 +94,10 @@ class CallWatch:
             if seen.in_pass and not seen.knows_timesteps and not self._looking and self._denoiser is None:
                 self.look()
         elif isinstance(event, OutputSeen | DenoiserCalled):
-            if seen.knows_prediction:
+            if seen.knows_prediction and (self._settled or self._denoiser is not None):
                 self.stop()
         elif isinstance(event, BackwardEnded) and not seen.in_pass:
+            self._settled = True
             self.stop()
 
     def look(self) -> None:
@@ -129,7 +131,7 @@ class CallWatch:
             return
         if len(self._stack) == 1 and self._host is None and not self._session.touched:
             self._began = module
-            self._emit(ForwardBegan(module, args))
+            self._emit(ForwardBegan(module, args, presumed=True))
         if self._candidate is None and self._denoiser is None and takes_timesteps(module):
             self._candidate = module
 
@@ -150,6 +152,7 @@ class CallWatch:
             and self._host is None
             and torch.is_grad_enabled()
             and not self._models.contains(module)
+            and (module is self._began or not self._session.knows_prediction)
         ):
             self._judge_host(module, output)
 

@@ -19,6 +19,7 @@ from diffhook.capture.checks import check_location
 from diffhook.capture.loop import checkpoint, events
 from diffhook.capture.loop.attachment import Attachment, Shield, close_at_exit
 from diffhook.capture.loop.backward_watch import BackwardWatch
+from diffhook.capture.loop.call_inspection import named_timesteps
 from diffhook.capture.loop.call_watch import CallWatch
 from diffhook.capture.loop.describe import describe_run
 from diffhook.capture.loop.failures import Failures, reason_of
@@ -102,7 +103,7 @@ class Capture:
     def _watch_loop(self) -> None:
         self.models = ModelWatch(self.attachment, self.on, self.settings.models)
         self._calls = CallWatch(self.attachment, self.on, self.models, self.session)
-        self._backward = BackwardWatch(self.attachment, self.on)
+        self._backward = BackwardWatch(self.attachment, self.on, self.session.rows.pause)
         self._optimizers = OptimizerWatch(self.attachment, self.on, self.models.moved_by)
         self.attachment.on_detach(self.session.rows.rest)
         close_at_exit(self.close)
@@ -161,7 +162,7 @@ class Capture:
         if self.closed:
             return
         ids = self.identity.named(sample_ids, "sample_ids")
-        named = None if timesteps is None else torch.as_tensor(timesteps).detach().flatten()
+        named = None if timesteps is None else named_timesteps(timesteps)
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
         self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
 

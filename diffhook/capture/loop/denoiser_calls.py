@@ -98,8 +98,13 @@ class DenoiserCalls:
 
     @property
     def prediction(self) -> PredictionGradient | None:
-        """What reads the rows' losses off the loss's own prediction."""
-        return next((call.prediction for call in self.of_loss() if call.prediction is not None), None)
+        """What reads the rows' losses off the loss's own prediction.
+
+        Of several, such as a ControlNet's output and that of the frozen model behind it, the one whose error
+        the loss squares; if none is seen to be, the first.
+        """
+        known = [call.prediction for call in self.of_loss() if call.prediction is not None]
+        return next((one for one in known if one.found), known[0] if known else None)
 
     def of_loss(self) -> list[DenoiserCall]:
         """The calls that the backward has gone through; told by name, if any was."""

@@ -69,12 +69,14 @@ class ForwardBegan(Event):
         module: the model, or what calls the trained parts from outside.
         args, kwargs: its arguments, as far as they are known.
         training: whether gradients are enabled.
+        presumed: it is not known yet whether it is one; a frozen autoencoder, say, is none.
     """
 
     module: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     training: bool = True
+    presumed: bool = False
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,11 @@ class PredictionGradient:
         if difference is not None:
             self._errors = difference.detach().flatten(1).float().square().mean(1)
 
+    @property
+    def found(self) -> bool:
+        """Whether the loss squares this prediction's error."""
+        return self._errors is not None
+
     def read(self, undo: float, batch_loss: float | None, parts: int = 1) -> Reading:
         """The rows' losses, if they make the batch's.
 

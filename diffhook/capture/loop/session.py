@@ -184,7 +184,8 @@ class Session:
         if not event.training:
             self.rows.used()
             return
-        self.rows.pause()
+        if not event.presumed:
+            self.rows.pause()
         values = timestep_last(event.module, event.args, event.kwargs)
         if self._pass is None:
             self._whose = self.rows.called(values)

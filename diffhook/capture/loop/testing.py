@@ -162,3 +162,5 @@ class LoopContract(ABC):
         assert not left, "hooks of ours are left on the model"
         assert not torch.nn.modules.module._global_forward_pre_hooks
         assert not hasattr(torch.autograd.backward, "__wrapped__"), "autograd.backward is not itself"
+        assert not hasattr(Tensor.backward, "__wrapped__"), "Tensor.backward is not itself"
+        assert not torch._C._len_torch_function_stack(), "a function mode of ours is left on"
