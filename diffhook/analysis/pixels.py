@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffhook.images import to_image
-
 ALIKE = 0.9
 """Correlation from which two pictures show the same."""
 
@@ -17,6 +15,8 @@ def correlation(thumbnails: Mapping[int, bytes], first: int, second: int) -> flo
 
     None where one has none, or is of a single colour. Two of the same single colour have 1.
     """
+    from diffhook.images import to_image  # Pillow, which scores alone do not need
+
     if first not in thumbnails or second not in thumbnails:
         return None
     images = [to_image(thumbnails[sample]).convert("L") for sample in (first, second)]
