@@ -73,14 +73,17 @@ class Backlog:
         Raises:
             LogError: it failed for good, and the thread is over.
         """
-        with self._changed:
-            self._add(job, 0)
-            self._changed.wait_for(lambda: not self._jobs or self._failure or self._trouble, timeout)
-            failure = self._failure
-        if failure is not None:
+        try:
+            with self._changed:
+                self._add(job, 0)
+                self._changed.wait_for(lambda: not self._jobs or self._failure or self._trouble, timeout)
+                if self._failure is not None:
+                    known = isinstance(self._failure, LogError)
+                    raise self._failure if known else self._error(self._failure)
+        except BaseException:  # the thread must not go on by itself, and hold what the job has locked
             self._closing = True
             self._stop()
-            raise failure if isinstance(failure, LogError) else self._error(failure)
+            raise
 
     def offer(self, job: Job, size: int) -> bool:
         """Hand a job over. False: there was no room, and it will not be done.

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,3 +152,22 @@ def test_a_writer_that_was_given_up_ends_with_the_file_at_hand_and_locks_until_t
     wait_until(lambda: not writer._backlog._thread.is_alive())
     LogWriter(tmp_path, CONFIG).close()
     assert not (tmp_path / "later.json").exists()
+
+
+def test_a_writer_whose_beginning_fails_in_us_lets_go_of_its_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = threading.Condition.wait_for
+
+    def failing(condition: threading.Condition, *args: Any) -> bool:
+        done = waiting(condition, *args)
+        if threading.current_thread() is threading.main_thread():
+            raise MemoryError("not today")
+        return done
+
+    monkeypatch.setattr(threading.Condition, "wait_for", failing)
+    with pytest.raises(MemoryError) as caught:
+        LogWriter(tmp_path, CONFIG)
+    monkeypatch.undo()
+    assert caught.tb is not None, "the half-made writer is alive"
+    LogWriter(tmp_path, CONFIG).close()
