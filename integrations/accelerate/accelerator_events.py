@@ -143,8 +143,7 @@ class AcceleratorEvents:
 
     def _add_loader(self, loader: Any, prepared: Any) -> None:
         capture = self._capture
-        capture.identity.datasets.add(loader.dataset)
-        if capture.loader is None:
+        if capture.identity.datasets.add(loader.dataset, shuffled=loaders.is_shuffled(loader)):
             capture.loader, self._data.first = loader, loader.dataset
         capture.attachment.on_detach(functools.partial(loaders.untag, prepared))
         capture.attachment.on_detach(

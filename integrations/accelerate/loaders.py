@@ -19,7 +19,7 @@ import torch
 from accelerate import data_loader
 from accelerate.utils import is_torchdata_stateful_dataloader_available
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from diffhook.capture.loop.batch_ids import KEYS, as_ids
 from diffhook.capture.loop.matching import Items, Order, guarded
@@ -123,6 +123,13 @@ def can_tag(loader: Any) -> bool:
     return type(loader) in _known_kinds() and (
         isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is not None
     )
+
+
+def is_shuffled(loader: DataLoader[Any]) -> bool:
+    """Whether batches come in another order than the dataset has its items in."""
+    batches = loader.batch_sampler
+    sampler = loader.sampler if batches is None else getattr(batches, "sampler", None)
+    return not isinstance(loader.dataset, IterableDataset) and not isinstance(sampler, SequentialSampler)
 
 
 def _known_kinds() -> tuple[type, ...]:

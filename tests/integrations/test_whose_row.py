@@ -298,6 +298,17 @@ def test_each_dataset_has_ids_of_its_own(tmp_path: Path) -> None:
     assert loop.end() == expected
 
 
+def test_of_datasets_prepared_before_the_first_batch_the_shuffled_one_is_called_by_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = Watched(tmp_path / "log")
+    validation = loop.prepare(DataLoader(TensorDataset(identified()[:4]), 4))
+    training = loop.prepare(DataLoader(TensorDataset(identified()), 4, shuffle=True))
+    loop.epoch(validation, _first).epoch(training, _first)
+    assert loop.end() == [f"dataset-2/{i}" for i in range(4)] + loop.seen[4:]
+    assert " 12 rows, " in capsys.readouterr().out, "the plan is of the epochs of training"
+
+
 def test_a_quarantined_sample_is_left_out_of_the_dataset_that_it_is_in(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True)
     alerts = Alerts(quarantine=Quarantine(kinds=()))

@@ -18,22 +18,30 @@ _FOLDERS = ("root", "folder", "instance_data_root", "data_root", "data_dir", "im
 class DatasetNames:
     """Samples of the first dataset are called by their index, those of others "label/index".
 
-    Datasets count in the order in which they were prepared, so that a resumed run comes to the same names.
+    Datasets count in the order in which they were prepared, so that a resumed run comes to the same names;
+    of those prepared before the first batch, shuffled ones come first: validation data seldom are.
     """
 
     def __init__(self) -> None:
         self._labels: dict[int, str] = {}  # id() → label, "" of the first
-        self._alive: list[Any] = []  # so that no other dataset gets the id() of one that is gone
+        self._datasets: list[Any] = []  # kept alive, so that no other gets the id() of one that is gone
+        self._shuffled = 0  # of them, at the head
 
-    def add(self, dataset: Any) -> str:
-        """A loader over ``dataset`` was prepared.
+    def add(self, dataset: Any, *, shuffled: bool = False) -> bool:
+        """A loader over ``dataset`` was prepared. Returns whether it is the first dataset from now on."""
+        if any(dataset is known for known in self._datasets):
+            return False
+        place = self._shuffled if shuffled and not self._labels else len(self._datasets)
+        self._shuffled += shuffled
+        self._datasets.insert(place, dataset)
+        return place == 0
 
-        Returns:
-            what its samples are called by besides their index; "" for the first dataset.
-        """
-        if id(dataset) not in self._labels:
-            self._labels[id(dataset)] = self._new_label(dataset) if self._labels else ""
-            self._alive.append(dataset)
+    def _label(self, dataset: Any) -> str:
+        """What a dataset's samples are called by besides their index; "" for the first dataset."""
+        self.add(dataset)
+        for known in self._datasets:
+            if id(known) not in self._labels:
+                self._labels[id(known)] = self._new_label(known) if self._labels else ""
         return self._labels[id(dataset)]
 
     def _new_label(self, dataset: Any) -> str:
@@ -43,7 +51,7 @@ class DatasetNames:
 
     def ids(self, dataset: Any, rows: Tensor) -> tuple[Tensor, dict[int, str]]:
         """(R,) int64 ids of rows whose indices (+ role · ROLE) are known, and the names that go with them."""
-        label = self.add(dataset)
+        label = self._label(dataset)
         if not label:
             return rows, {}
         named = {index: f"{label}/{index}" for index in (rows % ROLE).unique().tolist()}
@@ -53,7 +61,7 @@ class DatasetNames:
 
     def indices(self, dataset: Any, samples: frozenset[int], names: Mapping[int, str]) -> frozenset[int]:
         """Where samples that are called by their index lie in the dataset."""
-        label = self.add(dataset)
+        label = self._label(dataset)
         if not label:
             return samples - names.keys()
         pattern = re.compile(re.escape(label) + r"/(\d+)")
