@@ -44,7 +44,7 @@ class PassAccumulator:
         self.totals: Totals | None = None
         self.pending: dict[str, Tensor] = {}  #: (B, *shape) of shared parameters
         self.taken: set[str] = set()  #: layers
-        self.formed: set[str] = set()  #: layers whose weight products were formed, each in one piece of work
+        self.formed: set[str] = set()  #: layers whose weight products every pass forms, checked or not
         self.precision = torch.float64  #: the lowest seen among gradients
         self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}  # calls of layers called several times
         self._arrived: Counter[str] = Counter()  # calls of each layer that the backward has reached
@@ -97,7 +97,8 @@ class PassAccumulator:
     ) -> None:
         owned = self._layers[layer]
         formed = several or (not owned.rule.gives_factors and (summed is not None or self.audit is not None))
-        mixers = {} if formed else self._mixers(owned, grad)
+        needless = {} if several else self._mixers(owned, grad)
+        mixers = {} if formed else needless
         for rows in self._chunks(owned, inputs, grad, mixers, formed=several):
             found = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
             for local, product in found:
@@ -106,7 +107,8 @@ class PassAccumulator:
                 if summed is not None:
                     part = _summed(product)
                     summed[local] = summed[local] + part if local in summed else part
-                if not several and local == "weight" and isinstance(product, Tensor) and product.dim() > 2:
+                whole = isinstance(product, Tensor) and product.dim() > 2
+                if whole and not several and local == "weight" and local not in needless:
                     self.formed.add(layer)
                 self._add(owned.parameters[local], product, rows, len(grad), several=several)
 

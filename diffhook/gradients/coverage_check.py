@@ -19,7 +19,9 @@ from diffhook.gradients.tape import Tape
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.01, torch.bfloat16: 0.01}
 _ACCELERATOR_TOLERANCE = 1e-2  # of float32 where matrix products may run in TF32
 
-_UNDECIDED = 64 << 20  # bytes of residuals that are decided together
+# Bytes of residuals that are decided together: a processor need not wait for the answer.
+_UNDECIDED = {"cpu": 4 << 20}
+_UNDECIDED_ELSEWHERE = 64 << 20
 _NOTHING = 1e-4  # share of all gradients below which a gradient may be nothing but rounding
 
 CHANGED_BY_HOOK = "a hook on the parameter changes the gradient that training uses"
@@ -54,7 +56,7 @@ class CoverageCheck:
     training averages it: each process checks its own samples.
 
     Cost: per-sample products of all layers are formed, one copy of the gradients that do not agree is
-    kept, and the device is waited for once for every 64 MiB of gradients.
+    kept, and an accelerator is waited for once for every 64 MiB of gradients.
 
     Args:
         parameters: name → parameter, all with requires_grad.
@@ -108,7 +110,7 @@ class CoverageCheck:
         if balance.squares is not None:  # most balance at once and need not be kept
             self._undecided[name] = balance
             held = sum(b.residual.nbytes for b in self._undecided.values() if b.residual is not None)
-            if held > _UNDECIDED:
+            if held > _UNDECIDED.get(gradient.device.type, _UNDECIDED_ELSEWHERE):
                 self._decide()
 
     def _decide(self) -> None:

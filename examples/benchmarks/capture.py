@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -91,11 +92,13 @@ def exact_norms(case: Case) -> Tensor:
 def peak_memory(model: str, method: str) -> int | None:
     """Bytes that two passes in a process of their own need above the model itself.
 
-    The peak of a process that measured something else before would be that one's. None where neither
-    CUDA nor Linux tells, or the method cannot take the model.
+    The peak of a process that measured something else before would be that one's. The C library gives back
+    at once what is freed, so that holes in its heap do not count. None where neither CUDA nor Linux tells, or
+    the method cannot take the model.
     """
     command = [sys.executable, __file__, "--peak", model, method]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "1048576"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=exact)
     return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 

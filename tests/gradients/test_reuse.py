@@ -163,3 +163,15 @@ def test_a_batch_of_another_kind_leaves_the_gradients_right() -> None:
     except CaptureError:
         pass  # the rows may be lost, the training not
     _same(model, expected)
+
+
+def test_a_checked_pass_has_no_more_layers_reused_than_any_other() -> None:
+    """A check forms every product; that of a wide convolution is not formed again, and left to autograd."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 128, 3), nn.Conv2d(128, 128, 3), nn.Conv2d(128, 3, 3))
+    images = torch.randn(4, 3, 9, 9)
+    problem = Problem(model, lambda model, batch: model(batch).square().flatten(1).sum(1), images)
+    engine = PerSampleGradients(model, projection_dim=256, reuse_products=True)
+    _passes(engine, problem)
+    assert engine._reuse is not None
+    assert sorted(engine._reuse.chosen) == ["0", "2"]
