@@ -81,7 +81,7 @@ class Setting:
 
 
 SETTINGS = {
-    "MLP": Setting(Recipe(epochs=1000, batch=64, rate=1e-3, mlp=128), 64, 32, 8),
+    "MLP": Setting(Recipe(epochs=1000, batch=64, rate=3e-3, mlp=96), 64, 32, 8),
     "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 16, 16, 4),
 }
 SEEDS = (0, 1)  # of the trainings on halves

@@ -8,32 +8,46 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+_FREQUENCIES = 64  # of the timestep's embedding
+
 
 class MLP(nn.Module):
-    """Two residual blocks on the flattened image, each told the timestep and the class.
+    """Residual blocks on the flattened image, whose normalised values the timestep and the class scale and
+    shift. Without that, what such a model generates is no digit.
 
     Args:
         shape: (C, H, W) of an image.
-        width: of the hidden layers; 128 makes 123 thousand parameters at 8 × 8.
+        width: of the hidden layers; 96 makes 104 thousand parameters at 8 × 8.
         classes: how many there are; None: none are told.
     """
 
     def __init__(self, shape: tuple[int, ...], width: int, classes: int | None) -> None:
         super().__init__()
         size = torch.Size(shape).numel()
-        self.width = width
-        self.time = nn.Linear(width, width)
+        self.time = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = None if classes is None else nn.Embedding(classes, width)
         self.first = nn.Linear(size, width)
-        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(2))
         self.last = nn.Linear(width, size)
 
     def forward(self, noisy: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> UNet2DOutput:
-        told = self.time(get_timestep_embedding(torch.as_tensor(timestep).expand(len(noisy)), self.width))
+        told = self.time(get_timestep_embedding(torch.as_tensor(timestep).expand(len(noisy)), _FREQUENCIES))
         if self.label is not None:
             told = told + self.label(class_labels)
-        hidden = self.first(noisy.flatten(1))
-        for index in range(0, len(self.blocks), 2):
-            inner = F.silu(self.blocks[index](F.silu(hidden + told)))
-            hidden = hidden + self.blocks[index + 1](inner)
+        told, hidden = F.silu(told), self.first(noisy.flatten(1))
+        for block in self.blocks:
+            hidden = hidden + block(hidden, told)
         return UNet2DOutput(sample=self.last(F.silu(hidden)).view_as(noisy))
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.told = nn.Linear(width, 2 * width)
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor, told: Tensor) -> Tensor:
+        scale, shift = self.told(told).chunk(2, dim=1)
+        result: Tensor = self.outer(F.silu(self.inner(self.norm(hidden) * (1 + scale) + shift)))
+        return result

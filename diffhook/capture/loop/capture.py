@@ -156,7 +156,7 @@ class Capture:
         try:
             yield
         finally:
-            self.shield(self._named_over)
+            self.on(events.LoaderEnded(object()))
 
     def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
         if self.closed:
@@ -165,9 +165,6 @@ class Capture:
         named = None if timesteps is None else named_timesteps(timesteps)
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
         self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
-
-    def _named_over(self) -> None:
-        self.on(events.LoaderEnded(object()))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
@@ -187,6 +184,10 @@ class Capture:
                 logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
         after = self._after if session.recorder is None else session.recorder.writer.position()
         return checkpoint.Position(session.steps.count, lr_sum, after).to_json()
+
+    def _flush(self) -> None:
+        self.session.settle_held()
+        self._settle(0)
 
     def _settle(self, step: int) -> bool:
         """See all rows to disk, unless not all ``step`` steps have been taken."""
@@ -214,7 +215,7 @@ class Capture:
     def flush(self) -> None:
         """See the rows of all finished steps to the disk, so that a reader finds them."""
         if not self.closed:
-            self.shield(self._settle, 0)
+            self.shield(self._flush)
 
     def scalars(self) -> dict[str, float]:
         """A few numbers of what was captured since they were last asked for, for a tracker."""
@@ -369,6 +370,7 @@ class Capture:
             return
         if session.steps.count:
             session.on(events.SnapshotDue())
+        recorder.skipped()  # what was staged for a step that never came
         numbers, text = summary(
             session.plan, recorder, time.perf_counter() - self._began, session.absences.counts
         )

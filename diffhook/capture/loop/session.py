@@ -84,7 +84,7 @@ class Session:
             events.StepBegan: self._step_began,
             events.StepEnded: self._step_ended,
             events.GradientsZeroed: lambda _: self.steps.zeroed(),
-            events.SnapshotDue: lambda _: self._snapshot(),
+            events.SnapshotDue: lambda _: self._snapshot_due(),
         }
 
     def on(self, event: events.Event) -> None:
@@ -373,6 +373,15 @@ class Session:
                 "known whose rows it has: such steps are not captured. Name the samples with "
                 "hook.step(sample_ids=...)",
             )
+
+    def settle_held(self) -> None:
+        """Complete rows wait no longer for the next call of the model: a checkpoint or the end comes first."""
+        if self.recorder is not None:
+            self.steps.check_restored(self.recorder)
+
+    def _snapshot_due(self) -> None:
+        self.settle_held()
+        self._snapshot()
 
     def _snapshot(self) -> None:
         if self.recorder is None:

@@ -79,7 +79,7 @@ class Steps:
         """A captured forward is about to run: what the loop has done since the last step can be seen now."""
         recorder = self._recorder
         assert recorder is not None
-        self._check_restored(recorder)
+        self.check_restored(recorder)
         if not self._are_seen() and not recorder.staged_rows:
             if self._moves is None:
                 self._moves = ParameterMoves(recorder.engine.parameters.values())
@@ -180,7 +180,7 @@ class Steps:
             self.moved_nothing()
         return False
 
-    def _check_restored(self, recorder: Recorder) -> None:
+    def check_restored(self, recorder: Recorder) -> None:
         """Rows of steps whose parameters the loop put back held what it threw away."""
         if self._restored is None or self._restored.settled:
             return
