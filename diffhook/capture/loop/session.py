@@ -375,7 +375,7 @@ class Session:
             )
 
     def settle_held(self) -> None:
-        """Complete rows wait no longer for the next call of the model: a checkpoint or the end comes first."""
+        """Complete rows need not wait for the next call of the model: a checkpoint or the end comes first."""
         if self.recorder is not None:
             self.steps.check_restored(self.recorder)
 
