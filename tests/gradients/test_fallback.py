@@ -316,11 +316,13 @@ def test_what_cannot_be_split_by_sample_is_named_in_coverage_and_one_warning() -
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_no_tensor_outlives_the_pass(kind: type[nn.Module]) -> None:
+def test_no_tensor_outlives_the_pass(kind: type[nn.Module], request: pytest.FixtureRequest) -> None:
     def alive() -> int:
         gc.collect()
         return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
 
+    gc.freeze()  # what is there already is neither collected nor counted, which takes long
+    request.addfinalizer(gc.unfreeze)
     model = kind()
     engine = PerSampleGradients(model, weight_gradients=False)
     counts = []
