@@ -16,51 +16,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-import diffhook
 from diffhook import Alerts, Quarantine
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log.samples import name_id
+from tests.integrations.watched_ids import Watched
 from tests.runs import TinyDenoiser, denoising_losses, identified
 
 COUNT = 12
 Collate = Callable[[list[Any]], Any]
-
-
-class Watched:
-    """A watched loop that notes which pictures it trains on: by their first pixel, which tells the index."""
-
-    def __init__(self, log: Path, **options: Any) -> None:
-        torch.manual_seed(0)
-        random.seed(0)
-        self.accelerator = Accelerator(cpu=True)
-        self.hook = DiffHook(self.accelerator, log, projection_dim=0, strict=True, alerts=(), **options)
-        model = TinyDenoiser()
-        optimizer = torch.optim.SGD(model.parameters(), 0.01)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.log = log
-        self.seen: list[int] = []
-
-    def prepare(self, *loaders: Any) -> Any:
-        return self.accelerator.prepare(*loaders)
-
-    def epoch(self, loader: Any, take: Callable[[Any], Tensor] = lambda batch: batch["image"]) -> Watched:
-        for batch in loader:
-            self.step(take(batch))
-        return self
-
-    def step(self, clean: Tensor) -> None:
-        self.seen += (clean[:, 0, 0, 0] * 16).round().int().tolist()
-        triple = (clean, torch.randn_like(clean), torch.full((len(clean),), 100))
-        self.accelerator.backward(denoising_losses(self.model, triple).mean())
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def end(self) -> list[Any]:
-        """The samples of the rows, by name where they have one."""
-        self.accelerator.end_training()
-        log = diffhook.open_log(self.log)
-        names = log.names()
-        return [names.get(sample, sample) for sample in log.train["sample"].tolist()]
 
 
 class Pictures(Dataset[Any]):
@@ -191,85 +154,6 @@ def test_finding_the_order_out_changes_no_batch_and_no_random_number() -> None:
 
     for plain, watched in zip(batches(None), batches(Path("unused")), strict=True):
         assert torch.equal(torch.as_tensor(plain), torch.as_tensor(watched))
-
-
-# ── ready-made batches ────────────────────────────────────────────────────────────────────────────
-
-
-class Buckets(Dataset[Any]):
-    """Each item is a batch of four."""
-
-    def __init__(self, keys: str | None, nested: bool = False) -> None:
-        self.keys, self.nested = keys, nested
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> Any:
-        images = identified(24)[4 * index : 4 * index + 4]
-        names: list[Any] = [f"{4 * index + row}.png" for row in range(4)]
-        if self.nested:
-            names = [names[:2], names[2:]]
-        return {"image": images} | ({} if self.keys is None else {self.keys: names})
-
-
-LOADERS: dict[str, dict[str, Any]] = {
-    "first item": {"batch_size": 1, "collate_fn": lambda items: items[0]},
-    "no batch size": {"batch_size": None},
-    "by default": {"batch_size": 1},
-    "concatenated": {
-        "batch_size": 2,
-        "collate_fn": lambda items: {
-            key: torch.cat([i[key] for i in items]) if key == "image" else [i[key] for i in items]
-            for key in items[0]
-        },
-    },
-}
-
-
-def _squeezed(batch: Any) -> Tensor:
-    image: Tensor = batch["image"]
-    return image[0] if image.dim() == 5 else image
-
-
-@pytest.mark.parametrize("keys", ["image_keys", "filepaths", "item_keys", "image_paths", "filenames"])
-@pytest.mark.parametrize("kind", LOADERS)
-def test_the_names_in_a_ready_made_batch_are_its_rows(tmp_path: Path, kind: str, keys: str) -> None:
-    loop = Watched(tmp_path / "log")
-    loader = loop.prepare(DataLoader(Buckets(keys), shuffle=True, **LOADERS[kind]))
-    loop.epoch(loader, _squeezed)
-    found = loop.end()
-    assert found == [f"{index}.png" for index in loop.seen]
-    assert len(set(found)) == 24
-
-
-def test_nested_names_are_flattened_in_order(tmp_path: Path) -> None:
-    loop = Watched(tmp_path / "log")
-    loader = loop.prepare(
-        DataLoader(Buckets("image_keys", nested=True), shuffle=True, **LOADERS["first item"])
-    )
-    loop.epoch(loader)
-    assert loop.end() == [f"{index}.png" for index in loop.seen]
-
-
-@pytest.mark.parametrize("kind", ["first item", "no batch size", "concatenated"])
-def test_one_id_never_stands_for_the_rows_of_a_ready_made_batch(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    loop = Watched(tmp_path / "log")
-    loader = loop.prepare(DataLoader(Buckets(None), **LOADERS[kind]))
-    loop.epoch(loader).accelerator.end_training()
-    assert caplog.text.count("one id cannot stand for its rows: put an id of each row into the batch") == 1
-
-
-def test_one_name_never_stands_for_several_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    def collate(items: list[Any]) -> Any:
-        return items[0] | {"path": ["bucket.pt"]}
-
-    loop = Watched(tmp_path / "log")
-    loader = loop.prepare(DataLoader(Buckets(None), batch_size=1, collate_fn=collate))
-    loop.epoch(loader).accelerator.end_training()
-    assert caplog.text.count("batch['path'] has one id for 4 rows of the batch") == 1
 
 
 # ── several datasets ──────────────────────────────────────────────────────────────────────────────

@@ -98,6 +98,11 @@ def _children(value: Any) -> list[tuple[Hashable, Any]] | None:
     return None
 
 
+def fields(value: Any) -> list[tuple[Hashable, Any]]:
+    """(key, value) of what a batch, or an item, holds directly; nothing where it is one value."""
+    return _children(value) or []
+
+
 def columns(batch: Any) -> list[Column]:
     """All that the batch may hold by row."""
     return [column for column, _ in zip(_columns(batch, None, 0), range(_LEAVES), strict=False)]

@@ -25,6 +25,7 @@ from diffhook.capture.loop.content import (
     array_key,
     as_array,
     columns,
+    fields,
     is_rich,
     is_telling,
     leaves,
@@ -121,6 +122,8 @@ class Items:
         return guarded(self._match, batch) or Match(None, "failed")
 
     def _match(self, batch: Any) -> Match:
+        if self._is_passed_on(batch):
+            return Match(None, "ready-made-batch")
         held = columns(batch)
         found = [self._look_up(column) for column in held]
         strong = [f for f in found if f.strong and f.full and not f.alike]
@@ -138,6 +141,8 @@ class Items:
         if not strong:
             return Match(None, self._why_not(held))
         main = max(strong, key=lambda f: _numbers(f.column))
+        if self._is_ready_made(_joined(batch, more_than=len(main.options))):
+            return Match(None, "ready-made-batch")  # lists of one have hidden it
         return self._assign(main, [f for f in [*strong, *found] if len(f.options) == len(main.options)])
 
     # ── what a column tells ───────────────────────────────────────────────────────────────────
@@ -194,8 +199,24 @@ class Items:
         options = [{(leaf.item, leaf.path) for leaf in leaves_of} for leaves_of in same]
         return _Found(column, options, True, len(rows) > 1 and len(set(map(frozenset, options))) == 1)
 
+    def _is_passed_on(self, batch: Any) -> bool:
+        """Whether the batch is an item as it was: nothing was stacked, so the item has all of its rows.
+
+        Also where that is one row: others of the dataset have more perhaps, and are put together anew.
+        """
+        if self.count != 1:
+            return False
+        if batch is self._items[0]:
+            return True
+        arrays = [(key, array) for key, value in fields(batch) if (array := as_array(value)) is not None]
+        whole = {leaf.path: leaf.value.shape for leaf in self._leaves if leaf.sample is not None}
+        found = [whole[key,] == array.shape for key, array in arrays if (key,) in whole and array.dim() > 1]
+        return bool(found) and all(found)
+
     def _is_ready_made(self, held: list[Column]) -> bool:
         """Whether rows are parts of what one item holds."""
+        if not held:
+            return False
         parts = {
             key
             for leaf in self._leaves
@@ -260,6 +281,16 @@ class Items:
             for row, item in zip(places, rising, strict=True):
                 items[row] = item
         return items
+
+
+def _joined(batch: Any, more_than: int) -> list[Column]:
+    """Arrays that a batch holds directly, and that have more rows than other columns have made out."""
+    arrays = [(key, array) for key, value in fields(batch) if (array := as_array(value)) is not None]
+    return [
+        Column(key, array)
+        for key, array in arrays
+        if array.dim() > 1 and len(array) > more_than and is_rich(sampled(array[0]))
+    ]
 
 
 def _narrowed(options: list[set[int]], found: _Found) -> list[set[int]]:

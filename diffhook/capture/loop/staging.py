@@ -75,7 +75,7 @@ class Staging:
         rows = len(engine.norms)
         if not self._fits(rows, found, timesteps, recorder):
             return False
-        found = found.knowing(ids=found.ids.expand(rows), prediction=calls.prediction)
+        found = found.knowing(prediction=calls.prediction)
         reading, mean_of = self.losses.read(found, engine)
         looks = None
         if found.images is not None and len(found.images) == rows:
@@ -96,8 +96,7 @@ class Staging:
 
     def samples(self, found: MicroBatch, recorder: Recorder) -> int:
         """Of the rows that the pass has made."""
-        rows = len(recorder.engine.norms)
-        return rows // blocks(found.ids.expand(rows))
+        return len(recorder.engine.norms) // blocks(found.ids)
 
     def _fits(self, rows: int, found: MicroBatch, timesteps: Tensor, recorder: Recorder) -> bool:
         for count in (len(found.ids), len(timesteps)):
