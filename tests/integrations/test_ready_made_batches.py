@@ -1,4 +1,4 @@
-"""Items that are batches already, as bucketed datasets make them: rows have the ids that they bring, or none."""
+"""Items that are batches already, as bucketed datasets make them: rows have the ids they bring, or none."""
 
 from __future__ import annotations
 
