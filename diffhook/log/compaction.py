@@ -110,12 +110,14 @@ class _Copy:
 
     Attributes:
         session: the only one that it has; None: nothing was ever written.
+        snapshots: at which steps it has them, or lacks one that the run has written.
         change: what is done to rows on the way.
     """
 
     store: Store
     config: dict[str, Any]
     session: Session | None
+    snapshots: Sequence[int]
     change: Change | None
 
     def table(self, name: str) -> TableWriter:
@@ -127,6 +129,8 @@ class _Copy:
         writer = TableWriter(self.store, f"{name}/rank-0000", dim, dtype)
         if name in LINKED and self.session is not None:
             writer.begin_session([self.session])
+            if name == "train" and self.snapshots:
+                writer.note_snapshots(*self.snapshots)
         return writer
 
     def changed(self, rows: Rows) -> Rows:
@@ -146,7 +150,8 @@ def copy_logs(
     tables = _tables(logs)
     ids = [session.id for log in logs for session in log.sessions[-1:]]
     with new_store(target) as store, progress_bar(progress) as bar:
-        copy = _Copy(store, config, Session(ids[0], 0) if ids else None, change)
+        steps = {s.step for s in snapshots}.union(*(log.index.missing_snapshots for log in logs))
+        copy = _Copy(store, config, Session(ids[0], 0) if ids else None, sorted(steps), change)
         blocks = {name: sum(1 for t in parts for _ in t.blocks()) for name, parts in tables.items()}
         task = bar.add_task("copying", total=sum(blocks.values()) + len(snapshots))
         for name, parts in tables.items():

@@ -11,6 +11,7 @@ from zarr.abc.store import Store
 from diffhook.log import store as files
 from diffhook.log.alerts import alert_files, readable_lines
 from diffhook.log.encoding import put_chunk
+from diffhook.log.index import LogIndex
 from diffhook.log.mark import put_attributes
 from diffhook.log.rank import RankGroup
 from diffhook.log.schema import BY_NAME
@@ -43,8 +44,23 @@ def repair(store: Store, findings: list[Finding]) -> list[str]:
     for group, lost in rows.items():
         done += _take_out(store, group, lost)
     done += [_quarantine(store, group) for group in sorted(whole) if list(files.keys(store, group))]
+    _note_lost_snapshots(store)
     files.commit(store)
     return done
+
+
+def _note_lost_snapshots(store: Store) -> None:
+    """Readers need not be told any more of those that are gone, or were moved aside."""
+    index = LogIndex(store)
+    lost = index.expected_snapshots - {(s.step, s.session) for s in index.all_snapshots}
+    for group in index.groups("train").values():
+        sessions = []
+        for number, session in enumerate(group.sessions):
+            gone = [step for step in session.get("snapshots", []) if (step, number) in lost]
+            noted = {"lost_snapshots": sorted({*session.get("lost_snapshots", []), *gone})} if gone else {}
+            sessions.append({**session, **noted})
+        if sessions != group.sessions:
+            put_attributes(store, group.path, {**group.attributes, "sessions": sessions})
 
 
 def _take_out(store: Store, path: str, findings: list[Finding]) -> list[str]:

@@ -315,6 +315,8 @@ class LogWriter:
         self._begin()
         own = replace(snapshot, session=self.session, folder="")
         write_snapshot(self.store, own, parameters, preconditioner)
+        self._table("train").note_snapshots(own.step)
+        self._table("train").commit()
 
     def _add_thumbnail(self, sample_id: int, png: bytes) -> None:
         if self._thumbnails is None:
