@@ -18,7 +18,7 @@ from diffhook.log import alerts, opening
 from diffhook.log import store as files
 from diffhook.log.backlog import LAST_TRIES, Backlog
 from diffhook.log.index import LogIndex
-from diffhook.log.lineage import Session, continued, has_checkpoint
+from diffhook.log.lineage import Session, continued, is_known
 from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.reader import RunLog
 from diffhook.log.root import write_root
@@ -356,7 +356,7 @@ class LogWriter:
                 opening.clean_gone(self.store, self._processes, self)
         index = LogIndex(self.store)
         known, start = index.sessions, self._start_step
-        if self._after is not None and start and not has_checkpoint(known, self._after, start):
+        if self._after is not None and start and not is_known(known, self._after):
             logger.warning(
                 "the checkpoint is of a session that the log at %s does not have: new rows %s",
                 files.describe(self.store),

@@ -81,8 +81,7 @@ class Capture:
         self._scaler: GradScaler | None = None
         self._ranks: Ranks | None = None
         self._resumed = False
-        self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
-        self._after: str | None = None  # id of the session that the checkpoint is of
+        self._position = checkpoint.Position()  # of the checkpoint that training goes on from
         self._began = time.perf_counter()
         self.shield = Shield(self._failed)
         self.attachment = Attachment(self.shield, self.detach)
@@ -177,16 +176,17 @@ class Capture:
         return self.shield(self._state) or {}
 
     def _state(self) -> dict[str, Any]:
-        session, lr_sum = self.session, self._lr_sum
+        session, lr_sum, after = self.session, self._position.lr_sum, self._position.session
         if session.recorder is not None:
             session.on(events.SnapshotDue())
             self._settle(session.steps.count)
-            lr_sum = session.recorder.lr_sum
+            lr_sum, after = session.recorder.lr_sum, session.recorder.writer.position()
             late = [] if self._ranks is None else self._ranks.settle_all(session.steps.count)
             if late:
                 logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
-        after = self._after if session.recorder is None else session.recorder.writer.position()
-        return checkpoint.Position(session.steps.count, lr_sum, after).to_json()
+        step = session.steps.count and session.steps.count + session.steps.unlogged
+        counted = self._steps_counted() or step
+        return checkpoint.Position(step, lr_sum, after, step - counted).to_json()
 
     def _settle(self, step: int) -> bool:
         """See all rows to disk, unless not all ``step`` steps have been taken."""
@@ -207,9 +207,8 @@ class Capture:
     def _resume(self, state: Mapping[str, Any]) -> None:
         self._resumed = True
         self._end_log()
-        position = checkpoint.Position.from_json(state)
-        self.session.steps.count, self.session.steps.unlogged = position.step, 0
-        self._lr_sum, self._after = position.lr_sum, position.session
+        self._position = checkpoint.Position.from_json(state)
+        self.session.steps.count, self.session.steps.unlogged = self._position.step, 0
 
     def flush(self) -> None:
         """See the rows of all finished steps to the disk, so that a reader finds them."""
@@ -250,9 +249,9 @@ class Capture:
             rank=session.steps.rank,
             processes=session.steps.processes,
             start_step=session.steps.count,
-            after=self._after,
+            after=self._position.session,
             run=ranks.agree_on_run(),
-            lr_sum=self._lr_sum,
+            lr_sum=self._position.lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
             probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
@@ -307,12 +306,16 @@ class Capture:
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
-        steps = self.session.steps
-        if steps.count:
-            return steps.count + steps.unlogged
+        steps, counted = self.session.steps, self._steps_counted()
+        if not steps.count:
+            return counted or (checkpoint.steps_logged(self.path) if self._resumed else 0) + steps.unlogged
+        self._position = self._position.checked(steps.count + steps.unlogged, counted)
+        return self._position.step
+
+    def _steps_counted(self) -> int:
+        """The optimiser's own count; 0 where it keeps none."""
         known = [optimizer for optimizer in self._optimizers.known if self.models.moved_by(optimizer)]
-        taken = max((checkpoint.steps_taken(optimizer) for optimizer in known), default=0)
-        return taken or (checkpoint.steps_logged(self.path) if self._resumed else 0) + steps.unlogged
+        return max((checkpoint.steps_taken(optimizer) for optimizer in known), default=0)
 
     # ── failure and end ───────────────────────────────────────────────────────────────────────
 
