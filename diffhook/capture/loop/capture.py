@@ -173,7 +173,7 @@ class Capture:
 
         Those of every process, even if the first one alone calls this.
         """
-        return self.shield(self._state) or {}
+        return {} if self.closed else self.shield(self._state) or {}
 
     def _state(self) -> dict[str, Any]:
         session, lr_sum, after = self.session, self._position.lr_sum, self._position.session
@@ -184,7 +184,7 @@ class Capture:
             late = [] if self._ranks is None else self._ranks.settle_all(session.steps.count)
             if late:
                 logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
-        step = session.steps.count and session.steps.count + session.steps.unlogged
+        step = session.steps.count and session.steps.count + session.steps.unlogged  # 0: not known yet
         counted = self._steps_counted() or step
         return checkpoint.Position(step, lr_sum, after, step - counted).to_json()
 
@@ -261,11 +261,11 @@ class Capture:
         with ExitStack() as undo:
             undo.callback(recorder.close)
             if session.steps.processes == 1:  # else the others would wait for this one
-                recorder.recognise(batch.ids, batch.images)
+                recorder.recognise(batch.ids, batch.images, self.identity.telling_names)
             self._ranks = ranks
             ranks.listen()
             self._began = time.perf_counter()
-            recorder.keep_names(self.identity.names)
+            recorder.keep_names(self.identity.names, telling=self.identity.datasets.is_one)
             self._tell_plan(recorder, batch)
             undo.pop_all()
         self._failures.started = True

@@ -36,6 +36,11 @@ class DatasetNames:
             self._alive.append(dataset)
         return self._labels[id(dataset)]
 
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one dataset, and so as many samples as it has."""
+        return len(self._labels) == 1
+
     def _new_label(self, dataset: Any) -> str:
         number = len(self._labels) + 1
         label = _folder(dataset) or f"dataset-{number}"
