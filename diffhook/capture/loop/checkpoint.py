@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from diffhook.errors import LogError
 from diffhook.log import open_log
 from diffhook.log.store import Location
@@ -119,12 +117,6 @@ def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
             path, error,
         )  # fmt: skip
         return {}
-
-
-def steps_taken(optimizer: torch.optim.Optimizer) -> int:
-    """The optimiser's own count of its steps; 0 if it keeps none, as SGD."""
-    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
-    return max((int(count) for count in counts), default=0)
 
 
 def steps_logged(location: Location) -> int:
