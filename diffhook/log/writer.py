@@ -16,7 +16,7 @@ import numpy as np
 from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import alerts, opening
 from diffhook.log import store as files
-from diffhook.log.backlog import LAST_TRIES, Backlog
+from diffhook.log.backlog import Backlog
 from diffhook.log.index import LogIndex
 from diffhook.log.lineage import Session, continued, is_known
 from diffhook.log.lock import lock_rank, release_rank
@@ -31,7 +31,6 @@ from diffhook.log.thumbnails import ThumbnailWriter, check_png
 
 logger = logging.getLogger("diffhook")
 
-_NETWORK_TRIES = 60.0  # seconds at the end: a network comes back, and a full disk stays full
 _OPENING = 5.0  # seconds that the loop waits for a store to be opened; it then goes on without
 
 
@@ -95,7 +94,7 @@ class LogWriter:
             files.describe(self.store),
             memory=memory,
             patience=patience,
-            last_tries=LAST_TRIES if files.is_folder(self.store) else _NETWORK_TRIES,
+            network=not files.is_folder(self.store),
             strict=strict,
             ended=partial(_release, weakref.ref(self)),
         )
@@ -256,8 +255,9 @@ class LogWriter:
         """Flush and stop the thread. Idempotent.
 
         Args:
-            timeout: seconds without progress after which the rest is given up; where a
-                disk fails 5 at most. One that works is waited for, however slow it is.
+            timeout: seconds without progress after which the rest is given up; where a disk fails 5 at
+                most, and where a network does after five attempts in vain. What works is waited for, however
+                slow it is.
 
         Raises:
             LogError: not everything could be written.
