@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,7 @@ from diffhook.log.root import find_config
 from diffhook.log.schema import differences, json_like
 
 _PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine", "names", LOCKS}
-_FOR_GOOD = (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 _BY_RANK = ("alerts", "thumbnails", "names")  # with files of each rank
-
-
-@contextmanager
-def refusals(store: Store) -> Iterator[None]:
-    """What waiting does not mend becomes a LogError; a full disk or a network stays what it is."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, PermissionError | FileNotFoundError) or error.errno in _FOR_GOOD:
-            raise LogError(f"cannot write a log at {files.describe(store)}: {error}") from error
-        raise
 
 
 def is_ours(store: Store, config: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -28,6 +29,7 @@ _S3: dict[str, Any] = {
     "max_concurrency": 1,  # with more, every read asks for the object's size first
     "config_kwargs": {"connect_timeout": 10, "read_timeout": 20},  # an answer that is lost is asked for again
 }
+_FOR_GOOD = (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -98,6 +100,20 @@ def check_name(name: str) -> str:
             "beginning with a letter or digit, 100 at most"
         )
     return name
+
+
+@contextlib.contextmanager
+def refusals(store: Store) -> Iterator[None]:
+    """What waiting does not mend becomes a LogError; a full disk or a network stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PermissionError | FileNotFoundError) or error.errno in _FOR_GOOD:
+            raise LogError(
+                f"cannot write a log at {describe(store)}: {error}. Make it writable, or use another place or "
+                "a copy of it"
+            ) from error
+        raise
 
 
 def put(store: Store, key: str, content: bytes) -> None:

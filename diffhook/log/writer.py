@@ -346,7 +346,7 @@ class LogWriter:
 
     def _open(self) -> None:
         """The first thing that the thread does, as often as it takes."""
-        with opening.refusals(self.store):
+        with files.refusals(self.store):
             ours = opening.is_ours(self.store, self._config)
             lock_rank(self.store, self.rank, self)
             if not ours:  # every rank writes the same: each may have a disk of its own
