@@ -110,8 +110,8 @@ def refusals(store: Store) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, PermissionError | FileNotFoundError) or error.errno in _FOR_GOOD:
             raise LogError(
-                f"cannot write a log at {describe(store)}: {error}. Make it writable, or use another place or "
-                "a copy of it"
+                f"cannot write a log at {describe(store)}: {error}. Make it writable, or use another place "
+                "or a copy of it"
             ) from error
         raise
 
