@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from zarr.abc.store import Store
+from zarr.storage import LocalStore
 
 from diffhook.console import progress_bar
-from diffhook.errors import ConfigurationError
+from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
 from diffhook.log.alerts import write_alerts
@@ -146,6 +148,8 @@ def copy_logs(
     progress: bool,
 ) -> None:
     """Write what the logs hold into a new one."""
+    for log in logs:
+        _refuse_inside(log, target)
     snapshots = _snapshots(logs)
     tables = _tables(logs)
     ids = [session.id for log in logs for session in log.sessions[-1:]]
@@ -165,6 +169,15 @@ def copy_logs(
             bar.advance(task)
         _copy_rest(store, logs)
         write_root(store, config)  # without it there is no log: so it is the last
+
+
+def _refuse_inside(log: RunLog, target: Location) -> None:
+    """A copy is no part of the log that it is made of."""
+    is_folder = not isinstance(target, Store) and "://" not in str(target)
+    if is_folder and isinstance(log.store, LocalStore):
+        root = log.store.root.resolve()
+        if root in Path(str(target)).resolve().parents:
+            raise LogError(f"{target} is inside the log at {log.location}: choose a place beside it")
 
 
 def fold(projection: Any, dim: int) -> Any:

@@ -152,8 +152,8 @@ class LogIndex:
 
     @cached_property
     def query_names(self) -> list[str]:
-        """Names of all query sets, finished or not."""
-        return [files.check_name(name) for name in files.names(self.store, "queries") if name != "zarr.json"]
+        """Names of all query sets, finished or not. What else a desktop has put there is none."""
+        return [n for n in files.names(self.store, "queries") if files.is_name(n) and n != "zarr.json"]
 
     @cached_property
     def queries(self) -> dict[str, Table]:

@@ -86,8 +86,8 @@ def path_to(sessions: Sequence[Session], number: int | None = None) -> Path:
     """
     if number is None:
         number = len(sessions) - 1 if sessions else None
-    elif not 0 <= number < len(sessions):
-        raise LogError(f"there is no session {number}; the log has {len(sessions)}, counted from 0")
+    elif type(number) is not int or not 0 <= number < len(sessions):
+        raise LogError(f"there is no session {number!r}; the log has {len(sessions)}, counted from 0")
     spans: dict[int, Span] = {}
     stop = _FOREVER
     while number is not None:

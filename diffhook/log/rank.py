@@ -121,12 +121,6 @@ class RankGroup:
         sizes = {layout.rows for layout, _ in found.values()}
         if len(sizes) > 1:
             raise LogError(f"{self.path} is damaged: columns in chunks of {sorted(sizes)} rows")
-        committed = self.attributes["committed"]
-        for name, (_, length) in found.items():
-            if length < committed:
-                raise LogError(
-                    f"{self.path}/{name}/zarr.json is damaged: {length} rows, but {committed} were written"
-                )
         return found
 
     def stored(self, column: str) -> tuple[Layout, int]:
@@ -291,7 +285,8 @@ class RankGroup:
     def _array(self, column: str) -> zarr.Array[Any]:
         if column not in self._arrays:
             layout, length = self._columns[column]
-            self._arrays[column] = layout.array(self.store, self.path, length)
+            # A copy made while the log was written may have a mark that is newer than the array's length.
+            self._arrays[column] = layout.array(self.store, self.path, max(length, self.marked))
         return self._arrays[column]
 
     def column(self, name: str) -> Array:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from diffhook.log import store as files
 from diffhook.log.alerts import alert_files, readable_lines
 from diffhook.log.encoding import put_chunk
 from diffhook.log.index import LogIndex
+from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.mark import put_attributes
 from diffhook.log.rank import RankGroup
 from diffhook.log.schema import BY_NAME
@@ -27,7 +30,33 @@ def repair(store: Store, findings: list[Finding]) -> list[str]:
 
     Returns:
         What was done, a line each.
+
+    Raises:
+        LogError: the log is being written: its run would end, because somebody writes beside it.
     """
+    with _locked(store):
+        return _repair(store, findings)
+
+
+@contextmanager
+def _locked(store: Store) -> Iterator[None]:
+    """No run writes meanwhile."""
+    owner = _Owner()
+    ranks = LogIndex(store).groups("train")
+    try:
+        for rank in ranks:
+            lock_rank(store, rank, owner)
+        yield
+    finally:
+        for rank in ranks:
+            release_rank(store, rank, owner)
+
+
+class _Owner:
+    """Of the locks."""
+
+
+def _repair(store: Store, findings: list[Finding]) -> list[str]:
     done = []
     alert_keys = {key for _, key in alert_files(store)}
     for finding in findings:

@@ -92,9 +92,14 @@ def is_folder(store: Store) -> bool:
     return isinstance(store, LocalStore)
 
 
+def is_name(name: str) -> bool:
+    """Whether it is safe as one component of a key."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
 def check_name(name: str) -> str:
-    """Raises LogError unless ``name`` is safe as one component of a key."""
-    if not _NAME.fullmatch(name) or ".." in name:
+    """Raises LogError unless :func:`is_name` holds."""
+    if not is_name(name):
         raise LogError(
             f"{name!r} cannot name a part of a log; expected letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit, 100 at most"

@@ -347,10 +347,11 @@ class LogWriter:
     def _open(self) -> None:
         """The first thing that the thread does, as often as it takes."""
         with files.refusals(self.store):
-            ours = opening.is_ours(self.store, self._config)
+            there = opening.config_there(self.store, self._config)
             lock_rank(self.store, self.rank, self)
-            if not ours:  # every rank writes the same: each may have a disk of its own
-                write_root(self.store, self._config)
+            config = {**self._config, **(there or {})}
+            if config != there:  # every rank writes the same: each may have a disk of its own
+                write_root(self.store, config)
             opening.clean(self.store, self.rank)
             if self.rank == 0 and self._processes is not None:
                 opening.clean_gone(self.store, self._processes, self)

@@ -53,7 +53,7 @@ def test_a_prepared_folder_harms_nobody_who_runs_a_command_on_it(files: fuzz.Fil
         ({"shape": [1 << 60]}, "rows in chunks"),
         ({"shape": ["40"]}, "shape"),
         ({"shape": [40, 40]}, "shape"),
-        ({"shape": [39]}, "39 rows, but 40 were written"),
+        ({"shape": [39]}, None),  # the mark says how many there are
         ({"data_type": "float64"}, "data type 'float64'; expected float32"),
         ({"fill_value": 7}, "fill_value is 7"),
         ({"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1 << 40]}}}, "chunks of"),
