@@ -107,17 +107,20 @@ def test_who_would_write_there_is_told_what_is_needed(log: Path, tmp_path: Path)
     assert "Make it writable, or use another place or a copy of it" in said
 
 
-@pytest.mark.parametrize("part", ["train/rank-0000/sample/c", "snapshots", "probe"])
-def test_a_part_that_may_not_be_read_is_no_damage(part: str, log: Path, tmp_path: Path) -> None:
+def test_a_part_that_may_not_be_read_is_no_damage(whole: Path, tmp_path: Path) -> None:
     """As of a colleague whose files others may not read."""
-    (log / part).chmod(0)
-    told = run([["verify", str(log), "--repair"], ["info", str(log)]], tmp_path)
-    for status, said in told.values():
+    parts = {"samples": "train/rank-0000/sample/c", "snapshots": "snapshots", "probes": "probe"}
+    for copy, part in parts.items():
+        shutil.copytree(whole, tmp_path / copy)
+        (tmp_path / copy / part).chmod(0)
+    told = run([c for copy in parts for c in (["verify", copy, "--repair"], ["info", copy])], tmp_path)
+    for command, (status, said) in told.items():
         assert status == 2
         assert "Permission denied" in said
-        assert part in said
-    (log / part).chmod(0o755)
-    assert open_log(log).verify() == []
+        assert parts[command.split()[1]] in said
+    for copy, part in parts.items():
+        (tmp_path / copy / part).chmod(0o755)
+        assert open_log(tmp_path / copy).verify() == []
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
