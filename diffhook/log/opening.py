@@ -33,8 +33,8 @@ def config_there(store: Store, config: Mapping[str, Any]) -> dict[str, Any] | No
     if found is not None:
         own = json_like(config)
         probes = "probe" in found and "probe" in own  # all of one grid: queries share their noise with them
-        compared = ({**c["identity"], **({"probe": c["probe"]} if probes else {})} for c in (found, own))
-        _check_same(*compared, files.describe(store))
+        known, new = ({**c["identity"], **({"probe": c["probe"]} if probes else {})} for c in (found, own))
+        _check_same(known, new, files.describe(store))
         return found
     foreign = [name for name in files.names(store, "") if not (name in _PARTS or _is_litter(name))]
     if foreign:
@@ -42,7 +42,7 @@ def config_there(store: Store, config: Mapping[str, Any]) -> dict[str, Any] | No
             f"{files.describe(store)} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "
             "another path"
         )
-    return False
+    return None
 
 
 def _is_litter(name: str) -> bool:
