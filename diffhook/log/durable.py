@@ -196,7 +196,9 @@ class DurableStore(LocalStore):
         try:
             found = os.listdir(folder) if self._is_folder(folder) else []
         except FileNotFoundError:  # removed meanwhile
-            return []
+            found = []
+        if not found and self.read_only and not self.root.exists():
+            raise LogError(f"no log at {self.root}: the folder is gone")
         return [name for name in found if not is_partial(name)]
 
     def keys(self, prefix: str) -> Iterator[str]:

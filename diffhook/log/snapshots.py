@@ -137,6 +137,8 @@ def read_snapshot(store: Store, folder: str) -> Snapshot | None:
         lr, lr_sum = float(fields.pop("lr")), float(fields.pop("lr_sum"))
         if type(step) is not int or type(session) is not int or step < 0 or session < 0:
             raise ValueError(f"step {step!r}, session {session!r}")
+        if folder != folder_of(step, session):
+            raise ValueError(f"it is of {folder_of(step, session)}")
         snapshot = Snapshot(step, lr, lr_sum, session, fields, store, folder, digest, preconditioner)
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(f"{files.describe(store)}: {place} is damaged: {error!r}") from error

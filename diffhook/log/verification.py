@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -86,6 +87,7 @@ def verify(store: Store, advance: Step = lambda: None) -> list[Finding]:
         for group in index.groups(path).values():
             lineage = (lambda: live) if path in LINKED else None
             found += _check_group(RankGroup(store, group.path, lineage), advance)
+        found += _copied_groups(index, path)
     found += contradictions
     found += _check_snapshots(index, advance)
     for _, key in alert_files(store):
@@ -145,9 +147,25 @@ def _part(key: str) -> str:
 
 def _gaps(index: LogIndex, path: str) -> Iterator[Finding]:
     ranks = set(index.groups(path))
-    for rank in sorted(set(range(min(ranks, default=0), max(ranks, default=0))) - ranks):
+    expected = set(range(min(ranks, default=0), max(ranks, default=0)))
+    if path == "train" and (index.groups("probe") or snapshot_folders(index.store)):
+        expected.add(0)  # begins its rows before it takes a snapshot
+    for rank in sorted(expected - ranks):
         key = f"{path}/rank-{rank:04d}"
         yield Finding(Kind.GROUP, key, "the whole rank is missing", key)
+
+
+def _copied_groups(index: LogIndex, path: str) -> Iterator[Finding]:
+    """Ranks all of whose rows are another's: somebody has copied a folder."""
+    first: dict[bytes, str] = {}
+    for group in index.groups(path).values():
+        with suppress(LogError):  # damage is told elsewhere
+            if group.committed:
+                columns = (group.read(name, 0, group.committed) for name in ("step", "sample", "grad_norm"))
+                other = first.setdefault(b"".join(column.tobytes() for column in columns), group.path)
+                if other != group.path:
+                    message = f"all its rows are those of {other}, and count twice"
+                    yield Finding(Kind.TOLD, group.path, message)
 
 
 def _readable_sessions(index: LogIndex) -> tuple[Sequence[Session], list[Finding]]:

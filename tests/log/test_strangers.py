@@ -156,3 +156,38 @@ def test_a_script_that_ends_without_closing_its_log_ends(tmp_path: Path) -> None
     assert subprocess.run(command, timeout=120, check=False).returncode == 0
     assert len(open_log(tmp_path).train) == 4
     assert json.loads((tmp_path / "zarr.json").read_text())
+
+
+def test_a_log_that_was_moved_since_it_was_opened_makes_no_rows_up(tmp_path: Path) -> None:
+    log = open_log(write(tmp_path / "log"))
+    unread = open_log(tmp_path / "log")
+    assert len(log.train) == 40
+    (tmp_path / "log").rename(tmp_path / "moved")
+    with pytest.raises(LogError, match=r"train/rank-0000/loss/c/0 is missing"):
+        _ = log.train["loss"]
+    for gone in (log.refresh, lambda: len(unread.train), lambda: unread.snapshots):
+        with pytest.raises(LogError, match="no (diffhook )?log at"):
+            gone()
+
+
+def test_a_copied_rank_is_found(tmp_path: Path) -> None:
+    log = write(tmp_path)
+    shutil.copytree(log / "train/rank-0000", log / "train/rank-0001")
+    assert open_log(log).verify() == [
+        "train/rank-0001: all its rows are those of train/rank-0000, and count twice"
+    ]
+
+
+def test_training_rows_that_are_gone_as_a_whole_are_found(tmp_path: Path) -> None:
+    log = write(tmp_path)
+    shutil.rmtree(log / "train")
+    assert open_log(log).verify() == ["train/rank-0000: all rows are lost: the whole rank is missing"]
+
+
+def test_a_snapshot_in_a_folder_of_another_is_found_and_moved_aside(tmp_path: Path) -> None:
+    log = write(tmp_path)
+    shutil.copytree(log / "snapshots/step-00000005", log / "snapshots/step-00000099")
+    with pytest.raises(LogError, match=r"step-00000099/snapshot.json is damaged: .*it is of step-00000005"):
+        _ = open_log(log).snapshots
+    assert main(["verify", str(log), "--repair"]) == 0
+    assert [s.step for s in open_log(log).snapshots] == [5]
