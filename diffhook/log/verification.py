@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -161,8 +162,10 @@ def _copied_groups(index: LogIndex, path: str) -> Iterator[Finding]:
     for group in index.groups(path).values():
         with suppress(LogError):  # damage is told elsewhere
             if group.committed:
-                columns = (group.read(name, 0, group.committed) for name in ("step", "sample", "grad_norm"))
-                other = first.setdefault(b"".join(column.tobytes() for column in columns), group.path)
+                found = hashlib.sha256()
+                for name in ("step", "sample", "grad_norm"):
+                    found.update(group.read(name, 0, group.committed).tobytes())
+                other = first.setdefault(found.digest(), group.path)
                 if other != group.path:
                     message = f"all its rows are those of {other}, and count twice"
                     yield Finding(Kind.TOLD, group.path, message)
