@@ -283,9 +283,7 @@ class RankGroup:
     def _rows(self, layout: Layout, array: zarr.Array[Any], start: int, stop: int) -> Array:
         self._check_chunks(layout, start, stop)
         values = np.asarray(array[start:stop])
-        if files.is_folder(
-            self.store
-        ):  # which may have been moved since it was listed: zarr then makes rows up
+        if files.is_folder(self.store):  # perhaps moved since it was listed: zarr then makes rows up
             self._check_chunks(layout, start, stop, listed=False)
         return values
 
