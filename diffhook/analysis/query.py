@@ -106,7 +106,8 @@ def query(
     description = question.describe(details or {})
     if (known := _answered(log, name, description["digest"], overwrite)) is not None:
         return known
-    with query_lock(log.writable_store(), name):
+    store = log.writable_store()
+    with files.refusals(store), query_lock(store, name):
         # Computed since the log was opened, perhaps, by another process.
         if (known := _answered(log.refresh(), name, description["digest"], overwrite)) is not None:
             return known

@@ -1,9 +1,12 @@
-"""Whether a run's samples look as those of the same ids did in the log that it writes into.
+"""Whether a run's samples are those of the log that it writes into.
 
-Two datasets of equal length and kind are told apart by nothing but what their samples look like.
+Two datasets of equal length and kind are told apart by what their samples are called, or look like.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +14,14 @@ import scipy.stats
 
 from diffhook.errors import LogError
 from diffhook.log import RunLog
+from diffhook.log.samples import ROLE
 from diffhook.looks import COLUMNS, FIGURES, Values, on_scale
 
 _ROWS = 1 << 16  # of the log that are looked at, the last ones
 _ENOUGH = 64  # samples, after which nothing more is compared
 _TOLERANCE = 0.1  # of what two samples usually differ by
 _CHANCE = 1e-3  # that the same dataset would be recognised so seldom
+_TOLD = 3  # names, in a message
 _FEW = 0.25  # a dataset of which more is recognised is at most a changed one
 
 Ids = npt.NDArray[np.integer]
@@ -27,19 +32,34 @@ class Familiarity:
 
     A sample is recognised by its mean, or by its contrast and roughness: resizing leaves the first as it is,
     brightening the others. How often the same sample is recognised, which random crops prevent, is learned
-    from the log's own repeated visits; where there are none, nothing is concluded.
+    from the log's own repeated visits; where there are none, nothing is concluded. Ids that the log does not
+    have are of another dataset once there are more in all than the dataset has samples.
 
     Args:
         ids: (rows,) sample ids of the log, in the order of their visits.
         looks: (rows, 3) :data:`~diffhook.looks.FIGURES` of each.
         location: the log's, for the message.
+        names: those that the log has, id → name.
+        size: samples of the dataset, of which the log's has as many; None: not known.
     """
 
-    def __init__(self, ids: Ids, looks: npt.NDArray[np.floating], location: str) -> None:
+    def __init__(
+        self,
+        ids: Ids,
+        looks: npt.NDArray[np.floating],
+        location: str,
+        names: Mapping[int, str] | None = None,
+        size: int | None = None,
+    ) -> None:
         known = np.isfinite(looks).all(1)
         looks, order = on_scale(looks[known]), np.argsort(ids[known], kind="stable")
         again = np.flatnonzero(np.diff(ids[known][order]) == 0)
         self._location = location
+        self._names = dict(names or {})
+        self._ids = {*(ids % ROLE).tolist(), *self._names}
+        self._strangers: set[int] = set()  # ids that the log does not have
+        self._met: set[int] = set()  # and all of this run
+        self._size = size
         self._looks = dict(zip(ids[known].tolist(), looks, strict=True))  # the last visit's
         self._seen: dict[int, bool] = {}  # sample → whether it was recognised
         self._tolerance = np.zeros(len(FIGURES))
@@ -50,8 +70,11 @@ class Familiarity:
         self._usual = float(hits / (len(again) + 1))  # how often a sample is recognised
 
     @classmethod
-    def of(cls, log: RunLog) -> Familiarity:
+    def of(cls, log: RunLog, size: int | None = None) -> Familiarity:
         """
+        Args:
+            size: samples of this run's dataset; None: not known.
+
         Raises:
             LogError: the log is damaged.
         """
@@ -62,7 +85,34 @@ class Familiarity:
             looks.insert(1, np.stack([log.train.read(block, name) for name in COLUMNS], 1))
             if sum(map(len, ids)) >= _ROWS:
                 break
-        return cls(np.concatenate(ids), np.concatenate(looks), log.location)
+        dataset = log.config["identity"].get("dataset") or {}
+        size = size if dataset.get("samples") == size else None
+        return cls(np.concatenate(ids), np.concatenate(looks), log.location, log.names(), size)
+
+    def meet(self, ids: Ids, names: Mapping[int, str]) -> None:
+        """Compare what the samples of a batch are called.
+
+        Args:
+            ids: (rows,).
+            names: id → name, of those that have one.
+
+        Raises:
+            LogError: they are another dataset's.
+        """
+        if self._size is None or not len(self._ids) <= self._size:
+            return
+        own = set((ids % ROLE).tolist())
+        self._met |= own
+        self._strangers |= own - self._ids
+        if len(self._ids | self._met) <= self._size or len(self._met) > self._size:
+            return
+        recognised = len(self._met) - len(self._strangers)
+        if recognised <= _FEW * len(self._met):
+            raise LogError(
+                f"the log at {self._location} belongs to another dataset of {self._size:,} samples: it has "
+                f"{_called(self._ids, self._names)}, this run has {_called(self._strangers, names)}. Choose "
+                "another path, or train on the log's samples to continue it"
+            )
 
     def see(self, ids: Ids, looks: npt.NDArray[np.floating]) -> None:
         """Compare the samples of a batch.
@@ -96,3 +146,9 @@ class Familiarity:
 
     def _chance(self, recognised: int) -> float:
         return float(scipy.stats.binom.cdf(recognised, len(self._seen), self._usual))
+
+
+def _called(ids: Collection[int], names: Mapping[int, str]) -> str:
+    """Three of them, as their names or ids have it."""
+    told = sorted(repr(names[i][:80]) if i in names else f"{i}" for i in islice(sorted(ids), _TOLD))
+    return ", ".join(told) + (" …" if len(ids) > _TOLD else "")

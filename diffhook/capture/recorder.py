@@ -96,6 +96,7 @@ class Recorder:
         self.snapshots_written = 0
         self.probe_seconds = 0.0
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
+        self._names: Mapping[int, str] | None = None  # by which samples are recognised
         self._staged: list[Rows] = []
         self._holding = False
         self._held: list[tuple[Rows, str | None]] = []  # complete, and perhaps to be forgotten
@@ -106,7 +107,7 @@ class Recorder:
         self._batch_per_step = 1
         with ExitStack() as undo:  # else the next try would find the log held by this one
             undo.callback(self.writer.close)
-            self._familiarity = self._known()
+            self._familiarity = self._known((config["identity"].get("dataset") or {}).get("samples"))
             self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
             if start_step:
                 self._resume(start_step)
@@ -123,29 +124,42 @@ class Recorder:
         except LogError as error:
             logger.warning("detectors warm up again, because the rows of before cannot be read: %s", error)
 
-    def _known(self) -> Familiarity | None:
-        """What the log that this run writes into knows of its samples."""
+    def _known(self, size: int | None) -> Familiarity | None:
+        """What the log that this run writes into knows of its samples, of which there are ``size``."""
         if self.writer.session < 1:  # a new one, or one that is away
             return None
         with suppress(LogError, OSError):
-            return Familiarity.of(open_log(self.writer.store))
+            return Familiarity.of(open_log(self.writer.store), size)
         return None
 
-    def recognise(self, sample_ids: Tensor, clean: Tensor | None) -> None:
+    def recognise(
+        self, sample_ids: Tensor, clean: Tensor | None, names: Mapping[int, str] | None = None
+    ) -> None:
         """Compare samples with what the log says of them, before any row of theirs is written.
 
         Args:
             sample_ids: (B,) int64.
             clean: (B, …, H, W) their images or latents, where known.
+            names: id → name; None: what they are called tells nothing, as where there are several datasets.
 
         Raises:
             LogError: the log is of another dataset.
         """
-        if self._familiarity is not None and clean is not None and len(clean) == len(sample_ids):
-            self._familiarity.see(sample_ids.cpu().numpy(), figures_of(clean).cpu().numpy())
+        if self._familiarity is None:
+            return
+        ids = sample_ids.cpu().numpy()
+        if names is not None:
+            self._familiarity.meet(ids, names)
+        if clean is not None and len(clean) == len(ids):
+            self._familiarity.see(ids, figures_of(clean).cpu().numpy())
 
-    def keep_names(self, names: dict[int, str]) -> None:
-        """Names of samples for the log and for alerts: id → name; may grow, and gets what the log has."""
+    def keep_names(self, names: dict[int, str], *, telling: bool = True) -> None:
+        """Names of samples for the log and for alerts: id → name; may grow, and gets what the log has.
+
+        Args:
+            telling: samples that the log does not know may show that it is of another dataset.
+        """
+        self._names = names if telling else None
         self.writer.keep_names(names)
         self.watch.know(names)
 
@@ -251,6 +265,8 @@ class Recorder:
 
     def _write(self, rows: Rows, layer: str | None) -> None:
         if self._familiarity is not None:
+            if self._names is not None:
+                self._familiarity.meet(rows["sample"], self._names)
             self._familiarity.see(rows["sample"], np.stack([rows[name] for name in COLUMNS], 1))
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])

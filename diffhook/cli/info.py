@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
         print_json(facts)
         return
     shown = {**facts, "snapshots": words.at_steps(facts["snapshots"])}
+    missing = facts["snapshots missing"]
+    shown["snapshots missing"] = words.at_steps(missing) if missing else None
     shown["class images"] = facts["class images"] or None
     sessions = shown.pop("sessions")
     shown["parameters left out"] = _left_out(facts["parameters left out"])
@@ -93,6 +95,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "probe rows": len(log.probe),
         "queries": {name: len(table) for name, table in log.queries.items()},
         "snapshots": [snapshot.step for snapshot in log.snapshots],
+        "snapshots missing": log.index.missing_snapshots,
         "sessions": _sessions(log),
         "alerts": len(log.alerts()),
         "steps left out": steps,

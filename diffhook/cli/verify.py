@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 
+from zarr.abc.store import Store
+
 from diffhook import words
 from diffhook.cli.printing import print_json
 from diffhook.console import progress_bar
 from diffhook.log import open_log
+from diffhook.log import store as files
 from diffhook.log.repair import repair
-from diffhook.log.verification import count_steps, repaired, verify
+from diffhook.log.verification import Finding, count_steps, repaired, verify
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -28,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar() as bar:
         task = bar.add_task("verifying", total=count_steps(store))
         findings = verify(store, lambda: bar.advance(task))
-    done = repair(open_log(args.log).writable_store(), findings) if args.repair and findings else []
+    done = _repair(open_log(args.log).writable_store(), findings) if args.repair and findings else []
     left = verify(store) if done else findings
     notes = repaired(store) if not left else []
     if args.json:
@@ -40,3 +43,8 @@ def run(args: argparse.Namespace) -> int:
         if not left:
             print("whole: every row and snapshot can be read")
     return 1 if left else 0
+
+
+def _repair(store: Store, findings: list[Finding]) -> list[str]:
+    with files.refusals(store):
+        return repair(store, findings)

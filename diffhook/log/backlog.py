@@ -17,8 +17,13 @@ logger = logging.getLogger("diffhook")
 Job = Callable[[], None]
 
 _LONGEST_PAUSE = 30.0  # seconds between attempts at a disk that fails
+_LAST_PAUSE = 2.0  # the same, at the end
 HANGS = 60.0  # seconds without a write after which a disk is not waited for
 LAST_TRIES = 5.0  # seconds that a disk that fails is still tried, at the end
+_ATTEMPTS = (
+    5  # that a network is given at the end, however long one takes: a request hides several of its own
+)
+_MOST_ATTEMPTS = 100  # at one job, though each writes a part of it: a quota may take small files
 _TRIES = 2.0  # the same, at a checkpoint
 _SLOWEST = 10 << 20  # bytes/s: a job that needs longer than this and the time given is one that hangs
 
@@ -33,7 +38,8 @@ class Backlog:
         where: the log's location, for messages.
         memory: bytes that may wait; a single larger job is taken when nothing else waits.
         patience: seconds.
-        last_tries: seconds that a place that fails is still tried, at the end.
+        network: the place is one that comes back, and requests to it fail one by one. At the end it is tried
+            as long as files get written, as well by attempts that fail in all; a disk that fails is not.
         strict: what failed is not tried again: it has failed for good.
         ended: called by the thread when it is over, which after a wait in vain is later than
             :meth:`close`.
@@ -45,7 +51,7 @@ class Backlog:
         *,
         memory: int,
         patience: float,
-        last_tries: float = LAST_TRIES,
+        network: bool = False,
         strict: bool = False,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
@@ -54,10 +60,12 @@ class Backlog:
         self._ended = ended
         self._memory = memory
         self._patience = patience
-        self._last_tries = last_tries
+        self._network = network
         self._jobs: deque[tuple[Job, int]] = deque()
         self._bytes = 0
         self._written = 0  # files and commits
+        self._attempts = 0  # at the job at hand, that failed
+        self._in_vain = 0  # since the last file was written
         self._overrun = False  # an offer was turned down, and the backlog is not yet half done
         self._stalled = False  # a wait for the backlog timed out, and nothing was written since
         self._trouble: Exception | None = None  # of the attempt before
@@ -139,8 +147,9 @@ class Backlog:
         """Finish and stop the thread. Idempotent.
 
         Args:
-            timeout: seconds without a file written after which it is given up; of a place that
-                fails, ``last_tries`` at most. A large file has a second more for each 10 MiB.
+            timeout: seconds without a file written after which it is given up: of a disk that fails 5 at
+                most, of a network five times as many unless there were five attempts until then. A large
+                file has a second more for each 10 MiB.
 
         Raises:
             LogError: not all jobs could be done.
@@ -152,8 +161,9 @@ class Backlog:
             with self._changed:
                 self._hurry = True
                 self._changed.notify_all()
-                done = self._wait_while_it_works(lambda: not self._jobs, timeout, self._last_tries)
-                self._end_wait(done, f"nothing more was written for {timeout:g} s")
+                done = self._wait_while_it_works(lambda: not self._jobs, timeout, LAST_TRIES, last=True)
+                waited = self._patience_with(timeout, LAST_TRIES, last=True)
+                self._end_wait(done, f"nothing more was written for {waited:.3g} s")
         finally:
             self._stop()
 
@@ -192,24 +202,43 @@ class Backlog:
         return not self._jobs or self._bytes + size <= self._memory
 
     def _wait_while_it_works(
-        self, ready: Callable[[], bool], timeout: float, failing: float, total: float = math.inf
+        self,
+        ready: Callable[[], bool],
+        timeout: float,
+        failing: float,
+        *,
+        total: float = math.inf,
+        last: bool = False,
     ) -> bool:
         """Wait as long as files get written. False: none was for ``timeout`` seconds and what the size
-        of the job adds, or for ``failing`` seconds while attempts fail; or it took ``total`` seconds."""
+        of the job adds, or for ``failing`` seconds while attempts fail; or it took ``total`` seconds.
+
+        Args:
+            last: what is not written now is lost, so a network is tried longer.
+        """
         until = time.monotonic() + total
-        seen: str | int | None = None
+        seen: tuple[bool, int] | None = None
         since = 0.0
         while not ready() and self._failure is None:
-            now = "failing" if self.failing else self._written  # an attempt that fails may write a part
+            # A disk that is full for large files may take small ones.
+            partly = last and self._network and self._attempts < _MOST_ATTEMPTS
+            now = self.failing, self._written if partly or not self.failing else 0
             if now != seen:
                 seen, since = now, time.monotonic()
-            size = self._jobs[0][1] if self._jobs else 0
-            limit = min(timeout, failing) if self.failing else timeout + size / _SLOWEST
+            limit = self._patience_with(timeout, failing, last)
             left = min(since + limit, until) - time.monotonic()
             if left <= 0:
                 return False
             self._changed.wait(min(left, 1.0))  # what happens within a job is not notified
         return True
+
+    def _patience_with(self, timeout: float, failing: float, last: bool) -> float:
+        """Seconds without progress."""
+        if last and self._network and self._in_vain < _ATTEMPTS:
+            timeout *= _ATTEMPTS
+        if self.failing:
+            return timeout if last and self._network else min(timeout, failing)
+        return timeout + (self._jobs[0][1] if self._jobs else 0) / _SLOWEST
 
     def _end_wait(self, done: bool, reason: str) -> None:
         self._raise()
@@ -252,10 +281,11 @@ class Backlog:
 
     def _note_write(self) -> None:
         self._written += 1
+        self._in_vain = 0
         self._stalled = False
 
     def _do(self, job: Job) -> None:
-        pause = 0.1
+        pause, self._attempts = 0.1, 0
         while self._failure is None:
             try:
                 job()
@@ -266,13 +296,15 @@ class Backlog:
                     self._failure = error
                     return
                 self._tell(error)
+                self._attempts += 1
+                self._in_vain += 1
                 with self._changed:
                     self._changed.notify_all()
                     if self._changed.wait_for(lambda: self._hurry or self._given_up, pause):
                         self._hurry, pause = False, 0.1
                     if self._given_up:
                         self._failure = error
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = min(2 * pause, _LAST_PAUSE if self._closing else _LONGEST_PAUSE)
 
     def _tell(self, error: Exception) -> None:
         if self._trouble is None:

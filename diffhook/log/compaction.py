@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from zarr.abc.store import Store
+from zarr.storage import LocalStore
 
 from diffhook.console import progress_bar
-from diffhook.errors import ConfigurationError
+from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
 from diffhook.log.alerts import write_alerts
@@ -110,12 +112,14 @@ class _Copy:
 
     Attributes:
         session: the only one that it has; None: nothing was ever written.
+        snapshots: at which steps it has them, or lacks one that the run has written.
         change: what is done to rows on the way.
     """
 
     store: Store
     config: dict[str, Any]
     session: Session | None
+    snapshots: Sequence[int]
     change: Change | None
 
     def table(self, name: str) -> TableWriter:
@@ -127,6 +131,8 @@ class _Copy:
         writer = TableWriter(self.store, f"{name}/rank-0000", dim, dtype)
         if name in LINKED and self.session is not None:
             writer.begin_session([self.session])
+            if name == "train" and self.snapshots:
+                writer.note_snapshots(*self.snapshots)
         return writer
 
     def changed(self, rows: Rows) -> Rows:
@@ -142,11 +148,14 @@ def copy_logs(
     progress: bool,
 ) -> None:
     """Write what the logs hold into a new one."""
+    for log in logs:
+        _refuse_inside(log, target)
     snapshots = _snapshots(logs)
     tables = _tables(logs)
     ids = [session.id for log in logs for session in log.sessions[-1:]]
     with new_store(target) as store, progress_bar(progress) as bar:
-        copy = _Copy(store, config, Session(ids[0], 0) if ids else None, change)
+        steps = {s.step for s in snapshots}.union(*(log.index.missing_snapshots for log in logs))
+        copy = _Copy(store, config, Session(ids[0], 0) if ids else None, sorted(steps), change)
         blocks = {name: sum(1 for t in parts for _ in t.blocks()) for name, parts in tables.items()}
         task = bar.add_task("copying", total=sum(blocks.values()) + len(snapshots))
         for name, parts in tables.items():
@@ -160,6 +169,15 @@ def copy_logs(
             bar.advance(task)
         _copy_rest(store, logs)
         write_root(store, config)  # without it there is no log: so it is the last
+
+
+def _refuse_inside(log: RunLog, target: Location) -> None:
+    """A copy is no part of the log that it is made of."""
+    is_folder = not isinstance(target, Store) and "://" not in str(target)
+    if is_folder and isinstance(log.store, LocalStore):
+        root = log.store.root.resolve()
+        if root in Path(str(target)).resolve().parents:
+            raise LogError(f"{target} is inside the log at {log.location}: choose a place beside it")
 
 
 def fold(projection: Any, dim: int) -> Any:

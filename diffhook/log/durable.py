@@ -196,14 +196,16 @@ class DurableStore(LocalStore):
         try:
             found = os.listdir(folder) if self._is_folder(folder) else []
         except FileNotFoundError:  # removed meanwhile
-            return []
+            found = []
+        if not found and self.read_only and not self.root.exists():
+            raise LogError(f"no log at {self.root}: the folder is gone")
         return [name for name in found if not is_partial(name)]
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Keys of all files below ``prefix``, links and others that cannot be read included."""
         if not self._is_folder(self.root / prefix):
             return
-        for folder, folders, others in os.walk(self.root / prefix):
+        for folder, folders, others in os.walk(self.root / prefix, onerror=_unless_removed):
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
             place = self._key(Path(folder))
             for name in [*others, *links]:
@@ -244,6 +246,12 @@ class DurableStore(LocalStore):
 
     def _foreign(self, path: Path) -> LogError:
         return LogError(f"{path} is no regular file: links, pipes and devices in a log are not followed")
+
+
+def _unless_removed(error: OSError) -> None:
+    """A folder that cannot be listed is not an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 def _sync(paths: Iterable[Path]) -> None:

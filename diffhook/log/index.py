@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,9 +16,13 @@ from diffhook.log import store as files
 from diffhook.log.lineage import Path, Session, longest, path_to
 from diffhook.log.rank import RankGroup
 from diffhook.log.samples import read_names
+from diffhook.log.snapshots import ROOT as SNAPSHOTS
 from diffhook.log.snapshots import Snapshot, read_snapshots
 from diffhook.log.table import Table
 from diffhook.log.thumbnails import Thumbnails
+from diffhook.words import at_steps
+
+logger = logging.getLogger("diffhook")
 
 _RANK = re.compile(r"rank-(\d{4,6})")
 _MOST_PROCESSES = 4096  # that are looked for where a listing lacks them
@@ -101,21 +106,63 @@ class LogIndex:
         return rows
 
     @cached_property
+    def all_snapshots(self) -> list[Snapshot]:
+        """Those that can be read, of every session, by step."""
+        return read_snapshots(self.store, self.expected_snapshots)
+
+    @cached_property
     def snapshots(self) -> list[Snapshot]:
-        """Those that count, by step."""
-        return read_snapshots(self.store, self.path)
+        """Those that count, by step. Tells of those that are missing: scores weigh by what is there."""
+        if self.missing_snapshots:
+            logger.warning(
+                "%s: snapshots are missing that the run has written (%s): queries cannot be asked there, and "
+                "scores go by the others. Restore %s/, or have `diffhook verify --repair` note the loss",
+                files.describe(self.store), at_steps(self.missing_snapshots), SNAPSHOTS,
+            )  # fmt: skip
+        return [s for s in self.all_snapshots if self._counts(s.step, s.session)]
+
+    @cached_property
+    def missing_snapshots(self) -> list[int]:
+        """Steps of those that would count, were written, and are not there."""
+        there = {(s.step, s.session) for s in self.all_snapshots}
+        return sorted(at[0] for at in self.expected_snapshots - there if self._counts(*at))
+
+    @cached_property
+    def expected_snapshots(self) -> set[tuple[int, int]]:
+        """(step, session) of all that were written, but for those whose loss a repair has noted."""
+        return self._recorded("snapshots") - self.lost_snapshots
+
+    @cached_property
+    def lost_snapshots(self) -> set[tuple[int, int]]:
+        """(step, session) of those whose loss a repair has noted."""
+        return self._recorded("lost_snapshots")
+
+    def _recorded(self, key: str) -> set[tuple[int, int]]:
+        """(step, session) of what the marks say of snapshots; a mark that is damaged says nothing."""
+        found: set[tuple[int, int]] = set()
+        for group in self.groups("train").values():
+            with suppress(LogError):
+                for number, session in enumerate(group.sessions):
+                    found.update((step, number) for step in session.get(key, []))
+        return found
+
+    def _counts(self, step: int, session: int) -> bool:
+        span = self.path.get(session)
+        return span is not None and span.has_snapshot(step)
 
     @cached_property
     def query_names(self) -> list[str]:
-        """Names of all query sets, finished or not."""
-        return [files.check_name(name) for name in files.names(self.store, "queries") if name != "zarr.json"]
+        """Names of all query sets, finished or not. What else a desktop has put there is none."""
+        return [n for n in files.names(self.store, "queries") if files.is_name(n) and n != "zarr.json"]
 
     @cached_property
     def queries(self) -> dict[str, Table]:
-        """The query sets that count: finished ones, at snapshots that count."""
-        present = {(s.step, s.session) for s in self.snapshots}
+        """The query sets that count: finished ones, at snapshots that count, whether these are still there or
+        not."""
+        there = {(s.step, s.session) for s in self.snapshots}
+        counting = there | {at for at in self._recorded("snapshots") if self._counts(*at)}
         tables = {name: self.table(f"queries/{name}") for name in self.query_names}
-        return {name: table for name, table in tables.items() if snapshots_of(table) <= present}
+        return {name: table for name, table in tables.items() if snapshots_of(table) <= counting}
 
     @cached_property
     def names(self) -> dict[int, str]:

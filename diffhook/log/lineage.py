@@ -86,8 +86,8 @@ def path_to(sessions: Sequence[Session], number: int | None = None) -> Path:
     """
     if number is None:
         number = len(sessions) - 1 if sessions else None
-    elif not 0 <= number < len(sessions):
-        raise LogError(f"there is no session {number}; the log has {len(sessions)}, counted from 0")
+    elif type(number) is not int or not 0 <= number < len(sessions):
+        raise LogError(f"there is no session {number!r}; the log has {len(sessions)}, counted from 0")
     spans: dict[int, Span] = {}
     stop = _FOREVER
     while number is not None:
@@ -141,13 +141,14 @@ def continued(
 
 def _next(sessions: Sequence[Session], start_step: int, after: str | None, run: str | None) -> Session:
     parent = None if start_step == 0 or not sessions else len(sessions) - 1
-    if parent is not None and has_checkpoint(sessions, after, start_step):
+    if parent is not None and is_known(sessions, after):
         parent = [session.id for session in sessions].index(str(after))
     origin = "" if parent is None else sessions[parent].id
     derived = hashlib.sha256(f"{len(sessions)} {start_step} {origin}".encode()).hexdigest()[:16]
     return Session(run or derived, start_step, parent)
 
 
-def has_checkpoint(sessions: Sequence[Session], session: str | None, step: int) -> bool:
-    """Whether a checkpoint can be one of the session with this id, taken after ``step`` steps."""
-    return any(known.id == session and known.start_step <= step for known in sessions)
+def is_known(sessions: Sequence[Session], session: str | None) -> bool:
+    """Whether one of them has this id. A checkpoint of it may be from before its own first step, where the
+    step is known to be another than the checkpoint says: the path then leads through its ancestors."""
+    return any(known.id == session for known in sessions)

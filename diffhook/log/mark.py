@@ -77,6 +77,7 @@ def _is_session(found: Any) -> bool:
         and all(_is_count(found.get(key)) for key in ("first_row", "start_step"))
         and isinstance(found.get("id"), str)
         and _is_count(found.get("processes", 0))
+        and all(_are(found.get(key, []), _is_count) for key in ("snapshots", "lost_snapshots"))
         and "parent" in found
     )
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,38 +20,34 @@ from diffhook.log.root import find_config
 from diffhook.log.schema import differences, json_like
 
 _PARTS = {"train", "probe", "queries", "snapshots", "alerts", "thumbnails", "quarantine", "names", LOCKS}
-_FOR_GOOD = (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 _BY_RANK = ("alerts", "thumbnails", "names")  # with files of each rank
 
 
-@contextmanager
-def refusals(store: Store) -> Iterator[None]:
-    """What waiting does not mend becomes a LogError; a full disk or a network stays what it is."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, PermissionError | FileNotFoundError) or error.errno in _FOR_GOOD:
-            raise LogError(f"cannot write a log at {files.describe(store)}: {error}") from error
-        raise
-
-
-def is_ours(store: Store, config: Mapping[str, Any]) -> bool:
-    """Whether there is a log of this configuration already.
+def config_there(store: Store, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration of the log that is there, which this one may continue; None where there is none.
 
     Raises:
         LogError: something else is there, or a log of another configuration or dataset.
     """
     found = find_config(store)
     if found is not None:
-        _check_same(found["identity"], json_like(config["identity"]), files.describe(store))
-        return True
-    foreign = [name for name in files.names(store, "") if name not in _PARTS]
+        own = json_like(config)
+        probes = "probe" in found and "probe" in own  # all of one grid: queries share their noise with them
+        known, new = ({**c["identity"], **({"probe": c["probe"]} if probes else {})} for c in (found, own))
+        _check_same(known, new, files.describe(store))
+        return found
+    foreign = [name for name in files.names(store, "") if not (name in _PARTS or _is_litter(name))]
     if foreign:
         raise LogError(
             f"{files.describe(store)} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "
             "another path"
         )
-    return False
+    return None
+
+
+def _is_litter(name: str) -> bool:
+    """What desktops, notebooks and file systems put into every folder."""
+    return name.startswith(".") or name in ("lost+found", "desktop.ini", "Thumbs.db")
 
 
 def _check_same(found: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:

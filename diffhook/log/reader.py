@@ -50,7 +50,12 @@ class RunLog(Displayed):
         return f"<RunLog {self.location}: {len(self.train)} train rows, {len(self.probe)} probe rows>"
 
     def refresh(self) -> Self:
-        """See what was written since. Tables that were handed out stay as they were."""
+        """See what was written since. Tables that were handed out stay as they were.
+
+        Raises:
+            LogError: the log is gone.
+        """
+        self.config = read_config(self.store)
         self.index = LogIndex(self.store, *self._seen_as)
         return self
 

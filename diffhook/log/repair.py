@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from zarr.abc.store import Store
 from diffhook.log import store as files
 from diffhook.log.alerts import alert_files, readable_lines
 from diffhook.log.encoding import put_chunk
+from diffhook.log.index import LogIndex
+from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.mark import put_attributes
 from diffhook.log.rank import RankGroup
 from diffhook.log.schema import BY_NAME
@@ -26,7 +30,33 @@ def repair(store: Store, findings: list[Finding]) -> list[str]:
 
     Returns:
         What was done, a line each.
+
+    Raises:
+        LogError: the log is being written: its run would end, because somebody writes beside it.
     """
+    with _locked(store):
+        return _repair(store, findings)
+
+
+@contextmanager
+def _locked(store: Store) -> Iterator[None]:
+    """No run writes meanwhile."""
+    owner = _Owner()
+    ranks = LogIndex(store).groups("train")
+    try:
+        for rank in ranks:
+            lock_rank(store, rank, owner)
+        yield
+    finally:
+        for rank in ranks:
+            release_rank(store, rank, owner)
+
+
+class _Owner:
+    """Of the locks."""
+
+
+def _repair(store: Store, findings: list[Finding]) -> list[str]:
     done = []
     alert_keys = {key for _, key in alert_files(store)}
     for finding in findings:
@@ -43,8 +73,23 @@ def repair(store: Store, findings: list[Finding]) -> list[str]:
     for group, lost in rows.items():
         done += _take_out(store, group, lost)
     done += [_quarantine(store, group) for group in sorted(whole) if list(files.keys(store, group))]
+    _note_lost_snapshots(store)
     files.commit(store)
     return done
+
+
+def _note_lost_snapshots(store: Store) -> None:
+    """Readers need not be told any more of those that are gone, or were moved aside."""
+    index = LogIndex(store)
+    lost = index.expected_snapshots - {(s.step, s.session) for s in index.all_snapshots}
+    for group in index.groups("train").values():
+        sessions = []
+        for number, session in enumerate(group.sessions):
+            gone = [step for step in session.get("snapshots", []) if (step, number) in lost]
+            noted = {"lost_snapshots": sorted({*session.get("lost_snapshots", []), *gone})} if gone else {}
+            sessions.append({**session, **noted})
+        if sessions != group.sessions:
+            put_attributes(store, group.path, {**group.attributes, "sessions": sessions})
 
 
 def _take_out(store: Store, path: str, findings: list[Finding]) -> list[str]:

@@ -38,6 +38,10 @@ def find_config(store: Store) -> dict[str, Any] | None:
         raise LogError(f"cannot read {where}: {error}") from error
     except OSError as error:
         raise LogUnavailableError(f"cannot read {where}: {error}") from error
+    except LogError:
+        raise
+    except Exception as error:  # of a network's client, such as a bucket's name that cannot be one
+        raise LogError(f"cannot read {where}: {' '.join(str(error).split())}") from error
     if content is None:
         return None
     place = f"{where}/zarr.json"

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice, starmap
 from typing import Any
 
 from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
-from diffhook.log.lineage import Path
 from diffhook.log.seal import parse, seal, unseal
 
 ROOT = "snapshots"
 _FOLDER = re.compile(r"step-\d{8,18}(-session-\d{1,6})?")
+_LOOKED_UP = 1000  # one by one, where a listing lacks them
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,8 @@ class Snapshot:
 
     @property
     def key(self) -> str:
-        """Where it lies. No session writes over the snapshot of another."""
-        session = f"-session-{self.session}" if self.session else ""
-        return f"{ROOT}/{self.folder or f'step-{self.step:08d}{session}'}"
+        """Where it lies."""
+        return f"{ROOT}/{self.folder or folder_of(self.step, self.session)}"
 
     def parameters(self) -> bytes:
         """The parameters as a safetensors file's content.
@@ -94,23 +94,29 @@ def write_snapshot(
     files.put(store, f"{snapshot.key}/snapshot.json", json.dumps(seal(description), indent=1).encode())
 
 
-def read_snapshots(store: Store, path: Path) -> list[Snapshot]:
-    """All finished snapshots on a path of sessions, by step.
+def folder_of(step: int, session: int) -> str:
+    """The name of a snapshot's folder. No session writes over the snapshot of another."""
+    return f"step-{step:08d}" + (f"-session-{session}" if session else "")
+
+
+def read_snapshots(store: Store, known: Iterable[tuple[int, int]] = ()) -> list[Snapshot]:
+    """All finished snapshots, of all sessions, by step.
+
+    Args:
+        known: (step, session) of those that were written: a network's listing may come short.
 
     Raises:
         LogError: a description is damaged.
     """
-    found: dict[int, Snapshot] = {}
-    for folder in snapshot_folders(store):
-        snapshot = read_snapshot(store, folder)
-        span = None if snapshot is None else path.get(snapshot.session)
-        if snapshot is not None and span is not None and span.has_snapshot(snapshot.step):
-            found[snapshot.step] = snapshot
-    return [found[step] for step in sorted(found)]
+    found = [read_snapshot(store, folder) for folder in snapshot_folders(store, known)]
+    return sorted((s for s in found if s is not None), key=lambda s: s.step)
 
 
-def snapshot_folders(store: Store) -> list[str]:
-    return [name for name in files.names(store, ROOT) if _FOLDER.fullmatch(name)]
+def snapshot_folders(store: Store, known: Iterable[tuple[int, int]] = ()) -> list[str]:
+    """Names of the folders that are listed, and of the ``known`` snapshots that are not."""
+    listed = [name for name in files.names(store, ROOT) if _FOLDER.fullmatch(name)]
+    unlisted = set(starmap(folder_of, known)).difference(listed)
+    return [*listed, *islice(sorted(unlisted), _LOOKED_UP)]
 
 
 def read_snapshot(store: Store, folder: str) -> Snapshot | None:
@@ -131,6 +137,8 @@ def read_snapshot(store: Store, folder: str) -> Snapshot | None:
         lr, lr_sum = float(fields.pop("lr")), float(fields.pop("lr_sum"))
         if type(step) is not int or type(session) is not int or step < 0 or session < 0:
             raise ValueError(f"step {step!r}, session {session!r}")
+        if folder != folder_of(step, session):
+            raise ValueError(f"it is of {folder_of(step, session)}")
         snapshot = Snapshot(step, lr, lr_sum, session, fields, store, folder, digest, preconditioner)
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(f"{files.describe(store)}: {place} is damaged: {error!r}") from error

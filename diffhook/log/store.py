@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -28,6 +29,7 @@ _S3: dict[str, Any] = {
     "max_concurrency": 1,  # with more, every read asks for the object's size first
     "config_kwargs": {"connect_timeout": 10, "read_timeout": 20},  # an answer that is lost is asked for again
 }
+_FOR_GOOD = (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -90,14 +92,33 @@ def is_folder(store: Store) -> bool:
     return isinstance(store, LocalStore)
 
 
+def is_name(name: str) -> bool:
+    """Whether it is safe as one component of a key."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
 def check_name(name: str) -> str:
-    """Raises LogError unless ``name`` is safe as one component of a key."""
-    if not _NAME.fullmatch(name) or ".." in name:
+    """Raises LogError unless :func:`is_name` holds."""
+    if not is_name(name):
         raise LogError(
             f"{name!r} cannot name a part of a log; expected letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit, 100 at most"
         )
     return name
+
+
+@contextlib.contextmanager
+def refusals(store: Store) -> Iterator[None]:
+    """What waiting does not mend becomes a LogError; a full disk or a network stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PermissionError | FileNotFoundError) or error.errno in _FOR_GOOD:
+            raise LogError(
+                f"cannot write a log at {describe(store)}: {error}. Make it writable, or use another place "
+                "or a copy of it"
+            ) from error
+        raise
 
 
 def put(store: Store, key: str, content: bytes) -> None:

@@ -122,6 +122,15 @@ class TableWriter:
         """Keep a description of the rows beside them."""
         self._mark({**self._attributes, "description": json_like(description)})
 
+    def note_snapshots(self, *steps: int) -> None:
+        """Say at the next :meth:`commit` at which steps this session has written snapshots."""
+        *before, session = self._attributes["sessions"]
+        known = session.get("snapshots", [])
+        new = sorted({*known, *steps})
+        if new != known:
+            self._attributes["sessions"] = [*before, {**session, "snapshots": new}]
+            self._marked = False
+
     def note_dropped(self, **counts: int) -> None:
         """Say at the next :meth:`flush` how many steps, rows or snapshots of this session were left out
         so far."""

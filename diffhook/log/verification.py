@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -22,7 +24,7 @@ from diffhook.log.root import read_config
 from diffhook.log.samples import name_files, read_name_file
 from diffhook.log.schema import BY_NAME
 from diffhook.log.snapshots import ROOT as SNAPSHOTS
-from diffhook.log.snapshots import read_snapshot, snapshot_folders
+from diffhook.log.snapshots import folder_of, read_snapshot, snapshot_folders
 
 QUARANTINE = "quarantine"  # where a repair moves things to
 
@@ -86,8 +88,9 @@ def verify(store: Store, advance: Step = lambda: None) -> list[Finding]:
         for group in index.groups(path).values():
             lineage = (lambda: live) if path in LINKED else None
             found += _check_group(RankGroup(store, group.path, lineage), advance)
+        found += _copied_groups(index, path)
     found += contradictions
-    found += _check_snapshots(store, advance)
+    found += _check_snapshots(index, advance)
     for _, key in alert_files(store):
         found += _attempt(key, partial(read_rank, store, key))
     for key in name_files(store):
@@ -129,7 +132,9 @@ def repaired(store: Store) -> list[str]:
         for part, keys in moved.items():
             if part not in told or any(key.endswith("/zarr.json") for key in keys):
                 lines.append(f"{part} was taken out by an earlier repair: {QUARANTINE}/{number}/{part}")
-    return lines
+    gone = {f"{SNAPSHOTS}/{folder_of(*at)}" for at in index.lost_snapshots}
+    kept = {line.partition(" was ")[0] for line in lines}
+    return [*lines, *(f"{part} was gone when an earlier repair looked" for part in sorted(gone - kept))]
 
 
 def _part(key: str) -> str:
@@ -143,9 +148,27 @@ def _part(key: str) -> str:
 
 def _gaps(index: LogIndex, path: str) -> Iterator[Finding]:
     ranks = set(index.groups(path))
-    for rank in sorted(set(range(min(ranks, default=0), max(ranks, default=0))) - ranks):
+    expected = set(range(min(ranks, default=0), max(ranks, default=0)))
+    if path == "train" and (index.groups("probe") or snapshot_folders(index.store)):
+        expected.add(0)  # begins its rows before it takes a snapshot
+    for rank in sorted(expected - ranks):
         key = f"{path}/rank-{rank:04d}"
         yield Finding(Kind.GROUP, key, "the whole rank is missing", key)
+
+
+def _copied_groups(index: LogIndex, path: str) -> Iterator[Finding]:
+    """Ranks all of whose rows are another's: somebody has copied a folder."""
+    first: dict[bytes, str] = {}
+    for group in index.groups(path).values():
+        with suppress(LogError):  # damage is told elsewhere
+            if group.committed:
+                found = hashlib.sha256()
+                for name in ("step", "sample", "grad_norm"):
+                    found.update(group.read(name, 0, group.committed).tobytes())
+                other = first.setdefault(found.digest(), group.path)
+                if other != group.path:
+                    message = f"all its rows are those of {other}, and count twice"
+                    yield Finding(Kind.TOLD, group.path, message)
 
 
 def _readable_sessions(index: LogIndex) -> tuple[Sequence[Session], list[Finding]]:
@@ -232,14 +255,17 @@ def _check_rows(group: RankGroup) -> Iterator[Finding]:
         yield Finding(Kind.TOLD, group.path, f"{len(again)} rows are there twice: {rows}")
 
 
-def _check_snapshots(store: Store, advance: Step) -> Iterator[Finding]:
-    for folder in snapshot_folders(store):
+def _check_snapshots(index: LogIndex, advance: Step) -> Iterator[Finding]:
+    expected = {folder_of(*written) for written in index.expected_snapshots}
+    for folder in snapshot_folders(index.store, index.expected_snapshots):
         key = f"{SNAPSHOTS}/{folder}"
         try:
-            snapshot = read_snapshot(store, folder)
+            snapshot = read_snapshot(index.store, folder)
             if snapshot is not None:
                 snapshot.parameters()
                 snapshot.preconditioner()
+            elif folder in expected:
+                yield Finding(Kind.FILE, key, "the run has written it, and it is gone")
         except LogError as error:
             yield Finding(Kind.FILE, key, str(error))
         advance()

@@ -16,9 +16,9 @@ import numpy as np
 from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import alerts, opening
 from diffhook.log import store as files
-from diffhook.log.backlog import LAST_TRIES, Backlog
+from diffhook.log.backlog import Backlog
 from diffhook.log.index import LogIndex
-from diffhook.log.lineage import Session, continued, has_checkpoint
+from diffhook.log.lineage import Session, continued, is_known
 from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.reader import RunLog
 from diffhook.log.root import write_root
@@ -31,7 +31,6 @@ from diffhook.log.thumbnails import ThumbnailWriter, check_png
 
 logger = logging.getLogger("diffhook")
 
-_NETWORK_TRIES = 60.0  # seconds at the end: a network comes back, and a full disk stays full
 _OPENING = 5.0  # seconds that the loop waits for a store to be opened; it then goes on without
 
 
@@ -95,7 +94,7 @@ class LogWriter:
             files.describe(self.store),
             memory=memory,
             patience=patience,
-            last_tries=LAST_TRIES if files.is_folder(self.store) else _NETWORK_TRIES,
+            network=not files.is_folder(self.store),
             strict=strict,
             ended=partial(_release, weakref.ref(self)),
         )
@@ -256,8 +255,9 @@ class LogWriter:
         """Flush and stop the thread. Idempotent.
 
         Args:
-            timeout: seconds without progress after which the rest is given up; where a
-                disk fails 5 at most. One that works is waited for, however slow it is.
+            timeout: seconds without progress after which the rest is given up; where a disk fails 5 at
+                most, and where a network does after five attempts in vain. What works is waited for, however
+                slow it is.
 
         Raises:
             LogError: not everything could be written.
@@ -315,6 +315,8 @@ class LogWriter:
         self._begin()
         own = replace(snapshot, session=self.session, folder="")
         write_snapshot(self.store, own, parameters, preconditioner)
+        self._table("train").note_snapshots(own.step)
+        self._table("train").commit()
 
     def _add_thumbnail(self, sample_id: int, png: bytes) -> None:
         if self._thumbnails is None:
@@ -344,17 +346,18 @@ class LogWriter:
 
     def _open(self) -> None:
         """The first thing that the thread does, as often as it takes."""
-        with opening.refusals(self.store):
-            ours = opening.is_ours(self.store, self._config)
+        with files.refusals(self.store):
+            there = opening.config_there(self.store, self._config)
             lock_rank(self.store, self.rank, self)
-            if not ours:  # every rank writes the same: each may have a disk of its own
-                write_root(self.store, self._config)
+            config = {**self._config, **(there or {})}
+            if config != there:  # every rank writes the same: each may have a disk of its own
+                write_root(self.store, config)
             opening.clean(self.store, self.rank)
             if self.rank == 0 and self._processes is not None:
                 opening.clean_gone(self.store, self._processes, self)
         index = LogIndex(self.store)
         known, start = index.sessions, self._start_step
-        if self._after is not None and start and not has_checkpoint(known, self._after, start):
+        if self._after is not None and start and not is_known(known, self._after):
             logger.warning(
                 "the checkpoint is of a session that the log at %s does not have: new rows %s",
                 files.describe(self.store),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from diffhook.capture.familiarity import Familiarity
 from diffhook.errors import LogError
+from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import open_log
-from tests.runs import identified, train
+from tests.runs import TinyDenoiser, denoising_losses, identified, train
 
 RNG = np.random.default_rng(0)
 IDS = np.arange(64)
@@ -74,3 +79,74 @@ def test_a_dataset_of_another_class_is_named(tmp_path: Path) -> None:
     train(tmp_path / "log", epochs=1)
     with pytest.raises(LogError, match=r"dataset\.class: the log has 'TensorDataset', this run 'Renamed'"):
         train(tmp_path / "log", epochs=1, make_dataset=Renamed)
+
+
+class Named(torch.utils.data.Dataset[dict[str, Any]]):
+    """Twelve images that are called something."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": identified()[index], "file_name": self._name.format(index)}
+
+
+def train_named(log: Path, name: str, steps: int = 6, other: str | None = None) -> None:
+    """Of batches of four, with a second dataset beside it perhaps."""
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    hook = DiffHook(accelerator, log, projection_dim=0)
+    model = TinyDenoiser()
+    loaders = [DataLoader(Named(n), 4, shuffle=True) for n in (name, other) if n is not None]
+    model, optimizer, *loaders = accelerator.prepare(
+        model, torch.optim.SGD(model.parameters(), 0.01), *loaders
+    )
+    for _, batch in zip(range(steps), itertools.cycle(itertools.chain(*loaders))):
+        clean, timesteps = batch["image"], torch.full((4,), 100)
+        accelerator.backward(denoising_losses(model, (clean, torch.randn_like(clean), timesteps)).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator.end_training()
+    assert hook.closed
+
+
+def test_samples_of_other_names_are_another_dataset_however_they_look(tmp_path: Path) -> None:
+    """As many, of the same class, with the same pixels."""
+    train_named(tmp_path / "log", "cats/{}.png")
+    before = open_log(tmp_path / "log").train["sample"].tolist()
+    with pytest.raises(
+        LogError, match=r"another dataset of 12 samples: it has 'cats/.*, this run has 'dogs/"
+    ):
+        train_named(tmp_path / "log", "dogs/{}.png")
+    assert open_log(tmp_path / "log").train["sample"].tolist() == before
+    assert {name[:4] for name in open_log(tmp_path / "log").names().values()} == {"cats"}
+    train_named(tmp_path / "log", "cats/{}.png")
+    assert len(open_log(tmp_path / "log").sessions) == 2
+
+
+def test_a_log_that_has_seen_a_part_is_another_datasets_once_there_are_too_many_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_named(tmp_path / "log", "cats/{}.png", steps=2)
+    train_named(tmp_path / "log", "dogs/{}.png")
+    assert "training goes on. LogError: the log at" in caplog.text
+    assert "this run has 'dogs/" in caplog.text
+
+
+def test_samples_of_several_datasets_may_come_one_after_the_other(tmp_path: Path) -> None:
+    for steps in (3, 6):
+        train_named(tmp_path / "log", "cats/{}.png", steps, other="dogs/{}.png")
+    assert len(open_log(tmp_path / "log").names()) == 24
+
+
+def test_a_few_new_names_are_a_changed_dataset() -> None:
+    names = {sample: f"{sample}.png" for sample in range(100, 108)}
+    known = Familiarity(np.array(list(names)), np.full((8, 3), np.nan), "here", names, size=8)
+    known.meet(np.array([100, 101, 102, 900]), {**names, 900: "new.png"})
+    with pytest.raises(LogError, match=r"it has '100\.png', '101\.png', '102\.png' …, this run has 'new"):
+        Familiarity(np.array(list(names)), np.full((8, 3), np.nan), "here", names, size=8).meet(
+            np.array([900, 901, 902]), {900: "new0.png", 901: "new1.png", 902: "new2.png"}
+        )

@@ -7,6 +7,7 @@ import gc
 import itertools
 import logging
 import random
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,58 @@ def test_a_second_run_into_the_same_log_sees_the_first_one_off(
     log = diffhook.open_log(tmp_path / "log")
     assert log.train["sample"].tolist() == list(range(12)), "rows of the first run are superseded"
     assert log.verify() == []
+
+
+def _steps(hook: TorchHook, model: Any, optimizer: Any, first: int, count: int = 3) -> None:
+    """Of a loop that names its samples, each once."""
+    for number in range(first, first + count):
+        with hook.step(sample_ids=[number], timesteps=torch.zeros(1)):
+            clean = identified()[:1]
+            denoising_losses(model, (clean, torch.randn_like(clean), torch.zeros(1).long())).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_a_hook_that_a_newer_one_took_over_from_is_told_once_and_no_row_is_lost_or_doubled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first loop is gone on with afterwards, as in a notebook whose cells are run out of order."""
+    first, second = TinyDenoiser(), TinyDenoiser()
+    one, other = (torch.optim.SGD(model.parameters(), 0.1) for model in (first, second))
+    earlier = TorchHook(tmp_path / "log", first, one)
+    _steps(earlier, first, one, 0)
+    newer = TorchHook(tmp_path / "log", second, other)
+    assert not caplog.records
+    _steps(newer, second, other, 100)
+    (told,) = [r.message for r in caplog.records]
+    assert f"taken over from the one that logged to {tmp_path / 'log'}" in told
+    assert "captures nothing more; all its rows are kept" in told
+    _steps(earlier, first, one, 3)
+    earlier.flush()
+    assert [r.message.partition(": ")[2] for r in caplog.records[1:]] == [
+        "what the earlier one is given now is not logged"
+    ]
+    _steps(newer, second, other, 103)
+    newer.close()
+    earlier.close()
+    assert len(caplog.records) == 2
+    assert diffhook.open_log(tmp_path / "log").train["sample"].tolist() == list(range(100, 106))
+    assert diffhook.open_log(tmp_path / "log", session=0).train["sample"].tolist() == [0, 1, 2]
+    assert diffhook.open_log(tmp_path / "log").verify() == []
+
+
+def test_rows_that_could_not_be_written_before_a_newer_hook_took_over_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TinyDenoiser()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    hook = TorchHook(tmp_path / "log", model, optimizer)
+    _steps(hook, model, optimizer, 0)
+    hook.flush()
+    shutil.rmtree(tmp_path / "log/train")
+    TorchHook(tmp_path / "other", model, optimizer).close()
+    assert hook.closed
+    assert "its last rows are lost: writing to" in caplog.text
 
 
 def test_the_log_stays_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import diffhook
 from diffhook.capture import Grid
@@ -130,3 +131,50 @@ def test_a_checkpoints_file_is_there_whole_or_not_at_all(
         write_state(tmp_path, Position(9, 0.9, "abc").to_json())
     assert json.loads((tmp_path / "diffhook.json").read_text()) == state
     assert [p.name for p in tmp_path.iterdir()] == ["diffhook.json"]
+
+
+def _say(folder: Path, at: int, **other: Any) -> None:
+    """Have the file of a checkpoint say something else."""
+    path = folder / f"at-{at}/diffhook.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **other}))
+
+
+@pytest.mark.parametrize("step", [2, 4, 900])
+def test_where_the_optimiser_contradicts_a_checkpoints_file_it_is_believed_and_that_is_told(
+    step: int, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file of another checkpoint, or one that a save without us has left where it was."""
+    sit(tmp_path, stop=8, save=(3, 6))
+    _say(tmp_path, 6, step=step)
+    caplog.clear()
+    sit(tmp_path, resume=6, stop=12, save=(9,))
+    (told,) = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    assert (
+        f"says that {step} optimiser steps were taken, but the optimiser that was loaded has taken 6" in told
+    )
+    assert rows(tmp_path) == rows(whole), "none is lost, and none is there twice"
+
+
+def test_a_file_of_a_later_session_leads_through_its_ancestors(whole: Path, tmp_path: Path) -> None:
+    """Copied from a checkpoint of a branch that left later, into one of before."""
+    sit(tmp_path, stop=9, save=(3, 6, 9))
+    sit(tmp_path, resume=9, stop=11, save=(11,))
+    sit(tmp_path, resume=3, stop=4)
+    (tmp_path / "at-6/diffhook.json").write_bytes((tmp_path / "at-11/diffhook.json").read_bytes())
+    sit(tmp_path, resume=6, stop=12)
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_an_optimiser_that_was_made_anew_contradicts_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its count lacks what was before, which the next checkpoint remembers."""
+    sit(tmp_path, stop=6, save=(6,))
+    for folder in (tmp_path / "at-6").glob("optimizer*"):
+        state = torch.load(folder)
+        torch.save({**state, "state": {}}, folder)
+    sit(tmp_path, resume=6, stop=9, save=(9,))
+    assert Position.from_json(read_state(tmp_path / "at-9")).uncounted == 6
+    sit(tmp_path, resume=9, stop=12)
+    assert not [r for r in caplog.records if "optimiser steps were taken" in r.message]
+    assert sorted({step for step, *_ in rows(tmp_path)}) == list(range(12))

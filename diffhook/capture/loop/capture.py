@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.utils.data import IterableDataset
 
 from diffhook.capture.alerts import Alerts
 from diffhook.capture.checks import check_location
@@ -31,6 +30,7 @@ from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.loop.probing import training_probe
 from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.succession import Succession
 from diffhook.capture.loop.summary import plan_text, summary, why_nothing
 from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.capture.recorder import Recorder
@@ -80,16 +80,16 @@ class Capture:
         self._failures = Failures(settings.strict)
         self._scaler: GradScaler | None = None
         self._ranks: Ranks | None = None
+        self._succession = Succession()
         self._resumed = False
-        self._lr_sum = 0.0  # of the steps since the last snapshot, when resuming
-        self._after: str | None = None  # id of the session that the checkpoint is of
+        self._position = checkpoint.Position()  # of the checkpoint that training goes on from
         self._began = time.perf_counter()
         self.shield = Shield(self._failed)
-        self.attachment = Attachment(self.shield, self.detach)
+        self.attachment = Attachment(self.shield, self._give_way)
         self.session = Session(
             settings.plan(),
             self._start,
-            self._steps_are_seen,
+            lambda: self._optimizers.sees_steps,
             snapshot_every=settings.snapshot_every,
             reduction=settings.reduction,
             rank=rank,
@@ -159,7 +159,7 @@ class Capture:
             self.on(events.LoaderEnded(object()))
 
     def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
-        if self.closed:
+        if self._is_over():
             return
         ids = self.identity.named(sample_ids, "sample_ids")
         named = None if timesteps is None else named_timesteps(timesteps)
@@ -171,19 +171,20 @@ class Capture:
 
         Those of every process, even if the first one alone calls this.
         """
-        return self.shield(self._state) or {}
+        return {} if self._is_over() else self.shield(self._state) or {}
 
     def _state(self) -> dict[str, Any]:
-        session, lr_sum = self.session, self._lr_sum
+        session, lr_sum, after = self.session, self._position.lr_sum, self._position.session
         if session.recorder is not None:
             session.on(events.SnapshotDue())
             self._settle(session.steps.count)
-            lr_sum = session.recorder.lr_sum
+            lr_sum, after = session.recorder.lr_sum, session.recorder.writer.position()
             late = [] if self._ranks is None else self._ranks.settle_all(session.steps.count)
             if late:
                 logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
-        after = self._after if session.recorder is None else session.recorder.writer.position()
-        return checkpoint.Position(session.steps.count, lr_sum, after).to_json()
+        step = session.steps.count and session.steps.count + session.steps.unlogged  # 0: not known yet
+        counted = self._optimizers.steps_taken or step
+        return checkpoint.Position(step, lr_sum, after, step - counted).to_json()
 
     def _flush(self) -> None:
         self.session.settle_held()
@@ -208,13 +209,12 @@ class Capture:
     def _resume(self, state: Mapping[str, Any]) -> None:
         self._resumed = True
         self._end_log()
-        position = checkpoint.Position.from_json(state)
-        self.session.steps.count, self.session.steps.unlogged = position.step, 0
-        self._lr_sum, self._after = position.lr_sum, position.session
+        self._position = checkpoint.Position.from_json(state)
+        self.session.steps.count, self.session.steps.unlogged = self._position.step, 0
 
     def flush(self) -> None:
         """See the rows of all finished steps to the disk, so that a reader finds them."""
-        if not self.closed:
+        if not self._is_over():
             self.shield(self._flush)
 
     def scalars(self) -> dict[str, float]:
@@ -251,9 +251,9 @@ class Capture:
             rank=session.steps.rank,
             processes=session.steps.processes,
             start_step=session.steps.count,
-            after=self._after,
+            after=self._position.session,
             run=ranks.agree_on_run(),
-            lr_sum=self._lr_sum,
+            lr_sum=self._position.lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
             probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
@@ -263,11 +263,11 @@ class Capture:
         with ExitStack() as undo:
             undo.callback(recorder.close)
             if session.steps.processes == 1:  # else the others would wait for this one
-                recorder.recognise(batch.ids, batch.images)
+                recorder.recognise(batch.ids, batch.images, self.identity.telling_names)
             self._ranks = ranks
             ranks.listen()
             self._began = time.perf_counter()
-            recorder.keep_names(self.identity.names)
+            recorder.keep_names(self.identity.names, telling=self.identity.datasets.is_one)
             self._tell_plan(recorder, batch)
             undo.pop_all()
         self._failures.started = True
@@ -284,36 +284,24 @@ class Capture:
             )
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
-        session, loader = self.session, self.loader
-        if session.steps.rank > 0:
+        if self.session.steps.rank > 0:
             return
-        sized = loader is not None and not isinstance(loader.dataset, IterableDataset)  # streams warn
-        text = plan_text(
-            session.plan,
-            recorder,
-            len(batch.ids) * session.steps.processes,
-            len(loader) if sized else None,
-            self.settings.snapshot_every,
-            self.identity.found,
-        )
+        rows, found = len(batch.ids) * self.session.steps.processes, self.identity.found
+        every = self.settings.snapshot_every
+        text = plan_text(self.session.plan, recorder, rows, self.loader, every, found)
         recorder.writer.record("plan.json", {"text": text.splitlines()})
         announce(text)
 
     def _preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         return adam_preconditioner(self._optimizers.optimizer, parameters)
 
-    def _steps_are_seen(self) -> bool:
-        watch = self._optimizers
-        return watch.optimizer is not None or any(map(self.models.moved_by, watch.known))
-
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
-        steps = self.session.steps
-        if steps.count:
-            return steps.count + steps.unlogged
-        known = [optimizer for optimizer in self._optimizers.known if self.models.moved_by(optimizer)]
-        taken = max((checkpoint.steps_taken(optimizer) for optimizer in known), default=0)
-        return taken or (checkpoint.steps_logged(self.path) if self._resumed else 0) + steps.unlogged
+        steps, counted = self.session.steps, self._optimizers.steps_taken
+        if not steps.count:
+            return counted or (checkpoint.steps_logged(self.path) if self._resumed else 0) + steps.unlogged
+        self._position = self._position.checked(steps.count + steps.unlogged, counted)
+        return self._position.step
 
     # ── failure and end ───────────────────────────────────────────────────────────────────────
 
@@ -344,11 +332,24 @@ class Capture:
         if getattr(self, "_process", None) == os.getpid() and not self.closed:  # None: half-made
             self.detach()
 
-    def detach(self, *, mid_pass: bool = False) -> None:
+    def _give_way(self) -> None:
+        """Another hook of this process has come to our loop, or to our log."""
+        self._succession.gave_way(self.path, self.session.recorder, self.detach())
+
+    def _is_over(self) -> bool:
+        """Asked by what the loop itself calls."""
+        if self.closed:
+            self._succession.used()
+        return self.closed
+
+    def detach(self, *, mid_pass: bool = False) -> Exception | None:
         """Take everything of ours off; what has been captured is kept.
 
         Args:
             mid_pass: the training goes on, perhaps with the backward of a forward that we have seen.
+
+        Returns:
+            Why the log could not be ended, if so.
         """
         self.closed = True
         try:
@@ -356,24 +357,24 @@ class Capture:
         finally:
             try:
                 self._end_log(mid_pass=mid_pass)
-            except Exception as error:  # the error that brought us here has been told
+            except Exception as error:  # an error that brought us here has been told
                 logger.debug("closing the log: %s", error)
+                return error
+        return None
 
     def _finish(self) -> None:
         """The last snapshot and the summary."""
         session, recorder = self.session, self.session.recorder
         if recorder is None:
             if not self._failures.started:
-                reason = self.reasons_for_nothing()
-                why = why_nothing(session.absences.counts, reason, len(self.models))
+                why = why_nothing(session.absences.counts, self.reasons_for_nothing(), len(self.models))
                 logger.warning("diffhook captured nothing: %s", why)
             return
         if session.steps.count:
             session.on(events.SnapshotDue())
         recorder.skipped()  # what was staged for a step that never came
-        numbers, text = summary(
-            session.plan, recorder, time.perf_counter() - self._began, session.absences.counts
-        )
+        seconds = time.perf_counter() - self._began
+        numbers, text = summary(session.plan, recorder, seconds, session.absences.counts)
         if session.steps.rank == 0:
             recorder.writer.record("summary.json", numbers)
         try:

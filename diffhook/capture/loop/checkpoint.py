@@ -7,11 +7,9 @@ import logging
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
-
-import torch
 
 from diffhook.errors import LogError
 from diffhook.log import open_log
@@ -32,11 +30,13 @@ class Position:
         step: optimiser steps taken.
         lr_sum: sum of the learning rates since the last snapshot.
         session: id of the log's session whose rows before ``step`` led here; None: not known.
+        uncounted: of the steps, those that the optimiser's own count lacks, as one that was made anew since.
     """
 
     step: int = 0
     lr_sum: float = 0.0
     session: str | None = None
+    uncounted: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Empty before the first step: such a checkpoint says nothing."""
@@ -57,7 +57,28 @@ class Position:
             raise ValueError(f"lr_sum {lr_sum!r}; expected a sum of learning rates")
         if session is not None and not isinstance(session, str):
             raise ValueError(f"session {session!r}; expected the id of one")
-        return cls(step, float(lr_sum), session)
+        uncounted = found.get("uncounted", 0)
+        if type(uncounted) is not int or abs(uncounted) >= _MOST_STEPS:
+            raise ValueError(f"uncounted {uncounted!r}; expected a number of optimiser steps")
+        return cls(step, float(lr_sum), session, uncounted)
+
+    def checked(self, taken: int, counted: int) -> Self:
+        """The position after ``taken`` steps in all, if the checkpoint is right. Where the optimiser that was
+        loaded contradicts it, that is told, and the optimiser is believed: it holds what the steps have left.
+
+        Args:
+            counted: the optimiser's own count; 0: it keeps none.
+        """
+        begun_anew = counted <= taken - self.step  # it was not loaded, and says nothing
+        if begun_anew or counted + self.uncounted == taken:
+            return replace(self, step=taken)
+        found = counted + self.uncounted
+        logger.warning(
+            "the checkpoint's %s says that %s optimiser steps were taken, but the optimiser that was loaded "
+            "has taken %s: the log goes on from step %s, and loses no row before it",
+            _STATE, f"{taken:,}", f"{found:,}", f"{found:,}",
+        )  # fmt: skip
+        return replace(self, step=found, lr_sum=0.0)  # the sum is of another moment
 
 
 def write_state(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
@@ -96,12 +117,6 @@ def read_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
             path, error,
         )  # fmt: skip
         return {}
-
-
-def steps_taken(optimizer: torch.optim.Optimizer) -> int:
-    """The optimiser's own count of its steps; 0 if it keeps none, as SGD."""
-    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
-    return max((int(count) for count in counts), default=0)
 
 
 def steps_logged(location: Location) -> int:

@@ -44,6 +44,11 @@ class DatasetNames:
                 self._labels[id(known)] = self._new_label(known) if self._labels else ""
         return self._labels[id(dataset)]
 
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one dataset, and so as many samples as it has."""
+        return len(self._datasets) == 1
+
     def _new_label(self, dataset: Any) -> str:
         number = len(self._labels) + 1
         label = _folder(dataset) or f"dataset-{number}"

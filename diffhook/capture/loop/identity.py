@@ -103,6 +103,11 @@ class Identity:
                     self._warn_of_shared(found, origin)
         return found
 
+    @property
+    def telling_names(self) -> dict[int, str] | None:
+        """Names that can show that samples are another dataset's; None where there are several datasets."""
+        return self.names if self.datasets.is_one else None
+
     def by_index(self, dataset: Any) -> bool:
         """Whether the samples of a dataset are called by their index in it."""
         return self._settled.get(id(dataset), INDEX) == INDEX

@@ -14,7 +14,7 @@ from torch.optim.optimizer import (
 
 from diffhook.capture.loop.attachment import Attachment
 from diffhook.capture.loop.events import Event, GradientsZeroed, StepBegan, StepEnded
-from diffhook.capture.loop.optimizers import overflowed
+from diffhook.capture.loop.optimizers import overflowed, steps_taken
 
 
 class OptimizerWatch:
@@ -60,6 +60,16 @@ class OptimizerWatch:
     def known(self) -> list[torch.optim.Optimizer]:
         """All that are watched."""
         return list(self._watched)
+
+    @property
+    def sees_steps(self) -> bool:
+        """Whether an optimiser of parameters that count is known."""
+        return self.optimizer is not None or any(map(self._moves, self._watched))
+
+    @property
+    def steps_taken(self) -> int:
+        """How many they have counted themselves; 0 where none does."""
+        return max((steps_taken(optimizer) for optimizer in self.known if self._moves(optimizer)), default=0)
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -28,3 +28,9 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> list[float]:
             return []
         found.append(float(group["lr"]) * float(group.get("d", 1.0)))  # d: Prodigy's estimate
     return found if all(math.isfinite(rate) for rate in found) else []
+
+
+def steps_taken(optimizer: torch.optim.Optimizer) -> int:
+    """The optimiser's own count of its steps; 0 if it keeps none, as SGD."""
+    counts = [state["step"] for state in optimizer.state.values() if "step" in state]
+    return max((int(count) for count in counts), default=0)

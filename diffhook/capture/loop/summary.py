@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
 from diffhook import words
 from diffhook.capture import Plan, Recorder
 from diffhook.capture.plan import CAPTURED_STEP
@@ -15,11 +17,20 @@ def plan_text(
     plan: Plan,
     recorder: Recorder,
     batch: int,
-    batches_per_epoch: int | None,
+    loader: Any,
     snapshot_every: int | None,
     ids_from: str,
 ) -> str:
-    """Rows, bytes and snapshots to expect."""
+    """Rows, bytes and snapshots to expect.
+
+    Args:
+        batch: rows of a micro-batch, of all processes.
+        loader: the training's; None: not known.
+        snapshot_every: steps, where the user says so.
+        ids_from: where the samples' ids come from.
+    """
+    sized = loader is not None and not isinstance(loader.dataset, IterableDataset)  # streams warn
+    batches_per_epoch = len(loader) if sized else None
     engine, per_row = recorder.engine, recorder.writer.bytes_per_row
     snapshot = sum(p.numel() * p.element_size() for p in engine.trained.values())
     stride = f"one step in {plan.stride}" if plan.stride > 1 else "every step"
