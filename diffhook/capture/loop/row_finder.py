@@ -12,12 +12,12 @@ from torch import Tensor
 
 from diffhook.capture.appearance import images_of
 from diffhook.capture.loop.batch_ids import leading
+from diffhook.capture.loop.codes import are_known, unknown
 from diffhook.capture.loop.events import BatchReceived, tensors_of
 from diffhook.capture.loop.fetch_order import FetchOrder
 from diffhook.capture.loop.identity import RowIds, Unmatched
 from diffhook.capture.loop.input_fit import InputFit
 from diffhook.capture.loop.micro_batch import MicroBatch
-from diffhook.capture.loop.row_codes import are_known, unknown
 from diffhook.capture.loop.row_trace import RowTrace
 
 _MIXED = Unmatched(
@@ -131,6 +131,7 @@ class RowFinder:
             codes = torch.stack([ids, torch.arange(self._places, self._places + rows)], 1)
             if images is not None:
                 self._images.append((self._places, images))
+                self.trace.note(images, codes if len(images) == rows else None)
             self._places += rows
         for tensor in tensors_of(batch):
             held = _laid_out(codes, tensor)
@@ -152,7 +153,8 @@ class RowFinder:
         values = list(values)
         found = self.shown(values)
         if found is not None:
-            self._beyond = self._beyond or self._stepped or self.last is None
+            kept = isinstance(found, Unmatched)  # rows of before, perhaps, that a loop mixes in
+            self._beyond = self._beyond or self._stepped or self.last is None or kept
             return found
         self._beyond = self._beyond or self._shows
         if doubt is not None:
@@ -177,9 +179,9 @@ class RowFinder:
     def _fits(self, found: MicroBatch, values: list[Any]) -> bool:
         """Whether inputs are seen to stem from the images of the batches that came last."""
         sample = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
-        if found.images is not None and sample is not None:
-            self._fit.add(found.images, sample)
-        return self._fit.verdict is True
+        if found.images is None or sample is None or self.trace.codes(found.images) is None:
+            return False  # or written to, since they came
+        return self._fit.add(found.images, sample) and self._fit.verdict is True
 
     def _images_at(self, places: Tensor) -> Tensor | None:
         for start, images in self._images:
