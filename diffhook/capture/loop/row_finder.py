@@ -59,6 +59,7 @@ class RowFinder:
         self._beyond = False  # follow further: the loop uses what it made of a batch after a step
         self._first_steps = _FIRST_STEPS  # still to come
         self._stepped = False  # since the batch came
+        self.unused = 0  #: batches that have come since a model was called
         self._shows = False  # images, which can be followed
         self._places = 0  # rows that came
         self._images: deque[tuple[int, Tensor]] = deque(maxlen=2)  # and the place of their first rows
@@ -75,6 +76,7 @@ class RowFinder:
         self._order.received(event.source, event.batch)
         self._named = event.source is None
         self._shows = self._given_up = self._stepped = False
+        self.unused += not self._named
         if not isinstance(event.ids, RowIds):
             self.last = event.ids
             ids, images = None, None
@@ -147,6 +149,7 @@ class RowFinder:
         Args:
             values: its arguments, the sample first.
         """
+        self.unused = 0
         doubt = self._order.used()
         if self._named or self._given_up:
             return self.last
@@ -165,6 +168,7 @@ class RowFinder:
 
     def used(self) -> None:
         """A model is called without training."""
+        self.unused = 0
         self._order.used()
 
     def shown(self, values: Iterable[Any]) -> MicroBatch | Unmatched | None:
