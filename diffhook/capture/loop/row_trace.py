@@ -118,8 +118,11 @@ class RowTrace:
                 self._codes.clear()  # rather nothing than something wrong
                 raise
 
-    def _follow(self, function: Any, args: Any, kwargs: dict[str, Any], result: Any, version: int) -> None:
+    def _follow(
+        self, function: Any, args: Any, kwargs: dict[str, Any], result: Any, known: int | None
+    ) -> None:
         first: Any = args[0] if args else None
+        version = -1 if known is None else known  # of the first argument, before the call
         if function in _EXPOSING:
             self._expose(first)
             return
@@ -166,6 +169,11 @@ class RowTrace:
             self.note(other, codes)
 
 
+def _version_of_first(args: tuple[Any, ...]) -> int | None:
+    with torch._C.DisableTorchFunction():
+        return _version(args[0]) if args and isinstance(args[0], Tensor) else None
+
+
 def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -194,8 +202,7 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         if torch.compiler.is_compiling():  # what follows must not become part of the loop's own graph
             return func(*args, **(kwargs or {}))
-        first = args[0] if args else None
-        version = _version(first) if isinstance(first, Tensor) else 0
+        version = None if self.mute else self._shield(_version_of_first, args)
         self.depth += 1
         try:
             result = func(*args, **(kwargs or {}))
