@@ -122,6 +122,7 @@ class PerSampleGradients:
         self._layout = Layout()
         self._schedule = Schedule()
         self._warned = False
+        self._hooks = [0] * len(self.parameters)  # on the parameters, by others, when coverage was checked
         self._pass = self._new_pass()
 
     @property
@@ -183,6 +184,9 @@ class PerSampleGradients:
         """
         check_preconditioner(self.preconditioner, self.parameters)
         self._pass.end()
+        hooks = [len(p._backward_hooks or ()) for p in self.parameters.values()]
+        if hooks != self._hooks:  # they may change gradients
+            self._hooks, self._schedule.passes = hooks, 0
         self._pass = self._new_pass()
         try:
             if self._reuse is not None:  # a check compares with what autograd itself computes

@@ -77,6 +77,116 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _permuted(x: Tensor) -> Tensor:
+    """(B, B), which puts rows in another order."""
+    return torch.eye(len(x)).flip(0)
+
+
+MIXES: dict[str, Callable[[Tensor], Tensor]] = {
+    "matmul": lambda x: (_permuted(x) @ x.flatten(1)).view_as(x),
+    "addmm": lambda x: torch.addmm(torch.zeros(1), _permuted(x), x.flatten(1)).reshape(x.shape),
+    "bmm": lambda x: torch.bmm(_permuted(x)[None], x.flatten(1)[None])[0].view_as(x),
+    "einsum": lambda x: torch.einsum("ab,bcij->acij", _permuted(x), x),
+    "tensordot": lambda x: torch.tensordot(_permuted(x), x, dims=1),
+    "linear": lambda x: functional.linear(_permuted(x), x.flatten(1).T).view_as(x),
+    "embedding": lambda x: functional.embedding(torch.arange(len(x)).flip(0), x.flatten(1)).view_as(x),
+    "shift": lambda x: torch.fft.fftshift(x),
+    "cumulative": lambda x: x.flip(0).cumsum(0).diff(dim=0, prepend=torch.zeros_like(x[:1])),
+    "index put": lambda x: torch.zeros_like(x).index_put((torch.arange(len(x)).flip(0),), x),
+    "slice scatter": lambda x: x.slice_scatter(x.flip(0)[:2], 0, 0, 2),
+    "strided": lambda x: x.flip(0).as_strided(x.shape, x.stride()),
+    "set data": lambda x: _with_data(x),
+    "data of another": lambda x: _written_by_data(x),
+    "view of before": lambda x: _stale_view(x),
+    "swap like a list": lambda x: _swapped(x),
+    "shuffled by numpy": lambda x: _shuffled_by_numpy(x),
+    "rows of a buffer": lambda x: torch.where(_first_two(x), torch.full_like(x, 7.0), x),
+}
+
+
+def _first_two(x: Tensor) -> Tensor:
+    return (torch.arange(len(x)) < 2)[:, None, None, None]
+
+
+def _with_data(x: Tensor) -> Tensor:
+    held = x.clone()
+    held.data = x.flip(0)
+    return held
+
+
+def _written_by_data(x: Tensor) -> Tensor:
+    held = x.clone()
+    held.data.copy_(x.flip(0))
+    return held
+
+
+def _stale_view(x: Tensor) -> Tensor:
+    held = x.clone()
+    view = held.view(x.shape)
+    held.copy_(x.flip(0))
+    return view
+
+
+def _swapped(x: Tensor) -> Tensor:
+    """As ``random.shuffle`` does it, which doubles rows of a tensor."""
+    held = x.clone()
+    held[0], held[1] = held[1], held[0]
+    return held
+
+
+def _shuffled_by_numpy(x: Tensor) -> Tensor:
+    held = x.clone()
+    held.numpy()[:] = x.flip(0).numpy()
+    return held
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_of_what_mixes_rows_nothing_wrong_is_known(name: str) -> None:
+    trace, batch = _traced()
+    result = _after(trace, lambda: MIXES[name](batch))
+    codes = trace.codes(result)
+    for code, row in zip([] if codes is None else codes.tolist(), result, strict=codes is not None):
+        assert code[1] == -1 or set(row.flatten().tolist()) == {float(code[0])}
+
+
+def test_a_part_of_every_row_that_is_written_over_leaves_rows_theirs_unless_it_is_of_others() -> None:
+    for erase in (lambda x: _write(x, 0.0), lambda x: _write(x, torch.randn(x[..., 1:, 1:].shape))):
+        trace, batch = _traced()
+        codes = trace.codes(_after(trace, lambda erase=erase, batch=batch: erase(batch)))
+        assert codes is not None
+        assert codes[:, 0].tolist() == list(range(ROWS))
+    trace, batch = _traced()
+    for other in (lambda: _write(batch, batch.flip(0)[..., 1:, 1:]), lambda: _paste(batch)):
+        codes = trace.codes(_after(trace, other))
+        assert codes is not None
+        assert codes[:, 1].tolist() == [-1] * ROWS
+
+
+def _write(x: Tensor, value: Any) -> Tensor:
+    held = x.clone()
+    held[..., 1:, 1:] = value
+    return held
+
+
+def _paste(x: Tensor) -> Tensor:
+    held = x.clone()
+    held[:, :, :2] = x.flip(0)[:, :, :2]
+    return held
+
+
+def test_what_is_read_through_numpy_stays_known() -> None:
+    trace, batch = _traced()
+    _after(trace, lambda: batch.numpy().mean())
+    assert trace.codes(batch) is not None
+
+
+def test_compiled_functions_of_the_loop_give_what_they_give_without_us() -> None:
+    trace, batch = _traced()
+    compiled = torch.compile(lambda x, y: (x - y).square().mean(), backend="eager")
+    loss = _after(trace, lambda: compiled(batch, torch.zeros_like(batch)))
+    assert loss.shape == ()
+
+
 def _put(x: Tensor) -> Tensor:
     held = torch.zeros_like(x)
     held[: len(x) // 2] = x[: len(x) // 2]

@@ -20,6 +20,7 @@ from diffhook.capture.loop.call_inspection import find_timesteps
 from diffhook.capture.loop.session import Session
 from diffhook.errors import CaptureError
 from diffhook.integrations.accelerate import DiffHook
+from tests.integrations.watched import Watched
 from tests.runs import TinyDenoiser, identified
 
 
@@ -200,3 +201,53 @@ def test_training_rows_and_probes_have_the_schedulers_units(tmp_path: Path) -> N
         break
     accelerator.end_training()
     assert diffhook.open_log(tmp_path / "named").train["timestep"].tolist() == [700, 20]
+
+
+class Embedding(nn.Module):
+    """Told a multiple of what the model was told, as Flux does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        return self.linear(timestep[:, None])[:, :, None, None]
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = Embedding()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, noise_labels: Tensor) -> Tensor:
+        return self.conv(x + self.embedding(timestep=noise_labels * 1000))
+
+
+class Preconditioned(nn.Module):
+    """Told sigma, of which it tells its network the logarithm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = Inner()
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x + self.model(x, sigma.log() / 4)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rows_have_the_timestep_that_the_outermost_module_is_told(tmp_path: Path, fails: bool) -> None:
+    """Also where a call that failed was tried again."""
+    model = Preconditioned()
+    loop = Watched(tmp_path / "log", model).prepare()
+    drawn: list[float] = []
+    for number, (clean,) in enumerate(loop.loader):
+        if fails and number == 1:
+            with pytest.raises(RuntimeError):
+                loop.model(clean[..., 0], torch.full((4,), 7.0))
+        sigma = torch.randint(1, 80, (4,)).float()
+        loop.accelerator.backward((loop.model(clean, sigma) - clean).square().mean())
+        loop.step()
+        drawn += sigma.tolist()
+    loop.accelerator.end_training()
+    assert diffhook.open_log(tmp_path / "log").train["timestep"].tolist() == drawn

@@ -7,6 +7,28 @@ from collections import Counter
 
 logger = logging.getLogger("diffhook")
 
+REASONS = {
+    "no-backward": "after each of %d forwards another batch came before a backward did. Validate between "
+    "steps, not between a forward and its backward, or without gradients (torch.no_grad()); and call "
+    "loss.backward() or accelerator.backward(loss): what torch.autograd.grad returns cannot be split by "
+    "sample",
+    "no-batch": "the model was trained on a batch that no prepared loader had just given, and it is not "
+    "known whose rows it has: such steps are not captured. Name the samples with hook.step(sample_ids=...)",
+    "no-forward": "%d batches in a row came on which none of the models that the capture began with was "
+    "called: there are no rows of them. If another model is trained now, give it a hook and a log of its own",
+    "several-batches": "the model was called on other samples before the backward of the first, and whose "
+    "the rows are is not known: such micro-batches are left out. Call a backward for each",
+    "double-backward": "the loss depends on a gradient of the model (a gradient penalty), which cannot be "
+    "split by sample: such micro-batches are left out",
+    "partial-backward": "backward(inputs=...) asks for the gradients of some of the trained parameters only, "
+    "and rows are of all: such micro-batches are left out. Choose them with layers=... and freeze the others",
+    "several-backwards": "several backwards go through one forward, and a row has the gradient of one: such "
+    "micro-batches are left out. Add the losses up, and call one backward",
+    "later-model": "%s is trained, and the capture began without it: rows are of the models that it began "
+    "with, and such micro-batches are left out. Give it a hook and a log of its own",
+}
+"""Kind → why its micro-batches are not captured, in words."""
+
 
 class Absences:
     """Counts micro-batches that were left out, by reason, and tells each reason once."""
@@ -15,12 +37,13 @@ class Absences:
         self.counts: Counter[str] = Counter()  #: kind → micro-batches
         self._told: set[str] = set()
 
-    def leave_out(self, kind: str, reason: str, *found: object) -> None:
+    def leave_out(self, kind: str, reason: str | None = None, *found: object) -> None:
         """A micro-batch is not captured.
 
         Args:
             kind: of the reason, such as "several-rows"; each kind is told once.
-            reason: what was found and what to do, in words; with ``found`` for its %-placeholders.
+            reason: what was found and what to do, in words; with ``found`` for its %-placeholders. None: that
+                of :data:`REASONS`.
         """
         self.count(kind)
         self.tell(kind, reason, *found)
@@ -53,8 +76,8 @@ class Absences:
             rows // count,
         )
 
-    def tell(self, kind: str, reason: str, *found: object) -> None:
-        """Say once what is true of many steps."""
+    def tell(self, kind: str, reason: str | None = None, *found: object) -> None:
+        """Say once what is true of many steps; see :meth:`leave_out`."""
         if kind not in self._told:
             self._told.add(kind)
-            logger.warning(reason, *found)
+            logger.warning(REASONS[kind] if reason is None else reason, *found)

@@ -52,9 +52,21 @@ class BackwardWatch:
     def _called(self, *_: Any, **__: Any) -> None:
         self._pause()
 
-    def _began(self, tensors: Any, grad_tensors: Any = None, *_: Any, **__: Any) -> None:
-        if not in_backward():
-            self._emit(BackwardBegan(_scalar(tensors, grad_tensors)))
+    def _began(
+        self,
+        tensors: Any,
+        grad_tensors: Any = None,
+        retain_graph: Any = None,
+        create_graph: Any = False,
+        grad_variables: Any = None,
+        inputs: Any = None,
+    ) -> None:
+        if in_backward():
+            return
+        only = None if inputs is None else (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+        self._emit(
+            BackwardBegan(_scalar(tensors, grad_tensors), _factor(tensors, grad_tensors), only or None)
+        )
 
     def _ended(self, *_: Any, **__: Any) -> None:
         if not in_backward():
@@ -65,14 +77,20 @@ class BackwardWatch:
             self._emit(BackwardEnded(True))
 
 
+def _single(given: Any) -> Any:
+    return given[0] if isinstance(given, tuple | list) and len(given) == 1 else given
+
+
 def _scalar(tensors: Any, grad_tensors: Any) -> Tensor | None:
     """The loss, where autograd starts from one number alone."""
-    given = tensors if isinstance(tensors, Tensor) else tensors[0] if len(tensors) == 1 else None
-    if not isinstance(given, Tensor) or given.numel() != 1 or _holds_tensor(grad_tensors):
-        return None
-    return given
+    loss, gradient = _single(tensors), _single(grad_tensors)
+    return loss if isinstance(loss, Tensor) and loss.numel() == 1 and gradient is None else None
 
 
-def _holds_tensor(grad_tensors: Any) -> bool:
-    values = grad_tensors if isinstance(grad_tensors, tuple | list) else [grad_tensors]
-    return any(isinstance(value, Tensor) for value in values)
+def _factor(tensors: Any, grad_tensors: Any) -> float:
+    """By what a loss for each row is multiplied, of ``losses.backward(gradient)``; 1 for their mean."""
+    losses, gradient = _single(tensors), _single(grad_tensors)
+    if not isinstance(losses, Tensor) or not isinstance(gradient, Tensor) or losses.numel() < 2:
+        return 1.0
+    first = gradient.flatten()[0]
+    return float(first) * losses.numel() if bool((gradient == first).all()) and bool(first) else 1.0

@@ -57,6 +57,9 @@ class Seen(Protocol):
     def touched(self) -> bool: ...
 
     @property
+    def in_named_call(self) -> bool: ...
+
+    @property
     def knows_timesteps(self) -> bool: ...
 
     @property
@@ -132,7 +135,8 @@ class CallWatch:
         if len(self._stack) == 1 and self._host is None and not self._session.touched:
             self._began = module
             self._emit(ForwardBegan(module, args, presumed=True))
-        if self._candidate is None and self._denoiser is None and takes_timesteps(module):
+        known = self._denoiser is not None or self._session.in_named_call
+        if self._candidate is None and not known and takes_timesteps(module):
             self._candidate = module
 
     def _after_any(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
@@ -201,14 +205,14 @@ def watch_calls(
 ) -> None:
     """Have methods called with (module, args, kwargs) before and (module, args, output) after its calls.
 
-    Copies of the module have no such hooks.
+    After one that fails, with None as its output. Copies of the module have no such hooks.
     """
 
     def first(hook: Guarded) -> Handle:
         return module.register_forward_pre_hook(LocalHook(module, hook, hook.failed), with_kwargs=True)
 
     def then(hook: Guarded) -> Handle:
-        return module.register_forward_hook(LocalHook(module, hook, hook.failed))
+        return module.register_forward_hook(LocalHook(module, hook, hook.failed), always_call=True)
 
     attachment.hook(before, first)
     attachment.hook(after, then)

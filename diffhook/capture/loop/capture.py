@@ -117,10 +117,11 @@ class Capture:
 
     def _take(self, event: events.Event) -> None:
         session = self.session
-        if isinstance(event, events.BatchReceived | events.BackwardBegan):
+        begins = isinstance(event, events.BackwardBegan) and session.in_pass
+        if begins or isinstance(event, events.BatchReceived):
             self._optimizers.new_step()
         session.on(event)
-        if session.in_pass:
+        if session.expects_backward:
             self._backward.arm()
         else:
             self._backward.disarm()

@@ -64,10 +64,13 @@ class DenoiserCalls:
     def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A module is called that may be told timesteps.
 
+        What it tells modules inside is another matter: a wrapper that is told sigma scales it for its
+        network, an embedding of Flux is told a thousand times the timestep.
+
         Raises:
             CaptureError: it is told them in a shape that is none of the rows'.
         """
-        if in_backward():  # computed again, as checkpointing does
+        if in_backward() or self.in_named_call:  # computed again, as checkpointing does
             return
         told = find_timesteps(module, args, kwargs)
         if told is not None:
@@ -85,6 +88,11 @@ class DenoiserCalls:
         for call in self._calls:
             if call.prediction is not None:
                 call.prediction.find_errors(loss)
+
+    @property
+    def in_named_call(self) -> bool:
+        """Whether a module that was told them by name has not answered yet."""
+        return any(call.by_name and not call.answered for call in self._calls)
 
     @property
     def know_timesteps(self) -> bool:

@@ -90,7 +90,7 @@ class DenoiserCalled(Event):
 
 @dataclass(frozen=True)
 class OutputSeen(Event):
-    """A model has answered."""
+    """A model has answered; None where it has failed."""
 
     module: nn.Module
     output: Any
@@ -111,9 +111,17 @@ class LossScaled(Event):
 
 @dataclass(frozen=True)
 class BackwardBegan(Event):
-    """Autograd starts from ``loss``, the scalar as it is differentiated; None where it is no single one."""
+    """Autograd starts.
+
+    Attributes:
+        loss: the scalar as it is differentiated; None where it is no single one.
+        factor: by which the mean over the rows of a loss for each is multiplied.
+        only: the parameters whose gradients are asked for; None: all.
+    """
 
     loss: Tensor | None = None
+    factor: float = 1.0
+    only: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from diffhook.capture.appearance import images_of
 from diffhook.capture.loop.batch_ids import KEYS, as_ids, describe, flat, leading
 from diffhook.capture.loop.dataset_names import DatasetNames
+from diffhook.capture.loop.index_check import IndexCheck
 from diffhook.capture.loop.origin import Origin
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import ROLE
@@ -38,6 +41,8 @@ _REASONS = {
     "items",
     "ready-made-batch": "an item of the dataset is a batch already, and one id cannot stand for its rows",
     "no-ids": "the batch comes without dataset indices, and holds no ids under a well-known key",
+    "index-moves": "the dataset gives other samples under the same indices from one time to the next, so its "
+    "indices are no ids (a dataset that shuffles itself anew at each epoch, or draws at random)",
     "failed": "an error of ours has kept it from being seen which samples the batch holds",
 }
 
@@ -81,6 +86,7 @@ class Identity:
         self.names: dict[int, str] = {}  #: id → name
         self.found = INDEX  #: where the last batch's ids came from
         self.datasets = DatasetNames()
+        self._checks: dict[int, IndexCheck] = defaultdict(IndexCheck)  # by id() of datasets
         self._settled: dict[int, str] = {}  # id() of a dataset → where its ids come from from now on
         self._warned = False  # of samples that share an id
 
@@ -130,7 +136,7 @@ class Identity:
         if callable(self._source):
             return self._by_function(self._source, batch, origin)
         if self._source is False:
-            return self._by_index(origin)
+            return self._by_index(batch, origin)
         if self._source:
             return self._by_key(self._source, batch, origin)
         return self._by_well_known_key(batch, origin)
@@ -144,7 +150,7 @@ class Identity:
             return self._lifted(
                 self.named(function(batch), "sample_ids(batch)"), "sample_ids(batch)", batch, origin
             )
-        by_index = self._by_index(origin)
+        by_index = self._by_index(batch, origin)
         if origin is None or origin.rows is None or not isinstance(by_index, RowIds):
             return by_index
         indices = origin.rows[origin.rows < ROLE]
@@ -163,7 +169,7 @@ class Identity:
     def _by_well_known_key(self, batch: Any, origin: Origin | None) -> RowIds | Unmatched | None:
         settled = None if origin is None else self._settled.get(id(origin.dataset))
         if not isinstance(batch, Mapping) or settled == INDEX:
-            return self._by_index(origin)
+            return self._by_index(batch, origin)
         if origin is not None and origin.kind == "contradiction":
             return _unknown(origin)
         lifted: RowIds | Unmatched | None = None
@@ -177,19 +183,28 @@ class Identity:
                 return lifted
         if settled is not None:
             return self._missing(settled, batch, origin)
-        by_index = self._by_index(origin)
+        by_index = self._by_index(batch, origin)
         return lifted if lifted is not None and not isinstance(by_index, RowIds) else by_index
 
-    def _by_index(self, origin: Origin | None) -> RowIds | Unmatched | None:
+    def _by_index(self, batch: Any, origin: Origin | None) -> RowIds | Unmatched | None:
         if origin is None:
             return None
         if origin.rows is None:
             return _unknown(origin)
         if origin.streamed:
             return RowIds(origin.rows, INDEX)
+        if not self._names_samples(batch, origin.dataset, origin.rows):
+            return Unmatched("index-moves", f"{_REASONS['index-moves']}: {_WAY_OUT}")
         ids, names = self.datasets.ids(origin.dataset, origin.rows)
         self.names.update(names)
         return RowIds(ids, INDEX)
+
+    def _names_samples(self, batch: Any, dataset: Any, rows: Tensor) -> bool:
+        """Whether the indices of a batch's rows stand for what they stood for before."""
+        images = images_of(batch)
+        if images is None or len(images) != len(rows):
+            return True
+        return self._checks[id(dataset)].see(rows.tolist(), images)
 
     def _missing(self, source: str, batch: Any, origin: Origin | None) -> Unmatched | None:
         """Of batches that lack what earlier ones of their dataset had."""

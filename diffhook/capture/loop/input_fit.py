@@ -24,6 +24,7 @@ _FIT = 0.2  # mean fit of related rows is above: about 0.4 where timesteps are u
 _NO_FIT = 0.15  # and that of unrelated ones below
 _SURE = 4.0  # standard errors
 _TINY = 1e-12
+_DISPLACED = 6.0
 _RANK_SURE = 4.0
 _RANK_DOUBT = 1.5
 
@@ -38,6 +39,7 @@ class _Evidence:
     squares: tuple[float, float, float]
     rank: float
     rank_variance: float
+    displaced: bool  # a row is surely another one's, and not the one in its place
 
 
 class InputFit:
@@ -52,8 +54,8 @@ class InputFit:
         self._evidence: deque[_Evidence] = deque(maxlen=_WINDOW)
         self._earlier: Tensor | None = None  # clean samples of earlier batches, to compare with
 
-    def add(self, clean: Tensor, noisy: Tensor) -> None:
-        """One call of the model.
+    def add(self, clean: Tensor, noisy: Tensor) -> bool:
+        """One call of the model. Returns whether its rows may be the batch's, each in its place.
 
         Args:
             clean: (B, …) samples of the batch, scaled and shifted in any way.
@@ -65,17 +67,18 @@ class InputFit:
             or not clean.numel()
             or not clean.is_floating_point()
         ):
-            return
+            return False
         rows = _prepared(noisy.detach()[:_ROWS])
         pictures = self._with_earlier(clean.detach()[:_ROWS])
         ways = [_prepared(pictures)]
         if pictures.dim() > 2:
             ways.append(_prepared(pictures.flip(-1)))
         if not all(bool(torch.isfinite(values).all()) for values in (rows, *ways)):
-            return
+            return False
         evidence = _compare(ways, rows)
         if evidence is not None:
             self._evidence.append(evidence)
+        return evidence is None or not evidence.displaced
 
     def _with_earlier(self, clean: Tensor) -> Tensor:
         """The rows of a small batch, followed by some of earlier batches."""
@@ -154,7 +157,15 @@ def _compare(ways: list[Tensor], noisy: Tensor) -> _Evidence | None:
         ),
         rank=rank,
         rank_variance=variance,
+        displaced=_are_displaced(fit / error),
     )
+
+
+def _are_displaced(scores: Tensor) -> bool:
+    """Whether a row fits another sample by far better than its own, of which it shows nothing; scores are in
+    standard errors of what chance would make of them."""
+    own = scores.diagonal()
+    return bool(((own < _DISPLACED / 2) & (scores.amax(1) - own > _DISPLACED)).any())
 
 
 def _own_parts(clean: Tensor) -> Tensor:

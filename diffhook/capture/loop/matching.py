@@ -125,6 +125,8 @@ class Items:
         if self._is_passed_on(batch):
             return Match(None, "ready-made-batch")
         held = columns(batch)
+        if self.count == 1 and self._is_ready_made([max(held, key=_size)] if held else []):
+            return Match(None, "ready-made-batch")
         found = [self._look_up(column) for column in held]
         strong = [f for f in found if f.strong and f.full and not f.alike]
         if not strong:
@@ -360,7 +362,12 @@ def _equal(value: Tensor, row: Tensor) -> bool:
 def _numbers(column: Column) -> int:
     """Of a row; strings and objects count as one."""
     rows: Any = column.rows
-    return rows[0].numel() if isinstance(rows, Tensor) and len(rows) else 1
+    first = as_array(rows[0]) if len(rows) and isinstance(rows[0], Tensor) else None
+    return 1 if first is None else first.numel()
+
+
+def _size(column: Column) -> int:
+    return _numbers(column) * len(column)
 
 
 class _Logging(Guard):

@@ -1,9 +1,5 @@
 """What a torch function does to the rows of a batch.
 
-A row's code is a pair (sample id, place), where the place counts the rows of all batches that came; (−1, −1)
-is a row of which nothing is known, or that is made of several. The codes of a tensor are int64 of shape
-(…, 2): (2,) for a tensor that is one row, (B, 2) for one whose first axis holds rows, (A, B, 2) for two axes.
-
 A function that moves rows does to their codes what it does to the tensor. Of any other function, a result of
 as many rows as an argument holds the argument's rows.
 """
@@ -17,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Known = Callable[[Tensor], Tensor | None]
+from diffhook.capture.loop.codes import UNKNOWN, Known, agreed, carried, fits, tensors_in, unknown
+from diffhook.capture.loop.row_mixing import PRODUCTS, chosen, multiplied, summed, transforms_rows
 
-_UNKNOWN = -1
 _MADE_ANEW = frozenset({"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"})
 _REGROUPING = frozenset(
     {"view", "reshape", "flatten", "unflatten", "squeeze", "view_as", "reshape_as", "ravel"}
@@ -27,10 +23,18 @@ _REGROUPING = frozenset(
 _TURNING = frozenset(
     {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "adjoint", "__get__"}
 )
-_SHUFFLING = {"sort": -1, "argsort": -1, "topk": -1, "gather": 0, "scatter": 0}  # and their usual axis
+_SHUFFLING = {
+    **{"sort": -1, "argsort": -1, "topk": -1, "gather": 0, "scatter": 0, "diff": -1},
+    **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp"), 0),
+}  # and their usual axis
 _LOSING = frozenset(
-    {"msort", "rot90", "take", "take_along_dim", "masked_select", "masked_scatter", "index_add", "index_copy"}
+    {
+        *("msort", "rot90", "take", "take_along_dim", "masked_select", "masked_scatter", "index_add"),
+        *("index_copy", "index_put", "index_reduce", "put", "as_strided", "block_diag", "tensordot", "kron"),
+        *("scatter_add", "scatter_reduce", "select_scatter", "slice_scatter", "diagonal_scatter"),
+    }
 )
+_TEMPLATED = frozenset({"view_as", "reshape_as", "expand_as", "resize_as", "type_as", "to"})  # by another
 _ALONG_AXIS = frozenset({"select", "narrow", "index_select", "repeat_interleave"})
 _PARTING = frozenset({"chunk", "split", "tensor_split", "unbind", "split_with_sizes"})
 _JOINING = frozenset({"cat", "concat", "concatenate"})
@@ -54,6 +58,9 @@ def codes_after(
     if name == "__setitem__":
         yield from _set(first, args[1], args[2], known)
         return
+    if name == "__set__":  # of .data
+        yield first, known(args[1]) if isinstance(args[1], Tensor) else None
+        return
     name = name if name.startswith("__") or name == "copy_" else name.rstrip("_")
     results = [r for r in (result if isinstance(result, tuple | list) else [result]) if isinstance(r, Tensor)]
     if name in _MADE_ANEW or name.endswith("_like"):
@@ -66,22 +73,6 @@ def codes_after(
     for one in results:
         codes = _one(name, first, own, args, kwargs, one, known)
         yield one, codes if codes is None or fits(codes, one) else None
-
-
-def fits(codes: Tensor, tensor: Tensor) -> bool:
-    """Whether a tensor's first axes are those of the codes."""
-    lead = codes.dim() - 1
-    return tensor.dim() >= lead and tensor.shape[:lead] == codes.shape[:-1]
-
-
-def unknown(*lead: int) -> Tensor:
-    """Codes of rows of which nothing is known."""
-    return torch.full((*lead, 2), _UNKNOWN)
-
-
-def are_known(codes: Tensor) -> bool:
-    """Whether every row is known."""
-    return bool((codes[..., 1] != _UNKNOWN).all())
 
 
 def _one(
@@ -97,13 +88,25 @@ def _one(
         return _joined(name, first if args else kwargs.get("tensors"), args, kwargs, result, known)
     if name == "copy_":
         return known(args[1]) if isinstance(args[1], Tensor) else None
-    if own is None:
-        return _carried(args, kwargs, result, known)
-    if name in _LOSING and own.dim() > 1:
+    if name in _TEMPLATED:
+        args, kwargs = args[:1], {}
+    if name in PRODUCTS:
+        return multiplied(name, args, result, known)
+    if name in _LOSING and any(
+        codes is not None and codes.dim() > 1 for codes in map(known, tensors_in((*args, *kwargs.values())))
+    ):
         return None
+    if name.startswith("fft_") and own is not None and transforms_rows(name, first, args, kwargs):
+        return None
+    if name == "einsum":
+        return summed(args, result, known)
+    if name == "where" and len(args) == 3:
+        return chosen(args, result, known)
+    if own is None:
+        return carried(args, kwargs, result, known)
     if name in _SHUFFLING and own.dim() > 1:
         moved = _axis(name, first, args, kwargs, default=_SHUFFLING[name])
-        return None if moved == 0 else _carried(args, kwargs, result, known)
+        return None if moved == 0 else carried(args, kwargs, result, known)
     mover = _MOVERS.get(name)
     if mover is not None:
         return mover(own, first, args, kwargs)
@@ -114,43 +117,7 @@ def _one(
         return own if kept and (len(first) == 1 or result.stride(0) == first.stride(0)) else None
     if name in _ALONG_AXIS and own.dim() > 1 and _axis(name, first, args, kwargs) == 0:
         return _along(name, own, args, kwargs)
-    return _carried(args, kwargs, result, known)
-
-
-def _carried(args: Sequence[Any], kwargs: Mapping[str, Any], result: Tensor, known: Known) -> Tensor | None:
-    """Of a function that leaves rows where they are; where arguments disagree on a row, it is unknown."""
-    told = [(tensor, known(tensor)) for tensor in tensors_in((*args, *kwargs.values()))]
-    found = [codes for _, codes in told if codes is not None]
-    if not found:
-        return None
-    fitting = [codes for codes in found if codes.dim() > 1 and fits(codes, result)]
-    if not fitting:
-        axes = max(tensor.dim() for tensor, codes in told if codes is not None)
-        if any(codes.dim() > 1 for codes in found) or not 0 < result.dim() <= axes:
-            return None
-        fitting = found
-    merged: Tensor | None = None
-    for codes in fitting:
-        if merged is None or merged is codes:
-            merged = codes
-        elif merged.shape == codes.shape:
-            merged = _agreed(merged, codes)
-    return merged
-
-
-def tensors_in(values: Sequence[Any]) -> Iterator[Tensor]:
-    """The tensors among arguments, and in lists among them."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from (inner for inner in value if isinstance(inner, Tensor))
-
-
-def _agreed(one: Tensor, other: Tensor) -> Tensor:
-    if torch.equal(one, other):
-        return one
-    return torch.where((one == other).all(-1, keepdim=True), one, _UNKNOWN)
+    return carried(args, kwargs, result, known)
 
 
 # ── functions that move rows ──────────────────────────────────────────────────────────────────────
@@ -178,17 +145,33 @@ def _set(target: Tensor, index: Any, value: Any, known: Known) -> Iterator[tuple
     before, new = known(target), known(value) if isinstance(value, Tensor) else None
     if before is None and new is None:
         return
-    rows = index[0] if isinstance(index, tuple) and index else index
-    if not target.dim() or rows is None or rows is Ellipsis or (before is not None and before.dim() != 2):
+    parts = index if isinstance(index, tuple) else (index,)
+    place = _rows_at(parts, target)
+    if place is None or (before is not None and before.dim() != 2):
         yield target, None
         return
     codes = unknown(len(target)) if before is None else before.clone()
-    place = rows.cpu() if isinstance(rows, Tensor) else rows
-    if isinstance(place, Tensor) and place.dtype == torch.bool and place.dim() > 1:
-        yield target, None
-        return
-    codes[place] = _UNKNOWN if new is None or codes[place].shape != new.shape else new
+    held = codes[place]
+    written = torch.full_like(held, UNKNOWN) if new is None or new.shape != held.shape else new
+    if all(one is Ellipsis or _is_all(one) for one in parts[1:]):  # whole rows
+        codes[place] = written
+    elif new is not None:  # parts of them: what is of no sample leaves them theirs
+        codes[place] = written if before is None else agreed(held, written)
     yield target, codes
+
+
+def _rows_at(parts: Sequence[Any], target: Tensor) -> Any:
+    """The index that chooses rows, for codes; None where that is not clear."""
+    if not parts or not target.dim() or any(one is None for one in parts):
+        return None
+    rows = parts[0].cpu() if isinstance(parts[0], Tensor) else parts[0]
+    if rows is Ellipsis:
+        return slice(None) if len(parts) <= target.dim() else None
+    return None if isinstance(rows, Tensor) and rows.dtype == torch.bool and rows.dim() > 1 else rows
+
+
+def _is_all(one: Any) -> bool:
+    return isinstance(one, slice) and one == slice(None)
 
 
 def _flipped(codes: Tensor, tensor: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
@@ -278,7 +261,7 @@ def _joined(
         return None
     axis = kwargs.get("dim", args[1] if len(args) > 1 else 0) % result.dim()
     if axis:
-        return _carried(parts, {}, result, known)
+        return carried(parts, {}, result, known)
     leads = {codes.dim() for codes in found if codes is not None}
     if len(leads) > 1:
         return None

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from diffhook.capture.appearance import images_of
 from diffhook.capture.loop.batch_ids import leading
+from diffhook.capture.loop.codes import are_known, unknown
 from diffhook.capture.loop.events import BatchReceived, tensors_of
 from diffhook.capture.loop.fetch_order import FetchOrder
 from diffhook.capture.loop.identity import RowIds, Unmatched
 from diffhook.capture.loop.input_fit import InputFit
 from diffhook.capture.loop.micro_batch import MicroBatch
-from diffhook.capture.loop.row_codes import are_known, unknown
 from diffhook.capture.loop.row_trace import RowTrace
 
 _MIXED = Unmatched(
@@ -59,6 +59,7 @@ class RowFinder:
         self._beyond = False  # follow further: the loop uses what it made of a batch after a step
         self._first_steps = _FIRST_STEPS  # still to come
         self._stepped = False  # since the batch came
+        self.unused = 0  #: batches that have come since a model was called
         self._shows = False  # images, which can be followed
         self._places = 0  # rows that came
         self._images: deque[tuple[int, Tensor]] = deque(maxlen=2)  # and the place of their first rows
@@ -75,6 +76,7 @@ class RowFinder:
         self._order.received(event.source, event.batch)
         self._named = event.source is None
         self._shows = self._given_up = self._stepped = False
+        self.unused += not self._named
         if not isinstance(event.ids, RowIds):
             self.last = event.ids
             ids, images = None, None
@@ -131,6 +133,7 @@ class RowFinder:
             codes = torch.stack([ids, torch.arange(self._places, self._places + rows)], 1)
             if images is not None:
                 self._images.append((self._places, images))
+                self.trace.note(images, codes if len(images) == rows else None)
             self._places += rows
         for tensor in tensors_of(batch):
             held = _laid_out(codes, tensor)
@@ -146,13 +149,15 @@ class RowFinder:
         Args:
             values: its arguments, the sample first.
         """
+        self.unused = 0
         doubt = self._order.used()
         if self._named or self._given_up:
             return self.last
         values = list(values)
         found = self.shown(values)
         if found is not None:
-            self._beyond = self._beyond or self._stepped or self.last is None
+            kept = isinstance(found, Unmatched)  # rows of before, perhaps, that a loop mixes in
+            self._beyond = self._beyond or self._stepped or self.last is None or kept
             return found
         self._beyond = self._beyond or self._shows
         if doubt is not None:
@@ -163,6 +168,7 @@ class RowFinder:
 
     def used(self) -> None:
         """A model is called without training."""
+        self.unused = 0
         self._order.used()
 
     def shown(self, values: Iterable[Any]) -> MicroBatch | Unmatched | None:
@@ -177,9 +183,9 @@ class RowFinder:
     def _fits(self, found: MicroBatch, values: list[Any]) -> bool:
         """Whether inputs are seen to stem from the images of the batches that came last."""
         sample = next((v for v in values if isinstance(v, Tensor) and v.is_floating_point()), None)
-        if found.images is not None and sample is not None:
-            self._fit.add(found.images, sample)
-        return self._fit.verdict is True
+        if found.images is None or sample is None or self.trace.codes(found.images) is None:
+            return False  # or written to, since they came
+        return self._fit.add(found.images, sample) and self._fit.verdict is True
 
     def _images_at(self, places: Tensor) -> Tensor | None:
         for start, images in self._images:

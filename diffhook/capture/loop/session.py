@@ -23,7 +23,7 @@ from diffhook.capture.loop.steps import Steps
 from diffhook.capture.loop.trained_set import TrainedSet
 from diffhook.errors import RecheckNeeded
 
-_NO_BACKWARD = 3  # forwards after which it is told
+_IN_A_ROW = 3  # forwards without a backward, or batches without a forward: then it is told
 _GIVEN_UP = Unmatched("given-up", "the rest of the batch is left out with what was left out of it")
 
 
@@ -68,8 +68,9 @@ class Session:
         self._pass: MicroBatch | None = None  # between a forward and its backward, as far as it is known
         self._calls = DenoiserCalls()  # of the pass
         self._trained: TrainedSet
+        self._presumed = False  # the module whose call began the pass was not known before
         self._reached = False  # the backward under way has reached our models
-        self._differentiated = False  # a gradient of the pass is part of its loss, as in a gradient penalty
+        self._unfit = ""  # why the backward under way makes no rows: a kind of absence
         self._own_forward = False  # a probe of ours is running
         self._without_backward = 0  # forwards in a row
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
@@ -103,6 +104,11 @@ class Session:
         return self._pass is not None
 
     @property
+    def expects_backward(self) -> bool:
+        """Whether a backward to come may be of a captured forward, also of one that had its own."""
+        return self._pass is not None or self._staged
+
+    @property
     def expects_capture(self) -> bool:
         """Whether the next training forward on the batch at hand may be captured."""
         return self.rows.last is not None and self.steps.captured
@@ -111,6 +117,11 @@ class Session:
     def knows_timesteps(self) -> bool:
         """Whether the pass under way has seen a module that is told the timesteps by name."""
         return self._pass is not None and (self._pass.timesteps is not None or self._calls.know_timesteps)
+
+    @property
+    def in_named_call(self) -> bool:
+        """Whether a module that is told them by name is being called."""
+        return self._pass is not None and self._calls.in_named_call
 
     @property
     def knows_prediction(self) -> bool:
@@ -126,11 +137,10 @@ class Session:
 
     def abandon(self) -> None:
         """Give up the pass under way: its rows are left out."""
-        if self._pass is not None and self.recorder is not None:
-            self._pass = None
-            self.recorder.engine.abandon()
-        self._pass = None
+        found, self._pass = self._pass, None
         self._reached = False
+        if found is not None and self.recorder is not None:
+            self.recorder.engine.abandon()
 
     def give_up(self) -> None:
         """Leave the batch at hand out. Its layers must not be hooked anew before the backward, in which
@@ -149,6 +159,10 @@ class Session:
 
     def _batch_received(self, event: events.BatchReceived) -> None:
         self._count_missing_backward()
+        if self.started and self.steps.captured and self.rows.unused:
+            self.absences.count("no-forward")
+            if self.rows.unused == _IN_A_ROW:
+                self.absences.tell("no-forward", None, _IN_A_ROW)
         self.abandon()
         self._settle_unseen_step()
         self.steps.settle_lost()
@@ -162,15 +176,8 @@ class Session:
             return
         self._without_backward += 1
         self.absences.count("no-backward")
-        if self._without_backward == _NO_BACKWARD and not self.staging.passes:
-            self.absences.tell(
-                "no-backward",
-                "after each of %d forwards another batch came before a backward did. Validate between steps, "
-                "not between a forward and its backward, or without gradients (torch.no_grad()); and call "
-                "loss.backward() or accelerator.backward(loss): what torch.autograd.grad returns cannot be "
-                "split by sample",
-                _NO_BACKWARD,
-            )
+        if self._without_backward == _IN_A_ROW and not self.staging.passes:
+            self.absences.tell("no-backward", None, _IN_A_ROW)
 
     def _loader_ended(self, event: events.LoaderEnded) -> None:
         self._count_missing_backward()
@@ -193,8 +200,10 @@ class Session:
                 self.steps.unnamed = self.steps.unnamed or self._whose is not _GIVEN_UP
                 return
             self.steps.clock.forward_began()
+            self._settle_unseen_step()
             if self.steps.closure_captured or not self.steps.captured:
                 return
+            self._presumed = event.presumed
             self._begin_pass(self._whose, event.module)
         else:
             self._look_again(values)
@@ -217,7 +226,7 @@ class Session:
                 ", ".join(added[:3]) + (" …" if len(added) > 3 else ""),
             )
             return
-        self._differentiated = False
+        self._unfit = ""
         self._pass = found.knowing(host=host, **self._scales)
         self._calls = DenoiserCalls()
         self.steps.pass_begins()
@@ -238,11 +247,7 @@ class Session:
             self._pass = self._pass.knowing(ids=found.ids, images=found.images, shown=True)
         elif not torch.equal(found.ids, self._pass.ids):
             self.give_up()
-            self.absences.leave_out(
-                "several-batches",
-                "the model was called on other samples before the backward of the first, and whose the rows "
-                "are is not known: such micro-batches are left out. Call a backward for each",
-            )
+            self.absences.leave_out("several-batches")
 
     def _output_seen(self, event: events.OutputSeen) -> None:
         if self._pass is None or self.recorder is None:
@@ -252,6 +257,8 @@ class Session:
             self.rows.resume()
             if not self.touched:
                 self.abandon()  # a frozen model, or a copy
+                if not self._presumed and self._trained.is_another(event.module):
+                    self.absences.leave_out("later-model", None, type(event.module).__name__)
                 return
         self.recorder.engine.leave_model(event.module, (), event.output)
         for tensor in events.tensors_of(event.output):
@@ -266,7 +273,7 @@ class Session:
         if self.steps.in_backward:
             self._reached = True
         elif torch.is_grad_enabled():  # as in torch.autograd.grad(..., create_graph=True) alone
-            self._differentiated = True
+            self._unfit = "double-backward"
 
     # ── backward ──────────────────────────────────────────────────────────────────────────────
 
@@ -282,7 +289,11 @@ class Session:
         if self._pass is None or self.recorder is None:
             return
         self.recorder.engine.tape.paused = False
+        trained = self.recorder.engine.trained.values()
+        if event.only is not None and not {*map(id, trained)} <= {*map(id, event.only)}:
+            self._unfit = "partial-backward"
         if event.loss is None:
+            self._pass = self._pass.knowing(factor=event.factor)
             return
         factor = unexplained_factor(event.loss, self._pass.scale, self._pass.accumulation)
         self._pass = self._pass.knowing(loss=event.loss, factor=factor)
@@ -303,15 +314,14 @@ class Session:
             if event.failed:
                 self.abandon()
                 self.absences.count("failed-backward")
-            elif self._differentiated:
+            elif self._unfit:
                 self.give_up()
-                self.absences.leave_out(
-                    "double-backward",
-                    "the loss depends on a gradient of the model (a gradient penalty), which cannot be split "
-                    "by sample: such micro-batches are left out",
-                )
+                self.absences.leave_out(self._unfit)
             elif self._reached or self.recorder.engine.tape.seconds > 0:
                 self._stage(self._pass, self.recorder)
+        elif self._reached and self._staged and self.recorder is not None:
+            self.absences.tell("several-backwards")
+            self.absences.count("several-backwards", self.recorder.forget_staged())
 
     def _stage(self, found: MicroBatch, recorder: Recorder) -> None:
         """The gradients of a pass are there: its rows wait for the optimiser's step."""
@@ -367,12 +377,7 @@ class Session:
         if isinstance(found, Unmatched):
             self.absences.leave_out(found.kind, "such micro-batches are left out: %s", found.reason)
         else:
-            self.absences.leave_out(
-                "no-batch",
-                "the model was trained on a batch that no prepared loader had just given, and it is not "
-                "known whose rows it has: such steps are not captured. Name the samples with "
-                "hook.step(sample_ids=...)",
-            )
+            self.absences.leave_out("no-batch")
 
     def settle_held(self) -> None:
         """Complete rows need not wait for the next call of the model: a checkpoint or the end comes first."""

@@ -8,6 +8,7 @@ import torch
 
 from diffhook.capture.loop import events
 from diffhook.capture.loop.absences import Absences
+from diffhook.capture.loop.accumulated import AccumulatedGradients
 from diffhook.capture.loop.optimizers import learning_rates
 from diffhook.capture.loop.parameter_moves import ParameterMoves
 from diffhook.capture.loop.restored import RestoredParameters
@@ -58,6 +59,7 @@ class Steps:
         self._recorder: Recorder | None = None
         self._moves: ParameterMoves | None = None
         self._restored: RestoredParameters | None = None
+        self._gradients: AccumulatedGradients | None = None
         self._due: events.StepEnded | None = None  # taken inside the backward
 
     @property
@@ -74,6 +76,7 @@ class Steps:
         """Tell this recorder of steps from now on."""
         self._recorder = recorder
         self._restored = RestoredParameters(recorder.engine.model, recorder.engine.parameters)
+        self._gradients = AccumulatedGradients(recorder.engine.parameters.values())
 
     def pass_begins(self) -> None:
         """A captured forward is about to run: what the loop has done since the last step can be seen now."""
@@ -89,6 +92,8 @@ class Steps:
         """Rows of so many samples are staged, which took so many seconds of our own."""
         self.samples += samples
         self.closure_captured = self.inside
+        if self._gradients is not None:
+            self._gradients.note()
         self.clock.captured(seconds)
 
     def backward_ended(self) -> bool:
@@ -112,8 +117,10 @@ class Steps:
             self.in_backward = False
             self.settle_lost()
         self.inside = True
-        if self._restored is not None and not self.in_backward:
-            self._restored.step_began()
+        if not self.in_backward:
+            self._settle_zeroed()
+            if self._restored is not None:
+                self._restored.step_began()
 
     def ended(self, event: events.StepEnded) -> bool:
         """A step is over. Returns whether it counts: it did not overflow, and rows are being logged."""
@@ -176,9 +183,13 @@ class Steps:
                 "change as a step of learning rate 1",
             )
             return self.ended(events.StepEnded())
-        if all(parameter.grad is None for parameter in recorder.engine.parameters.values()):
-            self.moved_nothing()
+        self._settle_zeroed()
         return False
+
+    def _settle_zeroed(self) -> None:
+        """The loop may have thrown gradients away without a word."""
+        if self._gradients is not None and self._gradients.are_gone():
+            self.moved_nothing()
 
     def check_restored(self, recorder: Recorder) -> None:
         """Rows of steps whose parameters the loop put back held what it threw away."""

@@ -28,3 +28,8 @@ class TrainedSet:
             return []
         named = self._model.named_parameters()
         return [name for name, p in named if p.requires_grad and id(p) not in self._held]
+
+    def is_another(self, model: nn.Module) -> bool:
+        """Whether a model is trained of which rows hold nothing."""
+        trained = [id(p) for p in model.parameters() if p.requires_grad]
+        return bool(trained) and self._held.keys().isdisjoint(trained)
