@@ -156,7 +156,8 @@ class AcceleratorEvents:
         if batch is None:
             self._send(None, events.LoaderEnded(origin.source))
             return
-        found = self._capture.identity.of(batch, origin)
+        waits = self._capture.session.steps.captured
+        found = self._capture.identity.of(batch, origin, waits=waits)
         self._data.received(origin.dataset)
         self._send(batch, events.BatchReceived(found, batch, source=origin.source))
         named = self._capture.alerts.quarantine and not self._capture.identity.by_index(origin.dataset)

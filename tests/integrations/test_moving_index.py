@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import diffhook
-from tests.integrations.test_whose_row import Watched
+from tests.integrations.watched_ids import Watched
 from tests.runs import identified
 
 COUNT = 12
@@ -80,17 +80,12 @@ class TwinsFlipped(Pictures):
         return image.flip(-1) if random.random() < 0.5 else image
 
 
-@pytest.mark.parametrize("kind", ["batches of one", "shuffled in place"])
 def test_an_index_that_stands_for_another_sample_is_no_id(
-    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows of the first epoch have it, others are left out but for some that stayed where they were."""
-    if kind == "batches of one":
-        bucket = Bucket(1, named=False)
-        loop = _train(tmp_path / "log", bucket, bucket.order, batch_size=1, collate_fn=lambda items: items[0])
-    else:
-        pictures = Pictures()
-        loop = _train(tmp_path / "log", pictures, pictures.items, batch_size=4)
+    pictures = Pictures()
+    loop = _train(tmp_path / "log", pictures, pictures.items, batch_size=4)
     found = loop.end()
     assert found[:COUNT] == loop.seen[:COUNT]
     assert len(found) < 2 * COUNT

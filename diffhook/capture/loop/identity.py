@@ -89,17 +89,22 @@ class Identity:
         self._checks: dict[int, IndexCheck] = defaultdict(IndexCheck)  # by id() of datasets
         self._settled: dict[int, str] = {}  # id() of a dataset → where its ids come from from now on
         self._warned = False  # of samples that share an id
+        self._waits = True
 
-    def of(self, batch: Any, origin: Origin | None = None) -> RowIds | Unmatched | None:
+    def of(
+        self, batch: Any, origin: Origin | None = None, *, waits: bool = True
+    ) -> RowIds | Unmatched | None:
         """The ids of a batch's rows, or why they are not known; None if nothing is known of the batch at all.
 
         Args:
             origin: where the batch came from, if it came from a loader that is watched. All batches of one
                 dataset have their ids from where the first has them.
+            waits: whether an accelerator may be waited for, to look at what it holds.
 
         Raises:
             ConfigurationError: what ``source`` names holds no ids.
         """
+        self._waits = waits
         found = self._of(batch, origin)
         if isinstance(found, RowIds):
             self.found = found.source
@@ -201,10 +206,10 @@ class Identity:
 
     def _names_samples(self, batch: Any, dataset: Any, rows: Tensor) -> bool:
         """Whether the indices of a batch's rows stand for what they stood for before."""
-        images = images_of(batch)
-        if images is None or len(images) != len(rows):
-            return True
-        return self._checks[id(dataset)].see(rows.tolist(), images)
+        check, images = self._checks[id(dataset)], images_of(batch)
+        if images is not None and len(images) == len(rows) and (self._waits or images.device.type == "cpu"):
+            check.see(rows.tolist(), images)
+        return check.believed
 
     def _missing(self, source: str, batch: Any, origin: Origin | None) -> Unmatched | None:
         """Of batches that lack what earlier ones of their dataset had."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from diffhook.capture.loop.content import is_rich
 
 _REMEMBERED = 1 << 16  # samples
+_ROWS = 8  # of a batch that are looked at: a dataset that moves moves all
 _NUMBERS = 256  # of a picture that are compared
 _FOR_ONE_AGAINST = 4  # pictures that must have come again, for each that came under another index
 
@@ -27,18 +28,23 @@ class IndexCheck:
         self._index: dict[int, int] = {}  # what came → the index under which it came first
         self._same = self._swapped = 0
 
-    def see(self, indices: list[int], images: Tensor) -> bool:
-        """The rows of a batch. Returns whether indices may be believed.
+    @property
+    def believed(self) -> bool:
+        """Whether indices stand for samples."""
+        return self._swapped * _FOR_ONE_AGAINST <= self._same
+
+    def see(self, indices: list[int], images: Tensor) -> None:
+        """Look at the first rows of a batch.
 
         Args:
             indices: of the rows.
             images: (B, …) the rows.
         """
-        flat = images.detach().flatten(1)
-        for index, row in zip(indices, flat[:, :: -(-flat.shape[1] // _NUMBERS) | 1].cpu(), strict=True):
+        flat = images[:_ROWS].detach().flatten(1)
+        flat = flat[:, :: -(-flat.shape[1] // _NUMBERS) | 1].cpu()
+        for index, row in zip(indices, flat, strict=False):
             if is_rich(row):
                 self._note(index, hash(tuple(row.tolist())))
-        return self._swapped * _FOR_ONE_AGAINST <= self._same
 
     def _note(self, index: int, content: int) -> None:
         before = self._content.get(index)

@@ -125,8 +125,6 @@ class Items:
         if self._is_passed_on(batch):
             return Match(None, "ready-made-batch")
         held = columns(batch)
-        if self.count == 1 and self._is_ready_made([max(held, key=_size)] if held else []):
-            return Match(None, "ready-made-batch")
         found = [self._look_up(column) for column in held]
         strong = [f for f in found if f.strong and f.full and not f.alike]
         if not strong:
@@ -364,10 +362,6 @@ def _numbers(column: Column) -> int:
     rows: Any = column.rows
     first = as_array(rows[0]) if len(rows) and isinstance(rows[0], Tensor) else None
     return 1 if first is None else first.numel()
-
-
-def _size(column: Column) -> int:
-    return _numbers(column) * len(column)
 
 
 class _Logging(Guard):
