@@ -41,8 +41,8 @@ Scores = npt.NDArray[np.floating[Any]]
 METHODS: tuple[tuple[str, str | Method, str], ...] = (
     ("whitened ReTrac, grid", "whitened-retrac", "probe"),
     ("whitened ReTrac, events", "whitened-retrac", "train"),
-    ("whitened ReTrac, a third of λ, grid", WhitenedReTrac(0.03), "probe"),
-    ("whitened ReTrac, a tenth of λ, grid", WhitenedReTrac(0.01), "probe"),
+    ("whitened ReTrac, three times λ, grid", WhitenedReTrac(0.1), "probe"),
+    ("whitened ReTrac, a third of λ, grid", WhitenedReTrac(0.01), "probe"),
     ("TRAK, grid", "trak", "probe"),
     ("TRAK, events", "trak", "train"),
     ("TracIn, grid", "tracin", "probe"),

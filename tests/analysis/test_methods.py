@@ -58,10 +58,14 @@ def _sample_rows(rows: Rows, sample: int, snapshot: int) -> list[tuple[np.ndarra
     ]
 
 
+RIDGE = {"trak": 0.1, "d-trak": 0.1, "das": 0.1, "whitened-retrac": 0.03}
+
+
 def direct(
-    rows: Rows, asked: Rows, method: str, kept: list[int] | None = None, ridge: float = 0.1
+    rows: Rows, asked: Rows, method: str, kept: list[int] | None = None, ridge: float | None = None
 ) -> np.ndarray:
     kept = [0, 1, 2] if kept is None else kept
+    ridge = RIDGE.get(method) if ridge is None else ridge
     scores = np.zeros((4, len(SAMPLES)))
     for step in STEPS:
         queries = [_query(asked, q, step, method, kept) for q in range(4)]
@@ -111,7 +115,7 @@ def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
         else:
             gram = whole.T @ whole
             count = len(SAMPLES) if method == "whitened-retrac" else len(gram)
-            kernel = np.linalg.inv(gram + 0.1 * np.trace(gram) / count * np.eye(len(gram)))
+            kernel = np.linalg.inv(gram + RIDGE[method] * np.trace(gram) / count * np.eye(len(gram)))
             scores += queries @ kernel @ left.T / len(STEPS)
     return scores
 
@@ -166,7 +170,7 @@ def test_many_dimensions_are_whitened_in_blocks(made: Synthetic, monkeypatch: py
                 queries[q] = _query(made.queries["new"], q, step, "whitened-retrac", [0, 1, 2])
             mine, asked = features[:, part], queries[:, part]
             gram = mine.T @ mine
-            ridge = 0.1 * np.trace(gram) / len(SAMPLES) * np.eye(len(gram))
+            ridge = RIDGE["whitened-retrac"] * np.trace(gram) / len(SAMPLES) * np.eye(len(gram))
             expected += asked @ np.linalg.inv(gram + ridge) @ mine.T / len(STEPS)
     close(diffhook.influence(made.log, "new", source="probe").values, expected)
     tight = diffhook.influence(made.log, "new", source="probe", memory=512).values
@@ -194,7 +198,7 @@ def test_the_effective_dimension_is_that_of_the_samples_features(made: Synthetic
             units = [g / np.linalg.norm(g) for g, _, _ in _sample_rows(made.probe, sample, step)]
             features.append(np.mean(units, axis=0))
         gram = np.array(features).T @ np.array(features)
-        ridge = 0.1 * np.trace(gram) / len(SAMPLES)
+        ridge = RIDGE["whitened-retrac"] * np.trace(gram) / len(SAMPLES)
         largest = max(largest, np.trace(gram @ np.linalg.inv(gram + ridge * np.eye(len(gram)))))
     found = effective_dimension(made.log)
     assert found.value == pytest.approx(largest, rel=1e-4)

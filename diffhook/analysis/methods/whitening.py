@@ -25,11 +25,12 @@ class Whitened(Method):
     """
 
     requires = frozenset({"sums", "gram"})
+    default_ridge = 0.1
 
-    def __init__(self, ridge: float = 0.1) -> None:
-        if not ridge > 0:
+    def __init__(self, ridge: float | None = None) -> None:
+        self.ridge = self.default_ridge if ridge is None else ridge
+        if not self.ridge > 0:
             raise ConfigurationError(f"ridge is {ridge}; expected a positive number")
-        self.ridge = ridge
 
     @abstractmethod
     def unit_ridge(self, gram: Floats, samples: int) -> float:
