@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from diffhook.errors import CaptureError, RecheckNeeded
 from diffhook.gradients.accumulator import PassAccumulator
@@ -66,6 +67,7 @@ class WatchedPass:
         self._reuse = reuse
         self._fallback: Fallback | None = None
         self._host: nn.Module | None = None  # whose call is being watched
+        self._uncalled: dict[str, RemovableHandle] = {}  # parameters whose layers no call has reached
         self._undo = ExitStack()
 
     @property
@@ -114,6 +116,8 @@ class WatchedPass:
 
     def _release(self) -> None:
         self.stop_watching()
+        while self._uncalled:
+            self._uncalled.popitem()[1].remove()
         fallback, self._fallback = self._fallback, None
         if fallback is not None:
             fallback.release()
@@ -155,10 +159,36 @@ class WatchedPass:
 
     def leave(self, host: nn.Module, output: Any) -> None:
         """The call has come to its end."""
+        if not self.checked and torch.is_grad_enabled() and not in_backward():
+            self._watch_uncalled()
         if host is self._host:
             self.stop_watching()
             if output is not None:  # None: the forward has failed
                 self.axis.test(output, self._tape.calls.keys() - self._assignment.declined)
+
+    def _watch_uncalled(self) -> None:
+        """Layers that were called whenever coverage was checked may be left out, and their weights used."""
+        expected = self._expected() | self._uncalled.keys()
+        for layer, owned in self._assignment.layers.items():
+            for local, name in owned.parameters.items():
+                if name not in expected:
+                    hook = partial(self.guard, self._on_unexpected, layer, name)
+                    self._uncalled[name] = owned.tensors[local].register_hook(hook)
+
+    def _expected(self) -> set[str]:
+        """Parameters of whose gradients it is known where they come from, or that they do not count."""
+        assignment = self._assignment
+        return assignment.names_of(self._tape.calls) | assignment.fallback | assignment.missing.keys()
+
+    def _on_unexpected(self, layer: str, name: str, _: Tensor) -> None:
+        if not self._tape.paused and name not in self._expected():
+            self.guard.keep(
+                RecheckNeeded(
+                    f"{name} has a gradient, and {layer} was not called: it is used in another way than when "
+                    "coverage was checked; this pass is discarded and the next one re-checks",
+                    names=[layer],
+                )
+            )
 
     def stop_watching(self) -> None:
         """Torch functions are no longer seen."""

@@ -151,3 +151,16 @@ def test_nothing_random_is_drawn_and_nothing_given_is_changed() -> None:
     InputFit().add(clean, noisy)
     assert torch.equal(before, noisy)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_rows_that_have_changed_places_are_seen_in_the_batch_in_which_they_did() -> None:
+    """Also where every batch before was in order."""
+    generator = Generator().manual_seed(0)
+    data, fit = DATA["smooth"](16, generator), InputFit()
+    for number in range(BATCHES):
+        clean = data[torch.randperm(COUNT, generator=generator)[:8]]
+        noisy = 0.8 * clean + 0.6 * torch.randn(clean.shape, generator=generator)
+        assert fit.add(clean, noisy), number
+    assert fit.verdict is True
+    assert not fit.add(clean, noisy.flip(0))
+    assert fit.verdict is True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +88,53 @@ def test_rows_have_the_ids_of_what_the_model_is_called_on(tmp_path: Path, kind: 
     assert loop.log is not None
     table = diffhook.open_log(loop.log).train
     assert list(zip(table["step"].tolist(), table["sample"].tolist(), strict=True)) == seen
+
+
+def test_a_loop_in_another_thread_is_followed_there(tmp_path: Path) -> None:
+    loop = Watched(tmp_path / "log").prepare()
+    seen: list[int] = []
+
+    def train() -> None:
+        for clean in _shuffled(loop.loader):
+            seen.extend((clean[:, 0, 0, 0] * 16).round().int().tolist())
+            loop.accelerator.backward(denoising_losses(loop.model, loop.batch(clean)).mean())
+            loop.step()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    loop.accelerator.end_training()
+    assert diffhook.open_log(tmp_path / "log").train["sample"].tolist() == seen
+
+
+def test_rows_that_a_loop_blends_with_what_it_kept_after_the_step_are_left_out(tmp_path: Path) -> None:
+    """Also long after the first steps, in which everything is followed."""
+    loop = Watched(tmp_path / "log").prepare()
+    kept: Tensor | None = None
+    for _ in range(4):
+        for (clean,) in loop.loader:
+            share = torch.tensor([0.0, 1.0, 0.0, 1.0])[:, None, None, None]
+            blended = clean if kept is None else torch.lerp(clean, kept, share)
+            loop.accelerator.backward(denoising_losses(loop.model, loop.batch(blended)).mean())
+            loop.step()
+            kept = clean.clone()
+    loop.accelerator.end_training()
+    assert diffhook.open_log(tmp_path / "log").train["step"].tolist() == [0] * 4
+
+
+def test_a_model_that_is_trained_later_is_told_and_its_batches_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Watched(tmp_path / "log").prepare().epoch()
+    loop.model, loop.optimizer = loop.accelerator.prepare(
+        student := copy.deepcopy(loop.model), torch.optim.SGD(student.parameters(), 0.01)
+    )
+    expected = dict(loop.expected)
+    loop.epoch()
+    loop.expected = expected
+    loop.assert_rows()
+    assert caplog.text.count("the capture began without it") == 1
+    assert loop.hook.capture.session.absences.counts == {"later-model": 3}
 
 
 def test_what_cannot_be_followed_is_left_out_and_told(

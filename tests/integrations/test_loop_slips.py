@@ -162,6 +162,17 @@ def test_an_optimiser_without_a_rate_is_told_and_counts_every_step_alike(
     assert caplog.text.count("has no learning rate of its own") == 1
 
 
+def test_a_mean_that_python_adds_up_is_a_mean(tmp_path: Path) -> None:
+    loop = Watched(tmp_path / "log").prepare()
+    for (clean,) in loop.loader:
+        batch = loop.batch(clean)
+        loop.note(batch)
+        losses = denoising_losses(loop.model, batch)
+        loop.accelerator.backward(sum(losses) / len(losses))  # type: ignore[arg-type]
+        loop.step()
+    np.testing.assert_allclose(loop.assert_rows()["weight"], 1 / 4)
+
+
 def test_sums_in_place_of_means(tmp_path: Path) -> None:
     loop = Watched(tmp_path / "log", reduction="sum").prepare()
     for (clean,) in loop.loader:

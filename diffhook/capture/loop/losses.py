@@ -106,11 +106,21 @@ def unexplained_factor(loss: Tensor, scale: float, accumulation: float) -> float
         product *= step
         node = next((following for following, _ in node.next_functions if following is not None), None)
     known = (1.0, scale, accumulation, scale * accumulation)
-    if type(node).__name__ == "SumBackward0" or product == 0 or not math.isfinite(product):
+    if _sums_rows(node) or product == 0 or not math.isfinite(product):
         return 1.0
     if any(abs(product / factor - 1) < _SAME for factor in known):
         return 1.0
     return product / (scale * accumulation)
+
+
+def _sums_rows(node: Any) -> bool:
+    """Whether a loss is a sum: of a tensor, or as Python's ``sum`` adds up what it is given one by one."""
+    while type(node).__name__ == "AddBackward0":
+        terms = [following for following, _ in node.next_functions if following is not None]
+        if any(type(term).__name__ in ("SelectBackward0", "UnbindBackward0") for term in terms):
+            return True
+        node = terms[0]
+    return type(node).__name__ == "SumBackward0"
 
 
 def _constant(node: Any) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -52,7 +51,6 @@ class RowFinder:
         self.last: MicroBatch | Unmatched | None = None  #: the batch that came last
         self._order = FetchOrder()
         self._fit = InputFit()
-        self._thread = threading.get_ident()
         self._named = False  # by the loop itself
         self._given_up = False
         self._follows = False  # from the batch to the optimiser's step
@@ -83,7 +81,7 @@ class RowFinder:
         else:
             ids, images = event.ids.ids, None if event.batch is None else images_of(event.batch)
             self.last = MicroBatch(ids, images, timesteps=event.timesteps)
-        self._follows = follow and not self._named and self._thread == threading.get_ident()
+        self._follows = follow and not self._named
         if self._follows:
             self._note(event.batch, ids, images)
             self.trace.start()
