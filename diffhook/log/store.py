@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zarr.abc.store import Store
 from zarr.buffer import cpu, default_buffer_prototype
@@ -20,6 +21,7 @@ from zarr.storage import FsspecStore, LocalStore
 from diffhook.errors import LogError
 from diffhook.log.durable import DurableStore, is_partial
 
+T = TypeVar("T")
 Location = str | os.PathLike[str] | Store
 
 _writing = threading.local()  # .tell: whom a thread's writes are told
@@ -30,6 +32,8 @@ _S3: dict[str, Any] = {
     "config_kwargs": {"connect_timeout": 10, "read_timeout": 20},  # an answer that is lost is asked for again
 }
 _FOR_GOOD = (errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+_LONGEST_REQUEST = 120.0  # seconds, with what a client tries again
+_SLOWEST = 1 << 20  # bytes/s, which a large file has besides
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -156,7 +160,8 @@ def set_uncommitted(store: Store, key: str, *parts: bytes | memoryview) -> None:
     if isinstance(store, DurableStore):
         store.write(key, parts)
     else:
-        sync(store.set(key, cpu.Buffer.from_bytes(b"".join(parts))))
+        content = b"".join(parts)
+        _ask(store.set(key, cpu.Buffer.from_bytes(content)), len(content))
     _tell_write()
 
 
@@ -164,12 +169,12 @@ def get(store: Store, key: str) -> bytes | None:
     """A file's content, or None where there is none."""
     if isinstance(store, DurableStore):
         return store.read(key)
-    found = sync(store.get(key, prototype=default_buffer_prototype()))
+    found = _ask(store.get(key, prototype=default_buffer_prototype()))
     return None if found is None else found.to_bytes()
 
 
 def exists(store: Store, key: str) -> bool:
-    return bool(sync(store.exists(key)))
+    return bool(_ask(store.exists(key)))
 
 
 def names(store: Store, prefix: str) -> Iterator[str]:
@@ -186,9 +191,30 @@ def keys(store: Store, prefix: str) -> Iterator[str]:
         yield from sorted(_collect(store.list_prefix(f"{prefix}/" if prefix else "")))
 
 
+def _ask(request: Coroutine[Any, Any, T], size: int = 0) -> T:
+    """The answer to a request, which is given up where none comes: clients of networks, which try again by
+    themselves, now and then wait for ever.
+
+    Args:
+        size: bytes that travel.
+
+    Raises:
+        TimeoutError: none came.
+    """
+    limit = _LONGEST_REQUEST + size / _SLOWEST
+
+    async def limited() -> T:
+        return await asyncio.wait_for(request, limit)
+
+    try:
+        return sync(limited())
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {limit:.3g} s") from error
+
+
 def size(store: Store, key: str) -> int:
     """Bytes of a file."""
-    return int(sync(store.getsize(key)))
+    return int(_ask(store.getsize(key)))
 
 
 def _collect(entries: AsyncIterator[str]) -> list[str]:
@@ -196,14 +222,14 @@ def _collect(entries: AsyncIterator[str]) -> list[str]:
         return [name async for name in entries if not is_partial(name.rpartition("/")[2])]
 
     try:
-        return sync(collect())
+        return _ask(collect())
     except FileNotFoundError:
         return []
 
 
 def remove(store: Store, key: str) -> None:
     """Remove one file, if it is there."""
-    sync(store.delete(key))
+    _ask(store.delete(key))
 
 
 def move(store: Store, key: str, to: str) -> None:
@@ -214,7 +240,7 @@ def move(store: Store, key: str, to: str) -> None:
     content = get(store, key)
     if content is not None:
         put(store, to, content)
-        sync(store.delete(key))
+        _ask(store.delete(key))
 
 
 def clean(store: Store, prefix: str, *, only: str = "", older_than: float = 0.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import re
@@ -12,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from zarr.storage import MemoryStore
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore, WrapperStore
 
 from diffhook.capture import Recorder
 from diffhook.cli.info import describe
@@ -148,6 +151,32 @@ def test_a_network_is_tried_at_the_end_as_long_as_it_is_slow_or_takes_a_part(
     writer.put("train", make_rows(16))
     writer.close(timeout=0.1)
     assert open_log(store).train["sample"].tolist() == list(range(16))
+
+
+class Deaf(WrapperStore[Store]):
+    """The next request to write is never answered."""
+
+    deaf = False
+
+    async def set(self, key: str, value: Buffer) -> None:
+        if self.deaf:
+            self.deaf = False
+            await asyncio.Event().wait()
+        await self._store.set(key, value)
+
+
+def test_a_request_that_is_never_answered_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of networks hang now and then, whatever their own limits are."""
+    monkeypatch.setattr("diffhook.log.store._LONGEST_REQUEST", 0.3)
+    store = Deaf(MemoryStore())
+    writer = LogWriter(store, CONFIG)
+    writer.put("train", make_rows(16))
+    writer.flush()
+    store.deaf = True
+    writer.put("train", make_rows(16, 16))
+    writer.close()
+    assert not store.deaf
+    assert open_log(store).train["sample"].tolist() == list(range(32))
 
 
 @pytest.mark.parametrize("part", [False, True])
