@@ -19,6 +19,7 @@ from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.tables import loss_queries
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog
+from diffhook.log.samples import short_names
 from diffhook.report import write_page
 from diffhook.report.parts.norms import norms_part, sentences
 from diffhook.report.parts.outliers import kind_of, outliers_part
@@ -218,13 +219,13 @@ def test_samples_with_names_have_their_pictures_and_are_listed_by_name(tmp_path:
     for part in ("queries-0", "alerts", "generality"):
         text = re.search(rf'id="{part}".*?</section>', html, re.DOTALL)
         assert text is not None
-        assert re.search(r"<b>cat/&lt;\d+&gt;.png</b>", text[0])
+        assert re.search(r"<b>&lt;\d+&gt;.png</b>", text[0])
         assert not re.search(r"<b>#\d+", text[0])
     for index, each in enumerate(pixels):
         tile = re.search(rf'data-name="cat/&lt;{index}&gt;.png".*?</li>', html, re.DOTALL)
         assert tile is not None
         assert data_uri(each) in tile[0]
-        assert f">cat/&lt;{index}&gt;.png</span>" in tile[0]
+        assert f">&lt;{index}&gt;.png</span>" in tile[0]
 
 
 def test_when_no_image_can_be_read_the_first_error_is_raised(log: RunLog, tmp_path: Path) -> None:
@@ -258,3 +259,18 @@ def _with_parts(ranking: diffhook.analysis.Ranking, parts: Any) -> diffhook.anal
     except TypeError:
         vars(ranking)["parts"] = parts
         return ranking
+
+
+def test_names_are_shown_without_the_folders_that_all_share_and_listed_whole(tmp_path: Path) -> None:
+    names = [
+        f"/data/pictures of mine/cats/{'old' if index % 2 else 'new'}/{index}.png" for index in range(16)
+    ]
+    write_page(tmp_path / "page.html", write_log(tmp_path / "log", 16, 1, names=names))
+    html = (tmp_path / "page.html").read_text()
+    assert set(re.findall(r'data-name="([^"]+)"', html)) == set(names)
+    assert set(re.findall(r'<span class="name">([^<]+)<', html)) == {
+        name[len("/data/pictures of mine/cats/") :] for name in names
+    }
+    assert short_names({1: "/a/b.png"}) == {1: "b.png"}
+    assert short_names({1: "ab/c.png", 2: "ac/d.png"}) == {1: "ab/c.png", 2: "ac/d.png"}
+    assert short_names({}) == {}

@@ -12,7 +12,7 @@ import numpy as np
 from diffhook import words
 from diffhook.analysis import Ranking
 from diffhook.analysis.signals import SIGNALS
-from diffhook.log.samples import split_id
+from diffhook.log.samples import sample_words, short_names, split_id
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
 
@@ -26,7 +26,7 @@ class Tile:
     Attributes:
         sample: its id, which the further rows of a sample in a batch share.
         listed: what an exclude list has of it: its name, or its id.
-        name: the same, and which row it is.
+        name: the same without the folders that all names begin with, and which row it is.
         keys: what it can be sorted by, in the order of the part's ``orders``; "" sorts last.
     """
 
@@ -45,11 +45,12 @@ def outliers_part(ranking: Ranking, thumbnails: Thumbnails, top: int = 500, page
     if not len(ranking):
         return None
     names, keys = _orders(ranking, top)
+    short = short_names(ranking.names)
     tiles = [
         Tile(
             split_id(int(sample))[0],
             ranking.named(split_id(int(sample))[0]),
-            ranking.named(int(sample)),
+            sample_words(int(sample), short),
             words.number(float(score)),
             thumbnails(int(sample)),
             flags,
