@@ -56,6 +56,12 @@ class Usual:
         value, low, high = (value, low, high) if figure == 0 else np.exp([value, low, high])
         return f"its {FIGURES[figure]} is {value:.3g}, that of 98% of them {low:.3g} to {high:.3g}"
 
+    def brief(self, figures: Values) -> str:
+        """The same in three words."""
+        deviations = self._deviations(figures[None])[0]
+        figure = int(np.abs(deviations).argmax())
+        return f"{FIGURES[figure]} {deviations[figure]:+.1f} dev.".replace("-", "−")
+
     def _deviations(self, figures: Values) -> Values:
         off = figures - self._middle
         return off / np.where(off < 0, *self._spreads)

@@ -22,7 +22,7 @@ from diffhook.log import LogWriter, RunLog
 from diffhook.log.samples import short_names
 from diffhook.report import write_page
 from diffhook.report.parts.norms import norms_part, sentences
-from diffhook.report.parts.outliers import kind_of, outliers_part
+from diffhook.report.parts.outliers import outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
 from diffhook.report.parts.run import run_part
 from diffhook.report.thumbnails import Thumbnails, data_uri
@@ -176,11 +176,30 @@ def test_the_score_s_parts_are_sort_orders(log: RunLog) -> None:
     assert keys == [f"{i}|{'' if i == 3 else i}|{ids[i]}" for i in range(5)], "rank, −loss, id; NaN is empty"
 
 
-def test_reasons_of_one_kind_share_a_filter() -> None:
-    assert kind_of("norm far above its timestep's on 2 of 3 visits") == kind_of(
-        "norm far above its timestep's on 11 of 13 visits"
+def test_reasons_are_filtered_by_kind_shown_in_brief_and_told_in_a_sentence(log: RunLog) -> None:
+    drawn = outliers_part(diffhook.outliers(log), NONE)
+    assert drawn is not None
+    offered = re.findall(r'<option value="([^"*]+)">([^<]+) \((\d+)\)', drawn.html)
+    kinds = re.findall(r'data-kinds="([^"]*)"', drawn.html)
+    assert {"norm", "not finite"} <= {kind for kind, *_ in offered}
+    assert not any(re.search(r"\d", kind) for kind, *_ in offered)
+    for kind, title, count in offered:
+        assert title == kind
+        assert sum(kind in each.split("|") for each in kinds) == int(count)
+    loud = re.search(
+        r'data-sample="23" .*?</li>\n</ol>|data-sample="23" .*?</details>', drawn.html, re.DOTALL
     )
-    assert kind_of("cosine 0.98 with #12") != kind_of("loss 4.5e-3 above")
+    assert loud is not None
+    assert re.search(
+        r'title="norm far above its timestep&#39;s on \d of 3 visits">norm \+[\d.]+ dev.</span>', loud[0]
+    )
+    assert re.search(r"<li>norm far above its timestep&#39;s on \d of 3 visits</li>", loud[0])
+
+
+def test_each_sample_with_a_high_score_has_a_reason(log: RunLog) -> None:
+    ranking = diffhook.outliers(log)
+    assert all(flags for flags, score in zip(ranking.flags, ranking.scores, strict=True) if score > 2)
+    assert any("unusual in sum: " in flag for flags in ranking.flags for flag in flags)
 
 
 def test_an_image_that_cannot_be_read_is_shown_as_such(log: RunLog, tmp_path: Path) -> None:

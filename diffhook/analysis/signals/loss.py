@@ -28,10 +28,19 @@ class Loss(Signal):
             far = np.nan_to_num(robust_deviations(on_grid)) > NOTABLE
             times = np.exp(on_grid - np.nanmedian(on_grid))
             return Found(
-                on_grid, flagged(far, lambda i: f"mean loss {times[i]:.2g} times the typical sample's")
+                on_grid,
+                flagged(
+                    far,
+                    "loss",
+                    lambda i: f"loss × {times[i]:.2g}",
+                    lambda i: f"mean loss {times[i]:.2g} times the typical sample's",
+                ),
             )
         reasons = flagged(
-            high > 0, lambda i: f"loss far above its timestep's on {high[i]} of {seen[i]} visits"
+            high > 0,
+            "loss",
+            lambda i: f"loss {view.losses.mean[i]:+.1f} dev.",
+            lambda i: f"loss far above its timestep's on {high[i]} of {seen[i]} visits",
         )
         return Found(view.losses.mean, reasons)
 

@@ -16,7 +16,11 @@ class Norm(Signal):
 
     def look(self, view: View) -> Found:
         high, seen = view.norms.notable.astype(int), view.norms.seen.astype(int)
+        scores = view.norms.mean
         reasons = flagged(
-            high > 0, lambda i: f"norm far above its timestep's on {high[i]} of {seen[i]} visits"
+            high > 0,
+            "norm",
+            lambda i: f"norm {scores[i]:+.1f} dev.",
+            lambda i: f"norm far above its timestep's on {high[i]} of {seen[i]} visits",
         )
-        return Found(view.norms.mean, reasons)
+        return Found(scores, reasons)
