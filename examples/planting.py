@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Collection:
         names: N file names, "faces/grinning-face.png"; the folder is the label.
         labels: (N,) positions in ``CATEGORIES``.
         families: (N,) a number that siblings share; −1 for those without any.
-        faults: (N,) one of ``FAULTS``, or "" for a sound picture.
+        faults: (N,) one of ``FAULTS``, or "" for a sound picture. A copy's name is its original's with "-1".
     """
 
     pixels: Pixels
@@ -85,7 +86,7 @@ def plant(sound: Collection, of_each: int, seed: int = 0) -> Collection:
     for fault in FAULTS:
         for _, i in zip(range(of_each), chosen, strict=False):
             if fault.endswith("copy"):
-                copies.append((i, fault, pixels[i] if fault == "exact copy" else _nearly(pixels[i], rng)))
+                copies.append((i, fault, pixels[i] if fault == "exact copy" else _nearly(pixels[i])))
                 continue
             faults[i] = fault
             if fault == "wrong label":
@@ -117,7 +118,8 @@ def _damaged(picture: Pixels, fault: str, rng: np.random.Generator) -> Pixels:
     return (picture + noise).round().clip(0, 255).astype(np.uint8)
 
 
-def _nearly(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    """The same a little darker and one pixel to a side, as another export of a picture is."""
-    moved = np.roll(picture, int(rng.choice([-1, 1])), axis=1)
-    return (0.95 * moved).round().astype(np.uint8)
+def _nearly(picture: Pixels) -> Pixels:
+    """The same a little darker and saved as a JPEG, as another export of a picture is."""
+    buffer = io.BytesIO()
+    Image.fromarray((0.95 * picture).round().astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    return np.asarray(Image.open(buffer))

@@ -21,7 +21,8 @@ from diffhook.log import RunLog
 from diffhook.log.store import Location
 
 UNUSUAL = 2.0
-"""A score that about one sound sample in a hundred reaches in the sum of several signals. Each with more has a reason."""
+"""A score that about one sound sample in a hundred reaches in the sum of several signals. Each sample with
+more has a reason."""
 
 PAIRWISE = 20_000  # samples up to which all pairs are compared unless asked
 
