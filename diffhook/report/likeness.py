@@ -32,6 +32,7 @@ _ALIKE, _ALIKE_SHARE = (
     0.75,
 )  # the same where the loop resizes, crops or colours them, by mean and contrast
 _SAME, _FAR = 1e-3, 0.25  # spreads: a pair no further apart is always close, one further apart never
+_FLAT = np.array([-np.inf, *np.log([1e-2, 1e-2])])  # no less contrast or roughness counts: it is rounding
 _ROUNDING = 5.0  # times the residual of most pairs that fit
 
 
@@ -160,8 +161,9 @@ class _Scale:
 
     def apart(self, pictures: Values, logged: Values) -> Values:
         """(rows,) how far a picture's figures are from the log's, in spreads of the samples; the largest."""
-        scaled = pictures * np.array([self.factor, 1.0, 1.0])
-        found: Values = (np.abs(scaled + self.shift - logged) / self.spread)[:, : self.used].max(1)
+        scaled = pictures * np.array([self.factor, 1.0, 1.0]) + self.shift
+        off = np.abs(np.maximum(scaled, _FLAT) - np.maximum(logged, _FLAT)) / self.spread
+        found: Values = off[:, : self.used].max(1)
         return found
 
 

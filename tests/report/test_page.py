@@ -191,7 +191,7 @@ def test_reasons_are_filtered_by_kind_shown_in_brief_and_told_in_a_sentence(log:
     )
     assert loud is not None
     assert re.search(
-        r'title="norm far above its timestep&#39;s on \d of 3 visits">norm \+[\d.]+ dev.</span>', loud[0]
+        r'title="norm far above its timestep&#39;s on \d of 3 visits">norm \+[\d.]+σ</span>', loud[0]
     )
     assert re.search(r"<li>norm far above its timestep&#39;s on \d of 3 visits</li>", loud[0])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffhook.analysis.signals.signal import Floats, Found, Signal, View, flagged, register
-from diffhook.analysis.signals.visits import NOTABLE
+from diffhook.analysis.signals.visits import NOTABLE, often
 from diffhook.analysis.standardize import robust_deviations
 
 
@@ -37,9 +37,9 @@ class Loss(Signal):
                 ),
             )
         reasons = flagged(
-            high > 0,
+            often(high, seen),
             "loss",
-            lambda i: f"loss {view.losses.mean[i]:+.1f} dev.",
+            lambda i: f"loss {view.losses.mean[i]:+.1f}σ",
             lambda i: f"loss far above its timestep's on {high[i]} of {seen[i]} visits",
         )
         return Found(view.losses.mean, reasons)

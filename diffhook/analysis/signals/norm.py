@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
+from diffhook.analysis.signals.visits import often
 
 
 @register
@@ -18,9 +19,9 @@ class Norm(Signal):
         high, seen = view.norms.notable.astype(int), view.norms.seen.astype(int)
         scores = view.norms.mean
         reasons = flagged(
-            high > 0,
+            often(high, seen),
             "norm",
-            lambda i: f"norm {scores[i]:+.1f} dev.",
+            lambda i: f"norm {scores[i]:+.1f}σ",
             lambda i: f"norm far above its timestep's on {high[i]} of {seen[i]} visits",
         )
         return Found(scores, reasons)

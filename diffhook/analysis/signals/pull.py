@@ -33,7 +33,7 @@ class _SelfInfluence(Signal):
             flagged(
                 np.nan_to_num(scores) > NOTABLE,
                 self.title,
-                lambda i: f"{self.title} {scores[i]:+.1f} dev.",
+                lambda i: f"{self.title} {scores[i]:+.1f}σ",
                 lambda _: self.words,
             ),
         )
