@@ -79,14 +79,17 @@ def test_words_from_the_log_are_escaped(page_file: Path) -> None:
 
 def test_every_query_lists_the_samples_that_influence_names(log: RunLog, page_file: Path) -> None:
     listed = re.findall(r'<ol class="influences.*?</ol>', page_file.read_text(), re.DOTALL)
-    found = [[int(sample) for sample in re.findall(r"<b>#(\d+)</b>", row)] for row in listed]
+    found = [[int(sample) for sample in re.findall(r"<b[^>]*>#(\d+)</b>", row)] for row in listed]
     expected = []
     scores = [diffhook.influence(log, "held-out", method) for method in COMPARED]
     for query in range(QUERIES):
         for each in scores:
             for sign in (1, -1):
                 top = each.top(8, opponents=sign < 0)
-                expected.append(top.sample_ids[query][sign * top.scores[query] > 0].tolist())
+                known = each.certainty(top, opponents=sign < 0)
+                beyond = np.ones(8, np.bool_) if known is None else known.beyond[query]
+                named = top.sample_ids[query][(sign * top.scores[query] > 0) & beyond].tolist()
+                expected.append(named or top.sample_ids[query].tolist())
     assert found == expected
 
 
@@ -118,6 +121,32 @@ def test_errors_and_timesteps_are_drawn_where_known(log: RunLog) -> None:
     top = [scores.top(k).scores, scores.top(k, opponents=True).scores]
     within = sum(int((np.abs(part) <= 1.96 * 0.25e-4).sum()) for part in top)
     assert drawn.html.count('<li class="noise">') == within, "what draws of noise may have made is grey"
+
+
+def test_an_opponent_has_a_negative_score_beyond_its_error(log: RunLog) -> None:
+    scores = diffhook.influence(log, "held-out", "retrac")
+
+    def part(values: np.ndarray, error: float) -> str:
+        vars(scores)["values"] = values
+        for cached in ("errors", "margins"):
+            vars(scores).pop(cached, None)
+        vars(scores)["_uncertainty"] = Uncertainty(np.full_like(values, error), np.full_like(values, 1e6))
+        drawn = queries_part("held-out", [scores], NONE, NONE, k=2, queries=1)
+        assert drawn is not None
+        return str(drawn.html)
+
+    def lists(html: str) -> dict[str, int]:
+        found = re.findall(r'<ol class="influences (\w+)".*?</ol>', html, re.DOTALL)
+        rows = re.findall(r'<ol class="influences \w+".*?</ol>', html, re.DOTALL)
+        return {kind: row.count("<li") for kind, row in zip(found, rows, strict=True)}
+
+    values = np.tile(np.linspace(-1, 1, scores.values.shape[1], dtype=np.float32), (QUERIES, 1))
+    assert lists(part(values, 0.1)) == {"proponents": 2, "opponents": 2}
+    assert lists(part(values + 2, 0.1)) == {"proponents": 2, "least": 2}, "all scores are positive"
+    assert lists(part(values, 10.0)) == {"most": 2, "least": 2}, "noise"
+    one = values.copy()
+    one[:, 1:] += 2
+    assert lists(part(one, 0.1)) == {"proponents": 2, "opponents": 1}
 
 
 def test_bias_is_told_with_its_direction_and_size(log: RunLog) -> None:
@@ -238,8 +267,8 @@ def test_samples_with_names_have_their_pictures_and_are_listed_by_name(tmp_path:
     for part in ("queries-0", "alerts", "generality"):
         text = re.search(rf'id="{part}".*?</section>', html, re.DOTALL)
         assert text is not None
-        assert re.search(r"<b>&lt;\d+&gt;.png</b>", text[0])
-        assert not re.search(r"<b>#\d+", text[0])
+        assert re.search(r"<b[^>]*>&lt;\d+&gt;.png</b>", text[0])
+        assert not re.search(r"<b[^>]*>#\d+", text[0])
     for index, each in enumerate(pixels):
         tile = re.search(rf'data-name="cat/&lt;{index}&gt;.png".*?</li>', html, re.DOTALL)
         assert tile is not None
