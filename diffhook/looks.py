@@ -14,6 +14,9 @@ COLUMNS = tuple(f"input_{figure}" for figure in FIGURES)
 
 Values = npt.NDArray[np.float64]
 
+_EXTREMES = (("dark", "bright"), ("flat", "stark"), ("smooth", "rough"))
+"""What a sample is whose figure is low, and high."""
+
 _CLIP = 3.0  # deviations beyond it tell nothing of how figures go together
 _NORMAL = 1.2816  # where a standard normal has its outer tenths
 
@@ -55,6 +58,12 @@ class Usual:
             return f"its {', '.join(FIGURES[:-1])} and {FIGURES[-1]} do not go together as theirs do"
         value, low, high = (value, low, high) if figure == 0 else np.exp([value, low, high])
         return f"its {FIGURES[figure]} is {value:.3g}, that of 98% of them {low:.3g} to {high:.3g}"
+
+    def brief(self, figures: Values) -> str:
+        """The same in two words."""
+        deviations = self._deviations(figures[None])[0]
+        figure = int(np.abs(deviations).argmax())
+        return f"{_EXTREMES[figure][int(deviations[figure] > 0)]} {abs(deviations[figure]):.1f}σ"
 
     def _deviations(self, figures: Values) -> Values:
         off = figures - self._middle

@@ -19,31 +19,31 @@ import tables as evidence
 ROOT = Path(__file__).parent.parent
 
 
-def mnist(result: dict[str, Any]) -> str:
+def emoji(result: dict[str, Any]) -> str:
     """The example's outcome."""
     lines = [
-        "| finding the 100 planted samples among 5,042 | AUROC | average precision |",
+        f"| planted among {result['pictures']:,} emoji | AUROC | average precision | first page | found by |",
+        "|---" * 5 + "|",
+    ]
+    for fault, found in result["faults"].items():
+        cells = f"{found['auroc']:.3f} | {found['average_precision']:.3f}"
+        page = f"{found['on_first_page']} of {found['planted']}"
+        lines.append(f"| {fault} | {cells} | {page} | {found['by']} |")
+    siblings = result["siblings"]
+    lines += [
+        "",
+        "| who made a held-out emoji? | precision@5 of its siblings | the default's lead |",
         "|---|---|---|",
     ]
-    for key, words in (
-        ("all_signals", "all signals together"),
-        ("outliers", "norm at its timestep"),
-        ("self_influence_tracin", "TracIn self-influence"),
-    ):
-        for kind, of in (("all", ""), ("patches", ", photographic patches"), ("damaged", ", damaged digits")):
-            found = result[key]
-            lines.append(f"| {words}{of} | {found[f'auroc_{kind}']:.3f} | {found[f'ap_{kind}']:.3f} |")
-    lines += ["", "| influence on 8 + 8 queries, training events | TracIn | ReTrac |", "|---|---|---|"]
-    for name in ("held-out", "generated"):
-        for words, key in (
-            ("top-10 cardinality", "cardinality"),
-            ("top-10 with the query's label", "label_share"),
-        ):
-            values = [f"{result[f'{key}_{name}_{method}']:.3f}" for method in ("tracin", "retrac")]
-            lines.append(f"| {words}, {name} digits | {' | '.join(values)} |")
-    made = _provenance(result, "python examples/mnist.py", f", {result['seconds']:.0f} s in all")
-    lines += ["", made + evidence.outdated(result)]
-    return "\n".join(lines)
+    for name, found in siblings["precision"].items():
+        lead = siblings["lead"].get(name)
+        ahead = f"{lead['mean']:+.2f} ± {lead['error']:.2f}".replace("-", "−") if lead else "–"
+        lines.append(f"| {name} | {found['mean']:.2f} ± {found['error']:.2f} | {ahead} |")
+    more = (
+        f", {result['seconds']:.0f} s in all; {siblings['queries']} held-out emoji with five siblings each, "
+        f"by chance {siblings['chance']:.3f}; errors by bootstrap over them"
+    )
+    return "\n".join([*lines, "", _provenance(result, "python examples/emoji.py", more)])
 
 
 def capture(result: dict[str, Any]) -> str:
@@ -132,7 +132,7 @@ def _spread(found: dict[str, float], what: str) -> str:
 def overhead(result: dict[str, Any]) -> str:
     """What a budget keeps to."""
     return (
-        f"Asked to stay within {result['asked']:.0%}, capture of the MNIST example added "
+        f"Asked to stay within {result['asked']:.0%}, capture of a UNet on MNIST digits added "
         f"**{result['overhead']:.1%}** to {result['steps']} training steps (its own account: "
         f"{result['told']:.1%}) with a stride of {result['stride']}, calibration and snapshots included. "
         + _provenance(result, "python examples/benchmarks/overhead.py")
@@ -240,7 +240,7 @@ def _provenance(result: dict[str, Any], command: str, more: str = "") -> str:
 
 EVIDENCE = ("specificity", "bias", "tracing", "outliers", "lds", "counterfactual", "ablations")
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "mnist": mnist,
+    "emoji": emoji,
     "capture": capture,
     "quality": quality,
     "overhead": overhead,

@@ -13,11 +13,16 @@ from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.fisher import combined
 from diffhook.analysis.non_finite import non_finite_samples
 from diffhook.analysis.ranking import Ranking
+from diffhook.analysis.reason import Reason
 from diffhook.analysis.signals import SIGNALS, Found, Signal, View
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
 from diffhook.log.store import Location
+
+UNUSUAL = 2.0
+"""A score that about one sound sample in a hundred reaches in the sum of several signals. Each sample with
+more has a reason."""
 
 PAIRWISE = 20_000  # samples up to which all pairs are compared unless asked
 
@@ -63,15 +68,20 @@ def outliers(
     source = best_source(log, execution=execution) if source is None else source
     known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
     view = View(log, source, source_table(log, source, projected=False), execution, known)
-    found = {s.name: told for s in _signals(view, parts) if (told := s.look(view)) is not None}
+    found = {s.name: seen for s in _signals(view, parts) if (seen := s.look(view)) is not None}
     counted = _counted(found, source, parts)
     scores = np.nan_to_num(counted[0]) if len(counted) == 1 else combined(counted)
     broken = non_finite_samples(view)
     scores[list(broken)] = np.inf
-    flags = [[broken[i].words] if i in broken else [] for i in range(len(view.sample_ids))]
-    for told in found.values():
-        for position, reason in told.reasons.items():
+    flags: list[list[str]] = [[] for _ in view.sample_ids]
+    for i, told in broken.items():
+        flags[i].append(Reason(told.words, "not finite", "not finite"))
+    for signal in found.values():
+        for position, reason in signal.reasons.items():
             flags[position].append(reason)
+    together = {name: found[name] for name in _names(found, source, parts)}
+    for i in np.flatnonzero(scores > UNUSUAL).tolist() if len(together) > 1 else ():
+        flags[i] = flags[i] or [_in_sum(i, together)]
     order = np.array([*broken, *(i for i in range(len(flags)) if i not in broken)], np.intp)
     return Ranking.sort(
         view.sample_ids[order],
@@ -81,6 +91,17 @@ def outliers(
         {name: np.asarray(told.scores, np.float64)[order] for name, told in found.items()},
         log.names(),
     )
+
+
+def _in_sum(i: int, counted: Mapping[str, Found]) -> Reason:
+    """Why a sample has a high score although none of its signals alone is far out."""
+    shares = {
+        SIGNALS[name].title: float((told.scores >= told.scores[i]).mean()) for name, told in counted.items()
+    }
+    listed = ", ".join(
+        f"{title} in the highest {share:.1%}" for title, share in shares.items() if share < 0.2
+    )
+    return Reason(f"unusual in sum: {listed}", "in sum", "unusual in sum")
 
 
 def _counted(

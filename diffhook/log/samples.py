@@ -65,6 +65,15 @@ def sample_words(sample: int, names: Mapping[int, str] | None = None) -> str:
     return (names or {}).get(own, f"{own}") + ("", " (class)", f" (row {role + 1})")[min(role, 2)]
 
 
+def short_names(names: Mapping[int, str]) -> dict[int, str]:
+    """The names without the folders that all of them begin with."""
+    folders = [name[: name.rfind("/") + 1] for name in names.values()] or [""]
+    first, last = min(folders), max(folders)  # what these two share, all of them do
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    cut = first.rfind("/", 0, shared) + 1
+    return {sample: name[cut:] for sample, name in names.items()}
+
+
 class NameWriter:
     """Keeps the names of samples in a rank's files, of 10,000 each, so that many are cheap."""
 

@@ -11,21 +11,33 @@ from typing import Any
 from diffhook.errors import ConfigurationError
 from diffhook.images import open_image
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+_TORCHVISION = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+_SUFFIXES = _TORCHVISION | {".gif"}
 
 
 class Folder(Sequence[Any]):
-    """Its image files by name, or, where it holds folders only, those of its folders by path.
+    """A folder of image files, in the first of the orders that datasets read one in.
+
+    Attributes:
+        orders: by name, where image files lie in the folder itself; as torchvision's ImageFolder, class
+            folder by class folder; and as Hugging Face's imagefolder, by the whole path as text. They differ
+            where one folder's name begins another's ("cat" and "cat-2"). Those that are alike are there once.
 
     Raises:
         ConfigurationError: there are none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: list[Path] | None = None) -> None:
         self.path = path
-        self.files = _image_files(path.iterdir()) or _image_files(path.rglob("*"))
-        if not self.files:
+        self.orders = [files] if files is not None else _orders(path)
+        if not self.orders:
             raise ConfigurationError(f"{path} holds no image files ({', '.join(sorted(_SUFFIXES))})")
+        self.files = self.orders[0]
+
+    def names(self, ids: Iterable[int]) -> dict[int, str]:
+        """Id → the file's path from the folder on, of positions in the order."""
+        within = (i for i in ids if 0 <= i < len(self.files))
+        return {i: self.files[i].relative_to(self.path).as_posix() for i in within}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -63,6 +75,18 @@ class Folder(Sequence[Any]):
                 f"knows {next(iter(names.values()))!r}: is it the same dataset?"
             )
         return lambda sample: _read(found[sample]) if sample in found else None
+
+
+def _orders(path: Path) -> list[list[Path]]:
+    every = _image_files(path.rglob("*"))
+    own = [file for file in every if file.parent == path]
+    classes = [file for file in every if file.parent != path and file.suffix.lower() in _TORCHVISION]
+
+    def by_class(file: Path) -> tuple[str, str, str]:
+        return file.relative_to(path).parts[0], str(file.parent), file.name
+
+    candidates = [own, [] if own else sorted(classes, key=by_class), sorted(every, key=str)]
+    return [order for i, order in enumerate(candidates) if order and order not in candidates[:i]]
 
 
 def _image_files(paths: Iterable[Path]) -> list[Path]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy.typing as npt
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import ROLE
 from diffhook.report.folder import Folder
+from diffhook.report.likeness import Images, Likeness
 
-Images = Callable[[int], Any]
-"""sample id → an image that :func:`to_image` takes, or None where there is none."""
+logger = logging.getLogger("diffhook")
 
 _EDGE = 1.001  # of floats, with room for rounding
 _IMAGE_KEYS = ("image", "img", "images", "pixel_values", "pixels")
@@ -44,7 +45,7 @@ def find_images(
     """
     if source is None:
         return None
-    told = f"{source}" if isinstance(source, str | Path) else f"a {type(source).__name__}"
+    told = _told(source)
     if isinstance(source, str | Path):
         source = load_images(source)
     if isinstance(source, Folder) and names:
@@ -63,6 +64,84 @@ def find_images(
     raise ConfigurationError(
         f"{told} holds no images; expected a path, a function from id to image, or a dataset"
     )
+
+
+def training_images(
+    source: Any,
+    ids: npt.NDArray[np.integer[Any]],
+    names: Mapping[int, str],
+    likeness: Likeness | None,
+) -> tuple[Images | None, dict[int, str]]:
+    """The training's images, checked against what the log knows of them, and the names of their files.
+
+    Args:
+        source, ids, names: as for :func:`find_images`. A function from id to image is not checked.
+        likeness: what the log knows of each sample; None where it knows nothing.
+
+    Returns:
+        The images; one that is not its sample's raises a WrongPictureError. And id → file, where samples have
+        no names and the source is a folder.
+
+    Raises:
+        ConfigurationError: as for :func:`find_images`; or these are not the pictures that were trained on, in
+            the order in which they were.
+    """
+    found = load_images(source) if isinstance(source, str | Path) else source
+    if isinstance(found, Folder) and not names:
+        return _in_order(found, ids, likeness)
+    images = find_images(found, ids, names)
+    told = callable(found) and not hasattr(found, "__getitem__")  # a function is taken at its word
+    match = None if images is None or likeness is None or told else likeness.judge(images)
+    if match is None:
+        return images, {}
+    if match.fits is False:
+        raise ConfigurationError(_mismatch(f"the images of {_told(source)}", match.share))
+    return match.checked, {}
+
+
+def _in_order(
+    folder: Folder, ids: npt.NDArray[np.integer[Any]], likeness: Likeness | None
+) -> tuple[Images, dict[int, str]]:
+    """Files by position, in the order that fits the log."""
+    own = ids[ids < ROLE]
+    count = int(own.max(initial=-1)) + 1
+    longest = max(map(len, folder.orders))
+    if longest < count:
+        _check_positions(own, {}, longest, str(folder.path))
+    read = [Folder(folder.path, files) for files in folder.orders if len(files) >= count]
+    matches = [
+        None if likeness is None else likeness.judge(_of_first_rows(each.__getitem__)) for each in read
+    ]
+    right = [
+        (each, match.checked)
+        for each, match in zip(read, matches, strict=True)
+        if match is not None and match.fits
+    ]
+    if not right and any(match is not None and match.fits is False for match in matches):
+        share = max(match.share for match in matches if match is not None)
+        raise ConfigurationError(_mismatch(f"the {longest:,} image files in {folder.path}", share))
+    if not right and any(each.files[:count] != read[0].files[:count] for each in read):
+        raise ConfigurationError(
+            f"the image files in {folder.path} can be read in several orders, and the log cannot tell "
+            "which the training had: pass a function from id to image, or the dataset itself"
+        )
+    chosen, images = right[0] if right else (read[0], _of_first_rows(read[0].__getitem__))
+    if len(chosen) > count:
+        logger.warning("%s holds %d images; the log knows %d samples", folder.path, len(chosen), count)
+    return images, chosen.names(own.tolist())
+
+
+def _mismatch(what: str, share: float) -> str:
+    return (
+        f"{what} are not what was trained on, in that order: only {share:.0%} of those compared have the "
+        "mean, contrast and roughness that the log has of their sample. Is a file extra, missing or "
+        "renamed? Pass the folder as it was, the dataset itself, or a function from id to image, which is "
+        "not checked"
+    )
+
+
+def _told(source: Any) -> str:
+    return f"{source}" if isinstance(source, str | Path) else f"a {type(source).__name__}"
 
 
 def _of_first_rows(images: Images) -> Images:

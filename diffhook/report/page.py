@@ -15,13 +15,15 @@ import diffhook
 from diffhook import words
 from diffhook.analysis import Ranking, Scores, bias, influence, influence_by_timestep, outliers
 from diffhook.analysis.bias import Generality, generality
-from diffhook.analysis.execution import MEMORY
+from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.tables import loss_queries
 from diffhook.console import progress_bar
 from diffhook.errors import LogError
 from diffhook.log import RunLog
-from diffhook.report.images import find_images
+from diffhook.log.samples import short_names
+from diffhook.report.images import find_images, training_images
+from diffhook.report.likeness import Images, Likeness
 from diffhook.report.parts.alerts import alerts_part
 from diffhook.report.parts.generality import generality_part
 from diffhook.report.parts.norms import norms_part
@@ -78,9 +80,11 @@ def write_page(
     run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
     ranking = outliers(log, source, **run) if ranking is None else ranking
     asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
-    shown_images = log.thumbnails or None if images is None else images
-    thumbnails = Thumbnails(find_images(shown_images, ranking.sample_ids, log.names()))
-    scores = {name: _scores(log, name, source, run) for name in asked}
+    found, files = _pictures(log, images, ranking, run)
+    thumbnails = Thumbnails(found)
+    ranking = replace(ranking, names=ranking.names or files)
+    names = short_names(ranking.names)
+    scores = {name: _scores(log, name, source, names, run) for name in asked}
     with progress_bar(progress) as bar:
         for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):
             thumbnails(sample)
@@ -90,7 +94,7 @@ def write_page(
         *_queries(log, asked, scores, thumbnails, k, run),
         _norms(log, source, run),
         generality_part(_generality(scores), scores, thumbnails),
-        alerts_part(log.alerts(), _last_step(log), thumbnails, ranking.names),
+        alerts_part(log.alerts(), _last_step(log), thumbnails, names),
     ]
     thumbnails.check()
     page = render(
@@ -104,8 +108,20 @@ def write_page(
     return len(content)
 
 
-def _scores(log: RunLog, name: str, source: str | None, run: Mapping[str, Any]) -> list[Scores]:
-    found = [influence(log, name, method, source, **run) for method in COMPARED]
+def _pictures(
+    log: RunLog, images: Any, ranking: Ranking, run: Mapping[str, Any]
+) -> tuple[Images | None, dict[int, str]]:
+    """The log's own thumbnails are its samples'; pictures from elsewhere are checked."""
+    if images is None:
+        return find_images(log.thumbnails or None, ranking.sample_ids), {}
+    likeness = Likeness.of(log, Execution(**run))
+    return training_images(images, ranking.sample_ids, log.names(), likeness)
+
+
+def _scores(
+    log: RunLog, name: str, source: str | None, names: Mapping[int, str], run: Mapping[str, Any]
+) -> list[Scores]:
+    found = [replace(influence(log, name, method, source, **run), names=names) for method in COMPARED]
     for each in found:
         _ = each.values  # one pass over the rows; all that follows reads it
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffhook.images import shrunk
-from diffhook.report.images import Images
+from diffhook.report.likeness import Images, WrongPictureError
 
 _QUALITY = 82  # WebP; enough for a picture of an inch
 _TINY = 32  # pixels; so small, each one counts and is cheap
@@ -16,10 +16,16 @@ _TINY = 32  # pixels; so small, each one counts and is cheap
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A picture as a data URI, or the reason why there is none."""
+    """A picture as a data URI, or the reason why there is none.
+
+    Attributes:
+        problem: the reason, in a sentence.
+        label: the same in two or three words.
+    """
 
     uri: str = ""
     problem: str = ""
+    label: str = "cannot be read"
 
 
 class Thumbnails:
@@ -55,6 +61,8 @@ class Thumbnails:
         try:
             image = images(sample)
             return None if image is None else Thumbnail(data_uri(image, self.size))
+        except WrongPictureError as error:
+            return Thumbnail(problem=str(error), label="another picture")
         except (OSError, ValueError, LookupError, TypeError) as error:
             self._error = self._error or error
             return Thumbnail(problem=f"{type(error).__name__}: {error}")

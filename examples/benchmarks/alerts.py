@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import digits, patches
 from machine import machine
-from mnist import make_model
+from models import digits_unet
 
 from diffhook import Alerts, open_log
 from diffhook.capture import (
@@ -63,7 +63,7 @@ def train(
     torch.manual_seed(seed)
     loader = DataLoader(TensorDataset(torch.from_numpy(images)[:, None]), 32, shuffle=True)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
-    model = make_model()
+    model = digits_unet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     accelerator = Accelerator()
     DiffHook(accelerator, log, projection_dim=0, alerts=alerts, strict=True)

@@ -48,6 +48,21 @@ def _case(name: str, model: nn.Module, batch: int, channels: int, size: int, **e
     return Case(name, model.to(DEVICE), inputs, target.to(DEVICE))
 
 
+def digits_unet() -> UNet2DModel:
+    """For MNIST digits: 0.9 M parameters, three resolutions, attention at the lowest."""
+    return UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(24, 48, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+        attention_head_dim=16,
+    )
+
+
 def small_unet(batch: int = 32) -> Case:
     model = UNet2DModel(
         sample_size=32,

@@ -1,8 +1,8 @@
-"""What a budget keeps to: the README's example, trained with diffhook and without, in turn.
+"""What a budget keeps to: a small UNet on MNIST digits, trained with diffhook and without, in turn.
 
     python examples/benchmarks/overhead.py [--steps 630] [--overhead 0.05]
 
-Two loops with equal seeds, of the four epochs that the example trains, take turns, ten steps at a
+Two loops with equal seeds, of four epochs, take turns, ten steps at a
 time, so that a noisy machine hits both alike. Everything counts: calibration, the first pass's
 survey, snapshots, the writer. Saves examples/results/overhead.json.
 """
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import digits
 from machine import machine
-from mnist import make_model
+from models import digits_unet
 
 from diffhook.integrations.accelerate import DiffHook
 
@@ -38,12 +38,12 @@ _BLOCK = 10  # steps of one loop before the other has its turn
 
 
 def training(log: Path | None, **options: Any) -> Iterator[None]:
-    """The example's loop, one optimiser step at a time; with a hook if ``log`` is given."""
+    """A plain loop, one optimiser step at a time; with a hook if ``log`` is given."""
     torch.manual_seed(0)
     images, _ = digits()
     loader = DataLoader(TensorDataset(torch.from_numpy(images)[:, None]), BATCH, shuffle=True)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
-    model = make_model()
+    model = digits_unet()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     accelerator = Accelerator()
     hook = None if log is None else DiffHook(accelerator, log, snapshot_every=len(loader), **options)

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/quality.py [--steps 400] [--samples 100] [--seeds 5] [--quick]
 
-Three models: the MNIST example's UNet on digits, and two DiTs on colour patches of two photographs, that of
+Three models: a UNet on MNIST digits, and two DiTs on colour patches of two photographs, that of
 the capture benchmark and one of width 384. The rank correlation (Spearman) over all pairs of samples between
 projected and exact inner products, and between their cosines, stands beside that of a dense Rademacher
 projection to the same D: means over seeds, and their standard deviations. Norms and gradients under bf16 and
@@ -30,8 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import digits
 from machine import machine
-from mnist import make_model
-from models import dit
+from models import digits_unet, dit
 
 from diffhook.gradients import PerSampleGradients
 
@@ -42,7 +41,7 @@ _BLOCK = 1 << 15  # columns of a dense projection alive at once
 
 def unet_on_digits() -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
     images, _ = digits()
-    return make_model(), torch.from_numpy(images)[:, None], {}
+    return digits_unet(), torch.from_numpy(images)[:, None], {}
 
 
 def dit_on_patches(**config: int) -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
@@ -65,7 +64,7 @@ def wide_dit_on_patches() -> tuple[nn.Module, Tensor, dict[str, Tensor]]:
 
 
 MODELS = {
-    "UNet of the MNIST example": unet_on_digits,
+    "UNet 0.9 M on MNIST digits": unet_on_digits,
     "DiT 1.4 M on colour patches": dit_on_patches,
     "DiT 5.8 M, width 384, on colour patches": wide_dit_on_patches,
 }

@@ -30,8 +30,13 @@ from tests.runs import identified, train
 DIM, COUNT, LOUD, LOSSY, TWIN, BROKEN = 32, 60, 7, 11, 13, 17
 
 
-def made_log(path: Path, dim: int = DIM, images: Mapping[int, np.ndarray] | None = None) -> diffhook.RunLog:
-    """LOUD has large norms on all visits, LOSSY large losses, TWIN the gradients of 12, BROKEN a NaN."""
+def made_log(
+    path: Path, dim: int = DIM, images: Mapping[int, np.ndarray] | None = None, grid: bool = False
+) -> diffhook.RunLog:
+    """LOUD has large norms on all visits, LOSSY large losses, TWIN the gradients of 12, BROKEN a NaN.
+
+    With ``grid``, the rows are there as probes too.
+    """
     described = config()
     described["identity"]["projection"] = {"dim": dim, "seed": 0, "kind": "full" if dim else "none"}
     rng = np.random.default_rng(0)
@@ -55,7 +60,8 @@ def made_log(path: Path, dim: int = DIM, images: Mapping[int, np.ndarray] | None
             "weight": np.full(COUNT, 0.25, np.float32),
             "grad_norm": norm.astype(np.float32),
         }
-        writer.put("train", {**rows, "projection": unit.astype(np.float32)} if dim else rows)
+        for table in ("train", "probe") if grid else ("train",):
+            writer.put(table, {**rows, "projection": unit.astype(np.float32)} if dim else rows)
     for sample, image in (images or {}).items():
         writer.thumbnail(sample, png(image, 8))
     writer.snapshot(Snapshot(6, 0.1, 0.6, writer.session), b"")
@@ -88,18 +94,24 @@ def test_planted_samples_come_first_with_their_reasons(log: diffhook.RunLog) -> 
     assert "repeated: among the highest tenth of norms on 12 of 12 visits" in flags_of(ranking, LOUD)
     assert "pulls the model by itself" in flags_of(ranking, LOUD)
     assert "loss far above its timestep's on" in flags_of(ranking, LOSSY)
-    assert "gradients like sample 12's" in flags_of(ranking, TWIN)
+    assert "near-duplicate" not in flags_of(ranking, TWIN), "events cannot tell"
     assert TWIN not in ranking.sample_ids[:8], "what occurs twice is no outlier for that"
 
 
-@pytest.mark.parametrize(
-    ("shade", "verdict"), [(0.01, "pixels too (correlation 1.00)"), (1.0, "not the pixels (correlation ")]
-)
-def test_pixels_confirm_a_near_duplicate_or_deny_it(tmp_path: Path, shade: float, verdict: str) -> None:
+@pytest.mark.parametrize("shade", [0.01, 1.0, None])
+def test_a_near_duplicate_is_one_on_the_grid_and_in_pixels(tmp_path: Path, shade: float | None) -> None:
     rng = np.random.default_rng(0)
     first, second = rng.random((2, 8, 8))
-    images = {12: first, TWIN: (1 - shade) * first + shade * second}
-    assert verdict in flags_of(diffhook.outliers(made_log(tmp_path / "log", images=images)), TWIN)
+    images = {} if shade is None else {12: first, TWIN: (1 - shade) * first + shade * second}
+    log = made_log(tmp_path / "log", images=images, grid=True)
+    flags = {sample: flags_of(diffhook.outliers(log, "probe"), sample) for sample in range(COUNT)}
+    told = {sample for sample in flags if "near-duplicate" in flags[sample]}
+    assert told == ({12, TWIN} if shade == 0.01 else set())
+    if told:
+        assert "near-duplicate of sample 12: cosine of gradients 1.00" in flags[TWIN]
+        assert flags[TWIN].endswith("correlation of pixels 1.00")
+    events = diffhook.outliers(log, "train")
+    assert not any("near-duplicate" in flag for flags in events.flags for flag in flags)
 
 
 def test_parts_say_what_the_score_is_made_of(log: diffhook.RunLog) -> None:

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.datasets import load_sample_images
 
+from diffhook.capture.appearance import appearance
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log import store as files
 from diffhook.log.samples import name_id
 from diffhook.log.table_writer import TableWriter
+from diffhook.looks import COLUMNS
 
 DIM = 16
 BATCH = 8
 QUERIES = 6
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "identity": {
         "projection": {"dim": DIM, "seed": 0, "kind": "sketch"},
         "parameters": [["inward.weight", [6, 1, 3, 3]], ["inward.bias", [6]]],
@@ -44,18 +47,23 @@ def write_log(
     *,
     alerts: bool = True,
     names: Sequence[str] | None = None,
+    images: npt.NDArray[np.uint8] | None = None,
 ) -> RunLog:
     """Gradients that fall with the timestep; every 20th sample pulls 30 times as hard; one is NaN.
 
-    With names, sample i has the name i and an id that is made of it.
+    With names, sample i has the name i and an id that is made of it. With images, (samples, H, W, C), rows
+    have the figures of theirs, as a loop that trains on [−1, 1] sees them.
     """
     rng = np.random.default_rng(0)
-    writer = LogWriter(path, CONFIG)
+    writer = LogWriter(path, CONFIG if images is None else _for_images(images.shape[-1]))
     steps = samples * epochs // BATCH
     sample = np.concatenate([rng.permutation(samples) for _ in range(epochs)])[: steps * BATCH]
     rows = _rows(rng, sample, np.repeat(np.arange(steps), BATCH), _directions(samples))
     rows["grad_norm"][sample % 20 == 3] *= 30
     rows["grad_norm"][sample == 7] = np.nan
+    if images is not None:
+        clean = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        rows |= dict(zip(COLUMNS, appearance(clean)[sample].numpy().T, strict=True))
     if names is not None:
         rows["sample"] = np.array([name_id(name) for name in names])[sample]
         writer.keep_names({name_id(name): name for name in names})
@@ -69,6 +77,11 @@ def write_log(
     writer.close()
     write_queries(path, "held-out")
     return open_log(path)
+
+
+def _for_images(channels: int) -> dict[str, Any]:
+    model = {"class": "diffusers.UNet2DModel", "config": {"in_channels": channels}}
+    return {**CONFIG, "identity": {**CONFIG["identity"], "model": model}}
 
 
 def photographs(count: int, size: int = 96) -> npt.NDArray[np.uint8]:

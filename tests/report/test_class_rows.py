@@ -70,10 +70,10 @@ def test_the_page_shows_class_images_by_their_sample_and_without_a_picture(
     place = [str(tmp_path / "log"), "--images", str(images)]
     assert main(["outliers", *place, "--html", str(page)]) == 0
     html = page.read_text()
-    tiles = re.findall(r'<li class="tile" data-sample="(\d+)" data-name="(\d+)".*?</li>', html, re.DOTALL)
-    assert sorted(tiles) == sorted((str(i), str(i)) for i in range(SAMPLES) for _ in range(2))
-    odd = html[html.index("<b>#3 (class)</b>") - 400 : html.index("<b>#3 (class)</b>")]
-    assert 'aria-label="Select sample 3 (class)"' in odd
+    tiles = re.findall(r'<li class="tile" data-sample="(\d+)" data-name="(\d+.png)".*?</li>', html, re.DOTALL)
+    assert sorted(tiles) == sorted((str(i), f"{i}.png") for i in range(SAMPLES) for _ in range(2))
+    odd = html[html.index(">3.png (class)<") - 400 : html.index(">3.png (class)<")]
+    assert 'aria-label="Select sample 3.png (class)"' in odd
     assert html.count("data:image/webp") == SAMPLES
     assert "cannot be read" not in html
     assert str(ROLE)[:8] not in html

@@ -19,9 +19,10 @@ from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.tables import loss_queries
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog
+from diffhook.log.samples import short_names
 from diffhook.report import write_page
 from diffhook.report.parts.norms import norms_part, sentences
-from diffhook.report.parts.outliers import kind_of, outliers_part
+from diffhook.report.parts.outliers import outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
 from diffhook.report.parts.run import run_part
 from diffhook.report.thumbnails import Thumbnails, data_uri
@@ -78,14 +79,17 @@ def test_words_from_the_log_are_escaped(page_file: Path) -> None:
 
 def test_every_query_lists_the_samples_that_influence_names(log: RunLog, page_file: Path) -> None:
     listed = re.findall(r'<ol class="influences.*?</ol>', page_file.read_text(), re.DOTALL)
-    found = [[int(sample) for sample in re.findall(r"<b>#(\d+)</b>", row)] for row in listed]
+    found = [[int(sample) for sample in re.findall(r"<b[^>]*>#(\d+)</b>", row)] for row in listed]
     expected = []
     scores = [diffhook.influence(log, "held-out", method) for method in COMPARED]
     for query in range(QUERIES):
         for each in scores:
             for sign in (1, -1):
                 top = each.top(8, opponents=sign < 0)
-                expected.append(top.sample_ids[query][sign * top.scores[query] > 0].tolist())
+                known = each.certainty(top, opponents=sign < 0)
+                beyond = np.ones(8, np.bool_) if known is None else known.beyond[query]
+                named = top.sample_ids[query][(sign * top.scores[query] > 0) & beyond].tolist()
+                expected.append(named or top.sample_ids[query].tolist())
     assert found == expected
 
 
@@ -117,6 +121,32 @@ def test_errors_and_timesteps_are_drawn_where_known(log: RunLog) -> None:
     top = [scores.top(k).scores, scores.top(k, opponents=True).scores]
     within = sum(int((np.abs(part) <= 1.96 * 0.25e-4).sum()) for part in top)
     assert drawn.html.count('<li class="noise">') == within, "what draws of noise may have made is grey"
+
+
+def test_an_opponent_has_a_negative_score_beyond_its_error(log: RunLog) -> None:
+    scores = diffhook.influence(log, "held-out", "retrac")
+
+    def part(values: np.ndarray, error: float) -> str:
+        vars(scores)["values"] = values
+        for cached in ("errors", "margins"):
+            vars(scores).pop(cached, None)
+        vars(scores)["_uncertainty"] = Uncertainty(np.full_like(values, error), np.full_like(values, 1e6))
+        drawn = queries_part("held-out", [scores], NONE, NONE, k=2, queries=1)
+        assert drawn is not None
+        return str(drawn.html)
+
+    def lists(html: str) -> dict[str, int]:
+        found = re.findall(r'<ol class="influences (\w+)".*?</ol>', html, re.DOTALL)
+        rows = re.findall(r'<ol class="influences \w+".*?</ol>', html, re.DOTALL)
+        return {kind: row.count("<li") for kind, row in zip(found, rows, strict=True)}
+
+    values = np.tile(np.linspace(-1, 1, scores.values.shape[1], dtype=np.float32), (QUERIES, 1))
+    assert lists(part(values, 0.1)) == {"proponents": 2, "opponents": 2}
+    assert lists(part(values + 2, 0.1)) == {"proponents": 2, "least": 2}, "all scores are positive"
+    assert lists(part(values, 10.0)) == {"most": 2, "least": 2}, "noise"
+    one = values.copy()
+    one[:, 1:] += 2
+    assert lists(part(one, 0.1)) == {"proponents": 2, "opponents": 1}
 
 
 def test_bias_is_told_with_its_direction_and_size(log: RunLog) -> None:
@@ -175,11 +205,30 @@ def test_the_score_s_parts_are_sort_orders(log: RunLog) -> None:
     assert keys == [f"{i}|{'' if i == 3 else i}|{ids[i]}" for i in range(5)], "rank, −loss, id; NaN is empty"
 
 
-def test_reasons_of_one_kind_share_a_filter() -> None:
-    assert kind_of("norm far above its timestep's on 2 of 3 visits") == kind_of(
-        "norm far above its timestep's on 11 of 13 visits"
+def test_reasons_are_filtered_by_kind_shown_in_brief_and_told_in_a_sentence(log: RunLog) -> None:
+    drawn = outliers_part(diffhook.outliers(log), NONE)
+    assert drawn is not None
+    offered = re.findall(r'<option value="([^"*]+)">([^<]+) \((\d+)\)', drawn.html)
+    kinds = re.findall(r'data-kinds="([^"]*)"', drawn.html)
+    assert {"norm", "not finite"} <= {kind for kind, *_ in offered}
+    assert not any(re.search(r"\d", kind) for kind, *_ in offered)
+    for kind, title, count in offered:
+        assert title == kind
+        assert sum(kind in each.split("|") for each in kinds) == int(count)
+    loud = re.search(
+        r'data-sample="23" .*?</li>\n</ol>|data-sample="23" .*?</details>', drawn.html, re.DOTALL
     )
-    assert kind_of("cosine 0.98 with #12") != kind_of("loss 4.5e-3 above")
+    assert loud is not None
+    assert re.search(
+        r'title="norm far above its timestep&#39;s on \d of 3 visits">norm \+[\d.]+σ</span>', loud[0]
+    )
+    assert re.search(r"<li>norm far above its timestep&#39;s on \d of 3 visits</li>", loud[0])
+
+
+def test_each_sample_with_a_high_score_has_a_reason(log: RunLog) -> None:
+    ranking = diffhook.outliers(log)
+    assert all(flags for flags, score in zip(ranking.flags, ranking.scores, strict=True) if score > 2)
+    assert any("unusual in sum: " in flag for flags in ranking.flags for flag in flags)
 
 
 def test_an_image_that_cannot_be_read_is_shown_as_such(log: RunLog, tmp_path: Path) -> None:
@@ -218,13 +267,13 @@ def test_samples_with_names_have_their_pictures_and_are_listed_by_name(tmp_path:
     for part in ("queries-0", "alerts", "generality"):
         text = re.search(rf'id="{part}".*?</section>', html, re.DOTALL)
         assert text is not None
-        assert re.search(r"<b>cat/&lt;\d+&gt;.png</b>", text[0])
-        assert not re.search(r"<b>#\d+", text[0])
+        assert re.search(r"<b[^>]*>&lt;\d+&gt;.png</b>", text[0])
+        assert not re.search(r"<b[^>]*>#\d+", text[0])
     for index, each in enumerate(pixels):
         tile = re.search(rf'data-name="cat/&lt;{index}&gt;.png".*?</li>', html, re.DOTALL)
         assert tile is not None
         assert data_uri(each) in tile[0]
-        assert f">cat/&lt;{index}&gt;.png</span>" in tile[0]
+        assert f">&lt;{index}&gt;.png</span>" in tile[0]
 
 
 def test_when_no_image_can_be_read_the_first_error_is_raised(log: RunLog, tmp_path: Path) -> None:
@@ -258,3 +307,18 @@ def _with_parts(ranking: diffhook.analysis.Ranking, parts: Any) -> diffhook.anal
     except TypeError:
         vars(ranking)["parts"] = parts
         return ranking
+
+
+def test_names_are_shown_without_the_folders_that_all_share_and_listed_whole(tmp_path: Path) -> None:
+    names = [
+        f"/data/pictures of mine/cats/{'old' if index % 2 else 'new'}/{index}.png" for index in range(16)
+    ]
+    write_page(tmp_path / "page.html", write_log(tmp_path / "log", 16, 1, names=names))
+    html = (tmp_path / "page.html").read_text()
+    assert set(re.findall(r'data-name="([^"]+)"', html)) == set(names)
+    assert set(re.findall(r'<span class="name">([^<]+)<', html)) == {
+        name[len("/data/pictures of mine/cats/") :] for name in names
+    }
+    assert short_names({1: "/a/b.png"}) == {1: "b.png"}
+    assert short_names({1: "ab/c.png", 2: "ac/d.png"}) == {1: "ab/c.png", 2: "ac/d.png"}
+    assert short_names({}) == {}

@@ -1,4 +1,4 @@
-"""Near-duplicates: samples whose gradients point the same way, confirmed by pixels where the log has them."""
+"""Near-duplicates: samples whose gradients on the grid point the same way, and whose pixels agree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diffhook.analysis.duplicates import nearest_neighbours
 from diffhook.analysis.pixels import ALIKE, correlation
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
 from diffhook.analysis.standardize import robust_deviations
-from diffhook.log.samples import sample_words
+from diffhook.log.samples import sample_words, short_names
 
 CLOSE = 0.9  # cosine
 _SAME = 1e-6  # 1 − cosine, of float16 projections of one gradient
@@ -17,7 +17,11 @@ _FAR = 4.0  # robust deviations: in some runs most samples' gradients are near a
 
 @register
 class Duplicate(Signal):
-    """Cosine to the nearest other sample. Told beside the score: what occurs twice is no outlier for that."""
+    """Cosine to the nearest other sample. Told beside the score: what occurs twice is no outlier for that.
+
+    A pair is called a near-duplicate only on the grid, where all gradients are of the same noise, and only
+    where the log's thumbnails of both show the same.
+    """
 
     name = "duplicate"
     title = "nearness to another sample"
@@ -32,21 +36,24 @@ class Duplicate(Signal):
         found = nearest_neighbours(view.table, view.execution)
         near = -np.log(np.maximum(1 - found.cosines, _SAME))
         close = (found.cosines > CLOSE) & (np.nan_to_num(robust_deviations(near)) > _FAR)
+        scores = found.cosines.astype(float)
+        if view.source != "probe":  # events of one sample are as far apart as those of two
+            return Found(scores, {})
         names, thumbnails = view.log.names(), view.log.thumbnails
-
-        def reason(index: int) -> str:
-            other = int(found.neighbours[index])
-            alike = correlation(thumbnails, int(found.sample_ids[index]), other)
-            of_gradients = f"gradients like sample {sample_words(other, names)}'s"
-            return f"{of_gradients} (cosine {found.cosines[index]:.2f}){_verdict(alike)}"
-
-        return Found(found.cosines.astype(float), flagged(close, reason))
-
-
-def _verdict(alike: float | None) -> str:
-    """What the pixels say to it."""
-    if alike is None:
-        return ": near-duplicate?"
-    if alike >= ALIKE:
-        return f", and pixels too (correlation {alike:.2f}): near-duplicate"
-    return f", but not the pixels (correlation {alike:.2f}): alike to the model only"
+        alike = {
+            int(i): correlation(thumbnails, int(found.sample_ids[i]), int(found.neighbours[i]))
+            for i in np.flatnonzero(close)
+        }
+        twins = np.array([close[i] and (alike[i] or 0) >= ALIKE for i in range(len(close))])
+        return Found(
+            scores,
+            flagged(
+                twins,
+                "near-duplicate",
+                lambda i: f"like {sample_words(int(found.neighbours[i]), short_names(names))}",
+                lambda i: (
+                    f"near-duplicate of sample {sample_words(int(found.neighbours[i]), names)}: cosine of "
+                    f"gradients {found.cosines[i]:.2f}, correlation of pixels {alike[i]:.2f}"
+                ),
+            ),
+        )

@@ -34,4 +34,12 @@ class Input(Signal):
         usual = Usual(figures[known])
         distances = usual.distances(figures)
         far = np.nan_to_num(robust_deviations(distances)) > _FAR
-        return Found(distances, flagged(far, lambda i: f"looks unlike the others: {usual.words(figures[i])}"))
+        return Found(
+            distances,
+            flagged(
+                far,
+                "looks",
+                lambda i: f"{usual.brief(figures[i])}",
+                lambda i: f"looks unlike the others: {usual.words(figures[i])}",
+            ),
+        )

@@ -26,13 +26,26 @@ class Label(Signal):
         contrasts = self._contrasts(view)
         if contrasts is not None:
             words = "denoised better under another label or caption than its own (loss {:.0%} less): wrong?"
-            reasons = flagged(_stand_out(contrasts), lambda i: words.format(1 - np.exp(-contrasts[i])))
+            reasons = flagged(
+                _stand_out(contrasts),
+                "wrong label?",
+                lambda i: f"other label fits {1 - np.exp(-contrasts[i]):.0%} better",
+                lambda i: words.format(1 - np.exp(-contrasts[i])),
+            )
             return Found(contrasts, reasons)
         if view.labels is None or not view.table.dim:
             return None
         nearer = label_neighbours(view.table, view.labels, view.execution)
         words = "gradients nearer to those of samples with another label (cosine +{:.2f}): wrong label?"
-        return Found(nearer, flagged(_stand_out(nearer), lambda i: words.format(nearer[i])))
+        return Found(
+            nearer,
+            flagged(
+                _stand_out(nearer),
+                "wrong label?",
+                lambda i: f"other label +{nearer[i]:.2f}",
+                lambda i: words.format(nearer[i]),
+            ),
+        )
 
     def _contrasts(self, view: View) -> Floats | None:
         """(N,); None where no probe tried labels."""

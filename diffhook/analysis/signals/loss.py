@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffhook.analysis.signals.signal import Floats, Found, Signal, View, flagged, register
-from diffhook.analysis.signals.visits import NOTABLE
+from diffhook.analysis.signals.visits import NOTABLE, often
 from diffhook.analysis.standardize import robust_deviations
 
 
@@ -28,10 +28,19 @@ class Loss(Signal):
             far = np.nan_to_num(robust_deviations(on_grid)) > NOTABLE
             times = np.exp(on_grid - np.nanmedian(on_grid))
             return Found(
-                on_grid, flagged(far, lambda i: f"mean loss {times[i]:.2g} times the typical sample's")
+                on_grid,
+                flagged(
+                    far,
+                    "loss",
+                    lambda i: f"loss × {times[i]:.2g}",
+                    lambda i: f"mean loss {times[i]:.2g} times the typical sample's",
+                ),
             )
         reasons = flagged(
-            high > 0, lambda i: f"loss far above its timestep's on {high[i]} of {seen[i]} visits"
+            often(high, seen),
+            "loss",
+            lambda i: f"loss {view.losses.mean[i]:+.1f}σ",
+            lambda i: f"loss far above its timestep's on {high[i]} of {seen[i]} visits",
         )
         return Found(view.losses.mean, reasons)
 

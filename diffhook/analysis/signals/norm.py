@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
+from diffhook.analysis.signals.visits import often
 
 
 @register
@@ -16,7 +17,11 @@ class Norm(Signal):
 
     def look(self, view: View) -> Found:
         high, seen = view.norms.notable.astype(int), view.norms.seen.astype(int)
+        scores = view.norms.mean
         reasons = flagged(
-            high > 0, lambda i: f"norm far above its timestep's on {high[i]} of {seen[i]} visits"
+            often(high, seen),
+            "norm",
+            lambda i: f"norm {scores[i]:+.1f}σ",
+            lambda i: f"norm far above its timestep's on {high[i]} of {seen[i]} visits",
         )
-        return Found(view.norms.mean, reasons)
+        return Found(scores, reasons)

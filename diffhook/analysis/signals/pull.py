@@ -28,7 +28,15 @@ class _SelfInfluence(Signal):
             logs = np.log(ranking.scores)
         logs[~np.isfinite(logs)] = np.nan
         scores[np.searchsorted(view.sample_ids, ranking.sample_ids)] = robust_deviations(logs)
-        return Found(scores, flagged(np.nan_to_num(scores) > NOTABLE, lambda _: self.words))
+        return Found(
+            scores,
+            flagged(
+                np.nan_to_num(scores) > NOTABLE,
+                self.title,
+                lambda i: f"{self.title} {scores[i]:+.1f}σ",
+                lambda _: self.words,
+            ),
+        )
 
 
 @register

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Plan, distinct_samples, grouped
+from diffhook.analysis.reason import Reason
 from diffhook.analysis.samples import SampleMeans, Whole
 from diffhook.analysis.signals.visits import Visits, count_visits
 from diffhook.log import Block, RunLog, Table
@@ -26,11 +27,11 @@ class Found:
 
     Attributes:
         scores: (N,) float64, high: an outlier; NaN where it knows nothing.
-        reasons: position of a sample → words, for those that stand out.
+        reasons: position of a sample → why, for those that stand out.
     """
 
     scores: Floats
-    reasons: dict[int, str]
+    reasons: dict[int, Reason]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def register(kind: type[Signal]) -> type[Signal]:
     return kind
 
 
-def flagged(which: npt.NDArray[np.bool_], words: Callable[[int], str]) -> dict[int, str]:
-    """Reasons for the samples that ``which`` names."""
-    return {int(index): words(int(index)) for index in np.flatnonzero(which)}
+def flagged(
+    which: npt.NDArray[np.bool_], kind: str, brief: Callable[[int], str], words: Callable[[int], str]
+) -> dict[int, Reason]:
+    """Reasons for the samples that ``which`` names: in a few words with their strength, and in a sentence."""
+    return {int(i): Reason(words(int(i)), kind, brief(int(i))) for i in np.flatnonzero(which)}

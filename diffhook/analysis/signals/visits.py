@@ -57,6 +57,12 @@ def count_visits(
     return Visits(seen, mean, notable, high, infinite)
 
 
+def often(notable: npt.NDArray[np.int_], seen: npt.NDArray[np.int_]) -> npt.NDArray[np.bool_]:
+    """Whether a quarter of the visits or more were notable: one of many is chance."""
+    found: npt.NDArray[np.bool_] = (notable > 0) & (4 * notable >= seen)
+    return found
+
+
 @dataclass(frozen=True)
 class _Counts:
     sample_ids: npt.NDArray[np.int64]

@@ -18,13 +18,14 @@ from diffhook.capture.alerts.norm_outlier import NormOutlier
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.repeated_offender import RepeatedOffender
 from diffhook.capture.alerts.settings import Alerts
-from diffhook.capture.alerts.sinks import to_logging
+from diffhook.capture.alerts.sinks import Brief, to_logging
 from diffhook.capture.alerts.watch import Watch
 
 __all__ = [
     "DETECTORS",
     "Alert",
     "Alerts",
+    "Brief",
     "Detector",
     "Dominating",
     "Drift",

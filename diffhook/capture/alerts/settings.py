@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from diffhook.capture.alerts.delivery import Sink
 from diffhook.capture.alerts.detector import DEFAULT_RATE, DETECTORS, Detector, all_detectors, checked_rate
 from diffhook.capture.alerts.quarantine import Quarantine
-from diffhook.capture.alerts.sinks import to_logging
+from diffhook.capture.alerts.sinks import Brief
 from diffhook.capture.checks import check_choice
 from diffhook.errors import ConfigurationError
 
@@ -19,8 +19,9 @@ class Alerts:
 
     Attributes:
         detectors: None for one of each registered kind, at the given rate.
-        sinks: callables that take an :class:`Alert`; None for Python's logging and, in a training run,
-            the accelerator's trackers. The log takes every alert, whatever the sinks.
+        sinks: callables that take an :class:`Alert`; None for Python's logging, which is told the first of
+            each kind in words and then their number, and, in a training run, the accelerator's trackers. The
+            log takes every alert, whatever the sinks.
         rate: false alarms that each statistical detector may raise per row (or step) of a run in which
             nothing is wrong.
         quarantine: True, or a :class:`Quarantine`, to leave samples out of the following epochs.
@@ -69,7 +70,7 @@ class Alerts:
         full = replace(
             alerts,
             detectors=all_detectors(alerts.rate) if alerts.detectors is None else list(alerts.detectors),
-            sinks=[to_logging, *usual_sinks] if alerts.sinks is None else list(alerts.sinks),
+            sinks=[Brief(), *usual_sinks] if alerts.sinks is None else list(alerts.sinks),
             quarantine=Quarantine() if alerts.quarantine is True else alerts.quarantine,
         )
         own = any(detector.kind not in DETECTORS for detector in full.detectors or ())

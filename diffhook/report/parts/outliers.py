@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -11,12 +10,11 @@ import numpy as np
 
 from diffhook import words
 from diffhook.analysis import Ranking
+from diffhook.analysis.reason import Reason
 from diffhook.analysis.signals import SIGNALS
-from diffhook.log.samples import split_id
+from diffhook.log.samples import sample_words, short_names, split_id
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import Thumbnail, Thumbnails
-
-_KINDS = 12  # kinds of reasons offered as filter
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Tile:
     Attributes:
         sample: its id, which the further rows of a sample in a batch share.
         listed: what an exclude list has of it: its name, or its id.
-        name: the same, and which row it is.
+        name: the same without the folders that all names begin with, and which row it is.
         keys: what it can be sorted by, in the order of the part's ``orders``; "" sorts last.
     """
 
@@ -35,8 +33,7 @@ class Tile:
     name: str
     score: str
     picture: Thumbnail | None
-    reasons: tuple[str, ...]
-    kinds: tuple[str, ...]
+    reasons: tuple[Reason, ...]
     keys: tuple[str, ...]
 
 
@@ -45,27 +42,26 @@ def outliers_part(ranking: Ranking, thumbnails: Thumbnails, top: int = 500, page
     if not len(ranking):
         return None
     names, keys = _orders(ranking, top)
+    short = short_names(ranking.names)
     tiles = [
         Tile(
             split_id(int(sample))[0],
             ranking.named(split_id(int(sample))[0]),
-            ranking.named(int(sample)),
+            sample_words(int(sample), short),
             words.number(float(score)),
             thumbnails(int(sample)),
-            flags,
-            kinds,
+            tuple(map(Reason.of, flags)),
             key,
         )
-        for sample, score, flags, kinds, key in zip(
+        for sample, score, flags, key in zip(
             ranking.sample_ids[:top],
             ranking.scores[:top],
             ranking.flags[:top],
-            (tuple(map(kind_of, flags)) for flags in ranking.flags[:top]),
             keys,
             strict=True,
         )
     ]
-    kinds = Counter(kind for tile in tiles for kind in set(tile.kinds))
+    kinds = Counter(kind for tile in tiles for kind in {reason.kind for reason in tile.reasons})
     return part(
         "outliers",
         "Samples that stand out",
@@ -73,16 +69,11 @@ def outliers_part(ranking: Ranking, thumbnails: Thumbnails, top: int = 500, page
         ranking=ranking,
         tiles=tiles,
         orders=names,
-        kinds=kinds.most_common(_KINDS),
+        kinds=kinds.most_common(),
         named=bool(ranking.names),
         flagged=sum(bool(flags) for flags in ranking.flags),
         page=page,
     )
-
-
-def kind_of(reason: str) -> str:
-    """A reason without its numbers, so that those of one kind are alike."""
-    return re.sub(r"[+−-]?\d[\d,.]*(e[+-]?\d+)?%?", "…", reason)
 
 
 def _orders(ranking: Ranking, top: int) -> tuple[list[str], list[tuple[str, ...]]]:

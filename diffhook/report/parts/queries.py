@@ -35,13 +35,20 @@ class Influence:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one method says of one query. A sample without a positive score is no proponent, and one without a
-    negative score no opponent, though it may be among the highest or the lowest."""
+    """What one method says of one query.
+
+    Attributes:
+        proponents: of the highest scores, those that are positive beyond their error.
+        opponents: of the lowest, those that are negative beyond it.
+        most, least: the highest and the lowest, where none of them is.
+    """
 
     method: str
     unit: str
     proponents: list[Influence]
     opponents: list[Influence]
+    most: list[Influence]
+    least: list[Influence]
 
 
 @dataclass(frozen=True)
@@ -135,9 +142,15 @@ def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | N
         ]
         half = ids.shape[1] // 2
         unit = words.power(exponent) if exponent else "1"
-        pro = [one for one, value in zip(influences[:half], values[row, :half], strict=True) if value > 0]
-        con = [one for one, value in zip(influences[half:], values[row, half:], strict=True) if value < 0]
-        found.append(Answer(title_of(scores.method), unit, pro, con))
+        pro, con = (
+            [one for one, value in zip(part, signed, strict=True) if value > 0 and one.beyond]
+            for part, signed in (
+                (influences[:half], values[row, :half]),
+                (influences[half:], -values[row, half:]),
+            )
+        )
+        most, least = ([] if pro else influences[:half]), ([] if con else influences[half:])
+        found.append(Answer(title_of(scores.method), unit, pro, con, most, least))
     return found
 
 
