@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         near_duplicates,
         outliers,
         self_influence,
+        without,
     )
     from diffhook.analysis.generated import generate
     from diffhook.analysis.query import query
@@ -41,6 +42,7 @@ _HOMES = {
     "outliers": "diffhook.analysis",
     "query": "diffhook.analysis.query",
     "self_influence": "diffhook.analysis",
+    "without": "diffhook.analysis",
 }
 __all__ = [
     "Alerts",
@@ -61,6 +63,7 @@ __all__ = [
     "outliers",
     "query",
     "self_influence",
+    "without",
 ]
 
 

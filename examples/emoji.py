@@ -126,14 +126,16 @@ def generate(model: UNet2DModel, steps: int = 50) -> dict[str, Tensor]:
 
 
 def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict[str, float]]:
-    """AUROC and average precision of each kind of fault among the sound pictures, by what is to find it."""
+    """AUROC and average precision of each kind of fault among the sound pictures, by what is to find it; of
+    copies among those without siblings, which are near copies by nature."""
     found = {}
     for fault in FAULTS:
-        kept = [name_id(data.names[i]) for i in np.flatnonzero(np.isin(data.faults, ["", fault]))]
+        among = np.isin(data.faults, ["", fault]) & ((data.families < 0) | (not fault.endswith("copy")))
+        kept = [name_id(data.names[i]) for i in np.flatnonzero(among)]
         by = _RANKED_BY.get(fault)
         scores = ranking.scores if by is None else np.nan_to_num(ranking.parts[by], nan=-np.inf)
-        among = np.isin(ranking.sample_ids, kept)
-        ids, values = ranking.sample_ids[among], scores[among]
+        chosen = np.isin(ranking.sample_ids, kept)
+        ids, values = ranking.sample_ids[chosen], scores[chosen]
         of_kind = diffhook.analysis.Ranking.sort(ids, values, [[] for _ in ids], fault)
         names = [data.names[i] for i in np.flatnonzero(data.faults == fault)]
         if fault.endswith("copy"):  # of two that are alike, nothing tells which is the copy

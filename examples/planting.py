@@ -119,7 +119,7 @@ def _damaged(picture: Pixels, fault: str, rng: np.random.Generator) -> Pixels:
 
 
 def _nearly(picture: Pixels) -> Pixels:
-    """The same a little darker and saved as a JPEG, as another export of a picture is."""
+    """The same saved as a JPEG, as another export of a picture is."""
     buffer = io.BytesIO()
-    Image.fromarray((0.95 * picture).round().astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    Image.fromarray(picture).save(buffer, "JPEG", quality=60)
     return np.asarray(Image.open(buffer))

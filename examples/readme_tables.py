@@ -41,7 +41,8 @@ def emoji(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {found['mean']:.2f} ± {found['error']:.2f} | {ahead} |")
     more = (
         f", {result['seconds']:.0f} s in all; {siblings['queries']} held-out emoji with five siblings each, "
-        f"by chance {siblings['chance']:.3f}; errors by bootstrap over them"
+        f"by chance {siblings['chance']:.3f}; errors by bootstrap over them; "
+        "copies are sought among emoji without siblings"
     )
     return "\n".join([*lines, "", _provenance(result, "python examples/emoji.py", more)])
 

@@ -2,6 +2,7 @@
 
 from diffhook.analysis.bias import BiasReport, bias
 from diffhook.analysis.duplicates import Neighbours, near_duplicates
+from diffhook.analysis.exclude_list import without
 from diffhook.analysis.influence import influence
 from diffhook.analysis.methods import METHODS, Method
 from diffhook.analysis.outliers import outliers
@@ -24,4 +25,5 @@ __all__ = [
     "near_duplicates",
     "outliers",
     "self_influence",
+    "without",
 ]

@@ -18,6 +18,7 @@ from diffhook.capture.familiarity import Familiarity
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
+from diffhook.console import announce
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import LogWriter, Rows, Snapshot, open_log
@@ -336,6 +337,11 @@ class Recorder:
 
     def _run_probe(self, objective: Objective, probe: Probe, step: int, lr_sum: float) -> None:
         start = time.perf_counter()
+        if not self.probe_seconds:
+            samples = len(probe.ids(len(probe.dataset)))
+            announce(
+                f"diffhook: probing {samples:,} samples at step {step:,}; training pauses at each snapshot"
+            )
         engine = self.engine.sibling(self.engine.model, group_size=probe.grid.draws)
         for rows in probe.run(
             engine,

@@ -13,11 +13,15 @@ from axe_playwright_python.sync_playwright import Axe
 from diffhook.log import RunLog
 from diffhook.report import write_page
 from tests.report.conftest import SAMPLES
-from tests.report.logs import write_log
+from tests.report.logs import photographs, write_log
 
 pytestmark = pytest.mark.browser
 
 _PATIENCE = 120_000  # ms: a busy machine is slow, not wrong
+
+
+_TEXT_OUTSIDE = """boxes => boxes.filter(box => [...box.querySelectorAll('*')].some(
+    each => each.getBoundingClientRect().right > box.getBoundingClientRect().right + 1)).length"""
 
 
 class Visit:
@@ -163,6 +167,26 @@ def test_axe_finds_no_serious_violation(browser: Any, page_file: Path, scheme: s
     assert serious == {}
     overflow = "document.documentElement.scrollWidth - innerWidth"
     assert visit.tab.evaluate(overflow) <= 0, "a page must not scroll sideways"
+    visit.context.close()
+
+
+def test_names_as_long_as_paths_wrap_at_every_width(browser: Any, tmp_path: Path) -> None:
+    names = [
+        f"set/{'a-long-folder-name-' * 4}{i}/{'an_even_longer_file_name_' * 4}{i}.png" for i in range(64)
+    ]
+    log = write_log(tmp_path / "log", 64, 1, names=names)
+    images = dict(zip(sorted(log.names()), photographs(64, 16), strict=True))
+    write_page(tmp_path / "page.html", log, images=images)
+    visit = Visit(browser, tmp_path / "page.html")
+    for width in (320, 390, 1280, 2200):
+        visit.tab.set_viewport_size({"width": width, "height": 900})
+        for scheme in ("light", "dark"):
+            visit.tab.emulate_media(color_scheme=scheme)
+            visit.tab.screenshot(path=tmp_path / f"page-{width}-{scheme}.png", full_page=True)
+        assert visit.tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        outside = visit.tab.locator(".tile, .influences > li").evaluate_all(_TEXT_OUTSIDE)
+        assert outside == 0, "text beside its picture overprints its neighbour"
+    assert visit.said == []
     visit.context.close()
 
 

@@ -102,6 +102,7 @@ def queries_part(
         f"What made these images: {name}" if name else "What made these images",
         f"Influences: {name}",
         name=name,
+        k=k,
         names=scores[0].names,
         queries=asked,
         total=len(scores[0].query_ids),
