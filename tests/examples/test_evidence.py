@@ -40,7 +40,13 @@ def test_timestep_bias(tmp_path: Path) -> None:
 
 def test_specificity(tmp_path: Path) -> None:
     rows = quick("specificity", tmp_path)["rows"]
-    assert [row["source"] for row in rows] == ["events"] * 5 + ["probes"] * 5 + ["images", "labels"]
+    assert [row["source"] for row in rows] == [
+        *["events"] * 5,
+        *["probes"] * 5,
+        *["a tenth"] * 5,
+        "images",
+        "labels",
+    ]
     assert all(0 <= row["own_label"]["mean"] <= 1 for row in rows)
 
 

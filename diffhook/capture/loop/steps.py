@@ -174,7 +174,7 @@ class Steps:
         Returns whether one was.
         """
         recorder = self._recorder
-        if recorder is None or not recorder.staged_rows:
+        if recorder is None or not recorder.staged_rows or self.inside:  # a closure zeroes before each call
             return False
         if self._moves is not None and not self._are_seen() and self._moves.moved():
             self._absences.tell(
