@@ -15,11 +15,11 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji.py"
 SMALL = dict(
     zip(
         ("epochs", "families", "singles", "planted", "held-out", "timesteps", "label-timesteps"),
-        (1, 6, 40, 2, 4, 2, 1),
+        (1, 4, 24, 1, 3, 2, 1),
         strict=True,
     )
 )
-PICTURES = 6 * 6 + 40 - 4 + 2 * 2  # without those held out, with the copies
+PICTURES = 4 * 6 + 24 - 3 + 2 * 1  # without those held out, with the copies
 
 
 @pytest.fixture(scope="module")
@@ -54,5 +54,5 @@ def test_its_page_and_its_ranking_name_the_files(ran: tuple[Path, str]) -> None:
     page = (out / "page.html").read_text()
     assert set(re.findall(r'data-name="([^"]+)"', page)) == files
     assert len(files) == PICTURES
-    assert page.count('class="query"') == 4 + 8
+    assert page.count('class="query"') == 3 + 8
     assert len((out / "outliers.csv").read_text().splitlines()) == PICTURES + 1
