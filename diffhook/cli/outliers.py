@@ -1,4 +1,4 @@
-"""Rank the samples that are broken, foreign, or pull the model alone.
+"""Rank the samples that are broken, mislabelled or foreign, or that drive the model alone.
 
 example: diffhook outliers runs/butterflies --top 50 --csv outliers.csv --exclude 50 excluded.txt
 """

@@ -6,6 +6,9 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from torch.utils.data import DataLoader
 
 import diffhook
 from diffhook.cli import main
+from diffhook.cli.main import COMMANDS
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log.samples import name_id
 from tests.models import unet
@@ -161,11 +165,40 @@ def test_report_shows_queries_beside_their_proponents(workspace: Path, tmp_path:
 
 
 def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    from diffhook.cli.main import COMMANDS
-
-    for module in COMMANDS:
-        assert run(module.__name__.rpartition(".")[2], "--help") == 0
+    for name, summary in COMMANDS.items():
+        assert run(name, "--help") == 0
         assert "example: diffhook" in capsys.readouterr().out
+        documented = import_module(f"diffhook.cli.{name}").__doc__ or ""
+        assert documented.partition("\n\n")[0] == summary
+
+
+def test_help_loads_nothing_that_it_does_not_need() -> None:
+    heavy = ("torch", "numpy", "scipy", "dask", "zarr", "jinja2", "rich")
+    code = f"""
+import sys
+from diffhook.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print("loaded", [name for name in {heavy} if name in sys.modules])
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "loaded []" in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("diffhook outl", "outliers"), ("diffhook outliers log --ex", "--exclude")]
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: str, tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    asked = {
+        "_ARGCOMPLETE": "1",
+        "COMP_LINE": typed,
+        "COMP_POINT": str(len(typed)),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+    }
+    subprocess.run([sys.executable, "-m", "diffhook"], env=os.environ | asked, check=True)
+    assert offered in answer.read_text()
 
 
 @pytest.mark.parametrize("place", [[], ["no/such/log"]], ids=["without a log", "with one"])

@@ -149,7 +149,7 @@ def test_a_scheduler_named_beside_a_pipeline_or_a_log_has_their_betas(
     own = ("query", pixels / "log", "--images", pixels / "images", "--scheduler", "DDIMScheduler", *grid)
     recorded = diffhook.open_log(pixels / "log")
     recorded.config["identity"]["objective"]["scheduler_config"]["beta_end"] = 0.03
-    args = parser().parse_args([str(a) for a in own])
+    args = parser("query").parse_args([str(a) for a in own])
     assert _objective(recorded, args, None).scheduler.config.beta_end == 0.03
 
 
