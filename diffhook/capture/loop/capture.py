@@ -157,7 +157,7 @@ class Capture:
         try:
             yield
         finally:
-            self.on(events.LoaderEnded(object()))
+            self.shield(self._left)
 
     def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
         if self._is_over():
@@ -166,6 +166,9 @@ class Capture:
         named = None if timesteps is None else named_timesteps(timesteps)
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
         self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
+
+    def _left(self) -> None:
+        self.on(events.LoaderEnded(object()))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
