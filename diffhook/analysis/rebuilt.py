@@ -26,13 +26,14 @@ def build_objective(log: RunLog, pipeline: SavedPipeline | None = None) -> Diffu
     Raises:
         ConfigurationError: the log records none that can be rebuilt, and there is no pipeline.
     """
-    described = log.config["identity"]["objective"]
+    described = log.objective
     if described is not None:
         return DiffusionObjective.from_description(described)
     if pipeline is not None:
         return DiffusionObjective(pipeline.training_scheduler())
+    why = f" ({log.objective_words})" if log.objective_words else ""
     raise ConfigurationError(
-        "the log does not record the training loss: name its scheduler with --scheduler, or the pipeline "
+        f"the log does not know the training loss{why}: name its scheduler with --scheduler, or the pipeline "
         "with --pipeline, or call diffhook.query(..., objective=...)"
     )
 

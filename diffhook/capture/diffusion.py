@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from diffhook.capture.distance import Distance, make_distance
 from diffhook.capture.inputs import Inputs, default_inputs
 from diffhook.capture.noise import noise_bank
 from diffhook.capture.objective import Prediction
@@ -18,7 +19,7 @@ from diffhook.log.schema import json_like
 
 
 class DiffusionObjective:
-    """Weighted mean squared error of ε-, v-, sample- or flow-prediction.
+    """Weighted mean error of ε-, v-, sample- or flow-prediction.
 
     Example:
         >>> objective = DiffusionObjective(DDPMScheduler(), weighting=MinSNR(gamma=5.0))
@@ -34,13 +35,16 @@ class DiffusionObjective:
             :func:`diffhook.capture.inputs.default_inputs`.
         prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction"; by default the
             scheduler's.
-        weighting: on the loss: :class:`MinSNR`, "snr", "sigma_sqrt", "cosmap", or a function
-            timesteps (B,) → weights (B,), which a log names but cannot bring back.
+        weighting: on the loss: :class:`MinSNR`, "snr", "debiased", "sigma_sqrt", "cosmap", "p2", or a
+            function timesteps (B,) → weights (B,), which a log names but cannot bring back.
         noise_offset: so much of one further draw per channel is added to the noise.
         timestep_scale: factor on the timestep that the model is told, such as 1/1000 for Flux.
+        distance: of the prediction from its target: "squared", "absolute", "huber", "pseudo_huber", or one
+            of :mod:`diffhook.capture.distance`.
+        factor: on the whole loss.
 
     Raises:
-        ConfigurationError: an unknown prediction type or weighting, or a scheduler that cannot
+        ConfigurationError: an unknown prediction type, weighting or distance, or a scheduler that cannot
             serve it.
     """
 
@@ -53,6 +57,8 @@ class DiffusionObjective:
         weighting: Weighting | str | Callable[[Tensor], Tensor] | None = None,
         noise_offset: float = 0.0,
         timestep_scale: float = 1.0,
+        distance: Distance | str | None = None,
+        factor: float = 1.0,
     ) -> None:
         self.scheduler = scheduler
         self.inputs = inputs
@@ -60,6 +66,8 @@ class DiffusionObjective:
         self.weighting = make_weighting(weighting)
         self.noise_offset = noise_offset
         self.timestep_scale = timestep_scale
+        self.distance = make_distance(distance)
+        self.factor = factor
 
     @property
     def prediction_type(self) -> str:
@@ -91,8 +99,10 @@ class DiffusionObjective:
         output = predicted_tensor(model(noisy, told, **arguments))
         exact = torch.promote_types(output.dtype, torch.float32)
         target = self.parametrization.target(clean, noise, timesteps)
-        weights = self.weighting(timesteps, self.parametrization)
-        return Prediction(output.to(exact), target.to(exact), weights.to(exact))
+        if output.dim() > 1 and output.shape[1] == 2 * target.shape[1]:
+            output = output[:, : target.shape[1]]  # the rest are variances, which the loss leaves alone
+        weights = self.factor * self.weighting(timesteps, self.parametrization)
+        return Prediction(output.to(exact), target.to(exact), weights.to(exact), self.distance)
 
     def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
         return self.predict(model, batch, timesteps, noise_seeds).losses()
@@ -117,6 +127,8 @@ class DiffusionObjective:
             weighting=make_weighting(description["weighting"]),
             noise_offset=description["noise_offset"],
             timestep_scale=description["timestep_scale"],
+            distance=make_distance(description["distance"]),
+            factor=description["factor"],
         )
 
     def describe(self) -> dict[str, Any]:
@@ -126,6 +138,8 @@ class DiffusionObjective:
             "weighting": self.weighting.describe(),
             "noise_offset": self.noise_offset,
             "timestep_scale": self.timestep_scale,
+            "distance": self.distance.describe(),
+            "factor": self.factor,
             "scheduler": type(self.scheduler).__name__,
             "scheduler_config": json_like(
                 {k: v for k, v in dict(self.scheduler.config).items() if not k.startswith("_")}

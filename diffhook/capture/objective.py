@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from diffhook.capture.distance import Distance, Squared
+
 
 class Prediction(NamedTuple):
     """What the model made of a batch, and what it should have made.
@@ -14,15 +16,17 @@ class Prediction(NamedTuple):
         output: (B, …) the model's prediction.
         target: (B, …) of the same shape, without gradient.
         weights: (B,) factors on the samples' losses.
+        distance: of an output's element from its target's.
     """
 
     output: Tensor
     target: Tensor
     weights: Tensor
+    distance: Distance = Squared()
 
     def losses(self) -> Tensor:
-        """(B,) weighted mean squared errors."""
-        return (self.output - self.target).square().flatten(1).mean(1) * self.weights
+        """(B,) weighted mean distances."""
+        return self.distance(self.output - self.target).flatten(1).mean(1) * self.weights
 
 
 @runtime_checkable

@@ -55,32 +55,54 @@ class MinSNR(Weighting):
         return clamped * parametrization.sample_factor(timesteps)
 
 
-class SNR(Weighting):
-    """SNR: with sample prediction, the loss of ε-prediction."""
+class SNRPower(Weighting):
+    """SNRᵖ; with p = 1 and sample prediction ε-prediction's loss, p = −½ "debiased" (2310.08442)."""
 
-    kind = "snr"
+    kind = "snr_power"
 
-    def __call__(self, timesteps: Tensor, parametrization: Parametrization) -> Tensor:
-        return parametrization.snr(timesteps)
-
-
-class SigmaSqrt(Weighting):
-    """σ⁻², which Stable Diffusion 3's scripts call sigma_sqrt (arXiv 2403.03206)."""
-
-    kind = "sigma_sqrt"
+    def __init__(self, power: float = 1.0) -> None:
+        self.power = power
 
     def __call__(self, timesteps: Tensor, parametrization: Parametrization) -> Tensor:
-        return parametrization.sigmas(timesteps) ** -2.0
+        return parametrization.snr(timesteps) ** self.power
+
+
+class P2(Weighting):
+    """(k + SNR)^−γ (arXiv 2204.00227)."""
+
+    kind = "p2"
+
+    def __init__(self, gamma: float = 1.0, k: float = 1.0) -> None:
+        self.gamma, self.k = gamma, k
+
+    def __call__(self, timesteps: Tensor, parametrization: Parametrization) -> Tensor:
+        return (self.k + parametrization.snr(timesteps)) ** -self.gamma
+
+
+class SigmaPower(Weighting):
+    """σᵖ: with p = −2 what Stable Diffusion 3's scripts call sigma_sqrt (arXiv 2403.03206), with p = 2 what
+    they do to the flow's error where they precondition outputs."""
+
+    kind = "sigma_power"
+
+    def __init__(self, power: float = -2.0) -> None:
+        self.power = power
+
+    def __call__(self, timesteps: Tensor, parametrization: Parametrization) -> Tensor:
+        return parametrization.sigmas(timesteps) ** self.power
 
 
 class CosMap(Weighting):
-    """2 / (π (1 − 2σ + 2σ²)) (arXiv 2403.03206)."""
+    """2 σᵖ / (π (1 − 2σ + 2σ²)); p = 0 (arXiv 2403.03206), but 2 where outputs are preconditioned."""
 
     kind = "cosmap"
 
+    def __init__(self, power: float = 0.0) -> None:
+        self.power = power
+
     def __call__(self, timesteps: Tensor, parametrization: Parametrization) -> Tensor:
         sigmas = parametrization.sigmas(timesteps)
-        return 2 / (math.pi * (1 - 2 * sigmas + 2 * sigmas**2))
+        return 2 * sigmas**self.power / (math.pi * (1 - 2 * sigmas + 2 * sigmas**2))
 
 
 class Custom(Weighting):
@@ -98,8 +120,15 @@ class Custom(Weighting):
         return {"kind": self.kind, "name": getattr(self.function, "__qualname__", str(self.function))}
 
 
+NAMED = {
+    "snr": {"kind": SNRPower.kind, "power": 1.0},
+    "debiased": {"kind": SNRPower.kind, "power": -0.5},
+    "sigma_sqrt": {"kind": SigmaPower.kind, "power": -2.0},
+}
+"""Names that papers and scripts have for some of them."""
+
 WEIGHTINGS: dict[str, type[Weighting]] = {
-    kind.kind: kind for kind in (Uniform, MinSNR, SNR, SigmaSqrt, CosMap)
+    kind.kind: kind for kind in (Uniform, MinSNR, SNRPower, P2, SigmaPower, CosMap)
 }
 
 
@@ -115,7 +144,8 @@ def make_weighting(given: Any) -> Weighting:
         return given
     if callable(given):
         return Custom(given)
-    described = {"kind": given} if isinstance(given, str) else dict(given)
+    described: dict[str, Any] = NAMED.get(given, {"kind": given}) if isinstance(given, str) else given
+    described = dict(described)
     kind = described.pop("kind", None)
     if kind == Custom.kind:
         raise ConfigurationError(
@@ -123,7 +153,8 @@ def make_weighting(given: Any) -> Weighting:
             "back: pass the objective yourself"
         )
     if kind not in WEIGHTINGS:
+        known = ", ".join([*WEIGHTINGS, *NAMED])
         raise ConfigurationError(
-            f"weighting is {given!r}; expected one of {', '.join(WEIGHTINGS)}, or a function of timesteps"
+            f"weighting is {given!r}; expected one of {known}, or a function of timesteps"
         )
     return WEIGHTINGS[kind](**described)

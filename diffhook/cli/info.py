@@ -85,6 +85,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "model": (identity.get("model") or {}).get("class"),
         "trained parameters": len(identity.get("parameters") or ()),
         "parameters left out": read_summary(log).get("parameters_left_out", {}),
+        "training loss": log.objective_words or None,
         "projection": projection["kind"],
         "projection dimension": projection["dim"],
         "filled": _filled(log),

@@ -170,7 +170,7 @@ def _schedule(log: RunLog, pipeline: Any) -> dict[str, Any]:
     """The configuration that a scheduler of another class starts from: its betas."""
     if pipeline is not None:
         return dict(pipeline.training_scheduler().config)
-    return (log.config["identity"]["objective"] or {}).get("scheduler_config", {})
+    return (log.objective or {}).get("scheduler_config", {})
 
 
 def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:

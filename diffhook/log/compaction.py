@@ -18,6 +18,7 @@ from diffhook.log import thumbnails
 from diffhook.log.alerts import write_alerts
 from diffhook.log.index import LINKED
 from diffhook.log.lineage import Session
+from diffhook.log.objective import OBJECTIVE
 from diffhook.log.reader import RunLog, open_log
 from diffhook.log.root import write_root
 from diffhook.log.samples import NameWriter
@@ -269,7 +270,7 @@ def _copy_rest(store: Store, logs: Sequence[RunLog]) -> None:
         for sample_id, png in log.thumbnails.items():
             images.add(sample_id, png)
     images.flush()
-    for name in ("plan.json", "summary.json"):
+    for name in ("plan.json", "summary.json", OBJECTIVE):
         contents = (files.get(log.store, name) for log in logs)
         content = next((found for found in contents if found is not None), None)
         if content is not None:

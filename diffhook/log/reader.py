@@ -12,6 +12,7 @@ from diffhook.log import store as files
 from diffhook.log.alerts import read_alerts
 from diffhook.log.index import LogIndex
 from diffhook.log.lineage import Session
+from diffhook.log.objective import objective_words, read_objective
 from diffhook.log.root import read_config
 from diffhook.log.schema import SCHEMA_VERSION
 from diffhook.log.snapshots import Snapshot
@@ -115,6 +116,20 @@ class RunLog(Displayed):
     def names(self) -> dict[int, str]:
         """Sample id → name; empty where samples are numbered. See :mod:`diffhook.log.samples`."""
         return self.index.names
+
+    @property
+    def objective(self) -> dict[str, Any] | None:
+        """The training loss, as the hook was told it or recognised it; None where the log does not know.
+
+        Raises:
+            LogError: what was recorded of it is damaged.
+        """
+        return read_objective(self.store, self.config)
+
+    @property
+    def objective_words(self) -> str:
+        """What is known of it, or why nothing is, in a line; "" where the log says neither."""
+        return objective_words(self.store, self.config)
 
     def alerts(self) -> list[dict[str, Any]]:
         """Alerts of all ranks, by step."""

@@ -282,7 +282,7 @@ class Dumb(nn.Module):
         (lambda: diffhook.DiffusionObjective(DDPM, prediction_type="x0"), "is 'x0'; expected one of epsilon"),
         (lambda: diffhook.DiffusionObjective(SHIFTED, prediction_type="epsilon"), "has no add_noise"),
         (lambda: diffhook.DiffusionObjective(DDPM, prediction_type="flow_prediction"), "has no scale_noise"),
-        (lambda: diffhook.DiffusionObjective(DDPM, weighting="p2"), "is 'p2'; expected one of uniform"),
+        (lambda: diffhook.DiffusionObjective(DDPM, weighting="p3"), "is 'p3'; expected one of uniform"),
         (lambda: MinSNR(0), "gamma is 0; expected a positive"),
         (
             lambda: diffhook.DiffusionObjective.from_description(

@@ -25,6 +25,8 @@ from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
+from diffhook.capture.loop.objective_told import tell_objective
+from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.optimizer_watch import OptimizerWatch
 from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.loop.probing import training_probe
@@ -33,6 +35,7 @@ from diffhook.capture.loop.session import Session
 from diffhook.capture.loop.succession import Succession
 from diffhook.capture.loop.summary import plan_text, summary, why_nothing
 from diffhook.capture.preconditioner import adam_preconditioner
+from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.capture.recorder import Recorder
 from diffhook.capture.settings import Settings
 from diffhook.console import announce
@@ -95,6 +98,7 @@ class Capture:
             rank=rank,
             processes=processes,
             thumbnails=settings.thumbnails,
+            objective=ObjectiveWatch(self.attachment, self._judged),
             shield=self.shield,
         )
         if not self.closed:
@@ -286,6 +290,10 @@ class Capture:
                 "models count",
                 names,
             )
+
+    def _judged(self, verdict: Recognised | Refusal) -> None:
+        if self.session.recorder is not None and self.session.steps.rank == 0:
+            tell_objective(verdict, self.settings.objective, self.session.recorder)
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
         if self.session.steps.rank > 0:

@@ -27,6 +27,7 @@ class DenoiserCall:
         module: that was called.
         timesteps: (B,), in the model's units; a copy, since loops change theirs in place.
         by_name: by an argument that is called so; otherwise it is the second one, and a guess.
+        arguments: what it was called with, where the pass is observed.
         prediction: reads the rows' losses off its output's gradient.
         answered: its output has been seen.
         reached: by the backward.
@@ -35,6 +36,7 @@ class DenoiserCall:
     module: nn.Module
     timesteps: Tensor
     by_name: bool
+    arguments: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None
     prediction: PredictionGradient | None = None
     answered: bool = False
     reached: bool = False
@@ -49,16 +51,21 @@ class DenoiserCall:
             with suppress(ConfigurationError):  # an output of another kind: its losses stay unknown
                 predicted = predicted_tensor(output)
                 if predicted.dim() > 1 and predicted.requires_grad:
-                    self.prediction = PredictionGradient(predicted, tape)
+                    self.prediction = PredictionGradient(predicted, tape, keep=self.arguments is not None)
 
     def _on_gradient(self, _: Tensor) -> None:
         self.reached = True
 
 
 class DenoiserCalls:
-    """Those of one pass, in their order."""
+    """Those of one pass, in their order.
 
-    def __init__(self) -> None:
+    Args:
+        observed: keep what they were called with, and their outputs' gradients.
+    """
+
+    def __init__(self, *, observed: bool = False) -> None:
+        self.observed = observed
         self._calls: list[DenoiserCall] = []
 
     def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -74,13 +81,14 @@ class DenoiserCalls:
             return
         told = find_timesteps(module, args, kwargs)
         if told is not None:
-            self._calls.append(DenoiserCall(module, told.values.clone(), told.by_name))
+            arguments = (args, kwargs) if self.observed else None
+            self._calls.append(DenoiserCall(module, told.values.clone(), told.by_name, arguments))
 
     def answered(self, module: nn.Module, output: Any, tape: Tape, read_losses: bool) -> None:
         """A module has answered."""
         for call in reversed(self._calls):
             if call.module is module and not call.answered:
-                call.seen(output, tape, read_losses)
+                call.seen(output, tape, read_losses or self.observed)
                 return
 
     def find_errors(self, loss: Tensor) -> None:
@@ -111,8 +119,15 @@ class DenoiserCalls:
         Of several, such as a ControlNet's output and that of the frozen model behind it, the one whose error
         the loss squares; if none is seen to be, the first.
         """
-        known = [call.prediction for call in self.of_loss() if call.prediction is not None]
-        return next((one for one in known if one.found), known[0] if known else None)
+        call = self.deciding
+        return None if call is None else call.prediction
+
+    @property
+    def deciding(self) -> DenoiserCall | None:
+        """The call whose :attr:`prediction` that is."""
+        known = [call for call in self.of_loss() if call.prediction is not None]
+        squared = (call for call in known if call.prediction is not None and call.prediction.found)
+        return next(squared, known[0] if known else None)
 
     def of_loss(self) -> list[DenoiserCall]:
         """The calls that the backward has gone through; told by name, if any was."""

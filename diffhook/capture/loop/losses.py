@@ -41,30 +41,40 @@ class PredictionGradient:
     Args:
         predicted: (B, …).
         tape: of the engine; paused while backward passes of its own run, whose gradients do not count.
+        keep: keep output and gradient themselves.
+
+    Attributes:
+        output, gradient, difference: (B, …) where they are kept, the last where it is found as errors are.
+        errors: (B,) mean squared errors, where they are found in the loss's graph.
     """
 
-    def __init__(self, predicted: Tensor, tape: Tape) -> None:
+    def __init__(self, predicted: Tensor, tape: Tape, *, keep: bool = False) -> None:
         self._tape = tape
+        self.output = predicted.detach() if keep else None
+        self.gradient: Tensor | None = None
+        self.difference: Tensor | None = None
         self._shape = predicted.shape
         self._elements = predicted[0].numel()
         self._squares: Tensor | None = None
-        self._errors: Tensor | None = None  # (B,) mean squared errors
+        self.errors: Tensor | None = None
         predicted.register_hook(partial(tape.guard, self._collect))
 
     def _collect(self, gradient: Tensor) -> None:
         if not self._tape.paused:
             self._squares = gradient.detach().flatten(1).float().square().sum(1)
+            self.gradient = None if self.output is None else gradient.detach()
 
     def find_errors(self, loss: Tensor) -> None:
         """Look for the squared error in the graph of a loss, while that still has it."""
         difference = _difference(loss, self._shape)
         if difference is not None:
-            self._errors = difference.detach().flatten(1).float().square().mean(1)
+            self.difference = None if self.output is None else difference.detach()
+            self.errors = difference.detach().flatten(1).float().square().mean(1)
 
     @property
     def found(self) -> bool:
         """Whether the loss squares this prediction's error."""
-        return self._errors is not None
+        return self.errors is not None
 
     def read(self, undo: float, batch_loss: float | None, parts: int = 1) -> Reading:
         """The rows' losses, if they make the batch's.
@@ -77,10 +87,10 @@ class PredictionGradient:
         if self._squares is None or batch_loss is None:
             return Reading(None)
         squares = self._squares * (undo**2 * self._elements / 4)  # w² · error
-        if self._errors is None or len(self._errors) != len(squares):
+        if self.errors is None or len(self.errors) != len(squares):
             return _agreeing(squares, batch_loss, parts)  # w = 1
-        weights = torch.where(self._errors > 0, (squares / self._errors).sqrt(), torch.zeros(()).to(squares))
-        reading = _agreeing(weights * self._errors, batch_loss, parts)
+        weights = torch.where(self.errors > 0, (squares / self.errors).sqrt(), torch.zeros(()).to(squares))
+        reading = _agreeing(weights * self.errors, batch_loss, parts)
         return reading._replace(weight=float(weights.mean()))
 
 
@@ -143,7 +153,7 @@ def _constant(node: Any) -> float | None:
 
 
 def _difference(loss: Tensor, shape: torch.Size) -> Tensor | None:
-    """prediction − target, of ``shape``, where the graph of a loss squares it."""
+    """prediction − target, where the graph of a loss squares it; of ``shape``, or unpacked from it."""
     waiting: deque[Any] = deque([loss.grad_fn])
     seen: set[Any] = set()
     while waiting and len(seen) < _DEPTH:
@@ -152,7 +162,7 @@ def _difference(loss: Tensor, shape: torch.Size) -> Tensor | None:
             continue
         seen.add(node)
         found = _squared_by(node)
-        if found is not None and found.shape == shape:
+        if found is not None and found.dim() and (len(found), found.numel()) == (shape[0], shape.numel()):
             return found
         waiting.extend(following for following, _ in node.next_functions)
     return None

@@ -17,6 +17,7 @@ from diffhook.capture.loop.denoiser_calls import DenoiserCalls
 from diffhook.capture.loop.identity import Unmatched
 from diffhook.capture.loop.losses import unexplained_factor
 from diffhook.capture.loop.micro_batch import MicroBatch
+from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.row_finder import UNSHOWN, RowFinder
 from diffhook.capture.loop.staging import Staging
 from diffhook.capture.loop.steps import Steps
@@ -38,6 +39,7 @@ class Session:
         reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
         rank, processes: this process's number, and how many share the batch.
         thumbnails: longest side of those to keep; 0: none.
+        objective: recognises the training loss.
         shield: through which runs what is called by the loop's own operations.
     """
 
@@ -52,6 +54,7 @@ class Session:
         rank: int = 0,
         processes: int = 1,
         thumbnails: int = 0,
+        objective: ObjectiveWatch,
         shield: Callable[..., Any],
     ) -> None:
         self.plan = plan
@@ -59,7 +62,10 @@ class Session:
         self.absences = Absences()
         self.rows = RowFinder(shield)
         self.steps = Steps(plan, self.absences, steps_are_seen, rank, processes)
-        self.staging = Staging(plan, self.steps, self.absences, reduction=reduction, thumbnails=thumbnails)
+        self.staging = Staging(
+            plan, self.steps, self.absences, objective, reduction=reduction, thumbnails=thumbnails
+        )
+        self._objective = objective
         self._start = start
         self._snapshot_every = snapshot_every
         self._whose: MicroBatch | Unmatched | None = None  # of the last training forward
@@ -168,6 +174,7 @@ class Session:
         self.steps.settle_lost()
         self._staged = False
         self._scales = {"scale": 1.0, "accumulation": 1.0}
+        self._objective.batch_received()
         self.rows.received(event, follow=self.steps.captured or self.steps.captured_next)
 
     def _count_missing_backward(self) -> None:
@@ -228,7 +235,7 @@ class Session:
             return
         self._unfit = ""
         self._pass = found.knowing(host=host, **self._scales)
-        self._calls = DenoiserCalls()
+        self._calls = DenoiserCalls(observed=self._objective.observes)
         self.steps.pass_begins()
         self.recorder.engine.begin()
         self.recorder.engine.tape.paused = True  # until the backward: torch.autograd.grad is none
@@ -297,7 +304,7 @@ class Session:
             return
         factor = unexplained_factor(event.loss, self._pass.scale, self._pass.accumulation)
         self._pass = self._pass.knowing(loss=event.loss, factor=factor)
-        if self.staging.losses.active:
+        if self.staging.losses.active or self._calls.observed:
             self._calls.find_errors(event.loss)
 
     def _backward_ended(self, event: events.BackwardEnded) -> None:

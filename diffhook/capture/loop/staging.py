@@ -10,6 +10,7 @@ from diffhook.capture.loop.denoiser_calls import DenoiserCalls, timesteps_of
 from diffhook.capture.loop.identity import blocks
 from diffhook.capture.loop.loss_reader import LossReader
 from diffhook.capture.loop.micro_batch import MicroBatch
+from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.scalars import Scalars
 from diffhook.capture.loop.steps import Steps
 from diffhook.capture.loop.thumbnails import ThumbnailTaker
@@ -26,6 +27,7 @@ class Staging:
     Args:
         plan, steps: of the run.
         absences: where what is left out is counted.
+        objective: is shown every pass that made rows.
         reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
         thumbnails: longest side of those to keep; 0: none.
 
@@ -36,12 +38,20 @@ class Staging:
     """
 
     def __init__(
-        self, plan: Plan, steps: Steps, absences: Absences, *, reduction: str, thumbnails: int
+        self,
+        plan: Plan,
+        steps: Steps,
+        absences: Absences,
+        objective: ObjectiveWatch,
+        *,
+        reduction: str,
+        thumbnails: int,
     ) -> None:
         self.losses = LossReader(reduction)
         self.scalars = Scalars()
         self.passes = 0
         self._plan, self._steps, self._absences = plan, steps, absences
+        self._objective = objective
         self._thumbnails = ThumbnailTaker(thumbnails)
 
     def timesteps(self, found: MicroBatch, calls: DenoiserCalls, recorder: Recorder) -> Tensor | None:
@@ -92,6 +102,8 @@ class Staging:
         )
         self.scalars.add(engine.norms)
         self.passes += 1
+        deciding = calls.deciding if calls.observed else None
+        self._objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale)
         return True
 
     def samples(self, found: MicroBatch, recorder: Recorder) -> int:

@@ -22,6 +22,7 @@ def run_part(log: RunLog) -> Part:
     facts = {
         "Model": _model(log),
         "Training seen": _training(log),
+        "Training loss": log.objective_words,
         "Captured": _captured(log, summary),
         "Overhead": _overhead(log, summary),
         "Snapshots": words.at_steps([snapshot.step for snapshot in log.snapshots]),

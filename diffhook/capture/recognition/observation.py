@@ -1,0 +1,85 @@
+"""What one pass shows of the training loss, at the denoiser's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+_TOLERANCE = {"torch.float64": 1e-4, "torch.float32": 1e-4, "torch.float16": 3e-3, "torch.bfloat16": 2e-2}
+_MOST, _WORST = 0.95, 100.0
+
+
+def agree(errors: Tensor, tolerance: float) -> bool:
+    """Whether the rows' relative errors are within a tolerance: most of them, and the others near it.
+
+    Loops that precondition outputs lose digits themselves where there is little noise.
+    """
+    errors = errors.flatten()
+    within = float((errors <= tolerance).double().mean())
+    return within >= _MOST and bool((errors <= _WORST * tolerance).all())
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """A scheduler made noisy samples of clean ones.
+
+    Attributes:
+        scheduler: of diffusers.
+        clean, noise, noisy: (B, …).
+        timesteps: (B,), in the scheduler's units.
+    """
+
+    scheduler: Any
+    clean: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    noisy: Tensor
+
+    def makes(self, given: Tensor) -> bool:
+        """Whether a model's input is these noisy samples, perhaps with conditions as further channels."""
+        noisy = self.noisy
+        if noisy.dim() < 2 or given.dim() != noisy.dim() or len(given) != len(noisy):
+            return False
+        part = given[:, : noisy.shape[1]]
+        return part.shape == noisy.shape and bool((part == noisy.to(part.dtype)).all())
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The denoiser's rows of one pass.
+
+    Attributes:
+        given: (B, …) its input, x_t.
+        told: (B,) the timesteps that it was told.
+        output: (B, …) what it said.
+        gradient: (B, …) of each sample's own loss, by its output.
+        mixing: what made the input, where that was seen.
+        difference: (B, …) prediction − target, where the loss's graph holds it; perhaps with its elements
+            in another order than the output's.
+    """
+
+    given: Tensor
+    told: Tensor
+    output: Tensor
+    gradient: Tensor
+    mixing: Mixing | None = None
+    difference: Tensor | None = None
+
+    @property
+    def tolerance(self) -> float:
+        """Relative error of a gradient up to which the output's precision may have it."""
+        return _TOLERANCE.get(str(self.output.dtype), 1e-4)
+
+    @property
+    def slope(self) -> Tensor:
+        """(B, …) of what the loss takes the mean of: the gradient times the elements of a sample."""
+        return self.gradient.float() * self.gradient[0].numel()
+
+    def without_variance(self, channels: int) -> Observation:
+        """Of a model that predicts variances in further channels which the loss leaves alone."""
+        output = self.output
+        if output.dim() < 2 or output.shape[1] != 2 * channels or self.gradient[:, channels:].any():
+            return self
+        return replace(self, output=output[:, :channels], gradient=self.gradient[:, :channels])

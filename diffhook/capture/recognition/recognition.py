@@ -1,0 +1,224 @@
+"""Recognises the training loss from the training's own passes.
+
+At the denoiser's output a loss shows the slope of its error: for w · mean of n squared errors, 2w/n times
+(output − target). Of each candidate target (ε, v, x, the flow) and distance the rows' weights follow by least
+squares, and what is accepted must give the gradients back.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffhook.capture.distance import Distance, relative
+from diffhook.capture.parametrization import PARAMETRIZATIONS, Parametrization
+from diffhook.capture.recognition.by_hand import flow_by_hand, is_white
+from diffhook.capture.recognition.distances import candidates, fit
+from diffhook.capture.recognition.observation import Mixing, Observation, agree
+from diffhook.capture.recognition.verdict import Recognised, Refusal
+from diffhook.capture.recognition.weightings import find_weighting
+from diffhook.errors import ConfigurationError
+
+logger = logging.getLogger("diffhook")
+
+ROWS, PASSES = 64, 2
+"""From so many rows of so many passes a loss is recognised."""
+
+_LONGEST = 256  # rows after which no further ones will tell how they are weighed
+_TRIES = 3  # passes that fail before a loss is given up
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class _Candidate:
+    """A target and a distance that have explained every pass so far."""
+
+    parametrization: Parametrization
+    distance: Distance
+    timesteps: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    errors: list[float] = field(
+        default_factory=list
+    )  # the largest of each pass, but for a twentieth of its rows
+
+    def explains(self, mixing: Mixing, seen: Observation) -> bool:
+        target = self.parametrization.target(mixing.clean, mixing.noise, mixing.timesteps)
+        weights, errors = fit(self.distance, seen.output.float() - target.float(), seen.slope)
+        self.timesteps.append(mixing.timesteps.cpu())
+        self.weights.append(weights.double().cpu())
+        self.errors.append(float(errors.quantile(0.95)))
+        return agree(errors, seen.tolerance)
+
+    def settled(self, verdict: Recognised, tolerance: float) -> bool:
+        """Whether the last pass has the weights of a verdict; passes are not kept from then on."""
+        weights = verdict.factor * verdict.weighting(self.timesteps[-1], self.parametrization).double()
+        fits = agree((self.weights[-1] / weights - 1).abs(), tolerance)
+        self.forget()
+        return fits
+
+    def forget(self) -> None:
+        """Rows are not needed any more."""
+        self.timesteps.clear()
+        self.weights.clear()
+        self.errors.clear()
+
+
+class Recognition:
+    """Takes passes until it has a verdict.
+
+    Attributes:
+        verdict: the loss, or why it is not known; None: not yet.
+    """
+
+    def __init__(self) -> None:
+        self.verdict: Recognised | Refusal | None = None
+        self._rows = 0
+        self._passes = 0
+        self._failures = 0  # passes
+        self._scheduler: Any = None
+        self._parametrizations: list[Parametrization] = []
+        self._candidates: list[_Candidate] = []
+        self._scale: float | None = None  # of the timesteps that the model is told
+        self._offset = _NoiseOffset()
+
+    def add(self, seen: Observation) -> Mixing | None:
+        """Take a pass. Returns what made its noisy samples, where that is known and fits."""
+        if not bool(torch.isfinite(seen.gradient).all()):
+            return None
+        mixing = seen.mixing if seen.mixing is not None else flow_by_hand(seen)
+        failure = self._failure(mixing, seen)
+        if failure is None:
+            self._passes += 1
+            self._rows += len(seen.told)
+            if self.verdict is None and self._rows >= ROWS and self._passes >= PASSES:
+                self._decide(seen.tolerance)
+            return mixing
+        self._failures += 1
+        if isinstance(self.verdict, Recognised):
+            self.verdict = Refusal("changed")
+        elif self._passes or self._failures >= _TRIES:
+            self.verdict = Refusal(failure)
+        return None
+
+    def _failure(self, mixing: Mixing | None, seen: Observation) -> str | None:
+        """Why a pass is not explained; a kind of :data:`~diffhook.capture.recognition.verdict.REASONS`."""
+        if mixing is None or (self._scheduler is not None and not self._knows(mixing.scheduler)):
+            return "unmixed"
+        if self._scheduler is None and not self._meet(mixing.scheduler):
+            return "scheduler"
+        seen = seen.without_variance(mixing.clean.shape[1])
+        if seen.output.shape != mixing.clean.shape:
+            return "target"
+        if not self._mixes(mixing, seen.tolerance):
+            return "scheduler"
+        if not self._scales(mixing.timesteps, seen.told):
+            return "timesteps"
+        if not is_white(mixing.noise):
+            return "noise"
+        if not self._explained(mixing, seen):
+            return "target"
+        if isinstance(self.verdict, Recognised):
+            return None if self._candidates[0].settled(self.verdict, seen.tolerance) else "weights"
+        self._offset.add(mixing.noise)
+        return None
+
+    def _knows(self, scheduler: Any) -> bool:
+        return type(scheduler) is type(self._scheduler) and dict(scheduler.config) == self._config
+
+    def _meet(self, scheduler: Any) -> bool:
+        """Take its configuration, and what may be predicted with it."""
+        found = []
+        try:
+            fresh = type(scheduler).from_config(scheduler.config)
+        except (TypeError, ValueError, AttributeError, ImportError):
+            return False
+        for kind in PARAMETRIZATIONS.values():
+            try:
+                found.append(kind(fresh))
+            except ConfigurationError:
+                continue
+        self._scheduler, self._config, self._parametrizations = fresh, dict(scheduler.config), found
+        return bool(found)
+
+    def _mixes(self, mixing: Mixing, tolerance: float) -> bool:
+        """Keep the parametrizations that mix as was seen."""
+        kept = []
+        for kind in self._parametrizations:
+            noisy = kind.noisy(mixing.clean, mixing.noise, mixing.timesteps)
+            if float(relative(noisy.float(), mixing.noisy.float()).max()) <= tolerance:
+                kept.append(kind)
+        self._parametrizations = kept
+        return bool(kept)
+
+    def _scales(self, timesteps: Tensor, told: Tensor) -> bool:
+        told_in, timesteps = told.dtype, timesteps.double().flatten()
+        told = told.double().flatten().to(timesteps.device)
+        if len(told) != len(timesteps):
+            return False
+        moved = timesteps != 0
+        ratios = told[moved] / timesteps[moved]
+        if self._scale is None and len(ratios):
+            scale = float(ratios.median())
+            self._scale = 1.0 if abs(scale - 1) < 1e-6 else 1 / round(1 / scale) if 0 < scale < 1 else scale
+        if self._scale is None:
+            return bool((told == timesteps).all())
+        rounding = 4e-3 if told_in in _HALVES else 1e-5
+        return bool(
+            ((told - timesteps * self._scale).abs() <= rounding * self._scale * timesteps.abs()).all()
+        )
+
+    def _explained(self, mixing: Mixing, seen: Observation) -> bool:
+        if not self._candidates:
+            for kind in self._parametrizations:
+                difference = seen.output.float() - kind.target(mixing.clean, mixing.noise, mixing.timesteps)
+                self._candidates += [_Candidate(kind, each) for each in candidates(difference, seen.slope)]
+        self._candidates = [each for each in self._candidates if each.explains(mixing, seen)]
+        return bool(self._candidates)
+
+    def _decide(self, tolerance: float) -> None:
+        for candidate in self._candidates:
+            timesteps, weights = torch.cat(candidate.timesteps), torch.cat(candidate.weights)
+            kind = candidate.parametrization
+            if (found := find_weighting(timesteps, weights, kind, tolerance)) is not None:
+                self._candidates = [candidate]
+                self.verdict = Recognised(
+                    self._scheduler,
+                    kind.name,
+                    candidate.distance,
+                    found.weighting,
+                    found.factor,
+                    1.0 if self._scale is None else self._scale,
+                    self._offset.estimate(),
+                    self._rows,
+                    max(*candidate.errors, found.error),
+                )
+                candidate.forget()
+                return
+        if self._rows >= _LONGEST:
+            self.verdict = Refusal("weights")
+
+
+class _NoiseOffset:
+    """Channels' means of noise have the variance 1/n of its n elements, and the offset's square on top."""
+
+    def __init__(self) -> None:
+        self._squares, self._count, self._usual = 0.0, 0, 0.0
+
+    def add(self, noise: Tensor) -> None:
+        if noise.dim() > 2:
+            means = noise.float().flatten(2).mean(2)
+            self._squares += float(means.square().sum())
+            self._count += means.numel()
+            self._usual = 1 / noise[0, 0].numel()
+
+    def estimate(self) -> float:
+        """0 where nothing speaks for one."""
+        if not self._count:
+            return 0.0
+        variance = self._squares / self._count
+        excess, spread = variance - self._usual, variance * (2 / self._count) ** 0.5
+        return round(excess**0.5, 2) if excess > 5 * spread and excess > 1e-4 else 0.0

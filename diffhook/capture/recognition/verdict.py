@@ -1,0 +1,95 @@
+"""What recognition comes to: the training loss, or why it is not known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffhook.capture.diffusion import DiffusionObjective
+from diffhook.capture.distance import Distance, Squared
+from diffhook.capture.inputs import Inputs, default_inputs
+from diffhook.capture.weighting import Uniform, Weighting
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The training loss, as its own gradients show it.
+
+    Attributes:
+        scheduler: one of diffusers', made anew from the configuration of the training's.
+        prediction_type, distance, weighting, factor, timestep_scale, noise_offset: see
+            :class:`~diffhook.capture.diffusion.DiffusionObjective`.
+        rows: from which it was recognised.
+        error: relative error of the rows' gradients by it, the largest but for a twentieth of the rows.
+    """
+
+    scheduler: Any
+    prediction_type: str
+    distance: Distance
+    weighting: Weighting
+    factor: float
+    timestep_scale: float
+    noise_offset: float
+    rows: int
+    error: float
+
+    def objective(self, inputs: Inputs = default_inputs) -> DiffusionObjective:
+        """The loss, for probes and queries."""
+        return DiffusionObjective(
+            self.scheduler,
+            inputs,
+            prediction_type=self.prediction_type,
+            weighting=self.weighting,
+            noise_offset=self.noise_offset,
+            timestep_scale=self.timestep_scale,
+            distance=self.distance,
+            factor=self.factor,
+        )
+
+    @property
+    def words(self) -> str:
+        """In a line."""
+        parts = [self.prediction_type.replace("_", "-"), type(self.scheduler).__name__]
+        if not isinstance(self.distance, Squared):
+            parts.append(_named(self.distance.describe()))
+        if not isinstance(self.weighting, Uniform):
+            parts.append(_named(self.weighting.describe()))
+        if self.noise_offset:
+            parts.append(f"noise offset {self.noise_offset:g}")
+        if self.timestep_scale != 1:
+            parts.append(f"timesteps × {self.timestep_scale:g}")
+        return f"{', '.join(parts)} ({self.rows} rows, error at most {self.error:.0e})"
+
+
+def _named(description: dict[str, Any]) -> str:
+    values = ", ".join(f"{key} {value:g}" for key, value in description.items() if key != "kind")
+    return f"{description['kind'].replace('_', '-')} {values}".strip()
+
+
+REASONS = {
+    "unmixed": "the model's input was not made by a scheduler's add_noise or scale_noise, nor as "
+    "(1 − σ) x + σ ε with σ = t / T",
+    "scheduler": "the scheduler mixes samples and noise in a way that its configuration does not give",
+    "timesteps": "the model is told timesteps that are no constant multiple of the scheduler's",
+    "noise": "the noise is not white",
+    "target": "the loss's gradient at the output is that of no known error of ε-, v-, sample- or "
+    "flow-prediction",
+    "weights": "the loss weighs its rows by none of the known functions of the timestep",
+    "changed": "the loss of later steps is another one",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The training loss was not recognised.
+
+    Attributes:
+        kind: one of :data:`REASONS`.
+    """
+
+    kind: str
+
+    @property
+    def words(self) -> str:
+        """In a line, with what helps."""
+        return f"{REASONS[self.kind]}; objective=diffhook.DiffusionObjective(noise_scheduler, …) names it"

@@ -1,0 +1,298 @@
+"""The training loss is recognised right, or refused with the reason: never taken for another one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from torch.nn import functional as F
+
+from diffhook.capture.distance import Huber, PseudoHuber
+from diffhook.capture.recognition import Mixing, Observation, Recognised, Recognition, Refusal
+from diffhook.capture.weighting import MinSNR
+
+SHAPE = (3, 12, 12)
+SCHEDULERS: dict[str, Callable[[], Any]] = {
+    "linear": lambda: DDPMScheduler(),
+    "stable diffusion": lambda: DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012
+    ),
+    "cosine": lambda: DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    "ddim": lambda: DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+    "short": lambda: DDPMScheduler(num_train_timesteps=100),
+}
+
+
+def snr(scheduler: Any, timesteps: Tensor) -> Tensor:
+    kept = scheduler.alphas_cumprod[timesteps]
+    return kept / (1 - kept)
+
+
+@dataclass
+class Loss:
+    """A training loss written out, as a loop would compute it."""
+
+    scheduler: Any
+    predicts: str = "epsilon"
+    distance: str = "squared"
+    weighting: str = "uniform"
+    gamma: float = 5.0
+    offset: float = 0.0
+    perturbation: float = 0.0
+    factor: float = 1.0
+    told_scale: float = 1.0
+    variance: bool = False
+    colour: bool = False
+
+    def observe(
+        self, draw: torch.Generator, rows: int = 24, dtype: torch.dtype = torch.float32
+    ) -> Observation:
+        """A pass of a model that predicts the target but for noise."""
+        clean = torch.randn(rows, *SHAPE, generator=draw).cumsum(-1).clamp(-1, 1)
+        noise = torch.randn(clean.shape, generator=draw)
+        noise += self.offset * torch.randn(rows, SHAPE[0], 1, 1, generator=draw)
+        if self.colour:
+            noise = (noise + noise.roll(1, -1)) / 2**0.5
+        added = noise + self.perturbation * torch.randn(clean.shape, generator=draw)
+        timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (rows,), generator=draw)
+        if self.predicts in ("flow", "by hand", "preconditioned"):
+            sigmas = ((timesteps + 0.5) / 1000).view(-1, 1, 1, 1)
+            timesteps = sigmas.flatten() * 1000
+            noisy, target = (1 - sigmas) * clean + sigmas * added, noise - clean
+        else:
+            noisy = self.scheduler.add_noise(clean, added, timesteps)
+            target = {
+                "epsilon": lambda: noise,
+                "sample": lambda: clean,
+                "v": lambda: self.scheduler.get_velocity(clean, noise, timesteps),
+                "denoised by EDM": lambda: (clean - 0.3 * noisy) / 0.9,
+            }[self.predicts]()
+        output = (target + 0.3 * torch.randn(clean.shape, generator=draw)).to(dtype)
+        if self.variance:
+            output = torch.cat([output, torch.randn(clean.shape, generator=draw)], 1)
+        output.requires_grad_()
+        predicted = output[:, : SHAPE[0]].float()
+        if self.predicts == "preconditioned":
+            predicted, target = noisy - sigmas * predicted, clean
+        losses = self._distance(predicted, target).flatten(1).mean(1) * self._weights(timesteps) * self.factor
+        scaler = 2.0**16 if dtype == torch.float16 else 1.0  # as a GradScaler, or small gradients are lost
+        (gradient,) = torch.autograd.grad(losses.sum() * scaler, output)
+        gradient = gradient.float() / scaler
+        mixing = None
+        if self.predicts not in ("by hand", "preconditioned"):
+            mixing = Mixing(self.scheduler, clean, added, timesteps, noisy)
+        difference = (predicted - target).detach()
+        return Observation(
+            noisy,
+            timesteps * self.told_scale,
+            output.detach(),
+            gradient,
+            mixing,
+            difference if self.distance == "squared" else None,  # what other losses' graphs hold is not read
+        )
+
+    def _distance(self, predicted: Tensor, target: Tensor) -> Tensor:
+        difference = predicted - target
+        return {
+            "squared": lambda: difference.square(),
+            "absolute": lambda: difference.abs(),
+            "huber": lambda: F.huber_loss(predicted, target, reduction="none", delta=0.4),
+            "smooth": lambda: F.smooth_l1_loss(predicted, target, reduction="none", beta=0.25),
+            "pseudo-huber": lambda: 0.2 * ((difference.square() + 0.01).sqrt() - 0.1),
+            "fourth power": lambda: difference.pow(4),
+        }[self.distance]()
+
+    def _weights(self, timesteps: Tensor) -> Tensor:
+        if self.weighting == "uniform":
+            return torch.ones(len(timesteps))
+        if self.weighting == "sines":
+            return 1.5 + (timesteps / 37).sin()
+        if self.weighting == "by row":
+            return torch.linspace(0.5, 2, len(timesteps))
+        if self.predicts in ("flow", "by hand", "preconditioned"):
+            sigmas = timesteps / 1000
+            return {
+                "sigma_sqrt": sigmas**-2.0,
+                "cosmap": 2 / (3.14159265 * (1 - 2 * sigmas + 2 * sigmas**2)),
+            }[self.weighting]
+        ratio = snr(self.scheduler, timesteps).clamp(min=1e-20)
+        divisor = {"epsilon": ratio, "v": ratio + 1, "sample": torch.ones_like(ratio)}[self.predicts]
+        return {
+            "min-snr": ratio.clamp(max=self.gamma) / divisor,
+            "debiased": ratio**-0.5,
+            "p2": 1 / (1 + ratio),
+        }[self.weighting]
+
+
+def recognise(loss: Loss, seed: int = 0, passes: int = 12, **options: Any) -> Any:
+    draw, recognition = torch.Generator().manual_seed(seed), Recognition()
+    for _ in range(passes):
+        recognition.add(loss.observe(draw, **options))
+    return recognition.verdict
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("predicts", ["epsilon", "v", "sample"])
+def test_what_is_predicted_of_which_schedule(scheduler: str, predicts: str) -> None:
+    found = recognise(Loss(SCHEDULERS[scheduler](), predicts))
+    assert isinstance(found, Recognised), found
+    assert found.prediction_type.startswith(predicts)
+    assert dict(found.scheduler.config) == dict(SCHEDULERS[scheduler]().config)
+    assert (found.factor, found.timestep_scale, found.noise_offset) == (1, 1, 0)
+    assert found.error < 1e-5
+
+
+@pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("predicts", ["epsilon", "v"])
+def test_min_snr_with_its_gamma(predicts: str, gamma: float) -> None:
+    found = recognise(Loss(DDPMScheduler(), predicts, weighting="min-snr", gamma=gamma))
+    assert isinstance(found, Recognised), found
+    assert isinstance(found.weighting, MinSNR)
+    assert found.weighting.gamma == pytest.approx(gamma, rel=1e-4)
+
+
+def test_distances_with_their_parameters() -> None:
+    found = [recognise(Loss(DDPMScheduler(), distance=kind)) for kind in ("huber", "smooth", "pseudo-huber")]
+    assert all(isinstance(each, Recognised) for each in found), found
+    huber, smooth, pseudo = (each.distance for each in found)
+    assert isinstance(huber, Huber)
+    assert isinstance(smooth, Huber)
+    assert isinstance(pseudo, PseudoHuber)
+    assert (huber.delta, smooth.delta) == (pytest.approx(0.4, rel=1e-4), pytest.approx(0.25, rel=1e-4))
+    assert pseudo.c == pytest.approx(0.1, rel=1e-3)
+    assert found[1].factor == pytest.approx(4, rel=1e-4)
+
+
+def test_flow_matching_mixed_by_a_scheduler_or_by_hand() -> None:
+    for predicts, power in (("flow", None), ("by hand", None), ("preconditioned", 2.0)):
+        loss = Loss(FlowMatchEulerDiscreteScheduler(), predicts, told_scale=1 / 1000)
+        found = recognise(loss)
+        assert isinstance(found, Recognised), (predicts, found)
+        assert found.prediction_type == "flow_prediction"
+        assert found.timestep_scale == pytest.approx(1 / 1000)
+        assert getattr(found.weighting, "power", None) == power
+
+
+def test_variances_in_further_channels_are_left_alone() -> None:
+    found = recognise(Loss(DDPMScheduler(), variance=True))
+    assert isinstance(found, Recognised)
+    assert found.factor == 1
+
+
+def test_noise_offset_is_estimated() -> None:
+    found = recognise(Loss(DDPMScheduler(), offset=0.1), passes=20)
+    assert isinstance(found, Recognised)
+    assert found.noise_offset == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_recognised(dtype: torch.dtype) -> None:
+    found = recognise(Loss(DDPMScheduler(), "v", weighting="min-snr"), dtype=dtype)
+    assert isinstance(found, Recognised), found
+    assert found.weighting.describe() == {"kind": "min_snr", "gamma": pytest.approx(5, rel=2e-2)}
+
+
+@pytest.mark.parametrize(
+    ("reason", "odd"),
+    [
+        ("target", {"perturbation": 0.1}),
+        ("target", {"predicts": "denoised by EDM"}),
+        ("target", {"distance": "fourth power"}),
+        ("weights", {"weighting": "sines"}),
+        ("weights", {"weighting": "by row"}),
+        ("noise", {"colour": True}),
+    ],
+)
+def test_what_is_not_known_is_refused(reason: str, odd: dict[str, Any]) -> None:
+    found = recognise(Loss(DDPMScheduler(), **odd))
+    assert found == Refusal(reason)
+    assert "objective=" in found.words
+
+
+def test_a_loss_that_changes_is_no_longer_known() -> None:
+    draw, recognition = torch.Generator().manual_seed(0), Recognition()
+    for loss in [Loss(DDPMScheduler())] * 4 + [Loss(DDPMScheduler(), "v")]:
+        recognition.add(loss.observe(draw))
+    assert recognition.verdict == Refusal("changed")
+
+
+def test_the_recognised_objective_gives_the_same_gradients() -> None:
+    """Of a model's parameters, to 1e-4: the objective is run on the clean samples and the very noise."""
+    scheduler = SCHEDULERS["stable diffusion"]()
+    loss = Loss(scheduler, "v", "pseudo-huber", "min-snr", factor=0.5)
+    found = recognise(loss)
+    assert isinstance(found, Recognised), found
+    objective = found.objective()
+    seen = loss.observe(torch.Generator().manual_seed(9))
+    assert seen.mixing is not None
+    output = seen.output.clone().requires_grad_()
+    target = objective.parametrization.target(seen.mixing.clean, seen.mixing.noise, seen.mixing.timesteps)
+    weights = objective.factor * objective.weighting(seen.mixing.timesteps, objective.parametrization)
+    losses = objective.distance(output - target).flatten(1).mean(1) * weights
+    (gradient,) = torch.autograd.grad(losses.sum(), output)
+    torch.testing.assert_close(gradient, seen.gradient, rtol=1e-3, atol=1e-8)
+
+
+_BY_HAND = ("by hand", "preconditioned")
+
+
+def _drawn(draw: random.Random) -> tuple[Loss, bool]:
+    """A random loss, and whether it is one that can be written as an objective of ours."""
+    predicts = draw.choice(["epsilon", "v", "sample", "flow", "by hand", "preconditioned", "denoised by EDM"])
+    flow = predicts in ("flow", "by hand", "preconditioned")
+    weighting = draw.choice(
+        ["uniform", "sines", "by row", *(["sigma_sqrt", "cosmap"] if flow else ["min-snr", "debiased", "p2"])]
+    )
+    if predicts == "denoised by EDM":
+        weighting = "uniform"
+    loss = Loss(
+        FlowMatchEulerDiscreteScheduler() if flow else draw.choice(list(SCHEDULERS.values()))(),
+        predicts,
+        draw.choice(["squared", "squared", "absolute", "huber", "smooth", "pseudo-huber", "fourth power"]),
+        weighting,
+        gamma=draw.choice([1.0, 3.0, 5.0]),
+        offset=draw.choice([0.0, 0.0, 0.1]),
+        # Of the sample's own error it changes nothing; of a flow that is mixed by hand it cannot be seen.
+        perturbation=0.0 if predicts in ("sample", *_BY_HAND) else draw.choice([0.0, 0.0, 0.0, 0.1]),
+        factor=draw.choice([1.0, 1.0, 0.5, 3.0]),
+        told_scale=draw.choice([1.0, 1.0, 1 / 1000]),
+        colour=draw.random() < 0.1,
+    )
+    return loss, not (
+        loss.perturbation
+        or loss.colour
+        or loss.distance == "fourth power"
+        or loss.weighting in ("sines", "by row")
+        or predicts == "denoised by EDM"
+    )
+
+
+def test_random_losses_are_recognised_right_or_refused() -> None:
+    draw, recognised = random.Random(0), 0
+    for number in range(500):
+        loss, known = _drawn(draw)
+        found = recognise(loss, number, passes=8)
+        if not isinstance(found, Recognised):
+            continue
+        assert known, (loss, found)
+        recognised += 1
+        kind = "flow" if loss.predicts in ("by hand", "preconditioned") else loss.predicts
+        assert found.prediction_type.startswith(kind), (loss, found)
+        seen = loss.observe(torch.Generator().manual_seed(7))
+        mixing = seen.mixing or Recognition().add(seen)
+        assert mixing is not None
+        objective = found.objective()
+        output = seen.output.clone().requires_grad_()
+        target = objective.parametrization.target(mixing.clean, mixing.noise, mixing.timesteps)
+        weights = objective.factor * objective.weighting(mixing.timesteps, objective.parametrization)
+        losses = objective.distance(output - target).flatten(1).mean(1) * weights
+        (gradient,) = torch.autograd.grad(losses.sum(), output)
+        error = (gradient - seen.gradient).norm() / seen.gradient.norm()
+        assert error < 1e-3, (loss, found, error)
+    assert recognised > 100

@@ -1,0 +1,139 @@
+"""Two plain lines know the training loss: what was recognised stands in the log, and queries take it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, SchedulerMixin
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import diffhook
+from diffhook.integrations.accelerate import DiffHook
+from diffhook.log.objective import objective_words
+from tests.models import unet
+from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses
+
+IMAGES = torch.randn(48, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+Loss = Callable[[nn.Module, Tensor], Tensor]
+
+
+def plain(model: nn.Module, clean: Tensor) -> Tensor:
+    noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+    return denoising_losses(model, (clean, noise, timesteps)).mean()
+
+
+def min_snr_velocity(model: nn.Module, clean: Tensor) -> Tensor:
+    noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+    target = SCHEDULER.get_velocity(clean, noise, timesteps)
+    predicted = model(SCHEDULER.add_noise(clean, noise, timesteps), timesteps)[0]
+    kept = SCHEDULER.alphas_cumprod[timesteps]
+    snr = kept / (1 - kept)
+    errors = F.mse_loss(predicted, target, reduction="none").flatten(1).mean(1)
+    return (errors * snr.clamp(max=5) / (snr + 1)).mean()
+
+
+def mixed_by_hand(model: nn.Module, clean: Tensor) -> Tensor:
+    noise, sigmas = torch.randn_like(clean), torch.rand(len(clean))
+    share = sigmas.view(-1, 1, 1, 1)
+    predicted = model((1 - share) * clean + share * noise, sigmas * 1000)[0]
+    return F.mse_loss(predicted, noise - clean)
+
+
+def odd(model: nn.Module, clean: Tensor) -> Tensor:
+    noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+    predicted = model(SCHEDULER.add_noise(clean, noise, timesteps), timesteps)[0]
+    return (predicted - noise.sin()).square().mean()
+
+
+def train(log: Path | None, loss: Loss, model: nn.Module | None = None, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = TinyDenoiser() if model is None else model
+    accelerator = Accelerator(cpu=True)
+    if log is not None:
+        DiffHook(accelerator, log, strict=True, alerts=(), **{"projection_dim": 64, **options})
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    loader = DataLoader(TensorDataset(IMAGES), 8, shuffle=True)
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    for _ in range(2):
+        for (clean,) in loader:
+            accelerator.backward(loss(prepared, clean))
+            optimizer.step()
+            optimizer.zero_grad()
+    accelerator.end_training()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "weighting"),
+    [
+        (plain, "epsilon", {"kind": "uniform"}),
+        (min_snr_velocity, "v_prediction", {"kind": "min_snr", "gamma": 5.0}),
+        (mixed_by_hand, "flow_prediction", {"kind": "uniform"}),
+    ],
+)
+def test_the_log_knows_the_loss(loss: Loss, kind: str, weighting: dict[str, Any], tmp_path: Path) -> None:
+    train(tmp_path / "log", loss)
+    found = diffhook.open_log(tmp_path / "log").objective
+    assert found is not None
+    assert (found["prediction_type"], found["weighting"]) == (kind, weighting)
+    if kind != "flow_prediction":
+        config = dict(SCHEDULER.config)
+        assert {name: config[name] for name in found["scheduler_config"]} == found["scheduler_config"]
+
+
+def test_queries_need_not_be_told_it(tmp_path: Path) -> None:
+    model = train(tmp_path / "log", min_snr_velocity, unet().model)
+    log = diffhook.open_log(tmp_path / "log")
+    grid = diffhook.Grid(2)
+    told = diffhook.DiffusionObjective(
+        SCHEDULER, prediction_type="v_prediction", weighting=diffhook.MinSNR(5.0)
+    )
+    by_log = diffhook.query(log, IMAGES[:3], "by-log", grid=grid, model=model)
+    by_hand = diffhook.query(log, IMAGES[:3], "by-hand", told, grid=grid, model=model)
+    for column in ("grad_norm", "projection", "loss"):
+        np.testing.assert_array_equal(by_log[column], by_hand[column])
+
+
+def test_what_is_not_recognised_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path / "log", odd)
+    log = diffhook.open_log(tmp_path / "log")
+    assert log.objective is None
+    told = "that of no known error of ε-, v-, sample- or flow-prediction"
+    assert told in objective_words(log.store)
+    assert told in capsys.readouterr().out
+
+
+def test_a_wrong_objective_that_is_given_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = diffhook.DiffusionObjective(DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    probe = diffhook.Probe(2, diffhook.Grid(1))
+    with caplog.at_level(logging.WARNING, "diffhook"):
+        train(tmp_path / "log", min_snr_velocity, objective=given, probe=probe)
+    (told,) = [r.getMessage() for r in caplog.records if "objective that was given" in r.getMessage()]
+    kind = "prediction type epsilon (the training's: v_prediction)"
+    for part in (kind, "weighting uniform", "noise schedule"):
+        assert part in told
+
+
+def test_a_right_objective_is_not_spoken_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    probe = diffhook.Probe(2, diffhook.Grid(1))
+    with caplog.at_level(logging.WARNING, "diffhook"):
+        train(tmp_path / "log", plain, objective=diffhook.DiffusionObjective(SCHEDULER), probe=probe)
+    assert "objective" not in caplog.text
+
+
+@pytest.mark.parametrize("loss", [plain, odd])
+def test_training_is_the_same_and_schedulers_are_left_alone(loss: Loss, tmp_path: Path) -> None:
+    before = {kind: dict(vars(kind)) for kind in SchedulerMixin.__subclasses__()}
+    watched, alone = train(tmp_path / "log", loss), train(None, loss)
+    for ours, theirs in zip(watched.parameters(), alone.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert all(dict(vars(kind)) == held for kind, held in before.items())
