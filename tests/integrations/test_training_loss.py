@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.log.objective import objective_words
 from tests.models import unet
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses
 
@@ -108,7 +107,7 @@ def test_what_is_not_recognised_says_why(tmp_path: Path, capsys: pytest.CaptureF
     log = diffhook.open_log(tmp_path / "log")
     assert log.objective is None
     told = "that of no known error of ε-, v-, sample- or flow-prediction"
-    assert told in objective_words(log.store)
+    assert told in log.objective_words
     assert told in capsys.readouterr().out
 
 

@@ -24,6 +24,10 @@ REASONS = {
     "and rows are of all: such micro-batches are left out. Choose them with layers=... and freeze the others",
     "several-backwards": "several backwards go through one forward, and a row has the gradient of one: such "
     "micro-batches are left out. Add the losses up, and call one backward",
+    "other-parameters": "%d parameters are trained that were not when the capture began (%s), and rows would "
+    "leave them out: no further micro-batch is captured. A new hook, with a new log, would do that",
+    "other-models": "%s: trained by an optimiser of its own, and not part of the rows; models=[...] says "
+    "which models count",
     "later-model": "%s is trained, and the capture began without it: rows are of the models that it began "
     "with, and such micro-batches are left out. Give it a hook and a log of its own",
 }

@@ -33,7 +33,7 @@ from diffhook.capture.loop.probing import training_probe
 from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
 from diffhook.capture.loop.succession import Succession
-from diffhook.capture.loop.summary import plan_text, summary, why_nothing
+from diffhook.capture.loop.summary import summary, tell_plan, why_nothing
 from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.capture.recorder import Recorder
@@ -161,7 +161,7 @@ class Capture:
         try:
             yield
         finally:
-            self.shield(self._left)
+            self.shield(lambda: self.on(events.LoaderEnded(object())))
 
     def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
         if self._is_over():
@@ -170,9 +170,6 @@ class Capture:
         named = None if timesteps is None else named_timesteps(timesteps)
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
         self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
-
-    def _left(self) -> None:
-        self.on(events.LoaderEnded(object()))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
@@ -284,25 +281,16 @@ class Capture:
     def _tell_left_out(self, models: list[nn.Module]) -> None:
         if models:
             names = ", ".join(sorted({type(model).__name__ for model in models}))
-            self.session.absences.tell(
-                "other-models",
-                "%s: trained by an optimiser of its own, and not part of the rows; models=[...] says which "
-                "models count",
-                names,
-            )
+            self.session.absences.tell("other-models", None, names)
 
     def _judged(self, verdict: Recognised | Refusal) -> None:
-        if self.session.recorder is not None and self.session.steps.rank == 0:
-            tell_objective(verdict, self.settings.objective, self.session.recorder)
+        tell_objective(verdict, self.settings.objective, self.session.recorder)
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
         if self.session.steps.rank > 0:
             return
         rows, found = len(batch.ids) * self.session.steps.processes, self.identity.found
-        every = self.settings.snapshot_every
-        text = plan_text(self.session.plan, recorder, rows, self.loader, every, found)
-        recorder.writer.record("plan.json", {"text": text.splitlines()})
-        announce(text)
+        tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
 
     def _preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         return adam_preconditioner(self._optimizers.optimizer, parameters)

@@ -16,12 +16,15 @@ from diffhook.log.objective import OBJECTIVE
 logger = logging.getLogger("diffhook")
 
 
-def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recorder: Recorder) -> None:
+def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recorder: Recorder | None) -> None:
     """Once for each verdict: to the terminal, and for queries to the log.
 
     Args:
         given: the objective that the user has named, which is held against the verdict.
+        recorder: the first rank's tells.
     """
+    if recorder is None or recorder.rank > 0:
+        return
     if given is not None:
         wrong = contradiction(given, verdict) if isinstance(verdict, Recognised) else None
         if wrong:

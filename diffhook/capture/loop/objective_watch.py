@@ -77,9 +77,8 @@ class ObjectiveWatch:
         if given is None or len(call.timesteps) not in (1, len(given)):
             return None
         told = call.timesteps.expand(len(given))
-        return Observation(
-            given.detach(), told, found.output, found.gradient * undo, mixing, found.difference
-        )
+        gradient = found.gradient * undo
+        return Observation(given.detach(), told, found.output, gradient, mixing, found.difference)
 
     # ── schedulers at work ────────────────────────────────────────────────────────────────────
 
@@ -112,16 +111,17 @@ class ObjectiveWatch:
         self._mixed(scheduler, sample, noise, timestep, noisy)
 
     def _mixed(self, scheduler: Any, *mixed: Any) -> None:
-        if self.observes and all(isinstance(each, Tensor) for each in mixed):
+        if self.observes and all(isinstance(value, Tensor) for value in mixed):
             clean, noise, timesteps, noisy = (tensor.detach() for tensor in mixed)
             if len(timesteps.flatten()) == len(clean) == len(noise):
                 self._mixings.append(Mixing(scheduler, clean, noise, timesteps.flatten(), noisy))
 
 
 def _kinds(kind: type) -> Iterator[type]:
-    for each in kind.__subclasses__():
-        yield each
-        yield from _kinds(each)
+    subclasses: list[type] = type.__subclasses__(kind)
+    for subclass in subclasses:
+        yield subclass
+        yield from _kinds(subclass)
 
 
 def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, rows: int) -> Iterator[Tensor]:

@@ -65,7 +65,6 @@ class Session:
         self.staging = Staging(
             plan, self.steps, self.absences, objective, reduction=reduction, thumbnails=thumbnails
         )
-        self._objective = objective
         self._start = start
         self._snapshot_every = snapshot_every
         self._whose: MicroBatch | Unmatched | None = None  # of the last training forward
@@ -174,7 +173,7 @@ class Session:
         self.steps.settle_lost()
         self._staged = False
         self._scales = {"scale": 1.0, "accumulation": 1.0}
-        self._objective.batch_received()
+        self.staging.objective.batch_received()
         self.rows.received(event, follow=self.steps.captured or self.steps.captured_next)
 
     def _count_missing_backward(self) -> None:
@@ -225,17 +224,12 @@ class Session:
             self._trained = TrainedSet(self.recorder.engine.model, self.recorder.engine.parameters)
         if added := self._trained.added():
             self.give_up()
-            self.absences.leave_out(
-                "other-parameters",
-                "%d parameters are trained that were not when the capture began (%s), and rows would leave "
-                "them out: no further micro-batch is captured. A new hook, with a new log, would do that",
-                len(added),
-                ", ".join(added[:3]) + (" …" if len(added) > 3 else ""),
-            )
+            names = ", ".join(added[:3]) + (" …" if len(added) > 3 else "")
+            self.absences.leave_out("other-parameters", None, len(added), names)
             return
         self._unfit = ""
         self._pass = found.knowing(host=host, **self._scales)
-        self._calls = DenoiserCalls(observed=self._objective.observes)
+        self._calls = DenoiserCalls(observed=self.staging.objective.observes)
         self.steps.pass_begins()
         self.recorder.engine.begin()
         self.recorder.engine.tape.paused = True  # until the backward: torch.autograd.grad is none

@@ -33,6 +33,7 @@ class Staging:
 
     Attributes:
         losses: reads the rows' own losses.
+        objective: as given.
         scalars: sums up the rows, for trackers.
         passes: of which rows were made.
     """
@@ -51,7 +52,7 @@ class Staging:
         self.scalars = Scalars()
         self.passes = 0
         self._plan, self._steps, self._absences = plan, steps, absences
-        self._objective = objective
+        self.objective = objective
         self._thumbnails = ThumbnailTaker(thumbnails)
 
     def timesteps(self, found: MicroBatch, calls: DenoiserCalls, recorder: Recorder) -> Tensor | None:
@@ -103,7 +104,7 @@ class Staging:
         self.scalars.add(engine.norms)
         self.passes += 1
         deciding = calls.deciding if calls.observed else None
-        self._objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale)
+        self.objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale)
         return True
 
     def samples(self, found: MicroBatch, recorder: Recorder) -> int:

@@ -11,6 +11,16 @@ from torch.utils.data import IterableDataset
 from diffhook import words
 from diffhook.capture import Plan, Recorder
 from diffhook.capture.plan import CAPTURED_STEP
+from diffhook.console import announce
+
+
+def tell_plan(
+    plan: Plan, recorder: Recorder, batch: int, loader: Any, snapshot_every: int | None, ids_from: str
+) -> None:
+    """To the terminal and the log, see :func:`plan_text`."""
+    text = plan_text(plan, recorder, batch, loader, snapshot_every, ids_from)
+    recorder.writer.record("plan.json", {"text": text.splitlines()})
+    announce(text)
 
 
 def plan_text(

@@ -16,9 +16,9 @@ TIMESTEPS = 1000  # T of the scripts that mix by hand
 def flow_by_hand(seen: Observation) -> Mixing | None:
     """x_t = (1 − σ) x + σ ε and the target v = ε − x give ε = x_t + (1 − σ) v and x = x_t − σ v.
 
-    Of a squared error the slope has the direction of output − v, and the loss's graph its length. Where outputs
-    are preconditioned, x_t − σ output against x, the graph has −σ times it. None: ε is not white and of
-    variance 1.
+    Of a squared error the slope has the direction of output − v, and the loss's graph its length. Where
+    outputs are preconditioned, x_t − σ output against x, the graph has −σ times it. None: ε is not white
+    noise of variance 1.
     """
     sigmas = _sigmas(seen.told)
     few = seen.output[0].numel() < _FEWEST
