@@ -221,4 +221,4 @@ class _NoiseOffset:
             return 0.0
         variance = self._squares / self._count
         excess, spread = variance - self._usual, variance * (2 / self._count) ** 0.5
-        return round(excess**0.5, 2) if excess > 5 * spread and excess > 1e-4 else 0.0
+        return round(excess**0.5, 2) if excess > 4 * spread and excess > 1e-4 else 0.0
