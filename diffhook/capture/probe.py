@@ -34,6 +34,7 @@ class Probe:
         dataset: the dataset, if not that of the training's DataLoader.
         collate: how its items become a batch, likewise.
         identify: (batch, dataset indices) → sample ids, where these differ from the indices.
+        population: how many samples the training has, where the dataset holds but some of them.
     """
 
     samples: Sequence[int] | int | None = 512
@@ -43,6 +44,7 @@ class Probe:
     dataset: Any = None
     collate: Callable[[list[Any]], Any] | None = None
     identify: Callable[[Any, Sequence[int]], Sequence[int]] | None = None
+    population: int | None = None
 
     def ids(self, size: int) -> list[int]:
         """The ids to probe in a dataset of ``size`` samples.
@@ -75,7 +77,7 @@ class Probe:
         The model comes back in its mode, with its gradients, and no random state is touched.
         """
         model: nn.Module = engine.model
-        weight = batch_per_step / len(self.dataset)
+        weight = batch_per_step / (self.population or len(self.dataset))
         where: dict[str, Any] = {"step": step, "lr": lr_sum, "weight": weight, "batch_size": self.batch_size}
         with undisturbed(model):
             contrasts = self._label_contrasts(model, objective)

@@ -49,7 +49,7 @@ class Recorder:
             :class:`diffhook.log.LogWriter`.
         lr_sum: sum of the learning rates since the last snapshot, when resuming.
         alerts: who looks for trouble and who is told; None for the usual.
-        objective, probe: what to probe at snapshots; None for no probes.
+        objective, probe: what to probe at snapshots; None for no probes. See :meth:`probe_with`.
         preconditioner: what snapshots keep of the optimiser, see
             :func:`~diffhook.capture.preconditioner.adam_preconditioner`; None: nothing.
         strict: raise at the first write that fails.
@@ -75,7 +75,7 @@ class Recorder:
     ) -> None:
         self.engine = engine
         self._strict = strict
-        if objective is not None and probe is not None:
+        if probe is not None:
             config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
         self.writer = LogWriter(
             location,
@@ -90,6 +90,7 @@ class Recorder:
         self.rank = rank
         self.objective = objective
         self.probe = probe
+        self._make_probe: Callable[[], Probe] | None = None
         self._preconditioner = preconditioner
         self._reasons: set[str] = set()  # told, why there is none
         self._probing = True  # until a probe fails
@@ -245,6 +246,15 @@ class Recorder:
         rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
         self._held.append((rows, layer))
 
+    def probe_with(self, objective: Objective | None, probe: Callable[[], Probe]) -> None:
+        """From the next snapshot on.
+
+        Args:
+            objective: the loss as it was recognised; None: it has turned out to be another one.
+            probe: gives the samples that there are by then.
+        """
+        self.objective, self._make_probe = objective, probe
+
     def forget_staged(self) -> int:
         """Rows whose optimiser step could not be followed are not written. Returns of how many passes."""
         passes = len(self._staged)
@@ -303,8 +313,9 @@ class Recorder:
             return  # the next one stands for these steps too
         self.snapshots_written += 1
         lr_sum, self.lr_sum = self.lr_sum, 0.0
-        if self.objective is not None and self.probe is not None and self._probing:
-            self._probe(self.objective, self.probe, step, lr_sum)
+        probe = self.probe if self._make_probe is None else self._make_probe()
+        if self.objective is not None and probe is not None and self._probing:
+            self._probe(self.objective, probe, step, lr_sum)
 
     def _probe(self, objective: Objective, probe: Probe, step: int, lr_sum: float) -> None:
         """A probe that fails ends the probes, not the capture of training rows."""
@@ -337,8 +348,10 @@ class Recorder:
 
     def _run_probe(self, objective: Objective, probe: Probe, step: int, lr_sum: float) -> None:
         start = time.perf_counter()
+        samples = len(probe.ids(len(probe.dataset)))
+        if not samples:
+            return
         if not self.probe_seconds:
-            samples = len(probe.ids(len(probe.dataset)))
             announce(
                 f"diffhook: probing {samples:,} samples at step {step:,}; training pauses at each snapshot"
             )

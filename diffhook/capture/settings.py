@@ -10,7 +10,6 @@ from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
 from diffhook.capture.checks import check_choice, check_objective, check_whole
-from diffhook.errors import ConfigurationError
 from diffhook.gradients import check_projection_dim
 
 
@@ -30,9 +29,10 @@ class Settings:
         keep_preconditioner: snapshots also keep Adam's 1/(√v̂ + ε), which the methods "adam-tracin" and
             "adam-retrac" need: as many numbers again as the trained parameters. Training steps cost the
             same.
-        probe: which samples to probe at snapshots, given an ``objective``.
-        objective: the training loss, for probes. With several trained models it is called with an
-            ``nn.ModuleDict`` of them.
+        probe: which samples to probe at snapshots. Without an ``objective``, by the loss that is recognised
+            and with clean samples and conditions as the training's own calls had them.
+        objective: the training loss, for probes, which then load the dataset's items. With several trained
+            models it is called with an ``nn.ModuleDict`` of them.
         alerts: an :class:`~diffhook.capture.Alerts`, or detectors; None for the usual, () for none.
         sample_ids: where a batch holds its samples' ids: a key, or a function of the batch that
             returns (B,) integers or B strings. None: a well-known key such as "ids", "indices" or
@@ -50,7 +50,7 @@ class Settings:
         enabled: False does nothing at all.
 
     Raises:
-        ConfigurationError: a value out of range, or a probe without an objective.
+        ConfigurationError: a value out of range.
     """
 
     projection_dim: int | Literal["full"] = 2048
@@ -81,8 +81,6 @@ class Settings:
                 check_whole(name, getattr(self, name), 1)
         check_choice("reduction", self.reduction, ("mean", "sum"))
         check_objective(self.objective)
-        if self.probe is not None and self.objective is None:
-            raise ConfigurationError("probes need an objective, such as DiffusionObjective(...)")
         if self.probe is not None and self.objective is not None:
             self.probe.grid.timesteps_of(self.objective)
         Alerts.of(self.alerts)

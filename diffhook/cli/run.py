@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
+import diffhook
+
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("-l", "--log", required=True, metavar="LOG", help="a folder or URL to write")
@@ -21,6 +23,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--every", type=int, default=1, metavar="N", help="capture one step in N (1)")
     command.add_argument("--overhead", type=float, metavar="SHARE", help="instead, as many as fit, say 0.05")
     command.add_argument("--snapshot-every", type=int, metavar="N", help="optimiser steps between snapshots")
+    command.add_argument("--probe", type=int, metavar="N", help="probe N of the samples at each snapshot")
     command.add_argument("--keep-preconditioner", action="store_true", help="snapshots hold Adam's, too")
     command.add_argument("--sample-ids", metavar="KEY", help="key of the batch that holds sample ids")
     command.add_argument("--thumbnails", type=int, default=0, metavar="PIXELS", help="of images to keep (0)")
@@ -45,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
         "thumbnails", "layers", "reuse_products", "workspace", "strict",
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
+    if args.probe is not None:
+        settings["probe"] = diffhook.Probe(args.probe)
     launcher.launch(args.script, args.script_arguments, args.log, module=args.module, **settings)
 
 

@@ -136,3 +136,66 @@ def test_training_is_the_same_and_schedulers_are_left_alone(loss: Loss, tmp_path
     for ours, theirs in zip(watched.parameters(), alone.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert all(dict(vars(kind)) == held for kind, held in before.items())
+
+
+# ── probes by what was recognised ─────────────────────────────────────────────────────────────────
+
+GRID = diffhook.Grid(3, replicates=2)
+
+
+class Encoder(nn.Module):
+    """Stands in for an autoencoder: latents are not in the batch, and differ from its images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 0.5 * images.flip(-1) + 0.1
+
+
+def encoded(model: nn.Module, clean: Tensor) -> Tensor:
+    with torch.no_grad():
+        latents = Encoder()(clean)
+    return min_snr_velocity(model, latents)
+
+
+def test_probes_need_no_objective_and_see_what_the_training_saw(tmp_path: Path) -> None:
+    """The same rows as by hand, of latents that only the loop makes."""
+    options: dict[str, Any] = {"projection_dim": "full", "snapshot_every": 12}
+    train(tmp_path / "plain", encoded, probe=diffhook.Probe(None, GRID, label_timesteps=0), **options)
+
+    def inputs(batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        return Encoder()(batch[0]), {}
+
+    told = diffhook.DiffusionObjective(
+        SCHEDULER, inputs, prediction_type="v_prediction", weighting=diffhook.MinSNR(5.0)
+    )
+    by_hand = diffhook.Probe(None, GRID, label_timesteps=0)
+    train(tmp_path / "by-hand", encoded, probe=by_hand, objective=told, **options)
+    found, expected = (diffhook.open_log(tmp_path / name).probe for name in ("plain", "by-hand"))
+    assert len(found) == len(expected) == 48 * 3 * 2
+    keys = ("step", "sample", "timestep", "replicate")
+    orders = [np.lexsort([table[key] for key in keys]) for table in (found, expected)]
+    for column in (*keys, "noise_seed", "lr", "weight"):
+        np.testing.assert_allclose(found[column][orders[0]], expected[column][orders[1]], rtol=1e-5)
+    np.testing.assert_allclose(found["grad_norm"][orders[0]], expected["grad_norm"][orders[1]], rtol=1e-5)
+    cosines = (found["projection"][orders[0]] * expected["projection"][orders[1]]).sum(1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-5)
+
+
+def test_a_share_of_the_samples_is_drawn_evenly_and_alike_in_every_run(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        train(tmp_path / name, plain, probe=diffhook.Probe(16, GRID))
+    one, two = (np.unique(diffhook.open_log(tmp_path / name).probe["sample"]) for name in ("one", "two"))
+    assert one.tolist() == two.tolist()
+    assert 8 <= len(one) <= 24
+    assert len(np.unique(one // 16)) == 3
+
+
+def test_probes_of_what_is_not_recognised_are_none(tmp_path: Path) -> None:
+    train(tmp_path / "log", odd, probe=diffhook.Probe(None, GRID))
+    log = diffhook.open_log(tmp_path / "log")
+    assert (len(log.train), len(log.probe)) == (96, 0)
+
+
+def test_probed_training_is_the_same(tmp_path: Path) -> None:
+    watched = train(tmp_path / "log", plain, probe=diffhook.Probe(None, GRID), snapshot_every=5)
+    for ours, theirs in zip(watched.parameters(), train(None, plain).parameters(), strict=True):
+        assert torch.equal(ours, theirs)

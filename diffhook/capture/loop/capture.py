@@ -25,7 +25,7 @@ from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
-from diffhook.capture.loop.objective_told import tell_objective
+from diffhook.capture.loop.objective_told import settle_objective
 from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.optimizer_watch import OptimizerWatch
 from diffhook.capture.loop.optimizers import scale_of
@@ -98,7 +98,7 @@ class Capture:
             rank=rank,
             processes=processes,
             thumbnails=settings.thumbnails,
-            objective=ObjectiveWatch(self.attachment, self._judged),
+            objective=ObjectiveWatch.of(settings, self.attachment, self._judged),
             shield=self.shield,
         )
         if not self.closed:
@@ -248,6 +248,7 @@ class Capture:
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
+        session.staging.objective.begin(model, self.loader)
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
         recorder = Recorder(
             engine,
@@ -284,7 +285,7 @@ class Capture:
             self.session.absences.tell("other-models", None, names)
 
     def _judged(self, verdict: Recognised | Refusal) -> None:
-        tell_objective(verdict, self.settings.objective, self.session.recorder)
+        settle_objective(verdict, self.settings.objective, self.session)
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
         if self.session.steps.rank > 0:

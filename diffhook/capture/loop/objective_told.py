@@ -9,11 +9,25 @@ import torch
 
 from diffhook.capture import Objective, Recorder
 from diffhook.capture.diffusion import DiffusionObjective
+from diffhook.capture.loop.session import Session
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.console import announce
 from diffhook.log.objective import OBJECTIVE
 
 logger = logging.getLogger("diffhook")
+
+
+def settle_objective(verdict: Recognised | Refusal, given: Objective | None, session: Session) -> None:
+    """A verdict is told and recorded, and decides about probes.
+
+    Args:
+        given: the objective that the user has named.
+    """
+    recorder, inputs = session.recorder, session.staging.objective.inputs
+    tell_objective(verdict, given, recorder)
+    if recorder is not None and inputs is not None:
+        objective = verdict.objective() if isinstance(verdict, Recognised) else None
+        recorder.probe_with(objective, inputs.probe)
 
 
 def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recorder: Recorder | None) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffhook.capture.loop.attachment import Attachment
 from diffhook.capture.loop.denoiser_calls import DenoiserCall
+from diffhook.capture.loop.describe import describe_dataset
+from diffhook.capture.loop.probe_inputs import ProbeInputs
 from diffhook.capture.recognition import Mixing, Observation, Recognised, Recognition, Refusal
+from diffhook.capture.settings import Settings
+
+logger = logging.getLogger("diffhook")
 
 _SCHEDULERS = "diffusers.schedulers.scheduling_utils"
 _MIXINGS = 4  # of the batch at hand that are kept
@@ -26,14 +32,28 @@ class ObjectiveWatch:
     Args:
         attachment: holds our hooks.
         tell: called with each verdict.
+        inputs: of samples to probe, which are kept as they come.
     """
 
-    def __init__(self, attachment: Attachment, tell: Tell) -> None:
-        self._attachment, self._tell = attachment, tell
+    def __init__(self, attachment: Attachment, tell: Tell, inputs: ProbeInputs | None = None) -> None:
+        self._attachment, self._tell, self.inputs = attachment, tell, inputs
         self._recognition = Recognition()
         self._mixings: deque[Mixing] = deque(maxlen=_MIXINGS)
         self._watched: dict[type, list[Callable[[], None]]] = {}
         self._passes = 0
+
+    @classmethod
+    def of(cls, settings: Settings, attachment: Attachment, tell: Tell) -> Self:
+        """Where the user has named neither objective nor dataset, probes take what the training shows."""
+        probe = settings.probe if settings.objective is None else None
+        inputs = None if probe is None or probe.dataset is not None else ProbeInputs(probe)
+        return cls(attachment, tell, inputs)
+
+    def begin(self, model: nn.Module, loader: Any) -> None:
+        """The capture begins: of ``model``, on what ``loader`` gives."""
+        if self.inputs is not None:
+            dataset = describe_dataset(loader)
+            self.inputs.begin(model, None if dataset is None else dataset["samples"])
 
     @property
     def observes(self) -> bool:
@@ -42,25 +62,35 @@ class ObjectiveWatch:
             return False
         return self._recognition.verdict is None or self._passes % _AGAIN == 0
 
+    def observes_of(self, sample_ids: Tensor) -> bool:
+        """Whether the next pass, over these samples, is."""
+        wanted = self.inputs is not None and self.inputs.wants(sample_ids)
+        return self.observes or (wanted and not isinstance(self._recognition.verdict, Refusal))
+
     def batch_received(self) -> None:
         """What was mixed for the batch before is of no use any more."""
         self._mixings.clear()
-        if self.observes:
+        if self.observes or self._watched:
             self._watch_schedulers()
 
-    def pass_ended(self, call: DenoiserCall | None, undo: float) -> None:
+    def pass_ended(self, call: DenoiserCall | None, undo: float, sample_ids: Tensor) -> None:
         """A pass has made rows.
 
         Args:
-            call: of the denoiser, that the loss came from.
+            call: of the denoiser, that the loss came from; None where it was not observed.
             undo: factor that makes a gradient that of the sample's own loss.
+            sample_ids: (B,).
         """
-        observed = self.observes
         self._passes += 1
-        if not observed or call is None or (seen := self._observation(call, undo)) is None:
+        if call is None or (seen := self._observation(call, undo)) is None:
             return
         before = self._recognition.verdict
-        self._recognition.add(seen)
+        mixing = self._recognition.add(seen)
+        if mixing is not None and self.inputs is not None and call.arguments is not None:
+            self.inputs.see(sample_ids, mixing.clean, call.module, *call.arguments)
+            if self.inputs.refused:
+                logger.warning("no probes: %s. objective=… with inputs=… says it", self.inputs.refused)
+                self.inputs = None
         verdict = self._recognition.verdict
         if verdict is not None and verdict is not before:
             self._tell(verdict)
@@ -111,7 +141,7 @@ class ObjectiveWatch:
         self._mixed(scheduler, sample, noise, timestep, noisy)
 
     def _mixed(self, scheduler: Any, *mixed: Any) -> None:
-        if self.observes and all(isinstance(value, Tensor) for value in mixed):
+        if (self.observes or self.inputs is not None) and all(isinstance(value, Tensor) for value in mixed):
             clean, noise, timesteps, noisy = (tensor.detach() for tensor in mixed)
             if len(timesteps.flatten()) == len(clean) == len(noise):
                 self._mixings.append(Mixing(scheduler, clean, noise, timesteps.flatten(), noisy))

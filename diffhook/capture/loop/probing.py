@@ -19,13 +19,13 @@ from diffhook.errors import ConfigurationError
 def training_probe(
     probe: Probe | None, objective: Objective | None, loader: Any, identity: Identity
 ) -> Probe | None:
-    """The probe over the training's dataset, if it names none itself; None without an objective.
+    """The probe over the training's dataset, if it names none itself; without an objective, as it is.
 
     Raises:
         ConfigurationError: no dataset is known.
     """
     if objective is None:
-        return None
+        return probe
     probe = probe or Probe()
     dataset = probe.dataset
     if dataset is None:

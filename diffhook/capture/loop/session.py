@@ -229,7 +229,7 @@ class Session:
             return
         self._unfit = ""
         self._pass = found.knowing(host=host, **self._scales)
-        self._calls = DenoiserCalls(observed=self.staging.objective.observes)
+        self._calls = DenoiserCalls(observed=self.staging.objective.observes_of(found.ids))
         self.steps.pass_begins()
         self.recorder.engine.begin()
         self.recorder.engine.tape.paused = True  # until the backward: torch.autograd.grad is none

@@ -104,7 +104,7 @@ class Staging:
         self.scalars.add(engine.norms)
         self.passes += 1
         deciding = calls.deciding if calls.observed else None
-        self.objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale)
+        self.objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale, found.ids)
         return True
 
     def samples(self, found: MicroBatch, recorder: Recorder) -> int:

@@ -62,7 +62,9 @@ def plan_text(
         + (f", every {snapshot_every} steps" if snapshot_every else ""),
         f"  sample ids: {ids_from}",
     ]
-    if recorder.probe is not None:
+    if recorder.probe is not None and recorder.probe.dataset is None:
+        lines.append("  probes at snapshots, once the training loss is recognised")
+    elif recorder.probe is not None:
         probe = recorder.probe
         samples = len(probe.ids(len(probe.dataset)))
         grid = probe.grid
