@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from diffhook import words
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.effective_dimension import EffectiveDimension, effective_dimension
 from diffhook.analysis.execution import MEMORY
@@ -23,6 +22,7 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog
 from diffhook.log.store import Location
 from diffhook.notebook import Displayed
+from diffhook.words import apart, number, p_value, table
 
 _BINS = 1000  # more make neither a table nor a chart
 
@@ -70,15 +70,15 @@ class BiasReport(Displayed):
         return asdict(self)
 
     def __repr__(self) -> str:
-        edges = words.apart(edge for b in self.norms for edge in (b.low, b.high))
+        edges = apart(edge for b in self.norms for edge in (b.low, b.high))
         bins = [
-            (f"{low} – {high}", f"{b.rows:,}", words.number(b.median))
+            (f"{low} – {high}", f"{b.rows:,}", number(b.median))
             for low, high, b in zip(edges[::2], edges[1::2], self.norms, strict=True)
         ]
         lines = [
             f"BiasReport of {self.source} rows: rank correlation of timestep and gradient norm "
-            f"{self.correlation:+.2f}, {words.p_value(self.p_value)}".replace("-", "−"),
-            words.table(("timesteps", "rows", "median norm"), bins),
+            f"{self.correlation:+.2f}, {p_value(self.p_value)}".replace("-", "−"),
+            table(("timesteps", "rows", "median norm"), bins),
         ]
         if self.generality:
             header = ("queries", "method", "top", "cardinality", "generally influential")
@@ -86,7 +86,7 @@ class BiasReport(Displayed):
                 (g.queries, g.method, str(g.k), f"{g.cardinality:.2f}", str(g.general_samples))
                 for g in self.generality
             ]
-            lines += ["", words.table(header, tops)]
+            lines += ["", table(header, tops)]
         return "\n".join(lines + ([] if self.dimension is None else ["", str(self.dimension)]))
 
 

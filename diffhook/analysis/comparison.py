@@ -72,8 +72,8 @@ class Comparison(Displayed):
     def __repr__(self) -> str:
         change = "" if self.change is None else f", loss {self.change.mean:+.1%} ± {self.change.error:.1%}"
         return (
-            f"<Comparison of {self.locations[1]} with {self.locations[0]}: {len(self.before):,} samples in both, "
-            f"{len(self.left_out):,} left out, {len(self.added):,} new{change}, rank correlation "
+            f"<Comparison of {self.locations[1]} with {self.locations[0]}: {len(self.before):,} samples in "
+            f"both, {len(self.left_out):,} left out, {len(self.added):,} new{change}, rank correlation "
             f"{self.agreement:.2f}>"
         )
 
@@ -91,7 +91,7 @@ class Comparison(Displayed):
         """
         scores = self.scores
         change = scores[:, 1] - scores[:, 0]
-        high = (self.places <= max(len(scores) // 10, k)).any(1)
+        high = self.places.min(1) <= max(len(scores) // 10, k)
         order = np.argsort(change if down else -change, kind="stable")
         chosen = order[high[order] & ((change[order] < 0) if down else (change[order] > 0))]
         return chosen[:k]
@@ -142,7 +142,6 @@ def compare(
         _check_looks(first, second, renamed, common, Execution(**run))
     shared, other = (ranking.take(np.isin(ranking.sample_ids, common)) for ranking in rankings)
     rows = [_last_rows(log, source, rename, common) for log, rename in ((first, _same), (second, renamed))]
-    ours = dict(zip(other.sample_ids.tolist(), other.scores.tolist(), strict=True))
     return Comparison(
         locations=(first.location, second.location),
         before=shared,
@@ -153,9 +152,7 @@ def compare(
         loss=_curves(rows, "loss"),
         norm=_curves(rows, "grad_norm"),
         change=_change(rows, common),
-        agreement=float(
-            scipy.stats.spearmanr(shared.scores, [ours[s] for s in shared.sample_ids.tolist()])[0]
-        ),
+        agreement=_agreement(shared, other),
     )
 
 
@@ -202,8 +199,8 @@ def _check_looks(
         if alike < _SAME:
             raise ConfigurationError(
                 f"sample {common[0]} of {first.location} is not sample {common[0]} of {second.location}, by "
-                f"what the logs know of their pixels (rank correlation {alike:.2f}): a Subset counts anew, so "
-                "pass the exclude list that made it, or train with names"
+                f"what the logs know of their pixels (rank correlation {alike:.2f}): a Subset counts anew, "
+                "so pass the exclude list that made it, or train with names"
             )
 
 
@@ -238,6 +235,13 @@ def _last_rows(
     late = rows["step"] == last if source == "probe" else rows["step"] >= _LAST * last
     kept = late & np.isin(rows["sample"], common)
     return {name: column[kept] for name, column in rows.items()}
+
+
+def _agreement(before: Ranking, after: Ranking) -> float:
+    """Spearman correlation of the scores of the same samples."""
+    after = after.take(np.argsort(after.sample_ids))
+    place = np.searchsorted(after.sample_ids, before.sample_ids)
+    return float(scipy.stats.spearmanr(before.scores, after.scores[place])[0])
 
 
 def _curves(rows: Sequence[dict[str, npt.NDArray[Any]]], column: str) -> Curves | None:

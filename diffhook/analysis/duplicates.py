@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from dask import delayed
 
-from diffhook import words
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
@@ -25,6 +24,7 @@ from diffhook.log import RunLog, Table
 from diffhook.log.samples import sample_words
 from diffhook.log.store import Location
 from diffhook.notebook import Displayed
+from diffhook.words import plural, table
 
 _SHOWN = 10  # pairs of a repr
 _TILE = 2048  # samples against as many
@@ -64,8 +64,8 @@ class Neighbours(Displayed):
             (sample_words(sample, self.names), sample_words(other, self.names), f"{cosine:.3f}")
             for sample, other, cosine in self.closest(_SHOWN)
         ]
-        listed = words.table(("sample", "nearest", "cosine"), rows) if rows else "no usable gradient"
-        return f"Neighbours of {words.plural(len(self.sample_ids), 'sample')}, the closest pairs\n{listed}"
+        listed = table(("sample", "nearest", "cosine"), rows) if rows else "no usable gradient"
+        return f"Neighbours of {plural(len(self.sample_ids), 'sample')}, the closest pairs\n{listed}"
 
 
 def near_duplicates(

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from diffhook import words
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE, ROLE, name_id, sample_words, split_id
 from diffhook.notebook import Displayed
-from diffhook.words import spreadsheet_cell
+from diffhook.words import number, plural, spreadsheet_cell, table
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler, Subset
@@ -68,14 +67,14 @@ class Ranking(Displayed):
 
     def __repr__(self) -> str:
         rows = [
-            (rank, self.named(int(sample)), words.number(float(score)), "; ".join(flags))
+            (rank, self.named(int(sample)), number(float(score)), "; ".join(flags))
             for rank, (sample, score, flags) in enumerate(
                 zip(self.sample_ids[:_SHOWN], self.scores[:_SHOWN], self.flags[:_SHOWN], strict=True), 1
             )
         ]
         more = f"\n… and {len(self) - _SHOWN:,} more" if len(self) > _SHOWN else ""
-        listed = words.table(("rank", "sample", "score", "reasons"), rows) if rows else "nothing"
-        return f"Ranking of {words.plural(len(self), 'sample')}: {self.title}\n{listed}{more}"
+        listed = table(("rank", "sample", "score", "reasons"), rows) if rows else "nothing"
+        return f"Ranking of {plural(len(self), 'sample')}: {self.title}\n{listed}{more}"
 
     def take(self, positions: Any) -> Ranking:
         """The samples at these positions, a slice, or where a mask (N,) is true; in that order."""

@@ -51,8 +51,7 @@ def sample_map(table: Table, execution: Execution) -> SampleMap:
         units = mapped(path, np.float32, table.dim)
         usable = np.concatenate([tile.any(1) for tile in _tiles(units)])
         positions, shares = _principal(units, usable)
-    positions[~usable] = np.nan
-    return SampleMap(ids, positions, shares)
+    return SampleMap(ids, np.where(usable[:, None], positions, np.nan), shares)
 
 
 def _principal(units: Floats, usable: npt.NDArray[np.bool_]) -> tuple[Floats, tuple[float, float]]:
@@ -60,10 +59,10 @@ def _principal(units: Floats, usable: npt.NDArray[np.bool_]) -> tuple[Floats, tu
     and Tropp 2011, algorithm 4.4): as many passes over the file, and no D × D matrix."""
     count, dim = max(int(usable.sum()), 1), units.shape[1]
     mean = sum(tile.sum(0, dtype=np.float64) for tile in _tiles(units)) / count
-    axes = np.random.default_rng(0).standard_normal((dim, min(2 + _MORE, dim)))
+    axes: Floats = np.random.default_rng(0).standard_normal((dim, min(2 + _MORE, dim)))
     for _ in range(_ITERATIONS):
         axes = np.linalg.qr(axes)[0]
-        axes = sum(tile.T @ (tile @ axes) for tile in _centred(units, usable, mean))
+        axes = np.sum([tile.T @ (tile @ axes) for tile in _centred(units, usable, mean)], axis=0)
     axes = np.linalg.qr(axes)[0]
     placed = np.concatenate([tile @ axes for tile in _centred(units, usable, mean)])
     rotation = np.linalg.svd(placed, full_matrices=False)[2].T[:, :2]

@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from diffhook import words
 from diffhook.analysis.cost import Cost
 from diffhook.analysis.draws import Uncertainty
 from diffhook.analysis.score_pass import ScorePass, strongest
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE, sample_words, short_names
 from diffhook.notebook import Displayed
-from diffhook.words import spreadsheet_cell
+from diffhook.words import spreadsheet_cell, table
 
 _SHOWN = 10  # queries of a repr, and samples of each
 
@@ -56,7 +55,7 @@ class Top(Displayed):
         ]
         queries, k = self.sample_ids.shape
         more = f"\n… and {queries - _SHOWN:,} more queries" if queries > _SHOWN else ""
-        listed = words.table(("query", "samples (score)"), rows, longest=200)
+        listed = table(("query", "samples (score)"), rows, longest=200)
         return f"Top {k} of {queries:,} {'query' if queries == 1 else 'queries'}\n{listed}{more}"
 
 
@@ -95,8 +94,8 @@ class Scores(Displayed):
     def __repr__(self) -> str:
         known = "values are there" if "values" in vars(self) else "computed when asked for: .top(k), .values"
         return (
-            f"<Scores of {len(self.query_ids):,} queries × {len(self.sample_ids):,} samples by {self.method}, "
-            f"{self.source} rows; {known}>"
+            f"<Scores of {len(self.query_ids):,} queries × {len(self.sample_ids):,} samples by "
+            f"{self.method}, {self.source} rows; {known}>"
         )
 
     @cached_property

@@ -52,7 +52,7 @@ class Probe:
         check_whole("label_timesteps", self.label_timesteps, 0)
         if isinstance(self.samples, str | float) or (isinstance(self.samples, int) and self.samples < 1):
             raise ConfigurationError(
-                f"samples is {brief(self.samples)}; expected how many (1 or more), their indices, or None for all"
+                f"samples is {brief(self.samples)}; expected how many, from 1 on, or indices, or None for all"
             )
 
     def ids(self, size: int) -> list[int]:

@@ -90,8 +90,8 @@ class Settings:
             self.sample_ids in (None, False) or isinstance(self.sample_ids, str) or callable(self.sample_ids)
         ):
             raise ConfigurationError(
-                f"sample_ids is {brief(self.sample_ids)}; expected a batch's key, a function of a batch, None or "
-                "False"
+                f"sample_ids is {brief(self.sample_ids)}; expected a batch's key, a function of a batch, "
+                "None or False"
             )
         if self.probe is not None and self.objective is None:
             raise ConfigurationError("probes need an objective, such as DiffusionObjective(...)")
@@ -121,7 +121,7 @@ class Settings:
 
 
 def _check_sequence(name: str, value: Any, kind: type, *, alone: bool = False) -> None:
-    """Raises ConfigurationError unless ``value`` is None or a sequence of this kind, or one of it ``alone``."""
+    """Raises ConfigurationError unless it is None, a sequence of this kind, or one of it ``alone``."""
     if value is None or (alone and isinstance(value, kind)):
         return
     whole = isinstance(value, Sequence) and not isinstance(value, str)

@@ -1,4 +1,4 @@
-"""All samples of a ranking as the page's scripts have them: where they lie, what divides them, what is said."""
+"""All samples of a ranking as the page's scripts have them: where they lie and what divides them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _places(found: SampleMap, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[n
     at = np.searchsorted(found.sample_ids, ids).clip(0, len(found.sample_ids) - 1)
     known = found.sample_ids[at] == ids  # a ranking may be of other rows
     raw = np.where(known[:, None], found.positions[at], np.nan)
-    homeless = np.isnan(raw).any(1)
+    homeless = np.isnan(raw[:, 0])
     places = np.column_stack([_spread(column, homeless) for column in (raw[:, 0], -raw[:, 1])])
     if homeless.any():
         places[:, 1] *= _BOTTOM - 0.05

@@ -22,7 +22,7 @@ class Gestures {
 
   place(event) {
     const box = this.stage.getBoundingClientRect();
-    return [event.clientX - box.left, event.clientY - box.top];
+    return [event.clientX - box.left - this.stage.clientLeft, event.clientY - box.top - this.stage.clientTop];
   }
 
   // A page that is being scrolled goes on scrolling when the map comes under the pointer.
