@@ -13,9 +13,9 @@ from PIL import Image
 from diffhook.images import shrunk
 from diffhook.report.likeness import Images
 
-_PIXELS = 10_500_000  # of a sheet: 10,000 pictures of 32 × 32
-_SMALLEST, _LARGEST, _STEP = 16, 64, 8  # a cell's side; whole blocks of the encoder do not mix neighbours
-_QUALITY = 72
+_PIXELS = 23_100_000  # of a sheet: 10,000 pictures of 48 × 48
+_SMALLEST, _LARGEST, _STEP = 16, 64, 16  # a cell's side; whole blocks of the encoder do not mix neighbours
+_QUALITY = 70
 _EXACT = 600_000  # pixels of a sheet up to which it is kept without loss
 
 

@@ -61,7 +61,7 @@ def test_ten_thousand_pictures_fit_into_a_page() -> None:
     pick = rng.integers(0, 200, 10_000)
     atlas = make_atlas(lambda sample: np.roll(pixels[pick[sample]], sample % 96, axis=1), range(10_000))
     assert atlas is not None
-    assert atlas.cell == 32
+    assert atlas.cell == 48
     assert len(atlas.uri) < 12e6
 
 

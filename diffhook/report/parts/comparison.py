@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from diffhook import words
 from diffhook.analysis import Comparison, Ranking
@@ -25,7 +25,7 @@ class Entry:
 
     name: str
     picture: Thumbnail | None
-    note: str  # places or score
+    notes: tuple[str, ...]  # places and scores
     reasons: tuple[Reason, ...]
 
 
@@ -115,19 +115,19 @@ def moved_part(found: Comparison, thumbnails: Thumbnails, k: int = 24) -> Part:
     )
 
 
-def _moved(found: Comparison, positions: Sequence[int] | np.ndarray, thumbnails: Thumbnails) -> list[Entry]:
-    places, scores = found.places[positions], found.scores[positions]
-    index = {int(sample): i for i, sample in enumerate(found.after.sample_ids)}
-    entries = _entries(found.before.take(np.asarray(positions, np.intp)), thumbnails)
-    flags = [found.after.flags[index[int(s)]] for s in found.before.sample_ids[positions]]
+def _moved(found: Comparison, positions: npt.NDArray[np.intp], thumbnails: Thumbnails) -> list[Entry]:
+    places, now = found.places[positions], found.after
+    entries = _entries(found.before.take(positions), thumbnails)
     return [
         replace(
             entry,
-            note=f"place {place[0]:,} → {place[1]:,}, score {words.number(score[0])} → "
-            f"{words.number(score[1])}",
-            reasons=tuple(map(Reason.of, reasons)) or entry.reasons,
+            notes=(
+                f"place {before:,} → {after:,}",
+                f"{entry.notes[0]} → {words.number(float(now.scores[after - 1]))}",
+            ),
+            reasons=tuple(map(Reason.of, now.flags[after - 1])) or entry.reasons,
         )
-        for entry, place, score, reasons in zip(entries, places.tolist(), scores.tolist(), flags, strict=True)
+        for entry, (before, after) in zip(entries, places.tolist(), strict=True)
     ]
 
 
@@ -139,7 +139,7 @@ def _entries(ranking: Ranking, thumbnails: Thumbnails) -> list[Entry]:
             if split_id(int(sample))[0] in short
             else f"#{sample_words(int(sample))}",
             thumbnails(int(sample)),
-            f"score {words.number(float(score))}",
+            (f"score {words.number(float(score))}",),
             tuple(map(Reason.of, flags)),
         )
         for sample, score, flags in zip(ranking.sample_ids, ranking.scores, ranking.flags, strict=True)

@@ -66,7 +66,8 @@ class SampleMap {
     const size = this.size(camera.zoom), level = Math.min(Crowd.levelAt(camera.zoom), Crowd.last);
     const shown = this.drawDots(size, level);
     this.drawPictures(shown, size);
-    if (this.near >= 0) this.ring(this.near, size);
+    Object.assign(this, { seen: shown, seenSize: size });
+    if (this.near >= 0) this.drawNear(size);
     if (this.area) this.outline(this.area);
     this.stage.dispatchEvent(new CustomEvent("drawn"));
   }
@@ -107,12 +108,13 @@ class SampleMap {
       context.strokeStyle = chosen ? colours.marked : this.flagged[i] ? colours.flagged : colours.faint;
       context.strokeRect(left - 0.5, top - 0.5, size + 1, size + 1);
     }
-    this.seen = pictures;
-    this.seenSize = size;
   }
 
-  ring(i, size) {
-    const [left, top] = this.camera.toView(this.x[i], this.y[i]), half = size / 2 + 3;
+  // What is pointed at, above all others and with a frame; a dot becomes a picture.
+  drawNear(size) {
+    const i = this.near, [left, top] = this.camera.toView(this.x[i], this.y[i]);
+    const pictured = this.atlas && this.cells[i] >= 0, half = pictured ? size / 2 + 2 : 5;
+    if (pictured) this.drawPictures([i, left, top], size);
     this.context.strokeStyle = this.colours.marked;
     this.context.lineWidth = 2;
     this.context.strokeRect(left - half, top - half, 2 * half, 2 * half);

@@ -58,6 +58,7 @@ class Tiles {
     if (cell < 0 || !sheet) return canvas.remove();
     const { cell: size, columns } = this.data.atlas;
     canvas.width = canvas.height = size;
+    canvas.classList.toggle("tiny", size <= 32);
     canvas.getContext("2d").drawImage(sheet, -(cell % columns) * size, -Math.floor(cell / columns) * size);
   }
 }
