@@ -45,7 +45,7 @@ def source_table(log: RunLog, source: str, *, projected: bool = True, method: Me
     if not len(table):
         waiting = rows_in_memory(log.store)
         hint = " (probes need DiffHook(objective=...))" if source == "probe" else ""
-        hint += f" yet, {waiting:,} rows are in memory: {FLUSH}" if waiting else ""
+        hint += f" yet; {waiting:,} are in memory: {FLUSH}" if waiting else ""
         raise LogError(f"{log.location} has no {source} rows{hint}")
     if projected and not table.dim:
         raise LogError(
