@@ -15,7 +15,8 @@ from diffhook.report.likeness import Images
 
 _PIXELS = 23_100_000  # of a sheet: 10,000 pictures of 48 × 48
 _SMALLEST, _LARGEST, _STEP = 16, 64, 16  # a cell's side; whole blocks of the encoder do not mix neighbours
-_QUALITY = 70
+_QUALITIES = 70, 45, 20  # the first whose file is small enough
+_BYTES = 9_000_000  # 12 MB as a data URI; a page is to stay under 20
 _EXACT = 600_000  # pixels of a sheet up to which it is kept without loss
 
 
@@ -66,8 +67,13 @@ def _small(images: Images, sample: int, size: int) -> Image.Image | None:
 
 
 def _uri(sheet: Image.Image) -> str:
-    opaque = sheet.getchannel("A").getextrema()[0] == 255
-    buffer = io.BytesIO()
+    if sheet.getchannel("A").getextrema()[0] == 255:
+        sheet = sheet.convert("RGB")
     exact = sheet.width * sheet.height <= _EXACT
-    (sheet.convert("RGB") if opaque else sheet).save(buffer, "WEBP", quality=_QUALITY, lossless=exact)
+    buffer = io.BytesIO()
+    for quality in _QUALITIES:
+        buffer = io.BytesIO()
+        sheet.save(buffer, "WEBP", quality=quality, lossless=exact)
+        if buffer.tell() <= _BYTES:
+            break
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

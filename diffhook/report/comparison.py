@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import diffhook
-from diffhook import words
 from diffhook.analysis import compare
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.execution import MEMORY, Execution
@@ -16,7 +13,7 @@ from diffhook.log.store import Location
 from diffhook.report.images import find_images, training_images
 from diffhook.report.likeness import Likeness
 from diffhook.report.parts.comparison import change_part, curves_part, moved_part
-from diffhook.report.rendering import check_page_path, render
+from diffhook.report.rendering import check_page_path, write_parts
 from diffhook.report.thumbnails import Thumbnails
 
 
@@ -67,13 +64,5 @@ def write_comparison(
         moved_part(found, thumbnails, k),
     ]
     thumbnails.check()
-    page = render(
-        "page.html.jinja",
-        title=title or f"{second.location}, against {first.location}",
-        footer=f"diffhook {diffhook.__version__}, {date.today().isoformat()}, from {first.location} and "
-        f"{second.location}",
-        parts=[part for part in parts if part is not None],
-    )
-    content = words.printable(page).encode()
-    Path(path).write_bytes(content)
-    return len(content)
+    places = f"{second.location}, against {first.location}"
+    return write_parts(path, title, places, parts)

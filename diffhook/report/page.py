@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-import diffhook
-from diffhook import words
 from diffhook.analysis import Ranking, Scores, bias, influence, influence_by_timestep, outliers
 from diffhook.analysis.bias import Generality, generality
 from diffhook.analysis.defaults import as_log, best_source
@@ -33,7 +30,7 @@ from diffhook.report.parts.norms import norms_part
 from diffhook.report.parts.outliers import outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
 from diffhook.report.parts.run import run_part
-from diffhook.report.rendering import Part, check_page_path, render
+from diffhook.report.rendering import Part, check_page_path, write_parts
 from diffhook.report.thumbnails import Thumbnails
 
 _QUERIES = 100  # of a set
@@ -92,8 +89,7 @@ def write_page(
     ranking = outliers(log, source, labels=known, **run) if ranking is None else ranking
     asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
     found, files = _pictures(log, images, ranking, execution)
-    thumbnails = Thumbnails(found)
-    ranking = replace(ranking, names=ranking.names or files)
+    ranking, thumbnails = replace(ranking, names=ranking.names or files), Thumbnails(found)
     names = short_names(ranking.names)
     placed_by = source or best_source(log, execution=execution)
     explorer = Explorer.make(log, ranking, found, placed_by, known, execution) if len(ranking) else None
@@ -110,15 +106,7 @@ def write_page(
         alerts_part(log.alerts(), _last_step(log), thumbnails, names),
     ]
     thumbnails.check()
-    page = render(
-        "page.html.jinja",
-        title=title or log.location,
-        footer=f"diffhook {diffhook.__version__}, {date.today().isoformat()}, from {log.location}",
-        parts=[part for part in parts if part is not None],
-    )
-    content = words.printable(page).encode()
-    Path(path).write_bytes(content)
-    return len(content)
+    return write_parts(path, title, log.location, parts)
 
 
 def _pictures(

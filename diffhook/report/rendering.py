@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup
 
+import diffhook
 from diffhook import words
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import sample_words, split_id
@@ -45,6 +48,23 @@ def check_page_path(path: Any) -> None:
         )
     if Path(path).is_dir():
         raise ConfigurationError(f"the page's path {path} is a folder; expected a file, such as page.html")
+
+
+def write_parts(path: str | Path, title: str, place: str, parts: Iterable[Part | None]) -> int:
+    """Write a page of these parts. Returns the file's size in bytes.
+
+    Args:
+        place: where what it is about lies.
+    """
+    page = render(
+        "page.html.jinja",
+        title=title or place,
+        footer=f"diffhook {diffhook.__version__}, {date.today().isoformat()}, from {place}",
+        parts=[part for part in parts if part is not None],
+    )
+    content = words.printable(page).encode()
+    Path(path).write_bytes(content)
+    return len(content)
 
 
 @pass_context

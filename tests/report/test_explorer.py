@@ -65,6 +65,17 @@ def test_ten_thousand_pictures_fit_into_a_page() -> None:
     assert len(atlas.uri) < 12e6
 
 
+def test_pictures_that_compress_badly_are_kept_more_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 64, 64, 3), np.uint8)
+    fine = make_atlas(noise.__getitem__, range(300))
+    assert fine is not None
+    monkeypatch.setattr("diffhook.report.atlas._BYTES", len(fine.uri) // 2)
+    coarse = make_atlas(noise.__getitem__, range(300))
+    assert coarse is not None
+    assert len(coarse.uri) * 3 / 4 <= len(fine.uri) // 2
+    assert (coarse.cell, coarse.places) == (fine.cell, fine.places)
+
+
 def test_every_sample_has_a_value_in_each_facet_and_is_counted_once_for_each() -> None:
     facet = Facet.most_common_first("x", "X", [["a"], ["b", "a", "b"], [], ["a"]])
     assert facet.values == ("a", "b", "none")
