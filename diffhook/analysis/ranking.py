@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.analysis.reason import Reason
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE, ROLE, name_id, sample_words, split_id
 from diffhook.notebook import Displayed
@@ -67,7 +68,12 @@ class Ranking(Displayed):
 
     def __repr__(self) -> str:
         rows = [
-            (rank, self.named(int(sample)), number(float(score)), "; ".join(flags))
+            (
+                rank,
+                self.named(int(sample)),
+                number(float(score)),
+                "; ".join(Reason.of(f).brief for f in flags),
+            )
             for rank, (sample, score, flags) in enumerate(
                 zip(self.sample_ids[:_SHOWN], self.scores[:_SHOWN], self.flags[:_SHOWN], strict=True), 1
             )

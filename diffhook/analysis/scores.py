@@ -43,19 +43,18 @@ class Top(Displayed):
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        short = short_names(self.names)
+        short, (queries, k) = short_names(self.names), self.sample_ids.shape
         rows = [
-            (query, ", ".join(f"{sample_words(i, short)} ({s:+.2g})".replace("-", "−") for i, s in row))
-            for query, row in (
-                (query, list(zip(ids[:_SHOWN].tolist(), scores[:_SHOWN].tolist(), strict=True)))
-                for query, ids, scores in zip(
-                    self.query_ids[:_SHOWN], self.sample_ids, self.scores, strict=False
-                )
+            (query, ", ".join(f"{sample_words(i, short)} ({_signed(s)})" for i, s in zip(*row, strict=True)))
+            for query, *row in zip(
+                self.query_ids[:_SHOWN].tolist(),
+                self.sample_ids[:_SHOWN, :_SHOWN].tolist(),
+                self.scores[:_SHOWN, :_SHOWN].tolist(),
+                strict=True,
             )
         ]
-        queries, k = self.sample_ids.shape
         more = f"\n… and {queries - _SHOWN:,} more queries" if queries > _SHOWN else ""
-        listed = table(("query", "samples (score)"), rows, longest=200)
+        listed = table(("query", "samples (score)"), rows, longest=110)
         return f"Top {k} of {queries:,} {'query' if queries == 1 else 'queries'}\n{listed}{more}"
 
 
@@ -220,6 +219,10 @@ def _margins(found: Uncertainty) -> npt.NDArray[np.float32]:
     """Half the width of 95% intervals; infinite where the error is not known."""
     half = scipy.stats.t.ppf(0.975, np.maximum(found.dof, 1)) * found.error
     return np.where(np.isnan(half), np.inf, half).astype(np.float32)
+
+
+def _signed(score: float) -> str:
+    return f"{score:+.2g}".replace("-", "−")
 
 
 def _positive(k: int) -> int:

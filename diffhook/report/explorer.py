@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count, product
 from typing import Any
 
 import numpy as np
@@ -92,7 +94,7 @@ class Explorer:
                 if flags
             },
             "facets": [{"name": facet.name, "of": facet.of} for facet in self.facets],
-            "places": None if self.places is None else (self.places * _STEPS).round().astype(int).T.tolist(),
+            "places": None if self.places is None else _apart((self.places * _STEPS).round().astype(int)),
             "atlas": None if atlas is None else {"cell": atlas.cell, "columns": atlas.columns},
             "cells": [] if atlas is None else [atlas.places.get(int(s), -1) for s in self.ranking.sample_ids],
         }
@@ -129,6 +131,23 @@ def _spread(values: npt.NDArray[np.float64], homeless: npt.NDArray[np.bool_]) ->
     bent = np.arcsinh((values - middle) / scale)
     low, high = np.nanmin(bent), np.nanmax(bent)
     return np.asarray((bent - low) / ((high - low) or 1.0))
+
+
+def _apart(places: npt.NDArray[np.int_]) -> list[list[int]]:
+    """Columns of places of which no two are the same: copies lie side by side, and zooming in parts them."""
+    taken: dict[tuple[int, int], None] = {}  # in the order of the samples
+    around: defaultdict[tuple[int, int], Iterator[tuple[int, int]]] = defaultdict(_outwards)
+    for x, y in places.tolist():
+        free = ((x + right, y + down) for right, down in around[x, y])
+        taken[next(place for place in free if place not in taken)] = None
+    return [list(side) for side in zip(*taken, strict=True)]
+
+
+def _outwards() -> Iterator[tuple[int, int]]:
+    """All points, those of the nearer squares around (0, 0) first."""
+    for far in count():
+        square = range(-far, far + 1)
+        yield from (point for point in product(square, square) if max(map(abs, point)) == far)
 
 
 def _key(value: float) -> float | None:

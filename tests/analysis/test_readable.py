@@ -60,8 +60,9 @@ def test_a_top_names_its_queries_and_samples(log: RunLog) -> None:
     first = f"{top.sample_ids[0, 0]} ({top.scores[0, 0]:+.2g})".replace("-", "−")
     assert lines[2].split(None, 1)[0] == str(top.query_ids[0])
     assert first in lines[2]
-    named = Top(np.array([[3]]), np.array([[-0.5]], np.float32), np.array([9]), {3: "a/b.png", 4: "a/c.png"})
-    assert repr(named).splitlines()[-1] == "    9  b.png (−0.5)"
+    names = {3: "a/b-1.png", 4: "a/c.png"}
+    named = Top(np.array([[3]]), np.array([[-0.5]], np.float32), np.array([9]), names)
+    assert repr(named).splitlines()[-1] == "    9  b-1.png (−0.5)"
 
 
 def test_neighbours_list_each_close_pair_once() -> None:

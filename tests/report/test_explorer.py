@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,16 @@ def test_the_sample_without_a_gradient_stands_at_the_lower_edge(explorer: Explor
     broken = explorer.ranking.sample_ids.tolist().index(7)
     assert explorer.places is not None
     assert explorer.places[broken, 1] > np.delete(explorer.places[:, 1], broken).max()
+
+
+def test_copies_lie_side_by_side(explorer: Explorer) -> None:
+    together = replace(explorer, places=np.full((SAMPLES, 2), 0.5)).data()["places"]
+    places = np.array(together).T
+    assert len(np.unique(places, axis=0)) == SAMPLES
+    assert np.abs(places - 5000).max() <= np.ceil(np.sqrt(SAMPLES) / 2)
+    assert places[0].tolist() == [5000, 5000], "the first of the ranking stays"
+    apart = explorer.data()["places"]
+    assert np.abs(np.array(apart).T - explorer.places * 10_000).max() <= 2.5
 
 
 def test_facets_of_a_log_are_its_own(explorer: Explorer, log: RunLog) -> None:

@@ -1,6 +1,6 @@
 // Shows the samples that the filters leave, in an order; keeps the selection and hands it out as an exclude list.
 const sheet = document.getElementById("atlas");
-const atlas = sheet ? sheet.decode().then(() => sheet) : Promise.resolve(null);
+const atlas = sheet ? sheet.decode().then(() => sheet, () => null) : Promise.resolve(null);
 const excluded = new Set(); // ranks
 const controls = document.getElementById("gallery-controls");
 let tiles = null;
