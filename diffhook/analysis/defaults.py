@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import numpy as np
-from zarr.abc.store import Store
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import DEFAULT
 from diffhook.analysis.pairing import PROBE, TRAIN, serves
 from diffhook.analysis.tables import FLUSH
-from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 from diffhook.log.lock import rows_in_memory
 from diffhook.log.samples import ROLE
 from diffhook.log.store import Location
-from diffhook.words import brief
 
 logger = logging.getLogger("diffhook")
 
@@ -27,11 +23,8 @@ def as_log(log: RunLog | Location) -> RunLog:
     """A log, or the one at a path, URL or store. Rows of a run in this process that wait in memory are told.
 
     Raises:
-        ConfigurationError: something else.
-        LogError: there is none.
+        ConfigurationError, LogError: as :func:`diffhook.open_log`.
     """
-    if not isinstance(log, RunLog | str | os.PathLike | Store):
-        raise ConfigurationError(f"the log is {brief(log)}; expected a log, or its path or URL")
     found = log if isinstance(log, RunLog) else open_log(log)
     waiting = rows_in_memory(found.store)
     if waiting:

@@ -84,6 +84,7 @@ class Explorer:
         atlas = self.atlas
         return {
             "ids": own,
+            "named": bool(self.ranking.names),
             "names": [sample_words(int(sample), short) for sample in self.ranking.sample_ids],
             "listed": [self.ranking.named(sample) for sample in own] if self.ranking.names else own,
             "scores": [words.number(float(score)) for score in self.ranking.scores],

@@ -108,7 +108,7 @@ def test_swapped_arguments_of_a_function_are_told(tmp_path: Path) -> None:
             r"parts is 'loss'; .* such as \['loss'\]",
         ),
         (lambda: diffhook.outliers(log, parts=["los"]), "Did you mean 'loss'"),
-        (lambda: diffhook.outliers(7), "the log is 7; expected a log, or its path or URL"),  # type: ignore[arg-type]
+        (lambda: diffhook.outliers(7), "the log is 7; expected its folder, URL or store"),  # type: ignore[arg-type]
         (lambda: diffhook.query(log, "new", torch.zeros(1, 1, 8, 8)), "the query set's name is a Tensor"),  # type: ignore[arg-type]
         (lambda: diffhook.without("exclude.txt", [1, 2]), r"expected without\(dataset, .exclude.txt.\)"),  # type: ignore[arg-type]
         (lambda: write_page(log, "page.html"), "the page's path is a RunLog; expected write_page"),  # type: ignore[arg-type]

@@ -133,6 +133,12 @@ class SampleMap {
     context.stroke();
   }
 
+  // The corners of a frame around a sample, as it is shown.
+  around(i) {
+    const [left, top] = this.camera.toView(this.x[i], this.y[i]), half = this.size(this.camera.zoom) / 2 + 5;
+    return [[-1, -1], [1, -1], [1, 1], [-1, 1]].map(([right, down]) => this.camera.toMap(left + right * half, top + down * half));
+  }
+
   // The sample at a point of the view: the uppermost picture there, or else a dot no further than a finger.
   at(left, top) {
     for (let n = this.seen.length - 3; n >= 0; n -= 3) {

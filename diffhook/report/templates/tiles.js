@@ -29,6 +29,10 @@ class Tiles {
     tile.classList.toggle("chosen", this.excluded.has(i));
   }
 
+  title(i) {
+    return this.data.named ? this.data.names[i] : `#${this.data.names[i]}`;
+  }
+
   make(i) {
     const { data } = this, tile = this.blank.content.firstElementChild.cloneNode(true);
     const say = (where, words) => {
@@ -36,7 +40,7 @@ class Tiles {
       if (place) place.textContent = words;
     };
     tile.dataset.sample = data.ids[i];
-    say(".id", `#${data.names[i]}`);
+    say(".id", this.title(i));
     say(".name", data.names[i]);
     say(".number", data.scores[i]);
     tile.querySelector("input").setAttribute("aria-label", `Select sample ${data.names[i]}`);
