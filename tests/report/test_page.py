@@ -19,6 +19,7 @@ from diffhook.analysis.execution import Execution
 from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.reason import Reason
 from diffhook.analysis.tables import loss_queries
+from diffhook.cli import main
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog
 from diffhook.log.samples import short_names
@@ -280,6 +281,18 @@ def test_samples_with_names_have_their_pictures_and_are_listed_by_name(tmp_path:
         assert tile is not None
         assert data_uri(each) in tile[0]
         assert f">&lt;{index}&gt;.png</span>" in tile[0]
+
+
+def test_the_command_filters_by_the_labels_of_a_file(
+    log: RunLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.txt").write_text("".join(f"{('cat', 'dog')[i % 2]}\n" for i in range(SAMPLES)))
+    place = ["report", log.location, "--out", str(tmp_path / "page.html")]
+    assert main([*place, "--labels", str(tmp_path / "labels.txt")]) == 0
+    facet = re.search(r'id="facet-label".*?</fieldset>', (tmp_path / "page.html").read_text(), re.DOTALL)
+    assert facet is not None
+    found = re.findall(r'class="value">(\w+)</span> <span class="number">(\d+)<', facet[0])
+    assert sorted(found) == [("cat", "100"), ("dog", "100")]
 
 
 def test_when_no_image_can_be_read_the_first_error_is_raised(log: RunLog, tmp_path: Path) -> None:

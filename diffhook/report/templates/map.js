@@ -64,15 +64,17 @@ class SampleMap {
     context.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
     context.clearRect(0, 0, camera.width, camera.height);
     const size = this.size(camera.zoom), level = Math.min(Crowd.levelAt(camera.zoom), Crowd.last);
-    const shown = this.drawDots(size, level);
-    this.drawPictures(shown, size);
-    Object.assign(this, { seen: shown, seenSize: size });
+    const { pictures, dots } = this.drawDots(size, level);
+    this.drawPiles(pictures, dots, size);
+    this.drawPictures(pictures, size);
+    Object.assign(this, { seen: pictures, seenSize: size });
     if (this.near >= 0) this.drawNear(size);
     if (this.area) this.outline(this.area);
     this.stage.dispatchEvent(new CustomEvent("drawn"));
   }
 
-  // Everyone without room for a picture, those that the filters leave out first. Returns the others.
+  // Everyone without room for a picture, those that the filters leave out first. Returns what fits the filters:
+  // [sample, left, top, …] of the pictures to be drawn, and [left, top, …] of the dots.
   drawDots(size, level) {
     const { context, camera, colours, x, y } = this;
     const { scaleX, scaleY } = camera, { failed } = filters;
@@ -90,7 +92,29 @@ class SampleMap {
       context.fillStyle = colour;
       for (let n = 0; n < dots.length; n += 2) context.fillRect(dots[n] - 1.5, dots[n + 1] - 1.5, 3, 3);
     }
-    return pictures;
+    return { pictures, dots: [...plain, ...flagged] };
+  }
+
+  // A picture that covers dots lies on a pile. Pictures do not overlap: a cell of their size has one middle at most.
+  drawPiles(pictures, dots, size) {
+    const cell = (left, top) => Math.floor(left / size) * 1e5 + Math.floor(top / size);
+    const middles = new Map(), piles = new Set(), half = size / 2;
+    for (let n = 0; n < pictures.length; n += 3) middles.set(cell(pictures[n + 1], pictures[n + 2]), n);
+    for (let d = 0; d < dots.length; d += 2) {
+      for (const right of [-half, half]) {
+        for (const down of [-half, half]) {
+          const n = middles.get(cell(dots[d] + right, dots[d + 1] + down));
+          if (n === undefined || piles.has(n)) continue;
+          if (Math.abs(pictures[n + 1] - dots[d]) < half && Math.abs(pictures[n + 2] - dots[d + 1]) < half) piles.add(n);
+        }
+      }
+    }
+    this.context.lineWidth = 1;
+    this.context.strokeStyle = this.colours.plain;
+    for (const n of piles) {
+      const left = Math.round(pictures[n + 1] - half), top = Math.round(pictures[n + 2] - half);
+      this.context.strokeRect(left + 2.5, top + 2.5, size, size);
+    }
   }
 
   drawPictures(pictures, size) {
