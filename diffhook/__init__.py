@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from diffhook.analysis import (
         bias,
+        compare,
         influence,
         influence_by_timestep,
         near_duplicates,
@@ -34,6 +35,7 @@ _HOMES = {
     "RunLog": "diffhook.log",
     "SavedPipeline": "diffhook.capture.pipeline",
     "bias": "diffhook.analysis",
+    "compare": "diffhook.analysis",
     "generate": "diffhook.analysis.generated",
     "influence": "diffhook.analysis",
     "influence_by_timestep": "diffhook.analysis",
@@ -55,6 +57,7 @@ __all__ = [
     "RunLog",
     "SavedPipeline",
     "bias",
+    "compare",
     "generate",
     "influence",
     "influence_by_timestep",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Sequence
 _NO_UNICODE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Commands to a terminal, and what turns text around; not newline and tab."""
+_NUMERIC = re.compile("[+−–∞]?[0-9,.]*( × 10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?∞?%?")
 _DECIMALS = 9  # float32 has no more
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -100,6 +102,46 @@ def one_line(text: str) -> str:
 def spreadsheet_cell(text: str) -> str:
     """With a quote before what a spreadsheet would compute: such a name is data."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], longest: int = 60) -> str:
+    """Lines of text in columns, numbers to the right; a text of more than ``longest`` letters is cut."""
+    cells = [[cut(one_line(str(cell)), longest) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    right = [all(_NUMERIC.fullmatch(row[i]) for row in cells) for i in range(len(header))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in (header, *cells)
+    )
+    return "\n".join(lines)
+
+
+def cut(text: str, longest: int) -> str:
+    """With "…" for what is too much."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def brief(value: object) -> str:
+    """What a user gave, in a message: a number or short text as it is, of anything else the kind."""
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(cut(value, 60))
+    return article(type(value).__name__)
+
+
+def article(noun: str) -> str:
+    """ "a Ranking", "an Alert"."""
+    return f"{'an' if noun[:1] in 'AEIOUaeiou' else 'a'} {noun}"
+
+
+def guess(given: object, choices: Iterable[str]) -> str:
+    """ " Did you mean 'train'?" where one of the choices is like what was given; else nothing."""
+    close = difflib.get_close_matches(str(given).lower(), list(choices), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def plural(count: int, noun: str) -> str:

@@ -223,6 +223,22 @@ def alerts(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _provenance(result, "python examples/benchmarks/alerts.py", more)])
 
 
+def page(result: dict[str, Any]) -> str:
+    """The report's page: its size, and how long its map takes for a frame."""
+    lines = ["| samples, with pictures | file | written in | moved | zoomed |", "|---" * 5 + "|"]
+    for row in result["rows"]:
+        rates = (
+            f"{row[how]['frames_per_second']:.0f}, {row[how]['p95_ms']:.0f}" for how in ("moved", "zoomed")
+        )
+        lines.append(
+            f"| {row['samples']:,} | {row['bytes'] / 1e6:.1f} MB | {row['write_seconds']:.0f} s | "
+            f"{' | '.join(rates)} |"
+        )
+    lines += ["", "Moved, zoomed: frames a second, and the milliseconds that 95% of the frames took at most."]
+    told = _provenance(result, "python examples/benchmarks/page.py", ", Chromium without a GPU")
+    return "\n".join([*lines, "", told])
+
+
 def memory(result: dict[str, Any]) -> str:
     """Whether memory grows."""
     plain, hooked = result["results"]
@@ -247,6 +263,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "overhead": overhead,
     "launches": launches,
     "memory": memory,
+    "page": page,
     "alerts": alerts,
     "log": log,
     "score": score,

@@ -1,25 +1,29 @@
 """Scores from the log. No torch, except in :mod:`diffhook.analysis.query` and where datasets are cut."""
 
 from diffhook.analysis.bias import BiasReport, bias
+from diffhook.analysis.comparison import Comparison, compare
 from diffhook.analysis.duplicates import Neighbours, near_duplicates
 from diffhook.analysis.exclude_list import without
 from diffhook.analysis.influence import influence
 from diffhook.analysis.methods import METHODS, Method
 from diffhook.analysis.outliers import outliers
 from diffhook.analysis.ranking import Ranking
-from diffhook.analysis.scores import Scores
+from diffhook.analysis.scores import Scores, Top
 from diffhook.analysis.self_influence import self_influence
 from diffhook.analysis.timesteps import TimestepInfluence, influence_by_timestep
 
 __all__ = [
     "METHODS",
     "BiasReport",
+    "Comparison",
     "Method",
     "Neighbours",
     "Ranking",
     "Scores",
     "TimestepInfluence",
+    "Top",
     "bias",
+    "compare",
     "influence",
     "influence_by_timestep",
     "near_duplicates",

@@ -22,13 +22,14 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog
 from diffhook.log.store import Location
 from diffhook.notebook import Displayed
+from diffhook.words import apart, number, p_value, table
 
 _BINS = 1000  # more make neither a table nor a chart
 
 
 @dataclass(frozen=True)
-class NormBin:
-    """Norms of the rows in one range of timesteps."""
+class TimestepBin:
+    """A column, such as the norm, of the rows in one range of timesteps."""
 
     low: float
     high: float
@@ -59,7 +60,7 @@ class BiasReport(Displayed):
     """Diagnostics of one run."""
 
     source: str
-    norms: list[NormBin]
+    norms: list[TimestepBin]
     correlation: float  # Spearman: timestep drawn against gradient norm
     p_value: float
     generality: list[Generality]
@@ -67,6 +68,26 @@ class BiasReport(Displayed):
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __repr__(self) -> str:
+        edges = apart(edge for b in self.norms for edge in (b.low, b.high))
+        bins = [
+            (f"{low} – {high}", f"{b.rows:,}", number(b.median))
+            for low, high, b in zip(edges[::2], edges[1::2], self.norms, strict=True)
+        ]
+        lines = [
+            f"BiasReport of {self.source} rows: rank correlation of timestep and gradient norm "
+            f"{self.correlation:+.2f}, {p_value(self.p_value)}".replace("-", "−"),
+            table(("timesteps", "rows", "median norm"), bins),
+        ]
+        if self.generality:
+            header = ("queries", "method", "top", "cardinality", "generally influential")
+            tops = [
+                (g.queries, g.method, str(g.k), f"{g.cardinality:.2f}", str(g.general_samples))
+                for g in self.generality
+            ]
+            lines += ["", table(header, tops)]
+        return "\n".join(lines + ([] if self.dimension is None else ["", str(self.dimension)]))
 
 
 def bias(
@@ -124,20 +145,21 @@ def bias(
             scores = influence(log, name, method, source, **run)
             found.append(generality(scores, name, k, general_share))
     dimension = effective_dimension(log, source, **run) if table.dim else None
-    norms = norm_bins(timestep, norm, bins)
+    norms = timestep_bins(timestep, norm, bin_edges(timestep, bins))
     return BiasReport(rows, norms, float(correlation), float(p_value), found, dimension)
 
 
-def norm_bins(timestep: npt.NDArray[np.floating], norm: npt.NDArray[np.floating], bins: int) -> list[NormBin]:
-    """Quantiles of the norm in each bin of the timestep."""
-    edges = bin_edges(timestep, bins)
+def timestep_bins(
+    timestep: npt.NDArray[np.floating], values: npt.NDArray[np.floating], edges: npt.NDArray[np.float64]
+) -> list[TimestepBin]:
+    """Quantiles of the values in each bin of the timestep that has any."""
     position = assign(timestep, edges)
     result = []
     for index in np.unique(position):
-        rows = norm[position == index].astype(np.float64)
+        rows = values[position == index].astype(np.float64)
         lower, median, upper = np.quantile(rows, [0.1, 0.5, 0.9])
         high = edges[min(index + 1, len(edges) - 1)]
-        result.append(NormBin(float(edges[index]), float(high), len(rows), float(median), lower, upper))
+        result.append(TimestepBin(float(edges[index]), float(high), len(rows), float(median), lower, upper))
     return result
 
 

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import DEFAULT
 from diffhook.analysis.pairing import PROBE, TRAIN, serves
+from diffhook.analysis.tables import FLUSH
 from diffhook.log import RunLog, open_log
+from diffhook.log.lock import rows_in_memory
 from diffhook.log.samples import ROLE
 from diffhook.log.store import Location
 
+logger = logging.getLogger("diffhook")
+
 
 def as_log(log: RunLog | Location) -> RunLog:
-    """A log, or the one at a path, URL or store."""
-    return log if isinstance(log, RunLog) else open_log(log)
+    """A log, or the one at a path, URL or store. Rows of a run in this process that wait in memory are told.
+
+    Raises:
+        ConfigurationError, LogError: as :func:`diffhook.open_log`.
+    """
+    found = log if isinstance(log, RunLog) else open_log(log)
+    waiting = rows_in_memory(found.store)
+    if waiting:
+        logger.warning(
+            "%s rows of %s are still in memory and do not count: %s", f"{waiting:,}", found.location, FLUSH
+        )
+    return found
 
 
 def default_method(log: RunLog) -> str:

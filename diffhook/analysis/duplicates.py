@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,24 +21,51 @@ from diffhook.analysis.samples import SampleRows, reduce_samples
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table
+from diffhook.log.samples import sample_words
 from diffhook.log.store import Location
+from diffhook.notebook import Displayed
+from diffhook.words import plural, table
 
+_SHOWN = 10  # pairs of a repr
 _TILE = 2048  # samples against as many
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbours(Displayed):
     """Every sample's nearest other sample.
 
     Attributes:
         sample_ids: (N,) int64, ascending.
         neighbours: (N,) int64, ids; of equals, the lower.
         cosines: (N,) float32; NaN for a sample without a usable gradient.
+        names: id → name, of samples that have one.
+        thumbnails: id → PNG, where the log keeps them: what a notebook shows.
     """
 
     sample_ids: npt.NDArray[np.int64]
     neighbours: npt.NDArray[np.int64]
     cosines: npt.NDArray[np.float32]
+    names: Mapping[int, str] = field(default_factory=dict)
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
+
+    def closest(self, k: int) -> list[tuple[int, int, float]]:
+        """The k pairs of highest cosine, each once: (sample, its neighbour, cosine), closest first."""
+        order = np.argsort(-np.nan_to_num(self.cosines, nan=-np.inf), kind="stable")
+        pairs: dict[frozenset[int], tuple[int, int, float]] = {}
+        for i in order[~np.isnan(self.cosines[order])]:
+            sample, other = int(self.sample_ids[i]), int(self.neighbours[i])
+            pairs.setdefault(frozenset((sample, other)), (sample, other, float(self.cosines[i])))
+            if len(pairs) == k:
+                break
+        return list(pairs.values())
+
+    def __repr__(self) -> str:
+        rows = [
+            (sample_words(sample, self.names), sample_words(other, self.names), f"{cosine:.3f}")
+            for sample, other, cosine in self.closest(_SHOWN)
+        ]
+        listed = table(("sample", "nearest", "cosine"), rows) if rows else "no usable gradient"
+        return f"Neighbours of {plural(len(self.sample_ids), 'sample')}, the closest pairs\n{listed}"
 
 
 def near_duplicates(
@@ -65,7 +93,9 @@ def near_duplicates(
     if index not in ("exact", "faiss"):
         raise ConfigurationError(f'index is {index!r}; expected "exact" or "faiss"')
     execution = Execution(client, scheduler, memory, progress)
-    return nearest_neighbours(source_table(as_log(log), source), execution, by_faiss=index == "faiss")
+    log = as_log(log)
+    found = nearest_neighbours(source_table(log, source), execution, by_faiss=index == "faiss")
+    return replace(found, names=log.names(), thumbnails=log.thumbnails)
 
 
 def nearest_neighbours(table: Table, execution: Execution, *, by_faiss: bool = False) -> Neighbours:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE
+from diffhook.words import brief
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -33,13 +34,34 @@ def without(dataset: Any, excluded: str | Path, *, names: Sequence[str | int] | 
     """
     from torch.utils.data import Subset
 
+    if isinstance(dataset, str | Path) or not isinstance(excluded, str | Path):
+        raise ConfigurationError(
+            f"the dataset is {brief(dataset)} and the exclude list {brief(excluded)}; expected "
+            'without(dataset, "exclude.txt")'
+        )
     own = [str(name) for name in (_names(dataset) if names is None else names)]
     if len(own) != len(dataset):
         raise ConfigurationError(f"there are {len(own)} names for a dataset of {len(dataset)} samples")
-    content = Path(excluded).read_text(encoding="utf-8", errors=NAMES_AS_THEY_ARE)
-    lines = dict.fromkeys(line for line in content.split("\n") if line)
-    out = _places(list(lines), own, str(excluded))
+    out = _places(_lines(excluded), own, str(excluded))
     return Subset(dataset, [i for i in range(len(own)) if i not in out])
+
+
+def excluded_indices(excluded: str | Path) -> list[int]:
+    """The lines of an exclude list of samples that are numbered.
+
+    Raises:
+        ConfigurationError: a line is no number.
+    """
+    lines = _lines(excluded)
+    other = next((line for line in lines if not line.isdecimal()), None)
+    if other is not None:
+        raise ConfigurationError(f"{excluded} names {other!r}; expected the number of a sample on each line")
+    return [int(line) for line in lines]
+
+
+def _lines(excluded: str | Path) -> list[str]:
+    content = Path(excluded).read_text(encoding="utf-8", errors=NAMES_AS_THEY_ARE)
+    return list(dict.fromkeys(line for line in content.split("\n") if line))
 
 
 def _names(dataset: Any) -> Sequence[str | int]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffhook.analysis.defaults import as_log
 from diffhook.analysis.rebuilt import borrowed, build_model, build_objective, load_snapshot
 from diffhook.analysis.refusal import refused
 from diffhook.capture.diffusion import DiffusionObjective
@@ -17,6 +18,7 @@ from diffhook.capture.sampling import sample
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import RunLog, Snapshot
+from diffhook.log.store import Location
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Generated:
 
 
 def generate(
-    log: RunLog,
+    log: RunLog | Location,
     count: int,
     *,
     seed: int = 0,
@@ -51,7 +53,7 @@ def generate(
     """Sample from the model as a snapshot has it; sample n has the random seed ``seed + n``.
 
     Args:
-        log: the run.
+        log: the run, or where it lies.
         count: N.
         seed: of the first sample.
         steps: denoising steps.
@@ -70,6 +72,7 @@ def generate(
         raise ConfigurationError(
             f"{count} samples in {steps} denoising steps, {batch_size} at once; expected at least 1 of each"
         )
+    log = as_log(log)
     snapshot = _find_snapshot(log, step)
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model

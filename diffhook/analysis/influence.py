@@ -20,7 +20,7 @@ from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import sample_sums
 from diffhook.analysis.score_pass import ScorePass
 from diffhook.analysis.scores import Scores
-from diffhook.analysis.tables import check_gradients, query_table, source_table
+from diffhook.analysis.tables import check_gradients, check_query_name, query_table, source_table
 from diffhook.log import RunLog
 from diffhook.log.store import Location
 
@@ -61,6 +61,7 @@ def influence(
             method's: of another scalar, with or without Adam's preconditioner, or with noise that does not
             fit the other side's.
     """
+    check_query_name(queries)
     log, execution = as_log(log), Execution(client, scheduler, memory, progress)
     prepared = prepare(log, queries, method, source, execution)
     tell_broken(query_table(log, queries), queries)
@@ -72,6 +73,7 @@ def influence(
         prepared.source,
         prepared.pass_,
         log.names(),
+        log.thumbnails,
     )
 
 

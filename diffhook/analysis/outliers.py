@@ -19,6 +19,7 @@ from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
 from diffhook.log.store import Location
+from diffhook.words import guess
 
 UNUSUAL = 2.0
 """A score that about one sound sample in a hundred reaches in the sum of several signals. Each sample with
@@ -90,6 +91,7 @@ def outliers(
         f"outliers: {', '.join(_names(found, source, parts))} ({source} rows)",
         {name: np.asarray(told.scores, np.float64)[order] for name, told in found.items()},
         log.names(),
+        log.thumbnails,
     )
 
 
@@ -124,10 +126,15 @@ def _names(found: Mapping[str, Found], source: str, parts: Sequence[str] | None)
 
 def _signals(view: View, names: Sequence[str] | None) -> list[Signal]:
     """The signals asked for, or all that the table can serve."""
+    if isinstance(names, str):
+        raise ConfigurationError(f"parts is {names!r}; expected a sequence, such as [{names!r}]")
     if names is None:
         able = [s for s in SIGNALS.values() if view.table.dim or not s.projected]
         return [s for s in able if not s.pairwise or len(view.sample_ids) <= PAIRWISE]
     unknown = [name for name in names if name not in SIGNALS]
     if unknown:
-        raise ConfigurationError(f"no outlier part {unknown[0]!r}; there are {', '.join(SIGNALS)}")
+        known = ", ".join(SIGNALS)
+        raise ConfigurationError(
+            f"no outlier part {unknown[0]!r}; there are {known}.{guess(unknown[0], SIGNALS)}"
+        )
     return [SIGNALS[name] for name in names]

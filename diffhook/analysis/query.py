@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
+from diffhook.analysis.defaults import as_log
 from diffhook.analysis.digest import digest
 from diffhook.analysis.directions import tell_broken
 from diffhook.analysis.pairing import KINDS, probe_grid
@@ -22,6 +23,7 @@ from diffhook.analysis.rebuilt import (
     load_snapshot,
 )
 from diffhook.analysis.refusal import refused
+from diffhook.analysis.tables import check_query_name
 from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.appearance import images_of
 from diffhook.capture.grid import Grid, measure, take, to_device
@@ -34,13 +36,14 @@ from diffhook.log import Rows, RunLog, Snapshot, Table
 from diffhook.log import store as files
 from diffhook.log.lock import query_lock
 from diffhook.log.schema import differences, json_like, projection_dtype
+from diffhook.log.store import Location
 from diffhook.log.table_writer import TableWriter, empty_group
 
 logger = logging.getLogger("diffhook")
 
 
 def query(
-    log: RunLog,
+    log: RunLog | Location,
     samples: Any,
     name: str,
     objective: Objective | None = None,
@@ -62,7 +65,7 @@ def query(
     computed again (unless the objective has functions of the user's own, which cannot be compared).
 
     Args:
-        log: the run; its folder must be writable.
+        log: the run, or where it lies; its folder must be writable.
         samples: a (Q, …) tensor of clean samples, a collated batch (mapping or tuple of tensors), or a
             dataset, in the form that the objective takes.
         name: letters, digits, '.', '_', '-'.
@@ -100,7 +103,9 @@ def query(
         raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1")
     if preconditioned not in (False, True, "root"):
         raise ConfigurationError(f'preconditioned is {preconditioned!r}; expected False, True or "root"')
+    check_query_name(name)
     files.check_name(name)
+    log = as_log(log)
     question = _question(log, samples, objective, ids, model, pipeline, grid, against, preconditioned)
     engine = _engine(log, question.model, question.grid)
     description = question.describe(details or {})

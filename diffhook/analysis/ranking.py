@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.analysis.reason import Reason
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE, ROLE, name_id, sample_words, split_id
 from diffhook.notebook import Displayed
-from diffhook.words import spreadsheet_cell
+from diffhook.words import number, plural, spreadsheet_cell, table
 
 if TYPE_CHECKING:
     from torch.utils.data import Sampler, Subset
+
+_SHOWN = 10  # samples of a repr
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Ranking(Displayed):
         title: what the scores are.
         parts: name → (N,) float64, what the scores were made of; NaN where a part knows nothing.
         names: id → name, of samples that have one.
+        thumbnails: id → PNG, where the log keeps them: what a notebook shows.
     """
 
     sample_ids: npt.NDArray[np.int64]
@@ -40,6 +44,7 @@ class Ranking(Displayed):
     title: str
     parts: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
 
     @classmethod
     def sort(
@@ -50,15 +55,44 @@ class Ranking(Displayed):
         title: str,
         parts: Mapping[str, npt.NDArray[np.float64]] | None = None,
         names: Mapping[int, str] | None = None,
+        thumbnails: Mapping[int, bytes] | None = None,
     ) -> Ranking:
         """From samples in any order."""
         order = np.argsort(-scores, kind="stable")
-        words = tuple(tuple(flags[i]) for i in order)
+        said = tuple(tuple(flags[i]) for i in order)
         sorted_parts = {name: values[order] for name, values in (parts or {}).items()}
-        return cls(sample_ids[order], scores[order], words, title, sorted_parts, names or {})
+        return cls(sample_ids[order], scores[order], said, title, sorted_parts, names or {}, thumbnails or {})
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    def __repr__(self) -> str:
+        rows = [
+            (
+                rank,
+                self.named(int(sample)),
+                number(float(score)),
+                "; ".join(Reason.of(f).brief for f in flags),
+            )
+            for rank, (sample, score, flags) in enumerate(
+                zip(self.sample_ids[:_SHOWN], self.scores[:_SHOWN], self.flags[:_SHOWN], strict=True), 1
+            )
+        ]
+        more = f"\n… and {len(self) - _SHOWN:,} more" if len(self) > _SHOWN else ""
+        listed = table(("rank", "sample", "score", "reasons"), rows) if rows else "nothing"
+        return f"Ranking of {plural(len(self), 'sample')}: {self.title}\n{listed}{more}"
+
+    def take(self, positions: Any) -> Ranking:
+        """The samples at these positions, a slice, or where a mask (N,) is true; in that order."""
+        parts = {name: values[positions] for name, values in self.parts.items()}
+        flags = tuple(self.flags[i] for i in np.arange(len(self))[positions].tolist())
+        return replace(
+            self,
+            sample_ids=self.sample_ids[positions],
+            scores=self.scores[positions],
+            flags=flags,
+            parts=parts,
+        )
 
     def records(self, k: int | None = None) -> list[dict[str, Any]]:
         """The first k (or all) as dicts of rank, sample, name (where samples have names), score, flags, and

@@ -17,16 +17,45 @@ from diffhook.analysis.cost import Cost
 from diffhook.analysis.draws import Uncertainty
 from diffhook.analysis.score_pass import ScorePass, strongest
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import NAMES_AS_THEY_ARE, sample_words
+from diffhook.log.samples import NAMES_AS_THEY_ARE, sample_words, short_names
 from diffhook.notebook import Displayed
-from diffhook.words import spreadsheet_cell
+from diffhook.words import spreadsheet_cell, table
+
+_SHOWN = 10  # queries of a repr, and samples of each
 
 
-class Top(NamedTuple):
-    """The k samples of highest (or lowest) score for each query."""
+@dataclass(frozen=True)
+class Top(Displayed):
+    """The k samples of highest (or lowest) score for each query.
 
-    sample_ids: npt.NDArray[np.int64]  # (Q, k)
-    scores: npt.NDArray[np.float32]  # (Q, k)
+    Attributes:
+        sample_ids: (Q, k) int64.
+        scores: (Q, k) float32.
+        query_ids: (Q,) int64.
+        names: id → name, of samples that have one.
+        thumbnails: id → PNG, where the log keeps them.
+    """
+
+    sample_ids: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    query_ids: npt.NDArray[np.int64]
+    names: Mapping[int, str] = field(default_factory=dict)
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        short, (queries, k) = short_names(self.names), self.sample_ids.shape
+        rows = [
+            (query, ", ".join(f"{sample_words(i, short)} ({_signed(s)})" for i, s in zip(*row, strict=True)))
+            for query, *row in zip(
+                self.query_ids[:_SHOWN].tolist(),
+                self.sample_ids[:_SHOWN, :_SHOWN].tolist(),
+                self.scores[:_SHOWN, :_SHOWN].tolist(),
+                strict=True,
+            )
+        ]
+        more = f"\n… and {queries - _SHOWN:,} more queries" if queries > _SHOWN else ""
+        listed = table(("query", "samples (score)"), rows, longest=110)
+        return f"Top {k} of {queries:,} {'query' if queries == 1 else 'queries'}\n{listed}{more}"
 
 
 class Certainty(NamedTuple):
@@ -50,6 +79,7 @@ class Scores(Displayed):
         method: the method's name.
         source: which rows were scored: "train", "probe", or a query set of training samples.
         names: id → name, of samples that have one.
+        thumbnails: id → PNG, where the log keeps them: what a notebook shows.
     """
 
     query_ids: npt.NDArray[np.int64]
@@ -58,6 +88,14 @@ class Scores(Displayed):
     source: str
     _pass: ScorePass = field(repr=False)
     names: Mapping[int, str] = field(default_factory=dict, repr=False)
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        known = "values are there" if "values" in vars(self) else "computed when asked for: .top(k), .values"
+        return (
+            f"<Scores of {len(self.query_ids):,} queries × {len(self.sample_ids):,} samples by "
+            f"{self.method}, {self.source} rows; {known}>"
+        )
 
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
@@ -140,14 +178,16 @@ class Scores(Displayed):
         _positive(k)
         if "values" in self.__dict__:
             index = strongest(-self.values if opponents else self.values, k)
-            return Top(self.sample_ids[index], np.take_along_axis(self.values, index, 1))
-        return Top(*self._pass.top(k, opponents))
+            found = self.sample_ids[index], np.take_along_axis(self.values, index, 1)
+        else:
+            found = self._pass.top(k, opponents)
+        return Top(*found, self.query_ids, self.names, self.thumbnails)
 
     def to_csv(self, path: str | Path, k: int | None = None) -> None:
         """Write rows of query, rank, sample, score, error where there are any, and name where samples have
         names: the top k, or all."""
         top = self.top(k or len(self.sample_ids))
-        columns: list[npt.NDArray[Any]] = [*top, *self._errors_of(top, whole=not k)]
+        columns: list[npt.NDArray[Any]] = [top.sample_ids, top.scores, *self._errors_of(top, whole=not k)]
         header = ["query", "rank", "sample", "score", "error"][: 2 + len(columns)]
         with open(path, "w", newline="", encoding="utf-8", errors=NAMES_AS_THEY_ARE) as file:
             writer = csv.writer(file)
@@ -179,6 +219,10 @@ def _margins(found: Uncertainty) -> npt.NDArray[np.float32]:
     """Half the width of 95% intervals; infinite where the error is not known."""
     half = scipy.stats.t.ppf(0.975, np.maximum(found.dof, 1)) * found.error
     return np.where(np.isnan(half), np.inf, half).astype(np.float32)
+
+
+def _signed(score: float) -> str:
+    return f"{score:+.2g}".replace("-", "−")
 
 
 def _positive(k: int) -> int:

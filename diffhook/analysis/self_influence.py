@@ -60,7 +60,7 @@ def self_influence(
     flags = [[SINGLE] if constant and count <= 1 else [] for count in visits]
     title = f"self-influence ({chosen.name}, {source} rows)"
     scores = found.scores.reshape(shape).sum(0)
-    return Ranking.sort(rows.sample_ids, scores, flags, title, names=log.names())
+    return Ranking.sort(rows.sample_ids, scores, flags, title, names=log.names(), thumbnails=log.thumbnails)
 
 
 class _Found(NamedTuple):

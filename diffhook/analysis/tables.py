@@ -8,8 +8,12 @@ import numpy.typing as npt
 from diffhook.analysis.methods import Method
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog, Table
+from diffhook.log.lock import rows_in_memory
+from diffhook.words import brief, guess
 
 ROOT = "root"
+FLUSH = "call hook.flush(), or accelerator.end_training() where the training is over"
+"""What makes a live run's rows count."""
 
 
 def source_table(log: RunLog, source: str, *, projected: bool = True, method: Method | None = None) -> Table:
@@ -27,7 +31,8 @@ def source_table(log: RunLog, source: str, *, projected: bool = True, method: Me
         queries = log.queries
         if source not in queries:
             known = f", or a query set of training samples ({', '.join(queries)})" if queries else ""
-            raise ConfigurationError(f"source is {source!r}; expected 'train' or 'probe'{known}")
+            hint = guess(source, ["train", "probe", *queries])
+            raise ConfigurationError(f"source is {source!r}; expected 'train' or 'probe'{known}.{hint}")
         return queries[source]
     kept = log.config["identity"].get("aggregate")
     if kept is not None and (method is None or method.name != kept):
@@ -38,7 +43,9 @@ def source_table(log: RunLog, source: str, *, projected: bool = True, method: Me
         )
     table = log.train if source == "train" else log.probe
     if not len(table):
+        waiting = rows_in_memory(log.store)
         hint = " (probes need DiffHook(objective=...))" if source == "probe" else ""
+        hint += f" yet; {waiting:,} are in memory: {FLUSH}" if waiting else ""
         raise LogError(f"{log.location} has no {source} rows{hint}")
     if projected and not table.dim:
         raise LogError(
@@ -54,11 +61,21 @@ def query_table(log: RunLog, name: str) -> Table:
     Raises:
         LogError: there is no such set; names those there are.
     """
+    check_query_name(name)
     queries = log.queries
     if name not in queries:
         known = ", ".join(queries) or "none yet: see `diffhook query --help`"
-        raise LogError(f"{log.location} has no queries {name!r}; it has {known}")
+        raise LogError(f"{log.location} has no queries {name!r}; it has {known}.{guess(name, queries)}")
     return queries[name]
+
+
+def check_query_name(name: str) -> None:
+    """Raises ConfigurationError unless it is text: the log comes first, the query set's name second."""
+    if not isinstance(name, str):
+        raise ConfigurationError(
+            f"the query set's name is {brief(name)}; expected text, after the log: "
+            'influence(log, "generated"), query(log, samples, "generated")'
+        )
 
 
 def loss_queries(log: RunLog) -> list[str]:

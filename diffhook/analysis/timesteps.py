@@ -15,7 +15,7 @@ from diffhook.analysis.influence import prepare
 from diffhook.analysis.methods import Method
 from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import Whole
-from diffhook.analysis.tables import nearest, source_table
+from diffhook.analysis.tables import check_query_name, nearest, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import Block, RunLog, Table
 from diffhook.log.store import Location
@@ -58,6 +58,7 @@ def influence_by_timestep(
     Raises:
         LogError, ConfigurationError: as :func:`diffhook.influence`; or sample_ids do not fit.
     """
+    check_query_name(queries)
     log, execution = as_log(log), Execution(client, scheduler, memory, progress)
     prepared = prepare(log, queries, method, source, execution)
     source_table(log, prepared.source)  # raises where there are but sums over timesteps

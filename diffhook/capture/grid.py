@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffhook.capture.checks import check_whole
 from diffhook.capture.noise import noise_seed
 from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError, RecheckNeeded
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
+from diffhook.words import brief
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,14 @@ class Grid:
     replicates: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("draws", "replicates"):
+            check_whole(name, getattr(self, name))
+        if isinstance(self.timesteps, str) or not (
+            isinstance(self.timesteps, int) or hasattr(self.timesteps, "__len__")
+        ):
+            raise ConfigurationError(
+                f"timesteps is {brief(self.timesteps)}; expected how many, or a list of them"
+            )
         if min(self.count, self.draws, self.replicates) < 1:
             raise ConfigurationError(
                 f"a grid of {self.count} timesteps × {self.draws} draws × {self.replicates} replicates; "

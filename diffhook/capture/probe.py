@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
+from diffhook.capture.checks import check_kind, check_whole
 from diffhook.capture.grid import Grid, measure, to_device, undisturbed
 from diffhook.capture.label_contrast import label_contrasts
 from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
+from diffhook.words import brief
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ class Probe:
     collate: Callable[[list[Any]], Any] | None = None
     identify: Callable[[Any, Sequence[int]], Sequence[int]] | None = None
     population: int | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("grid", self.grid, Grid, "Grid(10, replicates=2)")
+        check_whole("batch_size", self.batch_size, 1)
+        check_whole("label_timesteps", self.label_timesteps, 0)
+        if isinstance(self.samples, str | float) or (isinstance(self.samples, int) and self.samples < 1):
+            raise ConfigurationError(
+                f"samples is {brief(self.samples)}; expected how many, from 1 on, or indices, or None for all"
+            )
 
     def ids(self, size: int) -> list[int]:
         """The ids to probe in a dataset of ``size`` samples.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
-from diffhook.capture.checks import check_choice, check_objective, check_whole
+from diffhook.capture.checks import check_choice, check_kind, check_objective, check_whole
+from diffhook.errors import ConfigurationError
 from diffhook.gradients import check_projection_dim
+from diffhook.words import brief, guess
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,51 @@ class Settings:
                 check_whole(name, getattr(self, name), 1)
         check_choice("reduction", self.reduction, ("mean", "sum"))
         check_objective(self.objective)
+        if self.probe is not None:
+            check_kind("probe", self.probe, Probe, "Probe(samples=512)")
+        _check_sequence("models", self.models, nn.Module)
+        _check_sequence("layers", self.layers, str, alone=True)
+        if not (
+            self.sample_ids in (None, False) or isinstance(self.sample_ids, str) or callable(self.sample_ids)
+        ):
+            raise ConfigurationError(
+                f"sample_ids is {brief(self.sample_ids)}; expected a batch's key, a function of a batch, "
+                "None or False"
+            )
         if self.probe is not None and self.objective is not None:
             self.probe.grid.timesteps_of(self.objective)
         Alerts.of(self.alerts)
         self.plan()
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Settings:
+        """From options by name.
+
+        Raises:
+            ConfigurationError: there is no such option.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ConfigurationError(
+                    f"no option {name!r}; there are {', '.join(known)}.{guess(name, known)}"
+                )
+        return cls(**given)
+
     def plan(self) -> Plan:
         """Which steps to capture."""
         return Plan(self.every, self.overhead)
+
+
+def _check_sequence(name: str, value: Any, kind: type, *, alone: bool = False) -> None:
+    """Raises ConfigurationError unless it is None, a sequence of this kind, or one of it ``alone``."""
+    if value is None or (alone and isinstance(value, kind)):
+        return
+    whole = isinstance(value, Sequence) and not isinstance(value, str)
+    if whole and all(isinstance(each, kind) for each in value):
+        return
+    found = next((each for each in value if not isinstance(each, kind)), value) if whole else value
+    hint = f": did you mean [{name.removesuffix('s')}]?" if isinstance(value, kind) else ""
+    raise ConfigurationError(
+        f"{name} {'holds' if whole else 'is'} {brief(found)}; expected a list of {kind.__name__}s{hint}"
+    )

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 def _found(scores: Scores, top: Top, certainty: Certainty | None) -> list[dict[str, Any]]:
     found = [
         {"query": int(query), "samples": ids.tolist(), "scores": values.tolist()}
-        for query, ids, values in zip(scores.query_ids, *top, strict=True)
+        for query, ids, values in zip(scores.query_ids, top.sample_ids, top.scores, strict=True)
     ]
     if scores.names:
         for entry in found:
@@ -85,7 +85,7 @@ def _found(scores: Scores, top: Top, certainty: Certainty | None) -> list[dict[s
 
 
 def _print(title: str, scores: Scores, top: Top, certainty: Certainty | None) -> None:
-    columns: list[npt.NDArray[Any]] = [*top]
+    columns: list[npt.NDArray[Any]] = [top.sample_ids, top.scores]
     header = ["query", "rank", "sample", "score"]
     if certainty is not None:
         columns += [certainty.errors, np.where(certainty.beyond, "", "within noise")]

@@ -1,6 +1,7 @@
 """Write one HTML page: what stands out, what made the queries' images, and what the run did.
 
 example: diffhook report runs/butterflies --images data/butterflies --query-images generated=samples/
+example: diffhook report runs/second --against runs/butterflies --excluded exclude.txt --out change.html
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from diffhook import words
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json
-from diffhook.cli.values import check_writable, count
+from diffhook.cli.values import check_writable, count, read_labels
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table, open_log
 
@@ -22,6 +23,21 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "--images",
         metavar="PATH",
         help="the images by id: a folder, a saved dataset or .npy; by name in a folder where they have names",
+    )
+    command.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="labels by sample id, .npy or a line each: to filter and find wrong ones",
+    )
+    command.add_argument(
+        "--against",
+        metavar="LOG",
+        help="write another page instead: what has changed since that run, such as before an exclusion",
+    )
+    command.add_argument(
+        "--excluded",
+        metavar="FILE",
+        help="with --against: the exclude list that made this run's dataset, where samples are numbered",
     )
     command.add_argument(
         "--queries", action="append", metavar="NAME", help="a query set to show, may be repeated (all)"
@@ -42,24 +58,47 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffhook.report import write_page
-
     log = open_log(args.log)
     check_writable(args.out)
-    size = write_page(
+    size = _write_page(log, args) if args.against is None else _write_comparison(log, args)
+    if args.json:
+        print_json({"page": args.out, "bytes": size})
+    else:
+        print(f"wrote {args.out}, {words.size(size)}")
+
+
+def _write_page(log: RunLog, args: argparse.Namespace) -> int:
+    from diffhook.report import write_page
+
+    if args.excluded is not None:
+        raise ConfigurationError(
+            "--excluded says what a run left out since another: name that with --against"
+        )
+    return write_page(
         args.out,
         log,
         images=args.images,
         queries=_queries(log, args.queries, args.query_images),
+        labels=None if args.labels is None else read_labels(args.labels).tolist(),
         source=args.source,
         top=args.top,
         title=args.title,
         **execution(args),
     )
-    if args.json:
-        print_json({"page": args.out, "bytes": size})
-    else:
-        print(f"wrote {args.out}, {words.size(size)}")
+
+
+def _write_comparison(log: RunLog, args: argparse.Namespace) -> int:
+    from diffhook.report import write_comparison
+
+    return write_comparison(
+        args.out,
+        args.against,
+        log,
+        args.images,
+        excluded=args.excluded,
+        title=args.title,
+        **execution(args),
+    )
 
 
 def _queries(log: RunLog, names: list[str] | None, images: list[str]) -> dict[str, str | None]:

@@ -58,6 +58,20 @@ def query_lock(store: Store, name: str) -> Iterator[None]:
         _release(store, f"query-{name}", owner)
 
 
+def rows_in_memory(store: Store) -> int:
+    """Rows of runs in this process that a reader of the log does not see yet."""
+    return sum(getattr(writer, "rows_in_memory", 0) for writer in writers(store))
+
+
+def writers(store: Store) -> list[Any]:
+    """Those that write the log in this process."""
+    if not isinstance(store, LocalStore):
+        return []
+    folder = (store.root / ROOT).resolve()
+    mine = (owner() for path, (_, owner) in _held.items() if Path(path).parent == folder)
+    return [owner for owner in mine if owner is not None]
+
+
 class _Owner:
     """Of a lock that belongs to nothing else."""
 

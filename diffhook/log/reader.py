@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from zarr.abc.store import Store
 
-from diffhook.errors import LogError
+from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import store as files
 from diffhook.log.alerts import read_alerts
 from diffhook.log.index import LogIndex
@@ -20,6 +21,7 @@ from diffhook.log.store import Location
 from diffhook.log.table import Table
 from diffhook.log.verification import verify
 from diffhook.notebook import Displayed
+from diffhook.words import brief
 
 if TYPE_CHECKING:
     import xarray
@@ -167,8 +169,11 @@ def open_log(path: Location, session: int | None = None) -> RunLog:
             ``diffhook info`` lists them.
 
     Raises:
+        ConfigurationError: no place at all.
         LogError: nothing is there, or something else, or no such session.
     """
+    if not isinstance(path, str | os.PathLike | Store):
+        raise ConfigurationError(f"the log is {brief(path)}; expected its folder, URL or store")
     log = RunLog(files.open_store(path, read_only=True), path, session)
     if session is not None:
         _ = log.index.path

@@ -51,7 +51,7 @@ def open_store(location: Location, *, read_only: bool) -> Store:
         location = location.removeprefix("file://")
     if isinstance(location, str) and "://" in location:
         return _open_url(location, read_only)
-    path = Path(location)
+    path = Path(location).expanduser()
     if path.exists() and not path.is_dir():
         raise LogError(f"{path} is a file; a log is a folder")
     if read_only and not path.exists():

@@ -103,6 +103,11 @@ class TableWriter:
     def __len__(self) -> int:
         return self._boundary + self._tail_rows
 
+    @property
+    def uncommitted(self) -> int:
+        """Rows that do not count yet."""
+        return len(self) - int(self._attributes["committed"])
+
     def begin_session(self, sessions: Sequence[Session], processes: int = 1) -> None:
         """Rows from here on are of the last of these sessions, which are all that the log has.
 

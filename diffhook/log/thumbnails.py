@@ -6,7 +6,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from zarr.abc.store import Store
 
@@ -100,7 +100,13 @@ class Thumbnails(Mapping[int, bytes]):
     def __init__(self, store: Store) -> None:
         self._store = store
         self._where = {sample_id: pack for pack in packs(store) for sample_id in self._entries(pack)}
-        self._open = lru_cache(maxsize=8)(lambda pack: _read(store, pack))
+        self._open = lru_cache(maxsize=8)(partial(_read, store))
+
+    def __reduce__(self) -> tuple[type[Thumbnails], tuple[Store]]:
+        return Thumbnails, (self._store,)
+
+    def __repr__(self) -> str:
+        return f"<thumbnails of {len(self)} samples>"
 
     def __getitem__(self, sample_id: int) -> bytes:
         pack = self._where[sample_id]

@@ -88,6 +88,7 @@ class LogWriter:
         self._alerts_waiting = False
         self._thumbnails: ThumbnailWriter | None = None
         self._names = NameWriter(self.store, rank)
+        self._handed_over = self._appended = 0  # rows, by the training and by the thread
         self._dropped: dict[str, tuple[int, int]] = {}
         self.dropped_snapshots = 0
         self._backlog = Backlog(
@@ -139,6 +140,12 @@ class LogWriter:
         return ""
 
     @property
+    def rows_in_memory(self) -> int:
+        """Rows handed over that do not count yet."""
+        unwritten = sum(table.uncommitted for table in list(self._tables.values()))
+        return self._handed_over - self._appended + unwritten
+
+    @property
     def bytes_per_row(self) -> int:
         scalars = sum(np.dtype(c.dtype).itemsize for c in COLUMNS if c.name in SCALARS)
         return scalars + self._dim * np.dtype(self._dtype).itemsize
@@ -171,8 +178,9 @@ class LogWriter:
             LogError: writing failed for good.
         """
         size = sum(column.nbytes for column in rows.values())
-        taken = self._backlog.offer(lambda: self._table(table).append(rows), size)
+        taken = self._backlog.offer(lambda: self._append(table, rows), size)
         if taken:
+            self._handed_over += len(rows["sample"])
             self._submit(self._catch_up)
             return True
         steps, count = self._dropped.get(table, (0, 0))
@@ -296,6 +304,10 @@ class LogWriter:
             self._thumbnails.flush()
         self._names.flush()
         self._write_alerts()
+
+    def _append(self, table: str, rows: Rows) -> None:
+        self._table(table).append(rows)
+        self._appended += len(rows["sample"])
 
     def _table(self, name: str) -> TableWriter:
         if name not in self._tables:

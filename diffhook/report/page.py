@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-import diffhook
-from diffhook import words
 from diffhook.analysis import Ranking, Scores, bias, influence, influence_by_timestep, outliers
 from diffhook.analysis.bias import Generality, generality
+from diffhook.analysis.defaults import as_log, best_source
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.tables import loss_queries
@@ -22,6 +20,8 @@ from diffhook.console import progress_bar
 from diffhook.errors import LogError
 from diffhook.log import RunLog
 from diffhook.log.samples import short_names
+from diffhook.log.store import Location
+from diffhook.report.explorer import Explorer
 from diffhook.report.images import find_images, training_images
 from diffhook.report.likeness import Images, Likeness
 from diffhook.report.parts.alerts import alerts_part
@@ -30,7 +30,7 @@ from diffhook.report.parts.norms import norms_part
 from diffhook.report.parts.outliers import outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
 from diffhook.report.parts.run import run_part
-from diffhook.report.rendering import Part, render
+from diffhook.report.rendering import Part, check_page_path, write_parts
 from diffhook.report.thumbnails import Thumbnails
 
 _QUERIES = 100  # of a set
@@ -40,11 +40,12 @@ _SHARE = 0.5  # of the queries, for generally influential samples
 
 def write_page(
     path: str | Path,
-    log: RunLog,
+    log: RunLog | Location,
     ranking: Ranking | None = None,
     images: Any = None,
     *,
     queries: Mapping[str, Any] | None = None,
+    labels: Mapping[int, Hashable] | Sequence[Hashable] | None = None,
     source: str | None = None,
     top: int = 500,
     k: int = 8,
@@ -58,14 +59,17 @@ def write_page(
 
     Args:
         path: the HTML file.
-        log: the run that it is about.
+        log: the run that it is about, or where it lies.
         ranking: whose samples make the gallery; by default :func:`diffhook.outliers`.
         images: the training images, as :func:`~diffhook.report.images.find_images` takes them; by
             default the log's own thumbnails, if it has any.
         queries: the query sets to show, each with its images or None; by default all that
             :func:`~diffhook.analysis.tables.loss_queries` names, without.
+        labels: of the samples, by id or in the dataset's order, to filter by and as
+            :func:`diffhook.outliers` takes them.
         source: rows to score and to rank, "train" or "probe"; by default the best there is.
-        top: samples in the gallery.
+        top: samples of the gallery whose pictures are large; the others' are those of the map, of the first
+            20,000 samples.
         k: proponents and opponents of each query.
         title: heading; by default the log's place.
         client, scheduler, memory, progress: as for :func:`diffhook.influence`.
@@ -77,44 +81,41 @@ def write_page(
         LogError, ConfigurationError: as the scores and the images raise them; none of the images can
             be read; matplotlib is missing.
     """
+    check_page_path(path)
+    log = as_log(log)
     run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
-    ranking = outliers(log, source, **run) if ranking is None else ranking
+    execution = Execution(**run)
+    known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
+    ranking = outliers(log, source, labels=known, **run) if ranking is None else ranking
     asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
-    found, files = _pictures(log, images, ranking, run)
-    thumbnails = Thumbnails(found)
-    ranking = replace(ranking, names=ranking.names or files)
+    found, files = _pictures(log, images, ranking, execution)
+    ranking, thumbnails = replace(ranking, names=ranking.names or files), Thumbnails(found)
     names = short_names(ranking.names)
+    placed_by = source or best_source(log, execution=execution)
+    explorer = Explorer.make(log, ranking, found, placed_by, known, execution) if len(ranking) else None
     scores = {name: _scores(log, name, source, names, run) for name in asked}
     with progress_bar(progress) as bar:
         for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):
             thumbnails(sample)
     parts = [
         run_part(log),
-        outliers_part(ranking, thumbnails, top),
+        outliers_part(ranking, thumbnails, top, explorer=explorer),
         *_queries(log, asked, scores, thumbnails, k, run),
         _norms(log, source, run),
         generality_part(_generality(scores), scores, thumbnails),
         alerts_part(log.alerts(), _last_step(log), thumbnails, names),
     ]
     thumbnails.check()
-    page = render(
-        "page.html.jinja",
-        title=title or log.location,
-        footer=f"diffhook {diffhook.__version__}, {date.today().isoformat()}, from {log.location}",
-        parts=[part for part in parts if part is not None],
-    )
-    content = words.printable(page).encode()
-    Path(path).write_bytes(content)
-    return len(content)
+    return write_parts(path, title, log.location, parts)
 
 
 def _pictures(
-    log: RunLog, images: Any, ranking: Ranking, run: Mapping[str, Any]
+    log: RunLog, images: Any, ranking: Ranking, execution: Execution
 ) -> tuple[Images | None, dict[int, str]]:
     """The log's own thumbnails are its samples'; pictures from elsewhere are checked."""
     if images is None:
         return find_images(log.thumbnails or None, ranking.sample_ids), {}
-    likeness = Likeness.of(log, Execution(**run))
+    likeness = Likeness.of(log, execution)
     return training_images(images, ranking.sample_ids, log.names(), likeness)
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from markupsafe import Markup
 
+import diffhook
 from diffhook import words
+from diffhook.errors import ConfigurationError
 from diffhook.log.samples import sample_words, split_id
 
 
@@ -35,12 +40,39 @@ def render(template: str, **context: Any) -> Markup:
     return Markup(_environment().get_template(template).render(**context))
 
 
+def check_page_path(path: Any) -> None:
+    """Raises ConfigurationError unless a page can have this path: it comes before the log."""
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(
+            f'the page\'s path is {words.brief(path)}; expected write_page("page.html", log)'
+        )
+    if Path(path).is_dir():
+        raise ConfigurationError(f"the page's path {path} is a folder; expected a file, such as page.html")
+
+
+def write_parts(path: str | Path, title: str, place: str, parts: Iterable[Part | None]) -> int:
+    """Write a page of these parts. Returns the file's size in bytes.
+
+    Args:
+        place: where what it is about lies.
+    """
+    page = render(
+        "page.html.jinja",
+        title=title or place,
+        footer=f"diffhook {diffhook.__version__}, {date.today().isoformat()}, from {place}",
+        parts=[part for part in parts if part is not None],
+    )
+    content = words.printable(page).encode()
+    Path(path).write_bytes(content)
+    return len(content)
+
+
 @pass_context
 def _sample(context: Context, sample: int) -> str:
     """Its name, or "#7" where it has none."""
     names = context.get("names") or {}
-    words = sample_words(sample, names)
-    return words if split_id(sample)[0] in names else f"#{words}"
+    told = sample_words(sample, names)
+    return told if split_id(sample)[0] in names else f"#{told}"
 
 
 @cache

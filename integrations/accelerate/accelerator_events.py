@@ -22,9 +22,11 @@ from diffhook.capture.loop.models import is_trained, refuse_compiled, sharded
 from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.loop.origin import Origin
 from diffhook.capture.settings import Settings
+from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import loaders, quarantine
 from diffhook.integrations.notify import Trackers
 from diffhook.log.store import Location
+from diffhook.words import brief
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -33,8 +35,14 @@ def capture_on(accelerator: Accelerator, path: Location, settings: Settings) -> 
     """A capture of this process's share of an Accelerator's loop, whose alerts its trackers get.
 
     Raises:
-        ConfigurationError: parameters are sharded over processes.
+        ConfigurationError: no accelerator, or parameters are sharded over processes.
     """
+    if not hasattr(accelerator, "distributed_type"):
+        hint = " Are the two swapped?" if isinstance(path, Accelerator) else ""
+        raise ConfigurationError(
+            f"the accelerator is {brief(accelerator)}; expected DiffHook(accelerator, path), or "
+            f"TorchHook(path, model, optimizer) in a loop without Accelerate.{hint}"
+        )
     kind = accelerator.distributed_type
     if settings.enabled and kind in _SHARDED:
         raise sharded(kind.value)

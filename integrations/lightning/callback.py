@@ -46,7 +46,7 @@ class DiffHookCallback(Callback):
         models: Callable[[LightningModule], Iterable[nn.Module]] | None = None,
         **settings: Any,
     ) -> None:
-        self.capture = Capture(path, Settings(**settings))
+        self.capture = Capture(path, Settings.of(settings))
         self._models = models or _trained_children
 
     @shielded()

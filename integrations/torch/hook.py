@@ -46,7 +46,7 @@ class TorchHook(Hook):
         processes: int = 1,
         **settings: Any,
     ) -> None:
-        super().__init__(Capture(path, Settings(**settings), rank=rank, processes=processes))
+        super().__init__(Capture(path, Settings.of(settings), rank=rank, processes=processes))
         self.watch(*watched)
 
     def watch(self, *given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:

@@ -36,7 +36,7 @@ class DiffHookCallback(TrainerCallback):
 
     def __init__(self, trainer: Trainer, path: Location, **settings: Any) -> None:
         accelerator = trainer.accelerator
-        self.capture = capture_on(accelerator, path, Settings(**settings))
+        self.capture = capture_on(accelerator, path, Settings.of(settings))
         self._trainer = trainer
         self._batches = Batches()
         self._events = AcceleratorEvents(

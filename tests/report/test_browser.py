@@ -14,38 +14,12 @@ from diffhook.log import RunLog
 from diffhook.report import write_page
 from tests.report.conftest import SAMPLES
 from tests.report.logs import photographs, write_log
+from tests.report.visits import Visit
 
 pytestmark = pytest.mark.browser
 
-_PATIENCE = 120_000  # ms: a busy machine is slow, not wrong
-
-
 _TEXT_OUTSIDE = """boxes => boxes.filter(box => [...box.querySelectorAll('*')].some(
     each => each.getBoundingClientRect().right > box.getBoundingClientRect().right + 1)).length"""
-
-
-class Visit:
-    """A tab, and all that it said and asked for."""
-
-    def __init__(self, browser: Any, path: Path, **options: Any) -> None:
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, **options)
-        self.context.set_default_timeout(_PATIENCE)
-        self.tab = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.tab.on("console", lambda message: self.said.append(message.text))
-        self.tab.on("pageerror", lambda error: self.said.append(str(error)))
-        self.tab.on("request", lambda request: self.asked.append(request.url))
-        self.tab.goto(path.as_uri())
-
-    def ids(self) -> list[int]:
-        """Samples now in the gallery, in order."""
-        found = self.tab.locator("#gallery > li").evaluate_all("tiles => tiles.map(t => +t.dataset.sample)")
-        return list(found)
-
-    def outside(self) -> list[str]:
-        """Requests for anything but the file itself and what it carries."""
-        return [url for url in self.asked if not url.startswith(("data:", "blob:", self.tab.url))]
 
 
 @pytest.fixture
@@ -78,12 +52,15 @@ def test_it_turns_pages(visit: Visit) -> None:
 
 
 def test_it_filters(visit: Visit) -> None:
-    visit.tab.get_by_label("Reason").select_option(label="any")
+    kinds = visit.tab.locator("#facet-reason li").filter(has_not_text="none").get_by_role("checkbox")
+    for box in kinds.all():
+        box.check()
     assert set(range(3, SAMPLES, 20)) | {7} <= set(visit.ids()), "each planted sample has its reason"
     assert len(visit.ids()) < 60
     visit.tab.get_by_label("Find").fill("not finite")
     assert visit.ids() == [7]
-    visit.tab.get_by_label("Reason").select_option(label="any or none")
+    for box in kinds.all():
+        box.uncheck()
     visit.tab.get_by_label("Find").fill("#123")
     assert visit.ids() == [123]
     visit.tab.get_by_label("Find").fill("nonsense")

@@ -74,7 +74,7 @@ def test_the_page_shows_class_images_by_their_sample_and_without_a_picture(
     assert sorted(tiles) == sorted((str(i), f"{i}.png") for i in range(SAMPLES) for _ in range(2))
     odd = html[html.index(">3.png (class)<") - 400 : html.index(">3.png (class)<")]
     assert 'aria-label="Select sample 3.png (class)"' in odd
-    assert html.count("data:image/webp") == SAMPLES
+    assert html.count("data:image/webp") == SAMPLES + 1, "and the map's sheet"
     assert "cannot be read" not in html
     assert str(ROLE)[:8] not in html
     assert main(["report", *place, "--out", str(page)]) == 0

@@ -15,12 +15,16 @@ from PIL import Image
 
 import diffhook
 from diffhook.analysis.draws import Uncertainty
+from diffhook.analysis.execution import Execution
 from diffhook.analysis.methods import COMPARED
+from diffhook.analysis.reason import Reason
 from diffhook.analysis.tables import loss_queries
+from diffhook.cli import main
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog
 from diffhook.log.samples import short_names
 from diffhook.report import write_page
+from diffhook.report.explorer import Explorer
 from diffhook.report.parts.norms import norms_part, sentences
 from diffhook.report.parts.outliers import outliers_part
 from diffhook.report.parts.queries import Timesteps, queries_part, shown
@@ -197,24 +201,27 @@ def test_the_score_s_parts_are_sort_orders(log: RunLog) -> None:
     parts = {"loss": -np.arange(len(ranking), dtype=float)}
     parts["loss"][3] = np.nan
     ranking = _with_parts(ranking, parts)
-    drawn = outliers_part(ranking, NONE, top=5)
+    explorer = Explorer.make(log, ranking, None, "train", None, Execution())
+    drawn = outliers_part(ranking, NONE, top=5, explorer=explorer)
     assert drawn is not None
     assert '<option value="1">loss</option>' in drawn.html
-    keys = re.findall(r'data-keys="([^"]*)"', drawn.html)
-    ids = ranking.sample_ids
-    assert keys == [f"{i}|{'' if i == 3 else i}|{ids[i]}" for i in range(5)], "rank, −loss, id; NaN is empty"
+    (keys,) = explorer.data()["keys"]
+    assert keys[:5] == [0, 1, 2, None, 4], "ascending: −loss; of NaN nothing is known"
 
 
 def test_reasons_are_filtered_by_kind_shown_in_brief_and_told_in_a_sentence(log: RunLog) -> None:
-    drawn = outliers_part(diffhook.outliers(log), NONE)
+    ranking = diffhook.outliers(log)
+    explorer = Explorer.make(log, ranking, None, "train", None, Execution())
+    drawn = outliers_part(ranking, NONE, explorer=explorer)
     assert drawn is not None
-    offered = re.findall(r'<option value="([^"*]+)">([^<]+) \((\d+)\)', drawn.html)
-    kinds = re.findall(r'data-kinds="([^"]*)"', drawn.html)
-    assert {"norm", "not finite"} <= {kind for kind, *_ in offered}
-    assert not any(re.search(r"\d", kind) for kind, *_ in offered)
-    for kind, title, count in offered:
-        assert title == kind
-        assert sum(kind in each.split("|") for each in kinds) == int(count)
+    facet = re.search(r'<fieldset id="facet-reason">.*?</fieldset>', drawn.html, re.DOTALL)
+    assert facet is not None
+    offered = re.findall(r'class="value">([^<]+)</span> <span class="number">(\d+)<', facet[0])
+    assert {"norm", "not finite", "none"} <= {kind for kind, _ in offered}
+    assert not any(re.search(r"\d", kind) for kind, _ in offered)
+    for kind, count in offered:
+        flagged = [any(Reason.of(flag).kind == kind for flag in flags) for flags in ranking.flags]
+        assert int(count) == (sum(not flags for flags in ranking.flags) if kind == "none" else sum(flagged))
     loud = re.search(
         r'data-sample="23" .*?</li>\n</ol>|data-sample="23" .*?</details>', drawn.html, re.DOTALL
     )
@@ -274,6 +281,18 @@ def test_samples_with_names_have_their_pictures_and_are_listed_by_name(tmp_path:
         assert tile is not None
         assert data_uri(each) in tile[0]
         assert f">&lt;{index}&gt;.png</span>" in tile[0]
+
+
+def test_the_command_filters_by_the_labels_of_a_file(
+    log: RunLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.txt").write_text("".join(f"{('cat', 'dog')[i % 2]}\n" for i in range(SAMPLES)))
+    place = ["report", log.location, "--out", str(tmp_path / "page.html")]
+    assert main([*place, "--labels", str(tmp_path / "labels.txt")]) == 0
+    facet = re.search(r'id="facet-label".*?</fieldset>', (tmp_path / "page.html").read_text(), re.DOTALL)
+    assert facet is not None
+    found = re.findall(r'class="value">(\w+)</span> <span class="number">(\d+)<', facet[0])
+    assert sorted(found) == [("cat", "100"), ("dog", "100")]
 
 
 def test_when_no_image_can_be_read_the_first_error_is_raised(log: RunLog, tmp_path: Path) -> None:

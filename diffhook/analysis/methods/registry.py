@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffhook.analysis.methods.method import Method
 from diffhook.errors import ConfigurationError
+from diffhook.words import guess
 
 METHODS: dict[str, Method] = {}
 DEFAULT = "whitened-retrac"
@@ -31,5 +32,6 @@ def find_method(method: str | Method) -> Method:
     if isinstance(method, Method):
         return method
     if method not in METHODS:
-        raise ConfigurationError(f"no method {method!r}; there are {', '.join(sorted(METHODS))}")
+        known = ", ".join(sorted(METHODS))
+        raise ConfigurationError(f"no method {method!r}; there are {known}.{guess(method, METHODS)}")
     return METHODS[method]

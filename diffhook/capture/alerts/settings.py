@@ -11,6 +11,7 @@ from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.sinks import Brief
 from diffhook.capture.checks import check_choice
 from diffhook.errors import ConfigurationError
+from diffhook.words import brief
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class Alerts:
 
     def __post_init__(self) -> None:
         checked_rate(self.rate)
+        for name in ("detectors", "sinks"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Sequence):
+                raise ConfigurationError(
+                    f"{name} is {brief(value)}; expected a list, or None for the usual ones"
+                )
+        if not isinstance(self.quarantine, bool | Quarantine):
+            raise ConfigurationError(
+                f"quarantine is {brief(self.quarantine)}; expected True, False or Quarantine(kinds=...)"
+            )
         if self.most < 1 or self.timeout <= 0:
             raise ConfigurationError(
                 f"most is {self.most} and timeout {self.timeout}; expected at least 1 alert and more than 0 s"

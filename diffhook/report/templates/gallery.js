@@ -1,67 +1,67 @@
-// Sorts and filters the samples; keeps the selection and hands it out as an exclude list.
+// Shows the samples that the filters leave, in an order; keeps the selection and hands it out as an exclude list.
+const sheet = document.getElementById("atlas");
+const atlas = sheet ? sheet.decode().then(() => sheet, () => null) : Promise.resolve(null);
+const excluded = new Set(); // ranks
 const controls = document.getElementById("gallery-controls");
-if (controls) {
+let tiles = null;
+if (table) {
   const pager = pagers.get("gallery");
-  const samples = pager.items.map((tile) => ({
-    tile,
-    id: tile.dataset.sample,
-    name: tile.dataset.name,
-    keys: tile.dataset.keys.split("|").map((key) => (key === "" ? Infinity : Number(key))),
-    kinds: tile.dataset.kinds ? tile.dataset.kinds.split("|") : [],
-    words: tile.querySelector(".reasons")?.textContent.toLowerCase() ?? "",
-    box: tile.querySelector("input"),
-  }));
-  const selected = new Set();
-  let found = samples;
+  tiles = new Tiles(table, pager.items, document.getElementById("tile"), atlas, excluded);
+  const count = table.ids.length;
+  const all = [...table.ids.keys()];
+  const orders = [all, ...table.keys, table.ids]; // as the menu names them
+  const words = all.map((i) => (table.reasons[i] ?? []).flat().join(" ").toLowerCase());
+  let found = all;
 
-  const tells = ({ id, name, words }, find) =>
-    id === find.replace(/^#/, "") || (name !== id && name.toLowerCase().includes(find)) || words.includes(find);
-  const fits = (sample, { find, kind, chosen }) =>
-    (!find || tells(sample, find)) &&
-    (!kind || (kind === "*" ? sample.kinds.length > 0 : sample.kinds.includes(kind))) &&
-    (!chosen || selected.has(sample));
+  const tells = (i, find) =>
+    String(table.ids[i]) === find.replace(/^#/, "") ||
+    (table.listed[i] !== table.ids[i] && String(table.listed[i]).toLowerCase().includes(find)) ||
+    words[i].includes(find);
+  const mask = (keep) => Uint8Array.from({ length: count }, (_, i) => (keep(i) ? 1 : 0));
 
-  const refresh = () => {
-    const order = Number(controls.order.value);
-    const wanted = {
-      find: controls.find.value.trim().toLowerCase(),
-      kind: controls.kind.value,
-      chosen: controls.chosen.checked,
-    };
-    found = samples.filter((sample) => fits(sample, wanted)).sort((a, b) => a.keys[order] - b.keys[order] || a.keys[0] - b.keys[0]);
-    pager.show(found.map((sample) => sample.tile));
+  const show = () => {
+    const keys = orders[Number(controls.order.value)];
+    found = all.filter((i) => filters.fits(i));
+    if (keys !== all) found.sort((a, b) => (keys[a] ?? Infinity) - (keys[b] ?? Infinity) || a - b);
+    pager.show(found, (i) => tiles.of(i));
     document.getElementById("gallery-empty").hidden = found.length > 0;
+  };
+  const narrow = () => {
+    const find = controls.find.value.trim().toLowerCase();
+    filters.set("find", find ? mask((i) => tells(i, find)) : null);
+    filters.set("chosen", controls.chosen.checked ? mask((i) => excluded.has(i)) : null);
   };
 
   // As Ranking.excluded: the rows of a sample that stand out by themselves are left out as one.
   const names = () =>
-    [...new Map([...selected].map(({ id, name }) => [id, name]))].sort(([a], [b]) => a - b).map(([, name]) => name);
+    [...new Map([...excluded].map((i) => [table.ids[i], table.listed[i]]))].sort(([a], [b]) => a - b).map(([, name]) => name);
   const list = () => names().map((name) => name + "\n").join("");
 
   const bar = document.getElementById("selection");
-  const count = () => {
+  const tell = () => {
     const many = names().length;
     document.getElementById("selection-count").textContent =
       many ? `${many.toLocaleString("en")} ${many === 1 ? "sample" : "samples"} selected` : "Select what the next run should leave out";
     for (const name of ["select-none", "copy", "download"]) document.getElementById(name).disabled = !many;
     bar.classList.toggle("active", many > 0);
+    document.dispatchEvent(new CustomEvent("excluded"));
   };
-  const choose = (sample, on) => {
-    sample.box.checked = on;
-    sample.tile.classList.toggle("chosen", on);
-    if (on) selected.add(sample);
-    else selected.delete(sample);
+  const choose = (i, on) => {
+    if (on) excluded.add(i);
+    else excluded.delete(i);
+    tiles.refresh(i);
   };
   const on = (name, act) => document.getElementById(name).addEventListener("click", act);
 
-  for (const sample of samples) {
-    choose(sample, sample.box.checked); // a browser keeps ticks over a reload
-    sample.box.addEventListener("change", () => { choose(sample, sample.box.checked); count(); });
-  }
-  controls.addEventListener("input", refresh);
+  pager.items.forEach((_, i) => choose(i, tiles.of(i).querySelector("input").checked)); // a browser keeps ticks over a reload
+  document.getElementById("gallery").addEventListener("change", (event) => {
+    choose(tiles.rank(event.target), event.target.checked);
+    tell();
+  });
+  controls.addEventListener("input", (event) => (event.target.name === "order" ? show() : narrow()));
   controls.addEventListener("submit", (event) => event.preventDefault());
-  on("select-all", () => { for (const sample of found) choose(sample, true); count(); });
-  on("select-none", () => { for (const sample of samples) choose(sample, false); count(); });
+  on("select-all", () => { for (const i of found) choose(i, true); tell(); });
+  on("select-none", () => { for (const i of [...excluded]) choose(i, false); tell(); });
   const copyLabel = document.getElementById("copy").textContent;
   on("copy", async () => {
     const button = document.getElementById("copy");
@@ -81,5 +81,7 @@ if (controls) {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   });
   controls.hidden = bar.hidden = false;
-  count();
+  tell();
+  narrow();
+  filters.watch(show);
 }

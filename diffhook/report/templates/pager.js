@@ -6,6 +6,7 @@ class Pager {
     this.size = Number(frame.dataset.size);
     this.items = [...this.list.children];
     this.shown = this.items;
+    this.element = (item) => item;
     this.page = 0;
     this.where = frame.querySelector(".where");
     this.previous = frame.querySelector(".previous");
@@ -15,13 +16,14 @@ class Pager {
     frame.hidden = false;
     this.render();
     if (frame.dataset.print === "all") {
-      addEventListener("beforeprint", () => this.list.replaceChildren(...this.shown));
+      addEventListener("beforeprint", () => this.list.replaceChildren(...this.shown.map(this.element)));
       addEventListener("afterprint", () => this.render());
     }
   }
 
-  show(items) {
-    this.shown = items;
+  // Items may be made when they are shown: element is what makes one.
+  show(items, element = (item) => item) {
+    Object.assign(this, { shown: items, element });
     this.page = 0;
     this.render();
   }
@@ -34,7 +36,7 @@ class Pager {
 
   render() {
     const from = this.page * this.size, total = this.shown.length;
-    const part = this.shown.slice(from, from + this.size);
+    const part = this.shown.slice(from, from + this.size).map(this.element);
     this.list.replaceChildren(...part);
     const range = part.length < total ? `${from + 1}–${from + part.length} of ${total.toLocaleString("en")}` : `${total}`;
     this.where.textContent = `${range} ${this.frame.dataset.noun}`;

@@ -1,0 +1,68 @@
+"""A page about two runs: what leaving samples out has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffhook.analysis import compare
+from diffhook.analysis.defaults import as_log
+from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.log import RunLog
+from diffhook.log.store import Location
+from diffhook.report.images import find_images, training_images
+from diffhook.report.likeness import Likeness
+from diffhook.report.parts.comparison import change_part, curves_part, moved_part
+from diffhook.report.rendering import check_page_path, write_parts
+from diffhook.report.thumbnails import Thumbnails
+
+
+def write_comparison(
+    path: str | Path,
+    before: RunLog | Location,
+    after: RunLog | Location,
+    images: Any = None,
+    *,
+    excluded: str | Path | None = None,
+    k: int = 24,
+    title: str = "",
+    client: Any = None,
+    scheduler: Any = None,
+    memory: int = MEMORY,
+    progress: bool = True,
+) -> int:
+    """Write the page. It needs no network, and asks for none.
+
+    Args:
+        path: the HTML file.
+        before, after, excluded: as for :func:`diffhook.compare`.
+        images: the first run's training images, as for :func:`~diffhook.report.page.write_page`.
+        k: samples of each list.
+        title: heading; by default the logs' places.
+        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        LogError, ConfigurationError: as the comparison and the images raise them; matplotlib is missing.
+    """
+    check_page_path(path)
+    first, second = as_log(before), as_log(after)
+    run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
+    found = compare(first, second, excluded=excluded, **run)
+    ids = found.before.sample_ids
+    if images is None:
+        pictures = find_images(first.thumbnails or None, ids)
+    else:
+        pictures, _ = training_images(images, ids, first.names(), Likeness.of(first, Execution(**run)))
+    thumbnails = Thumbnails(pictures)
+    parts = [
+        change_part(found, thumbnails, k),
+        curves_part(found.loss, "loss", found.source),
+        curves_part(found.norm, "gradient norm", found.source),
+        moved_part(found, thumbnails, k),
+    ]
+    thumbnails.check()
+    places = f"{second.location}, against {first.location}"
+    return write_parts(path, title, places, parts)

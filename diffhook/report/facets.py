@@ -1,0 +1,135 @@
+"""What samples can be told apart by: kinds of reasons, folders or labels, alerts, visits."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffhook import words
+from diffhook.analysis import Ranking
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.reason import Reason
+from diffhook.analysis.signals import View
+from diffhook.log import RunLog
+from diffhook.log.samples import short_names, split_id
+
+_NONE = "none"
+_RANGES = 6  # of visits, where their numbers are many
+_MOST = 200  # values; the others are one
+
+
+@dataclass(frozen=True)
+class Facet:
+    """One way to divide samples.
+
+    Attributes:
+        name: a word of its own.
+        title: what it is called.
+        values: in the order in which they are offered.
+        of: for each sample the positions of its values; one or more.
+        counts: of samples, for each value.
+    """
+
+    name: str
+    title: str
+    values: tuple[str, ...]
+    of: tuple[tuple[int, ...], ...]
+
+    @property
+    def counts(self) -> list[int]:
+        found = Counter(position for each in self.of for position in each)
+        return [found[position] for position in range(len(self.values))]
+
+    @classmethod
+    def most_common_first(cls, name: str, title: str, of: Iterable[Iterable[str]]) -> Facet:
+        """From each sample's values; a sample without any has "none", which comes last."""
+        given = [tuple(dict.fromkeys(each)) or (_NONE,) for each in of]
+        counts = Counter(value for each in given for value in each)
+        none = counts.pop(_NONE, 0)
+        values = [value for value, _ in counts.most_common(_MOST)]
+        rest = [f"{len(counts) - _MOST:,} others"] if len(counts) > _MOST else []
+        values += rest + ([_NONE] if none else [])
+        place = {value: i for i, value in enumerate(values)}
+        other = place.get(rest[0], 0) if rest else 0
+        positions = (tuple(dict.fromkeys(place.get(value, other) for value in each)) for each in given)
+        return cls(name, title, tuple(values), tuple(positions))
+
+
+def facets_of(
+    log: RunLog,
+    ranking: Ranking,
+    labels: Mapping[int, Hashable] | None,
+    execution: Execution,
+) -> list[Facet]:
+    """The facets of a ranking's samples that divide them at all."""
+    own = [split_id(int(sample))[0] for sample in ranking.sample_ids]
+    found = [reasons(ranking.flags), _labels(own, labels), folders(own, ranking.names)]
+    found += [alerts(own, log.alerts()), visits(_seen(log, ranking.sample_ids, execution))]
+    return [facet for facet in found if facet is not None and len(facet.values) > 1]
+
+
+def reasons(flags: Sequence[Sequence[str]]) -> Facet:
+    """By the kinds of their reasons."""
+    kinds = ([Reason.of(flag).kind for flag in each] for each in flags)
+    return Facet.most_common_first("reason", "Reason", kinds)
+
+
+def _labels(own: Sequence[int], labels: Mapping[int, Hashable] | None) -> Facet | None:
+    if not labels:
+        return None
+    texts = ([words.one_line(str(labels[sample]))] if sample in labels else [] for sample in own)
+    return Facet.most_common_first("label", "Label", texts)
+
+
+def folders(own: Sequence[int], names: Mapping[int, str]) -> Facet | None:
+    """By the first folder in which the names differ."""
+    if not names:
+        return None
+    short = short_names(names)
+    parts = ((short.get(sample, "").rpartition("/")[0].partition("/")[0]) for sample in own)
+    return Facet.most_common_first("folder", "Folder", ([part] if part else [] for part in parts))
+
+
+def alerts(own: Sequence[int], raised: Sequence[Mapping[str, Any]]) -> Facet:
+    """By the kinds of the alerts that name them."""
+    kinds: defaultdict[int, list[str]] = defaultdict(list)
+    for alert in raised:
+        for sample in alert.get("samples", []):
+            kinds[split_id(int(sample))[0]].append(str(alert["kind"]))
+    return Facet.most_common_first("alert", "Alert", (kinds.get(sample, []) for sample in own))
+
+
+def visits(seen: npt.NDArray[np.integer[Any]]) -> Facet:
+    """By how many rows of the training each has; in ranges where the numbers are many."""
+    numbers = np.unique(seen)
+    if len(numbers) > _RANGES:
+        edges = np.unique(np.quantile(seen, np.linspace(0, 1, _RANGES + 1), method="lower"))
+        edges = edges if len(edges) > 1 else numbers[[0, -1]]
+        position = np.searchsorted(edges, seen, side="right").clip(1, len(edges) - 1) - 1
+        last = [*(edges[1:-1] - 1), edges[-1]]
+        texts = [_range(int(low), int(high)) for low, high in zip(edges[:-1], last, strict=True)]
+    else:
+        position = np.searchsorted(numbers, seen)
+        texts = [_range(int(number), int(number)) for number in numbers]
+    return Facet("visits", "Visits captured", tuple(texts), tuple((int(each),) for each in position))
+
+
+def _range(low: int, high: int) -> str:
+    if low == high:
+        return f"{low:,}" if low else "never"
+    return f"{low:,} – {high:,}"
+
+
+def _seen(log: RunLog, ids: npt.NDArray[np.int64], execution: Execution) -> npt.NDArray[np.integer[Any]]:
+    """(N,) rows of the training, in the order of the ids."""
+    if not len(log.train):
+        return np.zeros(len(ids), np.int64)
+    view = View(log, "train", log.train, execution)
+    counts = view.means(log.train, "step")[1].astype(np.int64)
+    found = np.searchsorted(view.sample_ids, ids).clip(0, len(view.sample_ids) - 1)
+    return np.where(view.sample_ids[found] == ids, counts[found], 0)

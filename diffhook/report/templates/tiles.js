@@ -1,0 +1,68 @@
+// A sample's tile in the gallery. The page has those of the first samples; the others are made when they are shown.
+class Tiles {
+  constructor(data, first, blank, atlas, excluded) {
+    Object.assign(this, { data, blank, atlas, excluded });
+    this.made = new Map();
+    this.ranks = new WeakMap();
+    first.forEach((tile, i) => this.keep(i, tile));
+  }
+
+  of(i) {
+    return this.made.get(i) ?? this.keep(i, this.make(i));
+  }
+
+  keep(i, tile) {
+    this.made.set(i, tile);
+    this.ranks.set(tile, i);
+    return tile;
+  }
+
+  // The rank of the sample whose tile an element is in; undefined outside.
+  rank(element) {
+    return this.ranks.get(element.closest("li.tile"));
+  }
+
+  // As the exclude list has it.
+  refresh(i, tile = this.made.get(i)) {
+    if (!tile) return;
+    tile.querySelector("input").checked = this.excluded.has(i);
+    tile.classList.toggle("chosen", this.excluded.has(i));
+  }
+
+  title(i) {
+    return this.data.named ? this.data.names[i] : `#${this.data.names[i]}`;
+  }
+
+  make(i) {
+    const { data } = this, tile = this.blank.content.firstElementChild.cloneNode(true);
+    const say = (where, words) => {
+      const place = tile.querySelector(where);
+      if (place) place.textContent = words;
+    };
+    tile.dataset.sample = data.ids[i];
+    say(".id", this.title(i));
+    say(".name", data.names[i]);
+    say(".number", data.scores[i]);
+    tile.querySelector("input").setAttribute("aria-label", `Select sample ${data.names[i]}`);
+    this.draw(i, tile.querySelector("canvas"));
+    const reasons = data.reasons[i], list = tile.querySelector(".reasons");
+    if (!reasons) list.remove();
+    for (const [brief, sentence] of reasons ?? []) {
+      const chip = Object.assign(document.createElement("span"), { className: "chip", textContent: brief, title: sentence });
+      list.querySelector("summary").append(chip, " ");
+      list.querySelector("ul").append(Object.assign(document.createElement("li"), { textContent: sentence }));
+    }
+    this.refresh(i, tile);
+    return tile;
+  }
+
+  // The sample's picture out of the sheet; a canvas without one is taken away.
+  async draw(i, canvas) {
+    const cell = this.data.cells[i] ?? -1, sheet = await this.atlas;
+    if (cell < 0 || !sheet) return canvas.remove();
+    const { cell: size, columns } = this.data.atlas;
+    canvas.width = canvas.height = size;
+    canvas.classList.toggle("tiny", size <= 32);
+    canvas.getContext("2d").drawImage(sheet, -(cell % columns) * size, -Math.floor(cell / columns) * size);
+  }
+}
