@@ -1,4 +1,4 @@
-"""A small picture of a run's page: python examples/screenshot.py runs/emoji/page.html [examples/results/page.png]
+"""A small picture of a run's page: python examples/screenshot.py runs/emoji/page.html [OUT]
 
 Needs the extra ``test`` and Chromium on the PATH.
 """

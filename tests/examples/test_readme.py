@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import diffhook
 from diffhook.cli import main
+from diffhook.integrations.accelerate import DiffHook
 from tests.models import unet
 from tests.pipelines import images, save_stable_diffusion, train_lora
 from tests.runs import SCHEDULER
@@ -115,6 +116,10 @@ def _shell(line: str) -> None:
     if words[0] == "diffhook" and words[1] != "run":
         if "models/sd" in words and not Path("models/sd").exists():
             train_lora(save_stable_diffusion(Path("models/sd")), Path("runs/lora"), projection_dim=64)
+        if "runs/second" in words:
+            accelerator = Accelerator()
+            DiffHook(accelerator, "runs/second")
+            _train(accelerator)
         assert main(words[1:]) == 0, line
         return
     start = words.index("--log")  # of `diffhook run`, by whatever it is launched
