@@ -248,7 +248,7 @@ class Capture:
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
-        session.staging.objective.begin(model, self.loader)
+        session.staging.objective.begin(model, self.loader, session.steps.rank)
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
         recorder = Recorder(
             engine,

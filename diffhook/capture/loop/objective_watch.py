@@ -49,8 +49,10 @@ class ObjectiveWatch:
         inputs = None if probe is None or probe.dataset is not None else ProbeInputs(probe)
         return cls(attachment, tell, inputs)
 
-    def begin(self, model: nn.Module, loader: Any) -> None:
-        """The capture begins: of ``model``, on what ``loader`` gives."""
+    def begin(self, model: nn.Module, loader: Any, rank: int) -> None:
+        """The capture begins: of ``model``, on what ``loader`` gives. The first rank alone probes."""
+        if rank > 0:
+            self.inputs = None
         if self.inputs is not None:
             dataset = describe_dataset(loader)
             self.inputs.begin(model, None if dataset is None else dataset["samples"])
