@@ -107,6 +107,12 @@ def probed(log: Path | None) -> nn.Module:
     return accelerator.unwrap_model(model)
 
 
+def recognised(log: Path | None) -> nn.Module:
+    """Long enough for its loss to be recognised, and probed by it."""
+    probe = diffhook.Probe(None, diffhook.Grid(1), label_timesteps=0)
+    return train(log, strict=False, count=16, batch_size=8, epochs=6, probe=probe, snapshot_every=5).model
+
+
 def reused(log: Path | None) -> nn.Module:
     """Gradients that training uses come from us: equal up to rounding."""
     return plain(log, reuse_products=True)
@@ -169,5 +175,5 @@ def trained(log: Path | None) -> nn.Module:
 
 
 LOOPS: dict[str, Loop] = {
-    loop.__name__: loop for loop in (accelerated, mixed, probed, plain, reused, trained)
+    loop.__name__: loop for loop in (accelerated, mixed, probed, plain, recognised, reused, trained)
 }
