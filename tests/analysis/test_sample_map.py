@@ -78,9 +78,9 @@ def test_of_some_samples_the_map_is_their_own(tmp_path: Path) -> None:
     found = sample_map(log.train, Execution(scheduler="synchronous"), chosen)
     assert found.sample_ids.tolist() == chosen.tolist()
     expected, _ = _twin(units[chosen])
-    np.testing.assert_allclose(
-        found.positions, expected * np.sign((expected * found.positions).sum(0)), atol=1e-5
-    )
+    expected *= np.sign((expected * found.positions).sum(0))
+    np.testing.assert_allclose(found.positions, expected, atol=1e-5)
+    assert not len(sample_map(log.train, Execution(), np.array([-1])).positions)
 
 
 def test_the_same_log_has_the_same_map(tmp_path: Path) -> None:
