@@ -39,12 +39,18 @@ class SampleMap:
     shares: tuple[float, float]
 
 
-def sample_map(table: Table, execution: Execution) -> SampleMap:
+def sample_map(table: Table, execution: Execution, chosen: npt.NDArray[np.int64] | None = None) -> SampleMap:
     """The map of a table's samples, by principal component analysis of each one's mean unit gradient.
 
     One pass over the rows; the N × D means go through a temporary file.
+
+    Args:
+        chosen: ids of those that are wanted; None: all.
     """
     ids = distinct_samples(table, execution)
+    ids = ids if chosen is None else np.intersect1d(ids, chosen)
+    if not len(ids):
+        return SampleMap(ids, np.empty((0, 2)), (0.0, 0.0))
     with execution.scratch() as folder:
         path = os.path.join(folder, "units")
         write_units(path, table, ids, execution)

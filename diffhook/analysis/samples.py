@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.floating[Any]]
 class SampleRows:
     """Block → per snapshot and sample: Σ ω, number of usable rows, Σ ω · norm_factor · p (D numbers).
 
-    Position k · N + i: a part of the positions belongs to few snapshots.
+    Position k · N + i: a part of the positions belongs to few snapshots. Rows of other samples are left out.
     """
 
     method: Method
@@ -34,8 +34,12 @@ class SampleRows:
 
     def __call__(self, table: Table, block: Block) -> Partial:
         columns = {c: table.read(block, c) for c in ("sample", "step", *self.method.columns)}
+        projection = table.read(block, "projection")
+        mine = np.isin(columns["sample"], self.sample_ids)
+        if not mine.all():
+            columns, projection = {c: values[mine] for c, values in columns.items()}, projection[mine]
         weights = self.method.row_weights(columns)
-        projection = table.read(block, "projection").astype(np.float32)
+        projection = projection.astype(np.float32)
         projection *= weights[:, None].astype(np.float32)
         usable = weights != 0
         rates = np.where(usable, self.method.rates(columns), 0.0)

@@ -19,7 +19,7 @@ from diffhook.analysis.reason import Reason
 from diffhook.analysis.sample_map import SampleMap, sample_map
 from diffhook.analysis.tables import source_table
 from diffhook.console import progress_bar
-from diffhook.errors import LogError
+from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog
 from diffhook.log.samples import sample_words, short_names, split_id
 from diffhook.report.atlas import Atlas, make_atlas
@@ -69,7 +69,7 @@ class Explorer:
         """
         ranking = ranking.take(slice(MOST))
         facets = facets_of(log, ranking, labels, execution)
-        found = _map(log, source, execution)
+        found = _map(log, source, ranking.sample_ids, execution)
         places, homeless = None, 0
         if found is not None:
             places, homeless = _places(found, ranking.sample_ids)
@@ -101,11 +101,13 @@ class Explorer:
         }
 
 
-def _map(log: RunLog, source: str, execution: Execution) -> SampleMap | None:
+def _map(log: RunLog, source: str, ids: npt.NDArray[np.int64], execution: Execution) -> SampleMap | None:
     try:
-        return sample_map(source_table(log, source), execution)
-    except LogError:  # norms only
+        table = source_table(log, source)
+    except (LogError, ConfigurationError):  # norms only, or sums of rows
         return None
+    found = sample_map(table, execution, ids)
+    return found if len(found.sample_ids) else None
 
 
 def _places(found: SampleMap, ids: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], int]:

@@ -72,6 +72,17 @@ def test_a_sample_without_a_usable_gradient_has_no_place_and_moves_no_other(tmp_
     np.testing.assert_allclose(others, expected * np.sign((expected * others).sum(0)), atol=1e-5)
 
 
+def test_of_some_samples_the_map_is_their_own(tmp_path: Path) -> None:
+    log, units = _log(tmp_path / "log")
+    chosen = np.arange(5, SAMPLES, 3)
+    found = sample_map(log.train, Execution(scheduler="synchronous"), chosen)
+    assert found.sample_ids.tolist() == chosen.tolist()
+    expected, _ = _twin(units[chosen])
+    expected *= np.sign((expected * found.positions).sum(0))
+    np.testing.assert_allclose(found.positions, expected, atol=1e-5)
+    assert not len(sample_map(log.train, Execution(), np.array([-1])).positions)
+
+
 def test_the_same_log_has_the_same_map(tmp_path: Path) -> None:
     log, _ = _log(tmp_path / "log")
     first, second = (sample_map(log.train, Execution()).positions for _ in range(2))
