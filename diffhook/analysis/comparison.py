@@ -53,8 +53,8 @@ class Comparison(Displayed):
         added: ids of those that only the second has.
         source: the rows compared: "probe", of each run's last snapshot, or "train", of its last quarter.
         loss, norm: by timestep; None where a log does not know it.
-        change: of the mean loss of a sample, relative to the first run's, over the samples that both have;
-            None likewise.
+        change: of the mean loss of a sample, relative to the first run's, over the samples that both have,
+            with its standard error over samples, not over trainings; None likewise.
         agreement: Spearman correlation of the two rankings' scores.
     """
 

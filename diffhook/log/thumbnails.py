@@ -6,7 +6,7 @@ import io
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 from zarr.abc.store import Store
 
@@ -95,11 +95,10 @@ def _read(store: Store, name: str) -> zipfile.ZipFile:
 
 
 class Thumbnails(Mapping[int, bytes]):
-    """Sample id → PNG. Of an id that was written twice, the later image."""
+    """Sample id → PNG. Of an id that was written twice, the later image. Read when looked at."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._where = {sample_id: pack for pack in packs(store) for sample_id in self._entries(pack)}
         self._open = lru_cache(maxsize=8)(partial(_read, store))
 
     def __reduce__(self) -> tuple[type[Thumbnails], tuple[Store]]:
@@ -107,6 +106,11 @@ class Thumbnails(Mapping[int, bytes]):
 
     def __repr__(self) -> str:
         return f"<thumbnails of {len(self)} samples>"
+
+    @cached_property
+    def _where(self) -> dict[int, str]:
+        """Sample id → its pack."""
+        return {sample_id: pack for pack in packs(self._store) for sample_id in self._entries(pack)}
 
     def __getitem__(self, sample_id: int) -> bytes:
         pack = self._where[sample_id]

@@ -61,7 +61,8 @@ def change_sentence(found: Comparison) -> str:
     direction = "lower" if mean < 0 else "higher"
     return (
         f"The loss of the {words.plural(len(found.before), 'sample')} that both runs have {told} "
-        f"{figures}{direction}, {rows}."
+        f"{figures}{direction}, {rows}. The error is over samples: two trainings that differ in nothing but "
+        "their seed differ, too."
     )
 
 
