@@ -110,7 +110,8 @@ def _check_answers(rule: type[LayerRule[Any]]) -> None:
         told = "; ".join(_QUESTIONS[name] for name in missing)
         raise ConfigurationError(f"{rule.__name__} is no layer rule yet: it leaves out {told}")
     for name, answer in given.items():
-        if not (isinstance(answer, tuple) and answer) and not callable(answer):
+        expected = callable(answer) if callable(getattr(LayerRule, name, None)) else isinstance(answer, tuple)
+        if not expected:
             raise ConfigurationError(f"{rule.__name__}.{name} is {answer!r}; expected {_QUESTIONS[name]}")
 
 
