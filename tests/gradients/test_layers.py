@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diffhook.errors import ConfigurationError, RecheckNeeded
 from diffhook.gradients import PerSampleGradients
-from diffhook.gradients.rules import Call, LayerRule, Product, register, rule_for
+from diffhook.gradients.rules import Call, Factors, LayerRule, Product, register, rule_for
 from diffhook.gradients.rules.conv import ConvRule
 from diffhook.gradients.rules.conv_transpose import ConvTransposeRule
 from diffhook.gradients.rules.embedding import EmbeddingRule
@@ -171,6 +172,42 @@ class TestEmbedding(LayerRuleContract):
             for shape in ((4,), (4, 9), (4, 2, 3))
             for padding in (None, 2)
         }
+
+
+class _Pooled(nn.Module):
+    """A matrix on the sum of all tokens: the output has one, where its gradient's factors have several."""
+
+    def __init__(self, inward: int, outward: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.empty(outward, inward))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.sum(1), self.matrix)
+
+
+@register
+class _PooledRule(LayerRule[_Pooled]):
+    modules = (_Pooled,)
+    parameters = ("matrix",)
+    gives_factors = True
+
+    def samples_first(self, module: _Pooled, inputs: Tensor) -> bool:
+        return inputs.dim() == 3
+
+    def mixes_channels(self, module: _Pooled) -> bool:
+        return False
+
+    def products(self, call: Call[_Pooled]) -> Iterator[tuple[str, Product]]:
+        tokens = call.inputs.to(call.grad_output.dtype)
+        yield "matrix", Factors(call.grad_output[:, None].expand(-1, tokens.shape[1], -1), tokens)
+
+
+class TestRuleOfAUser(LayerRuleContract):
+    rule = _PooledRule
+
+    def problems(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        sizes = {"narrow": (5, 3), "one-token-in-the-output": (256, 64), "wide": (256, 256)}
+        return _drawn({name: (_Pooled(*size), (3, 4, size[0])) for name, size in sizes.items()})
 
 
 @pytest.mark.parametrize("dim", [0, 2048])

@@ -19,6 +19,9 @@ class LayerRule(ABC, Generic[M]):
     ``parameters`` and the three abstract methods have no default: :func:`register` refuses a rule that
     leaves one out. :mod:`diffhook.gradients.rules.testing` has the tests that a rule must pass.
 
+    The layer takes one tensor. Its parameters enter as they are, in the operation that makes its output: what
+    becomes of a parameter before or after is not believed to be the layer's own, and goes to the fallback.
+
     Attributes:
         modules: the classes of layers that it is for. A subclass counts, unless it replaces ``methods``.
         parameters: the layer's own parameters that the rule explains, by attribute. Others, such as the

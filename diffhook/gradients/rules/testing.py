@@ -20,6 +20,10 @@ from diffhook.gradients.rules.registry import LayerRule, rule_for
 from diffhook.gradients.sketch import Sketch
 
 _DIMS = (0, 300, 2048)
+_DECLINED = (
+    "the layer was left to the fallback: either samples_first says no, or its parameters do not enter, as "
+    "they are, in the operation that makes its output"
+)
 _ROUNDING = 1e-7  # norms are float32, of any layer
 _MIXED = 3  # channels that the contract mixes a convolution down to
 
@@ -138,7 +142,7 @@ class LayerRuleContract(ABC):
         for name, (given, inputs) in self.problems().items():
             layer = copy.deepcopy(given)
             for parameter in layer.parameters():
-                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+                nn.init.normal_(parameter, std=parameter.shape[1:].numel() ** -0.5)
             yield name, layer, inputs
             for local in self.optional:
                 if getattr(layer, local, None) is not None and len(list(layer.parameters())) > 1:
@@ -166,7 +170,7 @@ class LayerRuleContract(ABC):
                 model.zero_grad()
                 with engine:
                     losses_of(model, calls).mean().backward()
-                assert not engine.coverage.fallback, f"{told}: left to the fallback"
+                assert not engine.coverage.fallback, f"{told}: {_DECLINED}"
                 assert engine.coverage.complete, f"{told}: {engine.coverage}"
                 exact = _norms(expected)
                 _near(f"{told}: norms", engine.norms[:, None], exact, max(tolerance, _ROUNDING))
