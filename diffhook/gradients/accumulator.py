@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.layers import Owned
-from diffhook.gradients.rules import Factors, Mixers, Product, Reduced, factors
+from diffhook.gradients.rules import Call, Factors, LayerRule, Mixers, Product, Reduced, factors
 from diffhook.gradients.sketch import FullGradient, Sketch
 from diffhook.gradients.totals import Totals
 
@@ -46,7 +48,7 @@ class PassAccumulator:
         self.taken: set[str] = set()  #: layers
         self.formed: set[str] = set()  #: layers whose weight products every pass forms, checked or not
         self.precision = torch.float64  #: the lowest seen among gradients
-        self._waiting: dict[str, list[tuple[Tensor, Tensor]]] = {}  # calls of layers called several times
+        self._waiting: dict[str, list[Call[Any]]] = {}  # calls of layers called several times
         self._arrived: Counter[str] = Counter()  # calls of each layer that the backward has reached
         self._dtype = torch.float32  # to compute in; float64 for models that are
         self._layers = layers
@@ -72,7 +74,7 @@ class PassAccumulator:
         """
         owned = self._layers[layer]
         self._note_dtype(grad_output.dtype)
-        grad = grad_output.to(self._dtype)
+        call = Call(owned.module, inputs, grad_output.to(self._dtype), owned.parameters)
         self._arrived[layer] += 1
         if self._arrived[layer] > calls:
             raise CaptureError(
@@ -81,36 +83,33 @@ class PassAccumulator:
         self.taken.add(layer)
         if calls > 1 and summed is None and owned.rule.joins:
             waiting = self._waiting.setdefault(layer, [])
-            waiting.append((inputs, grad))
+            waiting.append(call)
             if len(waiting) == calls:
                 self._take_joined(layer)
             return
-        self._take(layer, inputs, grad, several=calls > 1, summed=summed)
+        self._take(layer, call, several=calls > 1, summed=summed)
 
     def _take_joined(self, layer: str) -> None:
         """Take all calls of a layer at once."""
-        inputs, grad = self._layers[layer].rule.join(self._waiting.pop(layer))
-        self._take(layer, inputs, grad, several=False, summed=None)
+        call = self._layers[layer].rule.join(self._waiting.pop(layer))
+        self._take(layer, call, several=False, summed=None)
 
-    def _take(
-        self, layer: str, inputs: Tensor, grad: Tensor, *, several: bool, summed: dict[str, Tensor] | None
-    ) -> None:
+    def _take(self, layer: str, call: Call[Any], *, several: bool, summed: dict[str, Tensor] | None) -> None:
         owned = self._layers[layer]
         formed = several or (not owned.rule.gives_factors and (summed is not None or self.audit is not None))
-        needless = {} if several else self._mixers(owned, grad)
-        mixers = {} if formed else needless
-        for rows in self._chunks(owned, inputs, grad, mixers, formed=several):
-            found = owned.rule.products(owned.module, inputs[rows], grad[rows], owned.parameters, mixers)
-            for local, product in found:
-                if isinstance(product, Factors) and (local not in mixers or factors.forms(product)):
+        needless = {} if several else self._mixers(owned, call.grad_output)
+        call = replace(call, mixers={} if formed else needless)
+        for rows in self._chunks(owned.rule, call, formed=several):
+            for local, product in owned.rule.products(call.of(rows)):
+                if isinstance(product, Factors) and (local not in call.mixers or factors.forms(product)):
                     product = factors.formed(product)
                 if summed is not None:
                     part = _summed(product)
                     summed[local] = summed[local] + part if local in summed else part
                 whole = isinstance(product, Tensor) and product.dim() > 2
-                if whole and not several and local == "weight" and local not in needless:
+                if whole and not several and local not in needless:
                     self.formed.add(layer)
-                self._add(owned.parameters[local], product, rows, len(grad), several=several)
+                self._add(owned.parameters[local], product, rows, len(call), several=several)
 
     def add_use(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
         """Add (B, *shape) gradients from the fallback, computed in ``dtype``."""
@@ -173,30 +172,22 @@ class PassAccumulator:
         if self._sketch is None:
             return dict.fromkeys(own)
         found: dict[str, Mixers | None] = {}
+        tokens = like[0].numel() // like.shape[-1]
         for local, name in own.items():
-            mixers = self._sketch.mixers(name, like)
-            tokens = like[0].numel() // like.shape[-1]
-            if mixers is not None or self._sketch.takes_factors(name, tokens):
+            mixers = self._sketch.mixers(name, like) if owned.rule.mixes_channels(owned.module) else None
+            if mixers is not None or (owned.rule.gives_factors and self._sketch.takes_factors(name, tokens)):
                 found[local] = mixers
         return found
 
-    def _chunks(
-        self,
-        owned: Owned,
-        inputs: Tensor,
-        grad: Tensor,
-        mixers: Mapping[str, Mixers | None],
-        *,
-        formed: bool,
-    ) -> Iterator[slice]:
+    def _chunks(self, rule: LayerRule[Any], call: Call[Any], *, formed: bool) -> Iterator[slice]:
         """Runs of rows that fit the workspace together; whole groups."""
-        size = owned.rule.workspace(owned.module, inputs, grad, mixers)
+        size = rule.workspace(call)
         if formed or self._group_size > 1 or isinstance(self._sketch, FullGradient):
-            size = max(size, *(p.numel() for p in owned.module.parameters(recurse=False)))
+            size = max(size, *(p.numel() for p in call.module.parameters(recurse=False)))
         step = max(self._workspace // max(size, 1), 1)
         step = max(step - step % self._group_size, self._group_size)
-        for start in range(0, len(grad), step):
-            yield slice(start, min(start + step, len(grad)))
+        for start in range(0, len(call), step):
+            yield slice(start, min(start + step, len(call)))
 
     def _note_dtype(self, dtype: torch.dtype) -> None:
         self._dtype = torch.float64 if dtype == torch.float64 else torch.float32

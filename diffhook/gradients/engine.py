@@ -113,7 +113,7 @@ class PerSampleGradients:
         self.tape = Tape(
             {name: owned.module for name, owned in ruled.items()},
             self._on_forward,
-            inputless=[name for name, owned in ruled.items() if set(owned.parameters) == {"bias"}],
+            inputless=[name for name, owned in ruled.items() if not owned.needs_input],
         )
         self._reuse = Reuse(ruled, self.tape) if reuse_products and weight_gradients else None
         self.tape.let_go = self._reuse is None  # keep inputs: a second backward must refill reused gradients

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from diffhook.errors import ConfigurationError
-from diffhook.gradients.rules import LayerRule, replaces_forward, rule_for
+from diffhook.gradients.rules import LayerRule, rule_for
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -79,16 +80,21 @@ class Owned:
     """
 
     module: nn.Module
-    rule: LayerRule
+    rule: LayerRule[Any]
     parameters: Mapping[str, str]
     tensors: Mapping[str, nn.Parameter]
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether the layer's input must be kept for the backward."""
+        return not self.parameters.keys() <= set(self.rule.without_input)
 
     def is_as_found(self) -> bool:
         """Whether the layer still has the forward and the parameters that its rule explains: pruning,
         weight normalisation and adapters replace them, also in the middle of a training."""
         own = self.module._parameters
         same = all(own.get(local) is parameter for local, parameter in self.tensors.items())
-        return same and not replaces_forward(self.module)
+        return same and not self.rule.is_replaced(self.module)
 
 
 def find_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Owned]:

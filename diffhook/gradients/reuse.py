@@ -117,7 +117,7 @@ class Reuse:
             before = _BeforeCall(module, partial(self._before, name), self._tape, name)
             after = _AfterCall(module, partial(self._after, name), self._tape.guard.keep)
             self._handles += [
-                module.register_forward_pre_hook(before),
+                module.register_forward_pre_hook(before, with_kwargs=True),
                 module.register_forward_hook(after, always_call=True, prepend=True),
             ]
 
@@ -128,13 +128,15 @@ class Reuse:
         for name in list(self._open):  # a call that has not come to its end
             self._close(name)
 
-    def _before(self, name: str, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _before(
+        self, name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         tape = self._tape
         if not self._handles or name in tape.failed:
             return None
         if tape.muted and not (in_backward() and name in tape.calls):
             return None
-        if len(args) != 1 or not torch.is_grad_enabled():
+        if len(args) != 1 or kwargs or not torch.is_grad_enabled():  # it would be computed anew without them
             return None
         if not args[0].is_floating_point():  # nothing to stand before in the graph
             return None
@@ -144,7 +146,7 @@ class Reuse:
         self._open[name] = call
         for parameter in parameters:
             parameter.requires_grad_(False)
-        return (inputs,)
+        return (inputs,), {}
 
     def _after(self, name: str, module: Any, args: Any, output: Any) -> None:
         call = self._open.get(name)

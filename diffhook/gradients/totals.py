@@ -137,6 +137,8 @@ class Totals:
         if isinstance(sketch, Sketch) and self._sums is not None:
             if name in sketch.reduced:
                 self._pack(sketch.reduced[name], name, sketch.reduce(name, product), rows)
+            elif product.grads.shape[1] > 1:  # the rule has other tokens than its output's shape told
+                sketch.fold(name, factors.formed(product).flatten(1), self._sums[rows])
             else:
                 sketch.fold_outer(name, product, self._sums[rows])
 

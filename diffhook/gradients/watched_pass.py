@@ -231,7 +231,9 @@ class WatchedPass:
 
     def _is_explained(self, layer: str, inputs: Tensor, output: Tensor) -> bool:
         owned = self._assignment.layers[layer]
-        if not self.axis.samples_first(output) or not owned.is_as_found():
+        if not (self.axis.samples_first(output) and owned.rule.samples_first(owned.module, inputs)):
+            return False
+        if not owned.is_as_found():
             return False
         if self._fallback is None:
             return True

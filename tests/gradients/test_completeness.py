@@ -58,6 +58,11 @@ class _Seamless(nn.Conv2d):
         return super()._conv_forward(F.pad(input, (1, 0, 2, 0)), weight.flip(0), bias)
 
 
+class _Cropped(nn.ConvTranspose2d):
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(input, output_size)[..., 1:-1, 1:-1]
+
+
 class _Callable(nn.Conv2d):
     def __call__(self, x: Tensor) -> Tensor:
         return 2 * super().__call__(x.roll(1, 2))  # type: ignore[no-any-return]
@@ -78,7 +83,7 @@ DERIVED: dict[str, Layers] = {
     "conv-forward-patched": _net(_circular),
     "conv-forward-overridden": _net(lambda layer: None, _Seamless),
     "call-overridden": _net(lambda layer: None, _Callable),
-    "transposed": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.ConvTranspose2d(4, 3, 3, stride=2)),
+    "transposed-cropped": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), _Cropped(4, 3, 3, stride=2)),
     "pruned-alone": lambda: prune.ln_structured(nn.Conv2d(2, 4, 3), "weight", 0.5, 2, 0),
     "weight-norm-alone": lambda: nn.utils.weight_norm(nn.Conv2d(2, 4, 3)),
 }

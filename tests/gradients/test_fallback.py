@@ -99,13 +99,13 @@ class WeightNormed(nn.Module):
         return self.inner(x)
 
 
-class Transposed(nn.Module):
+class OfUnknownKind(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.ConvTranspose1d(TOKENS, TOKENS, 3, stride=2)
+        self.inner = nn.Bilinear(WIDTH, WIDTH, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)
+        return self.inner(x, x.sin())
 
 
 class InPlace(nn.Module):
@@ -223,7 +223,7 @@ class Keywords(nn.Module):
 
 CASES = [
     Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention,
-    WeightNormed, Transposed, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
+    WeightNormed, OfUnknownKind, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
 ]  # fmt: skip
 
 

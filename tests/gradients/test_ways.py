@@ -12,8 +12,12 @@ from torch import nn
 
 from diffhook.gradients import PerSampleGradients
 from diffhook.gradients.tuning import Tuner
-from tests.gradients.test_layers import CONV, WIDE, _squares
+from tests.gradients.test_layers import CONV, TRANSPOSED, WIDE, WIDE_TRANSPOSED, squares
 from tests.twins import projected, relative_error, sample_gradients
+
+_NARROW = {**CONV, **{f"transposed-{name}": problem for name, problem in TRANSPOSED.items()}}
+_WIDE = {**WIDE, **WIDE_TRANSPOSED}
+_PRODUCT_ONLY = ("stride", "large-map", "groups", "wide-stride", "wide-groups")
 
 
 def _force(monkeypatch: pytest.MonkeyPatch, name: str) -> set[str]:
@@ -29,35 +33,35 @@ def _force(monkeypatch: pytest.MonkeyPatch, name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("way", ["grouped", "looped", "columns"])
-@pytest.mark.parametrize("name", CONV)
+@pytest.mark.parametrize("name", _NARROW)
 def test_every_way_of_a_convolution_equals_the_batch_1_loop(
     name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offered = _force(monkeypatch, way)
-    layer, shape = CONV[name]
+    layer, shape = _NARROW[name]
     batch = (torch.randn(shape),)
     engine = PerSampleGradients(layer, projection_dim="full")
     for _ in range(2):  # the first is checked, for which products are formed
         with engine:
-            _squares(layer, batch).mean().backward()
+            squares(layer, batch).mean().backward()
     assert way in offered
-    assert relative_error(engine.projections, sample_gradients(layer, _squares, batch)) < 1e-5
+    assert relative_error(engine.projections, sample_gradients(layer, squares, batch)) < 1e-5
 
 
 @pytest.mark.parametrize("way", ["ghost", "product"])
-@pytest.mark.parametrize("name", [*WIDE, "linear"])
+@pytest.mark.parametrize("name", [*_WIDE, "linear"])
 def test_every_way_of_a_norm_equals_the_batch_1_loop(
     name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offered = _force(monkeypatch, way)
-    layer, shape = WIDE[name] if name in WIDE else (nn.Linear(64, 48), (3, 7, 64))
+    layer, shape = _WIDE[name] if name in _WIDE else (nn.Linear(64, 48), (3, 7, 64))
     batch = (torch.randn(shape),)
     engine = PerSampleGradients(layer, projection_dim=0)
     for _ in range(2):  # the first is checked, for which products are formed
         with engine:
-            _squares(layer, batch).mean().backward()
-    assert way in offered or name in ("stride", "large-map"), "Gram matrices cannot help these two"
-    expected = sample_gradients(layer, _squares, batch).norm(dim=1, keepdim=True)
+            squares(layer, batch).mean().backward()
+    assert way in offered or name in _PRODUCT_ONLY, "Gram matrices cannot help these"
+    expected = sample_gradients(layer, squares, batch).norm(dim=1, keepdim=True)
     assert relative_error(engine.norms[:, None], expected) < 1e-5
 
 
@@ -71,11 +75,11 @@ def test_every_way_of_a_matrix_is_projected_as_the_batch_1_loops_gradient(
     _force(monkeypatch, way)
     layer = nn.Linear(inward, outward, bias=False)
     batch = (torch.randn(5, *tokens, inward),)
-    expected = sample_gradients(layer, _squares, batch)
+    expected = sample_gradients(layer, squares, batch)
     engine = PerSampleGradients(layer, projection_dim=dim)
     for _ in range(2):  # the first is checked
         with engine:
-            _squares(layer, batch).mean().backward()
+            squares(layer, batch).mean().backward()
         assert relative_error(engine.projections, projected(engine.sketch, layer, expected)) < 1e-5
         assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
 

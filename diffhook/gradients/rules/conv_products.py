@@ -1,7 +1,7 @@
 """Ways to the weight gradient of each sample under a convolution.
 
-All give the same numbers; which is fastest depends on shapes and machine. Each takes contiguous
-inputs (B, I, *space) and output gradients (B, O, *space') and returns (B, O, I/groups, *kernel).
+All give the same numbers; which is fastest depends on shapes and machine. Each takes what is in
+:class:`Maps` and returns (B, O, I/groups, *kernel).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ class Geometry:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+
+
+class Maps(NamedTuple):
+    """Two maps whose correlation is the weight gradient of a convolution."""
+
+    inputs: Tensor  # (B, I, *space), contiguous
+    grad: Tensor  # (B, O, *space'), contiguous: of the output
+    geometry: Geometry
 
 
 class Way(ABC):

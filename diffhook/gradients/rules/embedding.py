@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from diffhook.gradients.rules.registry import LayerRule, Mixers, Product, register
+from diffhook.gradients.rules.call import Call, Product
+from diffhook.gradients.rules.registry import LayerRule, register
 
 
-@register(nn.Embedding)
-class EmbeddingRule(LayerRule):
-    def products(
-        self,
-        module: nn.Module,
-        inputs: Tensor,
-        grad_output: Tensor,
-        wanted: Collection[str],
-        mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Product]]:
-        assert isinstance(module, nn.Embedding)
-        if "weight" not in wanted:
+@register
+class EmbeddingRule(LayerRule[nn.Embedding]):
+    modules = (nn.Embedding,)
+    parameters = ("weight",)
+
+    def samples_first(self, module: nn.Embedding, inputs: Tensor) -> bool:
+        return inputs.dim() > 0
+
+    def mixes_channels(self, module: nn.Embedding) -> bool:
+        return False
+
+    def products(self, call: Call[nn.Embedding]) -> Iterator[tuple[str, Product]]:
+        if "weight" not in call.wanted:
             return
-        batch, rows, width = inputs.shape[0], module.num_embeddings, module.embedding_dim
-        indices = inputs.reshape(batch, -1, 1).expand(-1, -1, width)
-        table = grad_output.new_zeros(batch, rows, width)
-        table.scatter_add_(1, indices, grad_output.reshape(batch, -1, width))
+        module, batch = call.module, len(call)
+        rows, width = module.num_embeddings, module.embedding_dim
+        indices = call.inputs.reshape(batch, -1, 1).expand(-1, -1, width)
+        table = call.grad_output.new_zeros(batch, rows, width)
+        table.scatter_add_(1, indices, call.grad_output.reshape(batch, -1, width))
         if module.padding_idx is not None:
             table[:, module.padding_idx] = 0
         yield "weight", table
 
-    def obstacle(self, module: nn.Module) -> str | None:
-        assert isinstance(module, nn.Embedding)
+    def obstacle(self, module: nn.Embedding) -> str | None:
         if module.scale_grad_by_freq:
             return "scale_grad_by_freq makes one sample's gradient depend on the others"
         return None

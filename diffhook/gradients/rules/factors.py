@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffhook.gradients.norms import piece_norms
-from diffhook.gradients.rules.registry import Factors
+from diffhook.gradients.rules.call import Factors
 from diffhook.gradients.scratch import scratch
 from diffhook.gradients.tuning import tuner
 

@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from diffhook.gradients.rules.call import Call, Factors, Product
 from diffhook.gradients.rules.factors import forms
-from diffhook.gradients.rules.registry import Factors, LayerRule, Mixers, Product, register
+from diffhook.gradients.rules.registry import LayerRule, register
 
 
-@register(nn.Linear)
-class LinearRule(LayerRule):
-    joins = True
+@register
+class LinearRule(LayerRule[nn.Linear]):
+    modules = (nn.Linear,)
+    parameters = ("weight", "bias")
+    without_input = ("bias",)
     gives_factors = True
 
-    def join(self, calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        inputs, grads = zip(*calls, strict=True)
-        return torch.cat([_tokens(i) for i in inputs], 1), torch.cat([_tokens(g) for g in grads], 1)
+    def samples_first(self, module: nn.Linear, inputs: Tensor) -> bool:
+        return inputs.dim() > 1
 
-    def products(
-        self,
-        module: nn.Module,
-        inputs: Tensor,
-        grad_output: Tensor,
-        wanted: Collection[str],
-        mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Product]]:
-        grad = _tokens(grad_output)
-        if "weight" in wanted:
-            yield "weight", Factors(grad, _tokens(inputs).to(grad.dtype))
-        if "bias" in wanted:
+    def mixes_channels(self, module: nn.Linear) -> bool:
+        return False  # a matrix is sketched through its factors
+
+    def join(self, calls: Sequence[Call[nn.Linear]]) -> Call[nn.Linear]:
+        inputs = torch.cat([_tokens(call.inputs) for call in calls], 1)
+        grads = torch.cat([_tokens(call.grad_output) for call in calls], 1)
+        return replace(calls[0], inputs=inputs, grad_output=grads)
+
+    def products(self, call: Call[nn.Linear]) -> Iterator[tuple[str, Product]]:
+        grad = _tokens(call.grad_output)
+        if "weight" in call.wanted:
+            yield "weight", Factors(grad, _tokens(call.inputs).to(grad.dtype))
+        if "bias" in call.wanted:
             yield "bias", grad.sum(1)
 
-    def workspace(
-        self, module: nn.Module, inputs: Tensor, grad_output: Tensor, mixers: Mapping[str, Mixers | None]
-    ) -> int:
-        grads, tokens = _tokens(grad_output[:1]), _tokens(inputs[:1]).to(grad_output.dtype)
-        if "weight" not in mixers or forms(Factors(grads, tokens)):
-            return super().workspace(module, inputs, grad_output, mixers)
-        return max(inputs[0].numel(), grad_output[0].numel(), 2 * grads.shape[1] ** 2)
+    def workspace(self, call: Call[nn.Linear]) -> int:
+        one = call.of(slice(0, 1))
+        grads, tokens = _tokens(one.grad_output), _tokens(one.inputs).to(one.grad_output.dtype)
+        if "weight" not in call.mixers or forms(Factors(grads, tokens)):
+            return super().workspace(call)
+        return max(one.inputs.numel(), one.grad_output.numel(), 2 * grads.shape[1] ** 2)
 
 
 def _tokens(values: Tensor) -> Tensor:

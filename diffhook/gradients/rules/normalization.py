@@ -7,71 +7,80 @@ rule here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diffhook.gradients.rules.registry import LayerRule, Mixers, Product, register
+from diffhook.gradients.rules.call import Call, Product
+from diffhook.gradients.rules.registry import LayerRule, register
 
 
-@register(nn.GroupNorm)
-class GroupNormRule(LayerRule):
-    def products(
-        self,
-        module: nn.Module,
-        inputs: Tensor,
-        grad_output: Tensor,
-        wanted: Collection[str],
-        mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Product]]:
-        assert isinstance(module, nn.GroupNorm)
-        batch, channels = grad_output.shape[:2]
-        grad = grad_output.reshape(batch, channels, -1)
-        if "weight" in wanted:
-            values = inputs.to(grad.dtype).reshape(grad.shape)
-            normal = F.group_norm(values, module.num_groups, eps=module.eps)
+@register
+class GroupNormRule(LayerRule[nn.GroupNorm]):
+    modules = (nn.GroupNorm,)
+    parameters = ("weight", "bias")
+    without_input = ("bias",)
+
+    def samples_first(self, module: nn.GroupNorm, inputs: Tensor) -> bool:
+        return True  # it takes no other input
+
+    def mixes_channels(self, module: nn.GroupNorm) -> bool:
+        return False
+
+    def products(self, call: Call[nn.GroupNorm]) -> Iterator[tuple[str, Product]]:
+        grad = call.grad_output.reshape(*call.grad_output.shape[:2], -1)
+        if "weight" in call.wanted:
+            values = call.inputs.to(grad.dtype).reshape(grad.shape)
+            normal = F.group_norm(values, call.module.num_groups, eps=call.module.eps)
             yield "weight", torch.linalg.vecdot(grad, normal)
-        if "bias" in wanted:
+        if "bias" in call.wanted:
             yield "bias", grad.sum(2)
 
 
-class _TokenNormRule(LayerRule):
+N = TypeVar("N", nn.LayerNorm, nn.RMSNorm)
+
+
+class _TokenNormRule(LayerRule[N]):
     """Normalisation over the last axes, one scale per element of them."""
 
-    def normalized(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def normalized(self, module: N, inputs: Tensor) -> Tensor: ...
 
-    def products(
-        self,
-        module: nn.Module,
-        inputs: Tensor,
-        grad_output: Tensor,
-        wanted: Collection[str],
-        mixers: Mapping[str, Mixers | None],
-    ) -> Iterator[tuple[str, Product]]:
-        assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
-        shape = tuple(module.normalized_shape)
-        rows = (grad_output.shape[0], -1, *shape)
-        if "weight" in wanted:
-            normal = self.normalized(module, inputs.to(grad_output.dtype))
-            yield "weight", (grad_output * normal).reshape(rows).sum(1)
-        if "bias" in wanted:
-            yield "bias", grad_output.reshape(rows).sum(1)
+    def samples_first(self, module: N, inputs: Tensor) -> bool:
+        return inputs.dim() > len(module.normalized_shape)
+
+    def mixes_channels(self, module: N) -> bool:
+        return False
+
+    def products(self, call: Call[N]) -> Iterator[tuple[str, Product]]:
+        grad = call.grad_output
+        rows = (len(call), -1, *call.module.normalized_shape)
+        if "weight" in call.wanted:
+            normal = self.normalized(call.module, call.inputs.to(grad.dtype))
+            yield "weight", (grad * normal).reshape(rows).sum(1)
+        if "bias" in call.wanted:
+            yield "bias", grad.reshape(rows).sum(1)
 
 
-@register(nn.LayerNorm)
-class LayerNormRule(_TokenNormRule):
+@register
+class LayerNormRule(_TokenNormRule[nn.LayerNorm]):
+    modules = (nn.LayerNorm,)
+    parameters = ("weight", "bias")
+    without_input = ("bias",)
     rounded = True
 
-    def normalized(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        assert isinstance(module, nn.LayerNorm)
+    def normalized(self, module: nn.LayerNorm, inputs: Tensor) -> Tensor:
         return F.layer_norm(inputs, module.normalized_shape, eps=module.eps)
 
 
-@register(nn.RMSNorm)
-class RMSNormRule(_TokenNormRule):
-    def normalized(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        assert isinstance(module, nn.RMSNorm)
+@register
+class RMSNormRule(_TokenNormRule[nn.RMSNorm]):
+    modules = (nn.RMSNorm,)
+    parameters = ("weight",)
+
+    def normalized(self, module: nn.RMSNorm, inputs: Tensor) -> Tensor:
         return F.rms_norm(inputs, list(module.normalized_shape), eps=module.eps)
