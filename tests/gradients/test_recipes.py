@@ -1,4 +1,4 @@
-"""The recipes of .github/CONTRIBUTING.md work as they stand there, and the files that it names exist."""
+"""The recipes of .github/CONTRIBUTING.md work as they stand there, and what it says of the tree is so."""
 
 from __future__ import annotations
 
@@ -140,3 +140,18 @@ def test_what_the_page_names_exists(name: str) -> None:
 def test_what_the_page_calls_by_name_is_defined(name: str) -> None:
     sources = [*(ROOT / "diffhook").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")]
     assert any(re.search(rf"^class {name}\b", path.read_text(encoding="utf-8"), re.M) for path in sources)
+
+
+def test_each_folder_imports_only_from_those_to_its_right() -> None:
+    (line,) = re.findall(r"to its right: (.*?), which do not know each other", PAGE, re.DOTALL)
+    floors = [re.findall(r"`(?:diffhook/)?(\w+)/`", part) for part in line.split("→")]
+    assert [len(floor) for floor in floors] == [1, 1, 1, 1, 1, 2], floors
+    for height, floor in enumerate(floors):
+        under = {name for lower in floors[height + 1 :] for name in lower}
+        for folder in floor:
+            others = {name for each in floors for name in each} - under - {folder}
+            place = ROOT if folder == "integrations" else ROOT / "diffhook"
+            for path in (place / folder).rglob("*.py"):
+                text = path.read_text(encoding="utf-8")
+                found = set(re.findall(r"^\s*(?:from|import) diffhook\.(\w+)", text, re.MULTILINE))
+                assert not found & others, f"{path} imports {found & others}"
