@@ -21,11 +21,12 @@ from diffhook.analysis.directions import query_directions
 from diffhook.analysis.methods import find_method
 from diffhook.analysis.methods.whitening import whitened
 from diffhook.capture.noise import noise_bank, noise_seed
+from diffhook.log import Table
 
 if TYPE_CHECKING:
     from lds import Problem
 
-_RIDGE = 0.1  # λ over the mean eigenvalue of K; on the UNet .03 and .3 did as well
+_RIDGE = 0.1  # λ over the mean eigenvalue of K; on the UNet .01 and .3 did as well
 _ROWS = "training-random-output"
 
 
@@ -60,20 +61,19 @@ def signs(noise_seeds: Tensor, like: Tensor) -> Tensor:
     return torch.where(noise_bank(seeds, like) < 0, -1.0, 1.0).to(like)
 
 
-def gauss_newton_scores(problem: Problem, log: diffhook.RunLog, queries: str) -> npt.NDArray[np.float64]:
+def gauss_newton_scores(
+    problem: Problem, log: diffhook.RunLog, queries: str, *, unit: bool
+) -> npt.NDArray[np.float64]:
     """(Q, N): the mean over snapshots of φ_q (K + λI)⁻¹ φ_i, of loss gradients on the probes' grid.
 
     Args:
         queries: name of a query set on the grid.
+        unit: whether φ are means of directions, as ReTrac's.
     """
-    # Every row has noise and signs of its own, so that each tells K something new.
-    rows = diffhook.query(
-        log, problem.training.batch(), _ROWS, RandomOutput(LOSS), batch_size=64, against="train",
-        model=make_model(problem.training, problem.recipe), overwrite=True, grid=_twice(problem.grid),
-    )  # fmt: skip
-    plain = find_method("tracin")
+    rows = random_outputs(problem, log)
+    method = find_method("retrac" if unit else "tracin")
     asked, own = (
-        query_directions(table, plain, own_noise=False)
+        query_directions(table, method, own_noise=False)
         for table in (log.refresh().queries[queries], log.probe)
     )
     total = np.zeros((asked.whole.shape[1], own.whole.shape[1]))
@@ -83,6 +83,17 @@ def gauss_newton_scores(problem: Problem, log: diffhook.RunLog, queries: str) ->
         matrix = gradients.T @ gradients / len(gradients)
         total += whitened(asked.whole[k], [matrix], _RIDGE) @ own.whole[k].T / len(asked.steps)
     return total
+
+
+def random_outputs(problem: Problem, log: diffhook.RunLog) -> Table:
+    """Their gradients, kept in the log. Each row has noise and signs of its own, so that it tells K something
+    new."""
+    if _ROWS not in log.refresh().queries:
+        diffhook.query(
+            log, problem.training.batch(), _ROWS, RandomOutput(LOSS), batch_size=64, against="train",
+            model=make_model(problem.training, problem.recipe), grid=_twice(problem.grid),
+        )  # fmt: skip
+    return log.refresh().queries[_ROWS]
 
 
 def _twice(grid: diffhook.Grid) -> diffhook.Grid:

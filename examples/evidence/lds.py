@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +111,14 @@ class Problem:
         """
         setting = SETTINGS[name]
         if quick:
-            recipe = replace(setting.recipe, epochs=2, batch=16, snapshots=2)
-            setting = Setting(recipe, halves=4, timesteps=4, draws=1)
-        training, held_out = split(tiny_digits(), *((60, 4) if quick else (256, asked)), seed=0)
+            setting = Setting(setting.recipe.quick(), halves=4, timesteps=2, draws=1)
+        training, held_out = split(tiny_digits(), *((32, 4) if quick else (256, asked)), seed=0)
         out.mkdir(parents=True, exist_ok=True)
         queries = {"held out": held_out}
         if generate:
-            steps, file = 5 if quick else 50, out / "generated.npz"
+            steps, file = 2 if quick else 50, out / "generated.npz"
             queries["generated"] = generated(training, setting.recipe, file, len(held_out), steps)
-        return cls(training, queries, setting, diffhook.Grid(3 if quick else 10, draws=2))
+        return cls(training, queries, setting, diffhook.Grid(2 if quick else 10, draws=2))
 
     @property
     def recipe(self) -> Recipe:
@@ -226,8 +225,11 @@ def all_scores(
 def curvature_scores(problem: Problem, path: Path) -> dict[str, dict[str, Scores]]:
     """Query set → method → (Q, N), of the methods that know the model's curvature, from a watched log."""
     log = diffhook.open_log(path)
+    titles = {"Gauss–Newton, projected": False, "Gauss–Newton, projected, unit": True}
     found: dict[str, dict[str, Scores]] = {
-        name: {"Gauss–Newton, projected": gauss_newton_scores(problem, log, key(name))}
+        name: {
+            title: gauss_newton_scores(problem, log, key(name), unit=unit) for title, unit in titles.items()
+        }
         for name in problem.queries
     }
     if (ekfac := ekfac_scores(problem, log, path.with_suffix(".ekfac"))) is not None:
