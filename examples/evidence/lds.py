@@ -65,6 +65,7 @@ METHODS: tuple[tuple[str, str | Method, str], ...] = (
     ("DAS", "das", "mean-output"),
 )
 DEFAULT = METHODS[0][0]
+QUICK = [row for row in METHODS if row[0] in (DEFAULT, "TRAK, events", "Adam TracIn, grid", "D-TRAK", "DAS")]
 OUTPUTS = {"squared-output", "mean-output"}  # what D-TRAK and DAS differentiate
 ADAM = "adam"
 
@@ -239,9 +240,11 @@ def curvature_scores(problem: Problem, path: Path) -> dict[str, dict[str, Scores
     return found
 
 
-def scores_of_seed(problem: Problem, path: Path, seed: int) -> dict[str, dict[str, Scores]]:
+def scores_of_seed(
+    problem: Problem, path: Path, seed: int, methods: Sequence[tuple[str, str | Method, str]]
+) -> dict[str, dict[str, Scores]]:
     """Query set → method → (Q, N): all of the table."""
-    found, curved = all_scores(problem, seed, path), curvature_scores(problem, path)
+    found, curved = all_scores(problem, seed, path, methods), curvature_scores(problem, path)
     return {name: {**scores, **curved[name]} for name, scores in found.items()}
 
 
@@ -258,7 +261,8 @@ def run(args: argparse.Namespace) -> Result:
         problem = Problem.make(case, out, args.quick)
         models = retrained(problem, args, out)
         start = 0
-        by_seed = [scores_of_seed(problem, out / f"log-{seed}", seed) for seed in args.seeds]
+        methods = QUICK if args.quick else METHODS
+        by_seed = [scores_of_seed(problem, out / f"log-{seed}", seed, methods) for seed in args.seeds]
         for name, queries in problem.queries.items():
             losses_of = -models.losses[:, :, start : start + len(queries)]
             start += len(queries)
@@ -286,7 +290,7 @@ def judged(
         scores: by watched training, method → (Q, N).
         measured: (seeds, M, Q) of the retrained models.
     """
-    each = [lds(one[method], subsets, measured).mean for one in scores]
+    each = [lds(one[method], subsets, measured.mean(0)).mean for one in scores]
     leads = [lds_lead(one[DEFAULT], one[method], subsets, measured) for one in scores]
     return {**pooled(each), "behind": pooled(leads)}
 
