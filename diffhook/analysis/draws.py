@@ -5,8 +5,9 @@ one out leaves it out on both sides: the jackknife √((R−1)/R · Σ_r (s_−r
 are paired over timesteps in several ways, see :mod:`diffhook.analysis.leave_outs`. The training's own rows
 each drew noise and timestep by themselves: of n rows near a snapshot, a score's part there has n times the
 variance of what a row adds. Both are independent of each other, and add up. What a method makes of all
-samples is held fixed, but for the share of the training side's variance that whitening lets through, see
-:meth:`~diffhook.analysis.methods.Method.variance_share`.
+samples is held fixed, but for the second moment of a grid's rows, which the shared draws move too
+(:func:`~diffhook.analysis.second_moment.change_without`), and for the share of the training side's variance
+that whitening by means lets through (:meth:`~diffhook.analysis.methods.Method.variance_share`).
 """
 
 from __future__ import annotations

@@ -8,21 +8,30 @@ from typing import Any
 from diffhook.analysis.defaults import as_log, best_source
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
-from diffhook.analysis.methods import WhitenedReTrac
+from diffhook.analysis.methods import WhitenedReTrac, whitening
 from diffhook.analysis.samples import sample_sums
 from diffhook.analysis.tables import snapshot_steps, source_table
 from diffhook.log import RunLog
 from diffhook.log.store import Location
 
 _FULL = 0.5  # of D; a sketch that is filled further mixes up what it should tell apart
+_RIDGE = (
+    0.03  # of a sample's own share of the trace, tr(ΦᵀΦ)/N: what is below that tells no sample from another
+)
+
+
+class _UnitMeans(WhitenedReTrac):
+    """The samples' mean unit gradients Φ at each snapshot."""
+
+    requires = frozenset({"grams"})
 
 
 @dataclass(frozen=True)
 class EffectiveDimension:
-    """How many directions the samples' mean unit gradients fill at a snapshot, beyond whitening's λ.
+    """How many directions the samples' mean unit gradients fill at a snapshot.
 
     Attributes:
-        value: tr(ΦᵀΦ (ΦᵀΦ + λI)⁻¹), at the snapshot where it is largest.
+        value: tr(ΦᵀΦ (ΦᵀΦ + λI)⁻¹) with λ = 0.03 · tr(ΦᵀΦ)/N, at the snapshot where it is largest.
         dim: D.
         samples: N; the value is below it, too.
         source: whose rows.
@@ -67,11 +76,15 @@ def effective_dimension(
     """
     log, execution = as_log(log), Execution(client, scheduler, memory, progress)
     source = best_source(log, execution=execution) if source is None else source
-    method = WhitenedReTrac()
+    method = _UnitMeans()
     table, steps = source_table(log, source, method=method), snapshot_steps(log)
     ids = distinct_samples(table, execution)
     sums = sample_sums(log, table, method, ids, steps, execution)
-    values = {k: method.effective_dimension(sums, k) for k in sums.grams or {}}
+    counts = (sums.rate > 0).sum(1).tolist()
+    values = {
+        k: whitening.effective_dimension(grams, _RIDGE * table.dim / max(counts[k], 1))
+        for k, grams in (sums.grams or {}).items()
+    }
     fullest = max(values, key=lambda k: values[k], default=0)
-    samples = int((sums.rate[fullest] > 0).sum())
-    return EffectiveDimension(values.get(fullest, 0.0), table.dim, samples, source, int(steps[fullest]))
+    value = values.get(fullest, 0.0)
+    return EffectiveDimension(value, table.dim, counts[fullest], source, int(steps[fullest]))

@@ -20,8 +20,9 @@ from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import sample_sums
 from diffhook.analysis.score_pass import ScorePass
 from diffhook.analysis.scores import Scores
+from diffhook.analysis.second_moment import change_without
 from diffhook.analysis.tables import check_gradients, check_query_name, query_table, source_table
-from diffhook.log import RunLog
+from diffhook.log import RunLog, Table
 from diffhook.log.store import Location
 
 
@@ -104,15 +105,18 @@ def prepare(
     if method.requires:
         sums = sample_sums(log, table, method, sample_ids, directions.steps, execution)
         factors = method.factors(sums)
-    whole, without = _transformed(method, directions, sums)
-    rows = RowScores(method, sample_ids, directions.steps, factors, whole)
     summed = source in KINDS and "aggregate" in log.config["identity"]  # sums know of no draws
     leave_outs = directions.leave_outs
     again = 0 if leave_outs is None else leave_outs.replicates
+    paired = kind == PROBE and not summed and holds_replicates(log, source, again)
+    whole, without = _transformed(method, directions, sums)
+    if without is not None and paired and sums is not None and sums.moment is not None:
+        without = _with_their_moment(table, method, directions, sums, whole, execution)
+    rows = RowScores(method, sample_ids, directions.steps, factors, whole)
     draws = Draws(
         leave_outs,
         without,
-        paired=kind == PROBE and not summed and holds_replicates(log, source, again),
+        paired=paired,
         by_row=kind == TRAIN and not summed,
         variance_share=partial(method.variance_share, sums, len(directions.steps)),
     )
@@ -131,3 +135,25 @@ def _transformed(
     found = method.transform_queries(np.concatenate(parts, axis=1), sums).astype(np.float32)
     whole, *without = np.split(found, len(parts), axis=1)
     return np.ascontiguousarray(whole), np.stack(without)
+
+
+def _with_their_moment(
+    table: Table,
+    method: Method,
+    directions: Directions,
+    sums: SampleSums,
+    whole: npt.NDArray[np.float32],
+    execution: Execution,
+) -> npt.NDArray[np.float32]:
+    """(L, K, Q, D) the queries without a leave-out, whitened by the second moment G without it, too.
+
+    To first order in the change of G: (G + Δ + λI)⁻¹ φ = H (φ − Δ H φ), with H = (G + λI)⁻¹. The draws are
+    those of all samples, so they move G as much as they move a sample's mean.
+    """
+    assert directions.leave_outs is not None
+    assert directions.without is not None
+    vectors = whole.reshape(-1, whole.shape[2])
+    change = change_without(table, method, directions.leave_outs, vectors, execution)
+    parts = directions.without - change.reshape(directions.without.shape)
+    found = method.transform_queries(np.concatenate(list(parts), axis=1), sums).astype(np.float32)
+    return np.stack(np.split(found, len(parts), axis=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from diffhook.analysis.grouped import Partial, Plan, Reduction, add_rows, groupe
 from diffhook.analysis.methods import Method, SampleSums
 from diffhook.analysis.methods.method import reciprocal
 from diffhook.analysis.methods.whitening import blocks
+from diffhook.analysis.second_moment import second_moment
 from diffhook.analysis.tables import loss_table, nearest
 from diffhook.errors import LogError
 from diffhook.log import Block, RunLog, Table
@@ -66,32 +67,54 @@ def sample_sums(
     execution: Execution,
 ) -> SampleSums:
     """What the method requires of the training samples before they are scored."""
-    with_gram = "gram" in method.requires
-    rule = _Summary(len(sample_ids), with_gram)
-    rows = SampleRows(method, sample_ids, steps)
-    found: _Found = reduce_samples(table, rows, rule, execution, "summing up samples")
-    shape = (len(steps), len(sample_ids))
-    residual = _residuals(log, sample_ids, execution) if "residual" in method.requires else None
-    grams = found.grams if with_gram else None
-    return SampleSums(found.rate.reshape(shape), found.norm.reshape(shape), grams, residual)
+    needed, shape = method.requires, (len(steps), len(sample_ids))
+    if needed & {"norm", "grams"}:
+        rule = _Summary(len(sample_ids), "grams" in needed)
+        rows = SampleRows(method, sample_ids, steps)
+        found: _Found = reduce_samples(table, rows, rule, execution, "summing up samples")
+        sums = SampleSums(found.rate.reshape(shape), found.norm.reshape(shape), found.grams)
+    else:
+        rates = _Rates(method, sample_ids, steps)
+        plan = Plan.make(shape[0] * shape[1], 1, execution)
+        sums = SampleSums(grouped(table, rates, plan, Whole(), execution, "counting rows").reshape(shape))
+    if "moment" in needed:
+        sums = replace(sums, moment=second_moment(table, method, execution))
+    if "residual" in needed:
+        sums = replace(sums, residual=_residuals(log, sample_ids, execution))
+    return sums
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Block → per snapshot and sample Σ ω, at the positions of :class:`SampleRows`."""
+
+    method: Method
+    sample_ids: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+
+    def __call__(self, table: Table, block: Block) -> Partial:
+        columns = {c: table.read(block, c) for c in ("sample", "step", *self.method.columns)}
+        rates = np.where(self.method.row_weights(columns) != 0, self.method.rates(columns), 0.0)
+        sample = np.searchsorted(self.sample_ids, columns["sample"])
+        return add_rows(nearest(columns["step"], self.steps) * len(self.sample_ids) + sample, rates[:, None])
 
 
 class _Found(NamedTuple):
     rate: Floats
     norm: Floats
-    grams: dict[int, list[Floats]]  # of the snapshots that a part has rows of
+    grams: dict[int, list[Floats]] | None  # of the snapshots that a part has rows of
 
 
 @dataclass(frozen=True)
 class _Summary:
     samples: int
-    with_gram: bool
+    with_grams: bool
 
     def reduce(self, start: int, values: npt.NDArray[np.float64]) -> _Found:
         rate, vectors = values[:, 0], values[:, 2:]
         norm = np.linalg.norm(vectors, axis=1)
-        if not self.with_gram:
-            return _Found(rate.copy(), norm, {})
+        if not self.with_grams:
+            return _Found(rate.copy(), norm, None)
         snapshot = (start + np.arange(len(values))) // self.samples
         grams = {}
         for k in np.unique(snapshot[rate > 0]).tolist():
@@ -103,11 +126,11 @@ class _Summary:
     def combine(self, results: list[_Found]) -> _Found:
         grams: dict[int, list[Floats]] = {}
         for found in results:
-            for k, parts in found.grams.items():
+            for k, parts in (found.grams or {}).items():
                 known = grams.get(k)
                 grams[k] = parts if known is None else [a + b for a, b in zip(known, parts, strict=True)]
         rate, norm = (np.concatenate(parts) for parts in zip(*(found[:2] for found in results), strict=True))
-        return _Found(rate, norm, grams)
+        return _Found(rate, norm, grams if self.with_grams else None)
 
 
 @dataclass(frozen=True)

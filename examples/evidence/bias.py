@@ -47,18 +47,19 @@ def run(args: argparse.Namespace) -> Result:
 
 
 def one_seed(args: argparse.Namespace, seed: int) -> Result:
-    training, held_out = split(small_digits(), *((300, 8) if args.quick else (4000, 64)), seed=seed)
-    recipe = Recipe(epochs=2 if args.quick else 12)
+    training, held_out = split(small_digits(), *((64, 4) if args.quick else (4000, 64)), seed=seed)
+    recipe = Recipe(epochs=12)
+    recipe = recipe.quick() if args.quick else recipe
     path = args.out / f"seed-{seed}"
     model = train(training, recipe, seed=seed, log=path)
-    made = generate(model, training, len(held_out), steps=5 if args.quick else 50)
+    made = generate(model, training, len(held_out), steps=2 if args.quick else 50)
     nearest = KNeighborsClassifier(5).fit(_flat(training), training.labels)
     labels = {"held out": held_out.labels, "generated": nearest.predict(_flat(made))}
     log = diffhook.open_log(path)
     report = diffhook.bias(log, queries=())
     found: dict[str, Any] = {}
     for name, asked in (("held out", held_out), ("generated", made)):
-        grid = diffhook.Grid(5 if args.quick else 20, draws=1 if args.quick else 2)
+        grid = diffhook.Grid(2 if args.quick else 20, draws=1 if args.quick else 2)
         asking = name.replace(" ", "-")
         diffhook.query(log, asked.batch(), asking, LOSS, grid=grid, overwrite=True)
         found[name] = {}

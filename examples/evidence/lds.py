@@ -8,10 +8,12 @@ each, and the loss of 40 held-out and 40 generated digits is measured under each
 Spearman correlation over halves between the negative of those losses and the sum of the scores of a half's
 samples, averaged over queries; the ceiling is what the losses of one seed reach as a score for those of the
 other. Watched trainings on all samples give the scores, from probes and from every tenth step's own rows,
-about ten of each sample. Errors are of the bootstrap over queries and halves, and of the spread between
-watched trainings. How far the default method leads another is resampled with the same queries and halves for
-both. TracIn and ReTrac of a few samples are computed by dattri too, from the same snapshots, noise and
-timestep.
+of each sample a hundred in the MLP's training and ten in the UNet's. From the same snapshots, timesteps and
+noise come influence by the projected Gauss–Newton matrix and, where kronfluence is installed, by EK-FAC.
+Errors are of the bootstrap over queries and halves, and of the spread between watched trainings. How far the
+default method leads another is resampled with the same queries and halves for both. TracIn and ReTrac of a
+few samples are computed by dattri too, from the same snapshots, noise and timestep. What a run left in --out
+is taken up: trained halves and finished logs.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from ekfac import ekfac_scores
 from experiment import Result, experiment, single_threaded, told
+from gauss_newton import gauss_newton_scores
 from outside import against_dattri
 from sources import Samples, split, tiny_digits
 from training import LOSS, Recipe, generate, losses, make_model, train
@@ -42,7 +46,9 @@ METHODS: tuple[tuple[str, str | Method, str], ...] = (
     ("whitened ReTrac, grid", "whitened-retrac", "probe"),
     ("whitened ReTrac, events", "whitened-retrac", "train"),
     ("whitened ReTrac, three times λ, grid", WhitenedReTrac(0.1), "probe"),
+    ("whitened ReTrac, three times λ, events", WhitenedReTrac(0.1), "train"),
     ("whitened ReTrac, a third of λ, grid", WhitenedReTrac(0.01), "probe"),
+    ("whitened ReTrac, a third of λ, events", WhitenedReTrac(0.01), "train"),
     ("TRAK, grid", "trak", "probe"),
     ("TRAK, events", "trak", "train"),
     ("TracIn, grid", "tracin", "probe"),
@@ -59,6 +65,7 @@ METHODS: tuple[tuple[str, str | Method, str], ...] = (
     ("DAS", "das", "mean-output"),
 )
 DEFAULT = METHODS[0][0]
+QUICK = [row for row in METHODS if row[0] in (DEFAULT, "TRAK, events", "Adam TracIn, grid", "D-TRAK", "DAS")]
 OUTPUTS = {"squared-output", "mean-output"}  # what D-TRAK and DAS differentiate
 ADAM = "adam"
 
@@ -105,15 +112,14 @@ class Problem:
         """
         setting = SETTINGS[name]
         if quick:
-            recipe = replace(setting.recipe, epochs=2, batch=16, snapshots=2)
-            setting = Setting(recipe, halves=4, timesteps=4, draws=1)
-        training, held_out = split(tiny_digits(), *((60, 4) if quick else (256, asked)), seed=0)
+            setting = Setting(setting.recipe.quick(), halves=4, timesteps=2, draws=1)
+        training, held_out = split(tiny_digits(), *((32, 4) if quick else (256, asked)), seed=0)
         out.mkdir(parents=True, exist_ok=True)
         queries = {"held out": held_out}
         if generate:
-            steps, file = 5 if quick else 50, out / "generated.npz"
+            steps, file = 2 if quick else 50, out / "generated.npz"
             queries["generated"] = generated(training, setting.recipe, file, len(held_out), steps)
-        return cls(training, queries, setting, diffhook.Grid(3 if quick else 10, draws=2))
+        return cls(training, queries, setting, diffhook.Grid(2 if quick else 10, draws=2))
 
     @property
     def recipe(self) -> Recipe:
@@ -162,16 +168,22 @@ def retrained(problem: Problem, args: argparse.Namespace, out: Path) -> Retraine
 
 def watched(problem: Problem, seed: int, path: Path) -> diffhook.RunLog:
     """The log of a training on all samples, probes on the grid, and the queries' gradients in it."""
-    probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64, label_timesteps=0)
-    train(
-        problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
-        every=1 if problem.grid.count < 10 else EVERY, keep_preconditioner=True,
-    )  # fmt: skip
+    if not finished(path, problem.recipe):
+        probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64, label_timesteps=0)
+        train(
+            problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
+            every=1 if problem.grid.count < 10 else EVERY, keep_preconditioner=True,
+        )  # fmt: skip
     log = diffhook.open_log(path)
     for name, queries in problem.queries.items():
         ask(log, queries, name, problem)
         ask(log, queries, name, problem, ADAM)
     return log
+
+
+def finished(path: Path, recipe: Recipe) -> bool:
+    """Whether an earlier run left a whole log."""
+    return path.exists() and len(diffhook.open_log(path).snapshots) == recipe.snapshots
 
 
 def ask(log: diffhook.RunLog, samples: Samples, name: str, problem: Problem, what: str = "") -> None:
@@ -211,18 +223,29 @@ def all_scores(
     return found
 
 
-def kept_scores(problem: Problem, seed: int, path: Path) -> dict[str, dict[str, Scores]]:
-    """All scores, from the last run where it came as far."""
-    file = path.with_suffix(".npz")
-    if not file.exists():
-        found = all_scores(problem, seed, path)
-        np.savez(file, **{f"{name}/{method}": v for name, of in found.items() for method, v in of.items()})
-    known: dict[str, dict[str, Scores]] = {}
-    with np.load(file) as stored:
-        for title, values in stored.items():
-            name, _, method = title.partition("/")
-            known.setdefault(name, {})[method] = values
-    return known
+def curvature_scores(problem: Problem, path: Path) -> dict[str, dict[str, Scores]]:
+    """Query set → method → (Q, N), of the methods that know the model's curvature, from a watched log."""
+    log = diffhook.open_log(path)
+    titles = {"Gauss–Newton, projected": False, "Gauss–Newton, projected, unit": True}
+    found: dict[str, dict[str, Scores]] = {
+        name: {
+            title: gauss_newton_scores(problem, log, key(name), unit=unit) for title, unit in titles.items()
+        }
+        for name in problem.queries
+    }
+    if (ekfac := ekfac_scores(problem, log, path.with_suffix(".ekfac"))) is not None:
+        parts = np.split(ekfac, np.cumsum([len(queries) for queries in problem.queries.values()])[:-1])
+        for name, scores in zip(problem.queries, parts, strict=True):
+            found[name]["EK-FAC, by kronfluence"] = scores
+    return found
+
+
+def scores_of_seed(
+    problem: Problem, path: Path, seed: int, methods: Sequence[tuple[str, str | Method, str]]
+) -> dict[str, dict[str, Scores]]:
+    """Query set → method → (Q, N): all of the table."""
+    found, curved = all_scores(problem, seed, path, methods), curvature_scores(problem, path)
+    return {name: {**scores, **curved[name]} for name, scores in found.items()}
 
 
 def more(parser: argparse.ArgumentParser) -> None:
@@ -238,7 +261,8 @@ def run(args: argparse.Namespace) -> Result:
         problem = Problem.make(case, out, args.quick)
         models = retrained(problem, args, out)
         start = 0
-        by_seed = [kept_scores(problem, seed, out / f"log-{seed}") for seed in args.seeds]
+        methods = QUICK if args.quick else METHODS
+        by_seed = [scores_of_seed(problem, out / f"log-{seed}", seed, methods) for seed in args.seeds]
         for name, queries in problem.queries.items():
             losses_of = -models.losses[:, :, start : start + len(queries)]
             start += len(queries)
@@ -266,7 +290,7 @@ def judged(
         scores: by watched training, method → (Q, N).
         measured: (seeds, M, Q) of the retrained models.
     """
-    each = [lds(one[method], subsets, measured).mean for one in scores]
+    each = [lds(one[method], subsets, measured.mean(0)).mean for one in scores]
     leads = [lds_lead(one[DEFAULT], one[method], subsets, measured) for one in scores]
     return {**pooled(each), "behind": pooled(leads)}
 

@@ -61,7 +61,7 @@ def mislabelled(seed: int, count: int, each: int) -> Samples:
 
 
 def run(args: argparse.Namespace) -> Result:
-    count, each = (160, 6) if args.quick else (1000, 25)
+    count, each = (64, 3) if args.quick else (1000, 25)
     found: dict[tuple[str, str], list[Any]] = {}
     for seed in args.seeds:
         for name, samples in (
@@ -83,8 +83,9 @@ def run(args: argparse.Namespace) -> Result:
 
 def rankings(args: argparse.Namespace, samples: Samples, path: Any, seed: int) -> dict[str, Floats]:
     """Method → (N,) scores, high for outliers."""
-    recipe = Recipe(epochs=3 if args.quick else 20, snapshots=2)
-    probe = diffhook.Probe(samples=None, grid=diffhook.Grid(5), batch_size=64)
+    recipe = Recipe(epochs=20, snapshots=2)
+    recipe = recipe.quick() if args.quick else recipe
+    probe = diffhook.Probe(samples=None, grid=diffhook.Grid(2 if args.quick else 5), batch_size=64)
     train(samples, recipe, seed=seed, log=path, objective=LOSS, probe=probe)
     log = diffhook.open_log(path)
     found = {

@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> Result:
         }
         for source, method in found[0]
     ]
-    return {"training_samples": 60 if args.quick else 500, "asked": 4 if args.quick else 40, "rows": rows}
+    return {"training_samples": 32 if args.quick else 500, "asked": 4 if args.quick else 40, "rows": rows}
 
 
 def one_seed(args: argparse.Namespace, seed: int) -> dict[tuple[str, str], dict[str, float]]:
-    training, held_out = split(tiny_digits(), *((60, 4) if args.quick else (500, 40)), seed=seed)
-    grid = diffhook.Grid(3 if args.quick else 10, replicates=2)
+    training, held_out = split(tiny_digits(), *((32, 4) if args.quick else (500, 40)), seed=seed)
+    grid = diffhook.Grid(2 if args.quick else 10, replicates=2)
     probe = diffhook.Probe(samples=None, grid=grid, batch_size=64, label_timesteps=0)
     log = watched(args, seed, training, held_out, objective=LOSS, probe=probe)
     few = watched(args, seed, training, held_out, grid=grid, every=EVERY)
@@ -75,7 +75,8 @@ def watched(
     **options: Any,
 ) -> diffhook.RunLog:
     """The log of a training, and the queries' gradients in it."""
-    recipe = Recipe(epochs=2 if args.quick else 40, batch=16, widths=(16, 32), snapshots=4)
+    recipe = Recipe(epochs=40, batch=16, widths=(16, 32), snapshots=4)
+    recipe = recipe.quick() if args.quick else recipe
     path = args.out / f"seed-{seed}-{'-'.join(sorted(options))}"
     train(training, recipe, seed=seed, log=path, **options)
     log = diffhook.open_log(path)

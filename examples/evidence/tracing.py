@@ -42,7 +42,7 @@ def mixture(args: argparse.Namespace, seed: int) -> tuple[Samples, Samples]:
         foreign = zeros_in_colour(200, rng)
     else:
         images = small_digits().images
-        many, few = (300, 12) if args.quick else (1000, 40)
+        many, few = (60, 4) if args.quick else (1000, 40)
         foreign = patches(few, rng, size=16)[:, None]
     images = images[rng.permutation(len(images))[: many + asked]]
     sources = np.repeat([0, 1], [many, len(foreign)])
@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> Result:
 
 def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     training, held_out = mixture(args, seed)
-    epochs, snapshots = (2, 2) if args.quick else (30, 10)
-    recipe = Recipe(epochs, rate=1e-3, constant=True, snapshots=snapshots)
+    recipe = Recipe(epochs=30, rate=1e-3, constant=True, snapshots=10)
+    recipe = recipe.quick() if args.quick else recipe
     path = args.out / f"seed-{seed}"
     model = train(training, recipe, seed=seed, log=path)
-    made = generate(model, training, len(held_out), steps=5 if args.quick else 50)
+    made = generate(model, training, len(held_out), steps=2 if args.quick else 50)
     log = diffhook.open_log(path)
     first = np.flatnonzero(training.sources == 0)
     some = training.take(np.random.default_rng(seed).permutation(first)[: len(held_out)])
@@ -79,7 +79,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         near = nearest(training, asked)
         sources = training.sources[near[:, 0]] if name == "generated" else np.zeros(len(asked), int)
         key = name.replace(" ", "-")
-        grid = diffhook.Grid(5 if args.quick else 10)
+        grid = diffhook.Grid(2 if args.quick else 10)
         diffhook.query(log, asked.batch(), key, LOSS, grid=grid, overwrite=True)
         tops = {method: diffhook.influence(log, key, method).top(K).sample_ids for method in METHODS}
         tops["pixels"] = near[:, :K]

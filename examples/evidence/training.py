@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Recipe:
         widths: channels at each resolution; attention at the lowest.
         snapshots: of the trainable parameters in a watched run, evenly spaced.
         mlp: hidden width of an MLP in the UNet's place.
+        dim: D of a watched run.
     """
 
     epochs: int
@@ -47,6 +48,12 @@ class Recipe:
     widths: tuple[int, ...] = (16, 32, 32)
     snapshots: int = 4
     mlp: int | None = None
+    dim: int = 2048
+
+    def quick(self) -> Recipe:
+        """A training of seconds, which shows that an experiment runs."""
+        small = 16 if self.mlp else None
+        return replace(self, epochs=2, batch=16, widths=(8, 16), snapshots=2, mlp=small, dim=128)
 
 
 class Training(Dataset[dict[str, Tensor]]):
@@ -140,6 +147,7 @@ class _Training:
         AcceleratorState._reset_state(reset_partial_state=True)  # many trainings in one process
         accelerator = Accelerator()
         apart = max(self.bar.total // self.recipe.snapshots, 1)
+        options = {"projection_dim": self.recipe.dim, **options}
         DiffHook(accelerator, log, snapshot_every=apart, alerts=(), strict=True, **options)
         loader = DataLoader(Training(self.samples), batch_size=self.recipe.batch, sampler=self.order)
         prepared = accelerator.prepare(self.model, self.optimizer, loader, self.rates)

@@ -10,7 +10,7 @@ import pytest
 
 import diffhook
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.methods import WhitenedReTrac
+from diffhook.analysis.methods import TRAK
 from diffhook.analysis.samples import sample_sums
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.table_writer import TableWriter
@@ -55,16 +55,16 @@ def test_errors_on_events_add_the_scatter_of_rows_to_the_queries_jackknife(
 
 def test_whitening_lets_through_what_the_leverage_leaves(made: Synthetic) -> None:
     """Of the samples' mean leverage, the trace of the hat matrix over their number."""
-    found = diffhook.influence(made.log, "new", source="train")
-    method = WhitenedReTrac()
+    found = diffhook.influence(made.log, "new", "trak", "train")
+    method = TRAK()
     rows = found._pass.rows
     sums = sample_sums(made.log, made.log.train, method, rows.sample_ids, rows.steps, Execution())
     share = method.variance_share(sums, len(STEPS))
     for k, step in enumerate(STEPS):
-        units = np.array([_feature(made.train, s, step, "whitened-retrac") for s in SAMPLES])
-        gram = units.T @ units
-        kernel = np.linalg.inv(gram + 0.03 * np.trace(gram) / len(SAMPLES) * np.eye(DIM))
-        assert share[k] == pytest.approx(1 - np.trace(units @ kernel @ units.T) / len(SAMPLES), rel=1e-4)
+        means = np.array([_feature(made.train, s, step, "trak") for s in SAMPLES])
+        gram = means.T @ means
+        kernel = np.linalg.inv(gram + 0.1 * np.trace(gram) / DIM * np.eye(DIM))
+        assert share[k] == pytest.approx(1 - np.trace(means @ kernel @ means.T) / len(SAMPLES), rel=1e-4)
 
 
 def test_a_single_row_tells_nothing_and_is_within_noise(tmp_path: Path) -> None:

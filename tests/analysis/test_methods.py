@@ -10,8 +10,10 @@ import pytest
 import scipy.stats
 
 import diffhook
+from diffhook.analysis import second_moment
 from diffhook.analysis.effective_dimension import effective_dimension
-from diffhook.analysis.methods import METHODS, TRAK, whitening
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.methods import METHODS, TRAK, find_method, whitening
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError
 from tests.analysis.synthetic import SAMPLES, STEPS, TIMES, Rows, Synthetic, synthetic
@@ -75,10 +77,8 @@ def direct(
                 mine = _sample_rows(rows, sample, step)
                 each = [(g / np.linalg.norm(g) if method in UNIT else g, w) for g, _, w in mine]
                 features[i] = sum(w * g for g, w in each) / sum(w for _, w in each)
-            gram = features.T @ features
-            count = len(SAMPLES) if method == "whitened-retrac" else len(gram)
-            kernel = np.linalg.inv(gram + ridge * np.trace(gram) / count * np.eye(len(gram)))
-            scores += np.array(queries) @ kernel @ features.T / len(STEPS)
+            gram = _moment(rows) if method == "whitened-retrac" else features.T @ features
+            scores += np.array(queries) @ _kernel(gram, ridge) @ features.T / len(STEPS)
             continue
         for i, sample in enumerate(SAMPLES):
             mine = _sample_rows(rows, sample, step)
@@ -94,8 +94,19 @@ def direct(
     return scores
 
 
+def _moment(rows: Rows) -> np.ndarray:
+    """The mean over all rows of the outer product of the unit gradient with itself."""
+    units = rows.gradient / np.linalg.norm(rows.gradient, axis=1, keepdims=True)
+    return sum(np.outer(unit, unit) for unit in units) / len(units)
+
+
+def _kernel(gram: np.ndarray, ridge: float) -> np.ndarray:
+    return np.linalg.inv(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)))
+
+
 def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
-    """(Q, N) without one replicate on either side; what a method takes from all samples is that of all."""
+    """(Q, N) without one replicate on either side; what a method takes from all samples is that of all, but
+    for the second moment of rows, whose change counts to first order."""
     kept = [r for r in range(3) if r != gone]
     asked = made.queries["new"]
     if method not in ("cosine", *WHITENED):
@@ -113,9 +124,11 @@ def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
             units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
             scores += units @ left.T * rates / norms
         else:
-            gram = whole.T @ whole
-            count = len(SAMPLES) if method == "whitened-retrac" else len(gram)
-            kernel = np.linalg.inv(gram + RIDGE[method] * np.trace(gram) / count * np.eye(len(gram)))
+            gram = _moment(made.probe) if method == "whitened-retrac" else whole.T @ whole
+            kernel = _kernel(gram, RIDGE[method])
+            if method == "whitened-retrac":
+                of_all = np.array([_query(asked, q, step, method, [0, 1, 2]) for q in range(4)])
+                queries = queries - of_all @ kernel @ (_moment(some(made.probe, kept)) - gram)
             scores += queries @ kernel @ left.T / len(STEPS)
     return scores
 
@@ -169,12 +182,27 @@ def test_many_dimensions_are_whitened_in_blocks(made: Synthetic, monkeypatch: py
             for q in range(4):
                 queries[q] = _query(made.queries["new"], q, step, "whitened-retrac", [0, 1, 2])
             mine, asked = features[:, part], queries[:, part]
-            gram = mine.T @ mine
-            ridge = RIDGE["whitened-retrac"] * np.trace(gram) / len(SAMPLES) * np.eye(len(gram))
-            expected += asked @ np.linalg.inv(gram + ridge) @ mine.T / len(STEPS)
+            kernel = _kernel(_moment(made.probe)[part, part], RIDGE["whitened-retrac"])
+            expected += asked @ kernel @ mine.T / len(STEPS)
     close(diffhook.influence(made.log, "new", source="probe").values, expected)
     tight = diffhook.influence(made.log, "new", source="probe", memory=512).values
     np.testing.assert_allclose(tight, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["train", "probe"])
+def test_of_many_rows_the_second_moment_is_that_of_a_share_of_them(
+    made: Synthetic, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn by their positions: again the same, and near what all rows give."""
+    rows, method, table = getattr(made, source), find_method("whitened-retrac"), getattr(made.log, source)
+    (whole,) = second_moment.second_moment(table, method, Execution())
+    np.testing.assert_allclose(whole, _moment(rows), atol=1e-6)
+    monkeypatch.setattr(second_moment, "ROWS", len(rows) * 3 // 4)
+    (some,) = second_moment.second_moment(table, method, Execution())
+    (again,) = second_moment.second_moment(table, method, Execution(scheduler="synchronous"))
+    np.testing.assert_array_equal(some, again)
+    assert np.trace(some) == pytest.approx(1, rel=1e-5), "a mean over rows of unit length"
+    assert 0 < np.linalg.norm(some - whole) < 0.3 * np.linalg.norm(whole)
 
 
 def test_what_all_samples_share_does_not_decide_after_whitening(tmp_path: Path) -> None:
@@ -198,7 +226,7 @@ def test_the_effective_dimension_is_that_of_the_samples_features(made: Synthetic
             units = [g / np.linalg.norm(g) for g, _, _ in _sample_rows(made.probe, sample, step)]
             features.append(np.mean(units, axis=0))
         gram = np.array(features).T @ np.array(features)
-        ridge = RIDGE["whitened-retrac"] * np.trace(gram) / len(SAMPLES)
+        ridge = 0.03 * np.trace(gram) / len(SAMPLES)
         largest = max(largest, np.trace(gram @ np.linalg.inv(gram + ridge * np.eye(len(gram)))))
     found = effective_dimension(made.log)
     assert found.value == pytest.approx(largest, rel=1e-4)

@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+
+from diffhook.capture.noise import noise_bank
+from diffhook.capture.objective import Prediction
+from diffhook.gradients import PerSampleGradients
+from tests.twins import relative_error, sample_gradients
 
 EVIDENCE = Path(__file__).parents[2] / "examples" / "evidence"
 
@@ -74,6 +81,37 @@ def test_linear_datamodeling_scores(tmp_path: Path) -> None:
     assert len(result["ceilings"]) == 4
     for method in ("tracin", "retrac"):
         assert result["outside"][method] < 1e-4  # float32 sums of dattri's own gradients
+
+
+class Weighted:
+    """Predicts by the model alone, with a weight on every loss."""
+
+    weight = 3.0
+
+    def predict(self, model: nn.Module, batch: Tensor, timesteps: Tensor, noise_seeds: Tensor) -> Prediction:
+        output = model(batch)
+        return Prediction(output, torch.zeros_like(output), torch.full((len(batch),), self.weight).to(output))
+
+
+def test_random_outputs_have_the_gauss_newton_matrix_as_their_gradients_second_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(EVIDENCE)
+    from gauss_newton import RandomOutput, signs
+
+    torch.manual_seed(0)
+    model, count = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5)), 4000
+    batch, seeds = torch.randn(1, 3).expand(count, 3).contiguous(), torch.arange(count)
+    engine = PerSampleGradients(model, projection_dim="full")
+    with engine:
+        RandomOutput(Weighted())(model, batch, seeds, seeds).mean().backward()
+    outputs = [sample_gradients(model, lambda twin, x, j=j: twin(x)[:, j], batch[:1])[0] for j in range(5)]
+    jacobian, drawn = torch.stack(outputs), signs(seeds, torch.zeros(count, 5)).double()
+    assert relative_error(engine.projections, (2 * Weighted.weight / 5) ** 0.5 * drawn @ jacobian) < 1e-4
+    found = drawn.T @ drawn / count
+    assert (found - torch.eye(5)).abs().max() < 5 / count**0.5, "signs are independent, so the moment is JᵀJ"
+    noise = noise_bank(seeds, torch.zeros(count, 5)).double()
+    assert (noise.T @ drawn / count).abs().max() < 5 / count**0.5, "and of the noise, too"
 
 
 def test_counterfactual(tmp_path: Path) -> None:

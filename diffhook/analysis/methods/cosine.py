@@ -16,9 +16,10 @@ class Cosine(Method):
     title = "cosine"
     formula = "Σ_k w_k cos(mean_t g_i, mean_t mean_m g_q)"
     source = "gradient aggregated similarity (GAS), Hammoudeh and Lowd 2022"
-    requires = frozenset({"sums"})
+    requires = frozenset({"norm"})
 
     def factors(self, samples: SampleSums) -> Floats:
+        assert samples.norm is not None
         return samples.rate * reciprocal(samples.norm)
 
     def transform_queries(self, directions: Floats, samples: SampleSums | None) -> Floats:

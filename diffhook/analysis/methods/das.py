@@ -26,7 +26,7 @@ class DAS(TRAK):
     source = "diffusion attribution score, arXiv 2410.18639, without its leverage term and square"
     measurement = "mean-output"
     unit = True
-    requires = frozenset({"sums", "gram", "residual"})
+    requires = frozenset({"grams", "residual"})
 
     def factors(self, samples: SampleSums) -> Floats:
         assert samples.residual is not None

@@ -27,17 +27,19 @@ class SampleSums:
 
     Attributes:
         rate: (K, N) Σ_r ω_r; 0 where the sample has no rows.
-        norm: (K, N) ‖v‖.
+        norm: (K, N) ‖v‖; None where a method does not require it, as the others.
         grams: k → Σ_i φ_i φ_iᵀ of the means φ = v / rate, as its square blocks along the diagonal (see
             :func:`~diffhook.analysis.methods.whitening.blocks`); without the snapshots that have no rows.
-            None where a method does not require it.
-        residual: (N,) mean of √loss over √ of the mean loss, of the sample's rows; None likewise.
+        moment: the mean over rows of φ_r φ_rᵀ with φ_r = norm_factor(‖g_r‖) · p_r, of all snapshots, as such
+            blocks; see :mod:`diffhook.analysis.second_moment`.
+        residual: (N,) mean of √loss over √ of the mean loss, of the sample's rows.
     """
 
     rate: Floats
-    norm: Floats
-    grams: Mapping[int, list[Floats]] | None
-    residual: Floats | None
+    norm: Floats | None = None
+    grams: Mapping[int, list[Floats]] | None = None
+    moment: list[Floats] | None = None
+    residual: Floats | None = None
 
 
 class Method(ABC):
@@ -52,8 +54,8 @@ class Method(ABC):
         preconditioned: whether the queries' gradients must be divided by Adam's √v̂ + ε. Those of the
             training rows never are.
         columns: what of a row, beside its projection, its weight depends on.
-        requires: what of :class:`SampleSums` it needs, of "sums", "gram" and "residual"; nothing: no first
-            pass.
+        requires: what of :class:`SampleSums` it needs beside rates, of "norm", "grams", "moment" and
+            "residual"; nothing: no first pass.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""ReTrac's unit directions, whitened by the training samples' own."""
+"""ReTrac's unit directions, whitened by those of all rows."""
 
 from __future__ import annotations
 
@@ -6,32 +6,41 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from diffhook.analysis.methods.method import Floats
+from diffhook.analysis.methods.method import Floats, SampleSums
 from diffhook.analysis.methods.registry import register
-from diffhook.analysis.methods.whitening import Whitened
+from diffhook.analysis.methods.whitening import Whitened, whitened
 
 
 @register
 class WhitenedReTrac(Whitened):
-    """ReTrac takes out the gradients' norms, whitening also the directions that all samples share.
+    """ReTrac takes out the gradients' norms, whitening also the directions that all gradients share.
 
     Those are large where the learning rate is high, and make the same few samples look influential for
-    every query. TRAK is the same with gradients of their own norms.
+    every query. TRAK whitens by the samples' means. This whitens by single rows, of all snapshots together:
+    the empirical Fisher matrix of normalised gradients. So it also knows in which directions the noise and
+    the timesteps move a sample's gradient, and where rows are few that is most of what can be known.
 
     Args:
-        ridge: λ in units of the samples' mean tr(ΦᵀΦ) / N, at each snapshot. By default what predicted best
-            on three small models (examples/evidence/lds.py); a third or three times of it cost little.
+        ridge: λ in units of the mean eigenvalue of G. The default is what predicted best on a small UNet
+            (examples/evidence/README.md); a third or three times of it cost little.
     """
 
     name = "whitened-retrac"
     title = "whitened ReTrac"
-    formula = "mean_k φ_q (ΦᵀΦ + λI)⁻¹ φ_i,  φ = P·mean over rows of g/‖g‖,  λ = 0.03 · tr(ΦᵀΦ)/N"
-    source = "Diffusion-ReTrac, arXiv 2401.09031, with the kernel of TRAK, Park et al. 2023"
+    formula = (
+        "mean_k φ_q (G + λI)⁻¹ φ_i,  φ = P·mean over rows of g/‖g‖,  "
+        "G = mean over all rows of P g gᵀ Pᵀ/‖g‖²,  λ = 0.03 · tr(G)/D"
+    )
+    source = "Diffusion-ReTrac, arXiv 2401.09031, with the kernel of TRAK, Park et al. 2023, of single rows"
     unit = True
+    requires = frozenset({"moment"})
     default_ridge = 0.03
-
-    def unit_ridge(self, gram: Floats, samples: int) -> float:
-        return float(np.trace(gram)) / max(samples, 1)
 
     def rates(self, columns: Mapping[str, Floats]) -> Floats:
         return np.ones(len(columns["weight"]))
+
+    def transform_queries(self, directions: Floats, samples: SampleSums | None) -> Floats:
+        assert samples is not None
+        assert samples.moment is not None
+        rows = directions.reshape(-1, directions.shape[2])
+        return whitened(rows, samples.moment, self.ridge).reshape(directions.shape)

@@ -1,8 +1,8 @@
-"""Whitening by the training samples' own features: what all samples share counts for little."""
+"""Whitening by the training samples' own gradients: what all of them share counts for little."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.linalg
@@ -11,77 +11,53 @@ from diffhook.analysis.methods.method import Floats, Method, SampleSums, recipro
 from diffhook.errors import ConfigurationError
 
 BLOCK = 4096
-"""Dimensions that are whitened together. Of more, (ΦᵀΦ + λI)⁻¹ is taken block by block along the diagonal: a
+"""Dimensions that are whitened together. Of more, (G + λI)⁻¹ is taken block by block along the diagonal: a
 sketch's buckets are all alike, so each block is a projection by itself, and scores are their sum."""
 
 
 class Whitened(Method):
-    """score = mean_k φ_q (ΦᵀΦ + λI)⁻¹ φ_i over snapshots k, with Φ (N, D) the samples' features φ_i.
+    """score = mean_k φ_q (G + λI)⁻¹ φ_i over snapshots k, with φ_i the mean over the sample's rows.
 
-    A feature is a mean over the sample's rows, whatever their learning rates.
+    Rows count alike, whatever their learning rates. A method says what G is.
 
     Args:
-        ridge: λ in the method's own unit, see its formula.
+        ridge: λ in units of G's mean eigenvalue.
     """
 
-    requires = frozenset({"sums", "gram"})
-    default_ridge = 0.1
+    default_ridge: float
 
     def __init__(self, ridge: float | None = None) -> None:
         self.ridge = self.default_ridge if ridge is None else ridge
         if not self.ridge > 0:
             raise ConfigurationError(f"ridge is {ridge}; expected a positive number")
 
-    @abstractmethod
-    def unit_ridge(self, gram: Floats, samples: int) -> float:
-        """λ for a ridge of 1.
-
-        Args:
-            gram: (b, b) ΦᵀΦ, or a block of it.
-            samples: N, those with rows at the snapshot.
-        """
-
     def factors(self, samples: SampleSums) -> Floats:
         return reciprocal(samples.rate) / len(samples.rate)
 
-    def transform_queries(self, directions: Floats, samples: SampleSums | None) -> Floats:
-        assert samples is not None
-        assert samples.grams is not None
-        found = np.zeros_like(directions, np.float64)
-        for k, grams in samples.grams.items():
-            for part, gram in zip(blocks(directions.shape[2]), grams, strict=True):
-                ridge = self._ridge(gram, samples, k)
-                if ridge > 0:  # a sample has a direction
-                    ridged = gram + ridge * np.eye(len(gram))
-                    found[k][:, part] = scipy.linalg.solve(ridged, directions[k][:, part].T, assume_a="pos").T
-        return found
 
-    def variance_share(self, samples: SampleSums | None, snapshots: int) -> Floats:
-        """1 − h, with h the samples' mean leverage, the effective dimension over their number.
+def whitened(directions: Floats, grams: Sequence[Floats], ridge: float) -> Floats:
+    """(rows, D) directions times (G + λI)⁻¹, float64; 0 where G is.
 
-        A sample's own draws move φ_i and, through it, the kernel, which takes back h of the change: (1 − h)²
-        of the variance stays. Those of the others reach it through the kernel by Σ_j (φ_i (ΦᵀΦ + λI)⁻¹ φ_j)²,
-        which is about h (1 − h), for Φ (ΦᵀΦ + λI)⁻¹ Φᵀ is nearly a projection. Where samples are few for the
-        dimensions, that is too much, and errors are too large.
-        """
-        assert samples is not None
-        share = np.ones(snapshots)
-        for k in samples.grams or {}:
-            share[k] -= self.effective_dimension(samples, k) / max(int((samples.rate[k] > 0).sum()), 1)
-        return share.clip(0)
+    Args:
+        grams: the :func:`blocks` of G.
+        ridge: λ over a block's mean eigenvalue.
+    """
+    found = np.zeros(directions.shape)
+    for part, gram in zip(blocks(directions.shape[1]), grams, strict=True):
+        level = ridge * np.trace(gram) / len(gram)
+        if level > 0:
+            ridged = gram + level * np.eye(len(gram))
+            found[:, part] = scipy.linalg.solve(ridged, directions[:, part].T, assume_a="pos").T
+    return found
 
-    def effective_dimension(self, samples: SampleSums, k: int) -> float:
-        """tr(ΦᵀΦ (ΦᵀΦ + λI)⁻¹) at snapshot k: how many directions the samples fill, beyond λ."""
-        assert samples.grams is not None
-        total = 0.0
-        for gram in samples.grams[k]:
-            values = np.linalg.eigvalsh(gram).clip(0)
-            ridge = self._ridge(gram, samples, k)
-            total += float((values / (values + ridge)).sum()) if ridge > 0 else 0.0
-        return total
 
-    def _ridge(self, gram: Floats, samples: SampleSums, k: int) -> float:
-        return self.ridge * self.unit_ridge(gram, int((samples.rate[k] > 0).sum()))
+def effective_dimension(grams: Sequence[Floats], ridge: float) -> float:
+    """tr(G (G + λI)⁻¹): how many directions G fills, beyond λ. Arguments as of :func:`whitened`."""
+    total = 0.0
+    for gram in grams:
+        values, level = np.linalg.eigvalsh(gram).clip(0), ridge * np.trace(gram) / len(gram)
+        total += float((values / (values + level)).sum()) if level > 0 else 0.0
+    return total
 
 
 def blocks(dim: int) -> list[slice]:
