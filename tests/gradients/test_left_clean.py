@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -65,11 +66,15 @@ def _raising(where: Callable[[FrameType], bool], error: Exception) -> Iterator[l
             raised.append(f"{Path(code.co_filename).name}:{code.co_name}")
             raise error
 
+    collects = gc.isenabled()
+    gc.disable()  # to close a generator of ours that is garbage is a call, too, but nobody's
     sys.settrace(trace)
     try:
         yield raised
     finally:
         sys.settrace(None)
+        if collects:
+            gc.enable()
 
 
 @pytest.mark.parametrize("weight_gradients", [True, False], ids=["in-step", "probe"])
