@@ -65,7 +65,7 @@ METHODS: tuple[tuple[str, str | Method, str], ...] = (
     ("DAS", "das", "mean-output"),
 )
 DEFAULT = METHODS[0][0]
-QUICK = [row for row in METHODS if row[0] in (DEFAULT, "TRAK, events", "Adam TracIn, grid", "D-TRAK", "DAS")]
+QUICK = [row for row in METHODS if row[0] in (DEFAULT, "Adam TracIn, grid", "D-TRAK")]
 OUTPUTS = {"squared-output", "mean-output"}  # what D-TRAK and DAS differentiate
 ADAM = "adam"
 

@@ -100,7 +100,10 @@ def lds(result: Result) -> str:
     return "\n".join([*lines, "", f"{_leads(result)} {outside} {_made(result, 'lds', more)}"])
 
 
-RIVALS = ("TRAK, grid", "D-TRAK", "DAS", "pixels", "ReTrac, grid", "TracIn, grid")
+RIVALS = (
+    *("EK-FAC, by kronfluence", "Gauss–Newton, projected"),
+    *("TRAK, grid", "D-TRAK", "DAS", "pixels", "ReTrac, grid", "TracIn, grid"),
+)
 
 
 def _leads(result: Result) -> str:
@@ -109,7 +112,8 @@ def _leads(result: Result) -> str:
     found = []
     for rival in RIVALS:
         rows = [row["behind"] for row in result["rows"] if row["method"] == rival]
-        found.append(f"{rival} by {', '.join(_told(row) for row in rows)}")
+        if rows:  # EK-FAC's are there where kronfluence is
+            found.append(f"{rival} by {', '.join(_told(row) for row in rows)}")
     return f"In the order of the columns, {own}, is ahead of {'; of '.join(found)}."
 
 
