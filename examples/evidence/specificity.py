@@ -43,11 +43,11 @@ def run(args: argparse.Namespace) -> Result:
         }
         for source, method in found[0]
     ]
-    return {"training_samples": 32 if args.quick else 500, "asked": 4 if args.quick else 40, "rows": rows}
+    return {"training_samples": 60 if args.quick else 500, "asked": 4 if args.quick else 40, "rows": rows}
 
 
 def one_seed(args: argparse.Namespace, seed: int) -> dict[tuple[str, str], dict[str, float]]:
-    training, held_out = split(tiny_digits(), *((32, 4) if args.quick else (500, 40)), seed=seed)
+    training, held_out = split(tiny_digits(), *((60, 4) if args.quick else (500, 40)), seed=seed)
     grid = diffhook.Grid(2 if args.quick else 10, replicates=2)
     probe = diffhook.Probe(samples=None, grid=grid, batch_size=64, label_timesteps=0)
     log = watched(args, seed, training, held_out, objective=LOSS, probe=probe)
