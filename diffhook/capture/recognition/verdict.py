@@ -58,7 +58,7 @@ class Recognised:
             parts.append(f"noise offset {self.noise_offset:g}")
         if self.timestep_scale != 1:
             parts.append(f"timesteps × {self.timestep_scale:g}")
-        return f"{', '.join(parts)} ({self.rows} rows, error at most {self.error:.0e})"
+        return f"{', '.join(parts)} ({self.rows} rows, error at most {max(self.error, 1e-7):.0e})"
 
 
 def _named(description: dict[str, Any]) -> str:
