@@ -92,4 +92,4 @@ class Refusal:
     @property
     def words(self) -> str:
         """In a line, with what helps."""
-        return f"{REASONS[self.kind]}. Queries must be told it: objective=DiffusionObjective(noise_scheduler, …)"
+        return f"{REASONS[self.kind]}. Tell queries: objective=DiffusionObjective(noise_scheduler, …)"
