@@ -31,6 +31,18 @@ def visit(browser: Any, page_file: Path) -> Iterator[Visit]:
     opened.context.close()
 
 
+def test_what_a_sample_is_called_is_found_before_what_reasons_say(visit: Visit) -> None:
+    find = visit.tab.get_by_label("Find")
+    find.fill("12")  # numbers stand in many reasons
+    assert visit.ids() == [12]
+    find.fill("norm")
+    texts = visit.tab.locator("#gallery > li").all_text_contents()
+    assert texts
+    assert all("norm" in text.lower() for text in texts)
+    find.fill("")
+    assert visit.tab.get_by_role("button", name="Select all found (200)").is_visible()
+
+
 def test_it_sorts(visit: Visit) -> None:
     by_score = visit.ids()
     assert len(by_score) == 60

@@ -13,10 +13,14 @@ if (table) {
   const words = all.map((i) => (table.reasons[i] ?? []).flat().join(" ").toLowerCase());
   let found = all;
 
-  const tells = (i, find) =>
+  const called = (i, find) =>
     String(table.ids[i]) === find.replace(/^#/, "") ||
-    (table.listed[i] !== table.ids[i] && String(table.listed[i]).toLowerCase().includes(find)) ||
-    words[i].includes(find);
+    (table.listed[i] !== table.ids[i] && String(table.listed[i]).toLowerCase().includes(find));
+  // Reasons name other samples: they are searched where no sample is called so.
+  const search = (find) => {
+    const tells = all.some((i) => called(i, find)) ? called : (i) => words[i].includes(find);
+    return mask((i) => tells(i, find));
+  };
   const mask = (keep) => Uint8Array.from({ length: count }, (_, i) => (keep(i) ? 1 : 0));
 
   const show = () => {
@@ -25,10 +29,11 @@ if (table) {
     if (keys !== all) found.sort((a, b) => (keys[a] ?? Infinity) - (keys[b] ?? Infinity) || a - b);
     pager.show(found, (i) => tiles.of(i));
     document.getElementById("gallery-empty").hidden = found.length > 0;
+    document.getElementById("select-all").textContent = `Select all found (${found.length.toLocaleString("en")})`;
   };
   const narrow = () => {
     const find = controls.find.value.trim().toLowerCase();
-    filters.set("find", find ? mask((i) => tells(i, find)) : null);
+    filters.set("find", find ? search(find) : null);
     filters.set("chosen", controls.chosen.checked ? mask((i) => excluded.has(i)) : null);
   };
 

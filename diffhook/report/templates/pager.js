@@ -39,7 +39,7 @@ class Pager {
     const part = this.shown.slice(from, from + this.size).map(this.element);
     this.list.replaceChildren(...part);
     const range = part.length < total ? `${from + 1}–${from + part.length} of ${total.toLocaleString("en")}` : `${total}`;
-    this.where.textContent = `${range} ${this.frame.dataset.noun}`;
+    this.where.textContent = `${range} ${total === 1 ? this.frame.dataset.noun.replace(/s$/, "") : this.frame.dataset.noun}`;
     this.previous.disabled = this.page === 0;
     this.next.disabled = from + this.size >= total;
     this.frame.classList.toggle("single", total <= this.size);
