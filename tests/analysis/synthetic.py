@@ -75,6 +75,18 @@ class Synthetic:
     queries: dict[str, Rows]
 
 
+def sketched(dim: int) -> dict[str, Any]:
+    """The configuration of a log whose rows tests make up, with projections to ``dim`` numbers."""
+    return {
+        "identity": {
+            "projection": {"dim": dim, "seed": 0, "kind": "sketch"},
+            "parameters": [],
+            "model": {"class": "none"},
+            "objective": None,
+        }
+    }
+
+
 def config(measurement: str = "loss") -> dict[str, Any]:
     return {
         "identity": {

@@ -13,17 +13,11 @@ from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog, open_log
 from diffhook.log.samples import name_id
 from diffhook.looks import COLUMNS
+from tests.analysis.synthetic import sketched
 
 SAMPLES, VISITS, DIM = 120, 8, 8
 LEFT_OUT = [3, 50, 51]
-CONFIG = {
-    "identity": {
-        "projection": {"dim": DIM, "seed": 0, "kind": "sketch"},
-        "parameters": [],
-        "model": {"class": "none"},
-        "objective": None,
-    }
-}
+CONFIG = sketched(DIM)
 
 
 def _log(

@@ -10,16 +10,10 @@ import pytest
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.sample_map import sample_map
 from diffhook.log import LogWriter, RunLog, open_log
+from tests.analysis.synthetic import sketched
 
 DIM, SAMPLES, VISITS = 32, 300, 4
-CONFIG = {
-    "identity": {
-        "projection": {"dim": DIM, "seed": 0, "kind": "sketch"},
-        "parameters": [],
-        "model": {"class": "none"},
-        "objective": None,
-    }
-}
+CONFIG = sketched(DIM)
 
 
 def _log(path: Path, broken: int | None = None) -> tuple[RunLog, np.ndarray]:

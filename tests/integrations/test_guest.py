@@ -7,22 +7,20 @@ import gc
 import itertools
 import logging
 import random
-import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, data_loader
-from torch.optim import optimizer
+from accelerate import Accelerator
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
 from tests.integrations.test_cases import OPTIMISERS
+from tests.integrations.traces import Traces
 from tests.runs import TinyDenoiser, denoising_losses, identified
 
 
@@ -135,56 +133,6 @@ def _assert_told_once(caplog: pytest.LogCaptureFixture) -> None:
     assert "training goes on" in told
 
 
-class Traces:
-    """What there is of us on an accelerator, a model, an optimiser, and anywhere."""
-
-    def __init__(self) -> None:
-        self.accelerator = Accelerator(cpu=True)
-        self._plain = Accelerator(cpu=True)
-        self.model = TinyDenoiser()
-        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1)
-        self.loader = DataLoader(TensorDataset(identified()), 4)
-        self._before = self._look()
-
-    def _look(self) -> dict[str, Any]:
-        loaders = (data_loader.DataLoaderShard, data_loader.DataLoaderDispatcher, data_loader.SkipDataLoader)
-        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        modules = self.model.modules()
-        names = [thread.name for thread in threading.enumerate()]  # fsync: a pool that writes share
-        return {
-            "classes": [kind.__iter__ for kind in loaders],
-            "accelerator": sorted(vars(self.accelerator)),
-            "checkpoints": len(self.accelerator._save_model_state_pre_hook),
-            "resuming": len(self.accelerator._load_model_state_pre_hook),
-            "modules": [hook for m in modules for kind in kinds for hook in getattr(m, kind).values()],
-            "parameters": [p.requires_grad for p in self.model.parameters()],
-            "optimizer": sorted(vars(self.optimizer)),
-            "steps": list(optimizer._global_optimizer_post_hooks.values()),
-            "threads": sorted(name for name in names if name.startswith("diffhook-") and "fsync" not in name),
-        }
-
-    def assert_none(self) -> None:
-        assert self._look() == self._before
-
-    def assert_some(self) -> None:
-        found = self._look()
-        assert all(found[name] != self._before[name] for name in ("classes", "modules", "steps", "threads"))
-
-    def prepare(self) -> None:
-        """Once: the wrappers of accelerate are to stay."""
-        self.model, _, _ = self.accelerator.prepare(self.model, self.optimizer, self.loader)
-
-    def loop(self, *, fail_at: int | None = None) -> None:
-        for index, (clean,) in enumerate(self.accelerator._dataloaders[-1]):
-            batch = (clean, torch.randn_like(clean), torch.zeros(4).long())
-            loss = denoising_losses(self.model, batch).mean()
-            if index == fail_at:
-                raise KeyError("the loop's own")
-            self.accelerator.backward(loss)
-            self.accelerator._optimizers[-1].step()
-            self.accelerator._optimizers[-1].zero_grad()
-
-
 @pytest.mark.parametrize("ending", ["end_training", "exception", "our own error"])
 def test_nothing_of_ours_is_left(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     traces = Traces()
@@ -203,104 +151,6 @@ def test_nothing_of_ours_is_left(tmp_path: Path, ending: str, monkeypatch: pytes
         with pytest.raises(KeyError if ending == "exception" else TypeError):
             loop()
     traces.assert_none()
-
-
-@pytest.mark.parametrize("again", ["accelerator", "model"])
-def test_after_an_error_the_next_hook_sees_the_last_one_off(tmp_path: Path, again: str) -> None:
-    """A notebook's cell that makes the hook is run again."""
-    traces = Traces()
-    first = DiffHook(traces.accelerator, tmp_path / "log", strict=True)
-    traces.prepare()
-    with pytest.raises(KeyError):
-        traces.loop(fail_at=2)
-    traces.assert_some()
-    second = DiffHook(
-        traces.accelerator if again == "accelerator" else Accelerator(cpu=True),
-        tmp_path / "other",
-        strict=True,
-    )
-    assert first.closed == (again == "accelerator")
-    second.accelerator.prepare(traces.model)
-    assert first.closed
-    second.close()
-    traces.assert_none()
-    log = diffhook.open_log(tmp_path / "log")
-    assert log.train["sample"].tolist() == list(range(8)), "what the run had captured is kept"
-    assert log.snapshots == [], "by now the weights may be others"
-
-
-def test_a_second_run_into_the_same_log_sees_the_first_one_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A notebook's cell that makes everything anew is run again; the error kept the first alive."""
-    monkeypatch.chdir(tmp_path)
-    first, second = Traces(), Traces()
-    kept = DiffHook(first.accelerator, "log", strict=True)
-    first.prepare()
-    with pytest.raises(KeyError):
-        first.loop(fail_at=2)
-    hook = DiffHook(second.accelerator, tmp_path / "log", strict=True)
-    second.prepare()
-    second.loop()
-    assert kept.closed
-    hook.close()
-    kept.close()
-    first.assert_none()
-    log = diffhook.open_log(tmp_path / "log")
-    assert log.train["sample"].tolist() == list(range(12)), "rows of the first run are superseded"
-    assert log.verify() == []
-
-
-def _steps(hook: TorchHook, model: Any, optimizer: Any, first: int, count: int = 3) -> None:
-    """Of a loop that names its samples, each once."""
-    for number in range(first, first + count):
-        with hook.step(sample_ids=[number], timesteps=torch.zeros(1)):
-            clean = identified()[:1]
-            denoising_losses(model, (clean, torch.randn_like(clean), torch.zeros(1).long())).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def test_a_hook_that_a_newer_one_took_over_from_is_told_once_and_no_row_is_lost_or_doubled(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The first loop is gone on with afterwards, as in a notebook whose cells are run out of order."""
-    first, second = TinyDenoiser(), TinyDenoiser()
-    one, other = (torch.optim.SGD(model.parameters(), 0.1) for model in (first, second))
-    earlier = TorchHook(tmp_path / "log", first, one)
-    _steps(earlier, first, one, 0)
-    newer = TorchHook(tmp_path / "log", second, other)
-    assert not caplog.records
-    _steps(newer, second, other, 100)
-    (told,) = [r.message for r in caplog.records]
-    assert f"taken over from the one that logged to {tmp_path / 'log'}" in told
-    assert "captures nothing more; all its rows are kept" in told
-    _steps(earlier, first, one, 3)
-    earlier.flush()
-    assert [r.message.partition(": ")[2] for r in caplog.records[1:]] == [
-        "what the earlier one is given now is not logged"
-    ]
-    _steps(newer, second, other, 103)
-    newer.close()
-    earlier.close()
-    assert len(caplog.records) == 2
-    assert diffhook.open_log(tmp_path / "log").train["sample"].tolist() == list(range(100, 106))
-    assert diffhook.open_log(tmp_path / "log", session=0).train["sample"].tolist() == [0, 1, 2]
-    assert diffhook.open_log(tmp_path / "log").verify() == []
-
-
-def test_rows_that_could_not_be_written_before_a_newer_hook_took_over_are_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = TinyDenoiser()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    hook = TorchHook(tmp_path / "log", model, optimizer)
-    _steps(hook, model, optimizer, 0)
-    hook.flush()
-    shutil.rmtree(tmp_path / "log/train")
-    TorchHook(tmp_path / "other", model, optimizer).close()
-    assert hook.closed
-    assert "its last rows are lost: writing to" in caplog.text
 
 
 def test_the_log_stays_where_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
-from tests.integrations.test_guest import Traces
+from tests.integrations.traces import Traces
 from tests.runs import TinyDenoiser, identified
 
 

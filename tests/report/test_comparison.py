@@ -85,11 +85,6 @@ def test_the_command_writes_it(
 def test_it_fits_every_width(browser: Any, runs: tuple[RunLog, RunLog], tmp_path: Path) -> None:
     write_comparison(tmp_path / "page.html", *runs, images=_images(runs[0]))
     visit = Visit(browser, tmp_path / "page.html")
-    for width in (320, 390, 1280, 2200):
-        visit.tab.set_viewport_size({"width": width, "height": 900})
-        for scheme in ("light", "dark"):
-            visit.tab.emulate_media(color_scheme=scheme)
-            visit.tab.screenshot(path=tmp_path / f"page-{width}-{scheme}.png", full_page=True)
-        assert visit.tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    visit.look_at_every_width(tmp_path)
     assert visit.said == []
     visit.context.close()
