@@ -44,7 +44,7 @@ def emoji(result: dict[str, Any]) -> str:
         f"by chance {siblings['chance']:.3f}; errors by bootstrap over them; "
         "copies are sought among emoji without siblings"
     )
-    return "\n".join([*lines, "", _provenance(result, "python examples/emoji.py", more)])
+    return "\n".join([*lines, "", _provenance(result, "python examples/emoji.py --record", more)])
 
 
 def capture(result: dict[str, Any]) -> str:

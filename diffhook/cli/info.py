@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     shown["snapshots missing"] = words.at_steps(missing) if missing else None
     shown["class images"] = facts["class images"] or None
     sessions = shown.pop("sessions")
+    shown["micro-batches left out"] = facts["micro-batches left out"] or None
     shown["parameters left out"] = _left_out(facts["parameters left out"])
     rows = [(name, _words(value)) for name, value in shown.items() if value is not None]
     count = facts["thumbnails"]
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> None:
 def describe(log: RunLog) -> dict[str, Any]:
     """What is in the log, and how large its parts are.
 
-    "parameters left out" are in no norm or projection; known when a run has ended, name → why. "class
+    "parameters left out" are in no norm or projection; name → why. "micro-batches left out" made no rows;
+    reason → how many. Both are known when a run has ended. "class
     images" are further rows of samples in a batch, as prior preservation has them.
     """
     from diffhook.report.parts.run import read_summary
@@ -99,6 +101,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "snapshots missing": log.index.missing_snapshots,
         "sessions": _sessions(log),
         "alerts": len(log.alerts()),
+        "micro-batches left out": read_summary(log).get("left_out", {}),
         "steps left out": steps,
         "rows left out": rows,
         "snapshots left out": log.dropped_snapshots(),

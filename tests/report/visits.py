@@ -29,7 +29,7 @@ class Visit:
         return list(found)
 
     def look_at_every_width(self, folder: Path, check: Callable[[], None] = lambda: None) -> None:
-        """From phones to wide screens, light and dark, nothing scrolls sideways; pictures stay in ``folder``."""
+        """From phones to wide screens, light and dark, nothing scrolls sideways. Keeps pictures."""
         for width in (320, 390, 1280, 2200):
             self.tab.set_viewport_size({"width": width, "height": 900})
             for scheme in ("light", "dark"):
