@@ -32,7 +32,8 @@ class Settings:
             "adam-retrac" need: as many numbers again as the trained parameters. Training steps cost the
             same.
         probe: which samples to probe at snapshots. Without an ``objective``, by the loss that is recognised
-            and with clean samples and conditions as the training's own calls had them.
+            and with clean samples and conditions as the training's own calls had them; of n samples about as
+            many, chosen by their ids.
         objective: the training loss, for probes, which then load the dataset's items. With several trained
             models it is called with an ``nn.ModuleDict`` of them.
         alerts: an :class:`~diffhook.capture.Alerts`, or detectors; None for the usual, () for none.

@@ -217,9 +217,26 @@ def test_what_is_not_known_is_refused(reason: str, odd: dict[str, Any]) -> None:
 
 def test_a_loss_that_changes_is_no_longer_known() -> None:
     draw, recognition = torch.Generator().manual_seed(0), Recognition()
-    for loss in [Loss(DDPMScheduler())] * 4 + [Loss(DDPMScheduler(), "v")]:
+    for loss in [Loss(DDPMScheduler())] * 4 + [Loss(DDPMScheduler(), "v")] * 3:
         recognition.add(loss.observe(draw))
     assert recognition.verdict == Refusal("changed")
+
+
+@pytest.mark.parametrize("when", [0, 1, 5])
+def test_an_odd_pass_is_no_other_loss(when: int) -> None:
+    draw, recognition = torch.Generator().manual_seed(0), Recognition()
+    losses = [Loss(DDPMScheduler(), weighting="min-snr")] * 8
+    for loss in (*losses[:when], Loss(DDPMScheduler(), distance="fourth power"), *losses[when:]):
+        recognition.add(loss.observe(draw))
+    assert isinstance(recognition.verdict, Recognised), recognition.verdict
+    assert recognition.verdict.weighting.describe() == {"kind": "min_snr", "gamma": pytest.approx(5)}
+
+
+def test_two_losses_by_turns_are_none() -> None:
+    draw, recognition = torch.Generator().manual_seed(0), Recognition()
+    for loss in [Loss(DDPMScheduler()), Loss(DDPMScheduler(), "v")] * 4:
+        recognition.add(loss.observe(draw))
+    assert isinstance(recognition.verdict, Refusal)
 
 
 def test_the_recognised_objective_gives_the_same_gradients() -> None:

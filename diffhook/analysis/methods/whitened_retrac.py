@@ -21,8 +21,8 @@ class WhitenedReTrac(Whitened):
     the timesteps move a sample's gradient, and where rows are few that is most of what can be known.
 
     Args:
-        ridge: λ in units of the mean eigenvalue of G. The default was chosen on a small UNet; a third or three
-            times of it cost little on another model (examples/evidence/README.md).
+        ridge: λ in units of the mean eigenvalue of G. The default was chosen on a small UNet; a third or
+            three times of it cost little on another model (examples/evidence/README.md).
     """
 
     name = "whitened-retrac"

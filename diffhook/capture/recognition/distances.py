@@ -31,8 +31,9 @@ def fit(distance: Distance, difference: Tensor, slope: Tensor) -> tuple[Tensor, 
 def candidates(difference: Tensor, slope: Tensor) -> list[Distance]:
     """Distances that may explain the slope, simplest first, with the parameters that the rows ask for."""
     found: list[Distance] = [Squared(), Absolute()]
+    difference, slope = difference.flatten(1).cpu().double(), slope.flatten(1).cpu().double()
     for estimate in (_huber, _pseudo_huber):
-        if (distance := estimate(difference.float().flatten(1), slope.flatten(1))) is not None:
+        if (distance := estimate(difference, slope)) is not None:
             found.append(distance)
     return found
 
@@ -51,7 +52,7 @@ def _huber(difference: Tensor, slope: Tensor) -> Distance | None:
 def _pseudo_huber(difference: Tensor, slope: Tensor) -> Distance | None:
     """(d / slope)² is a line in d²: its ratio of intercept to slope is c²."""
     squares = []
-    for d, s in zip(difference.double(), slope.double(), strict=True):
+    for d, s in zip(difference, slope, strict=True):
         known = (s != 0) & (d != 0)
         if int(known.sum()) < _FEW:
             continue

@@ -29,7 +29,7 @@ ROWS, PASSES = 64, 2
 """From so many rows of so many passes a loss is recognised."""
 
 _LONGEST = 256  # rows after which no further ones will tell how they are weighed
-_TRIES = 3  # passes that fail before a loss is given up
+_ODD, _ODD_SHARE = 2, 0.05  # passes, and their share, that may be odd before a loss is given up
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -41,17 +41,18 @@ class _Candidate:
     distance: Distance
     timesteps: list[Tensor] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
-    errors: list[float] = field(
-        default_factory=list
-    )  # the largest of each pass, but for a twentieth of its rows
+    errors: list[float] = field(default_factory=list)  # of each pass, all but a twentieth of the rows'
 
-    def explains(self, mixing: Mixing, seen: Observation) -> bool:
+    def weights_of(self, mixing: Mixing, seen: Observation) -> tuple[Tensor, Tensor]:
+        """(B,) weights and (B,) relative errors, see :func:`~diffhook.capture.recognition.distances.fit`."""
         target = self.parametrization.target(mixing.clean, mixing.noise, mixing.timesteps)
-        weights, errors = fit(self.distance, seen.output.float() - target.float(), seen.slope)
+        return fit(self.distance, seen.output.float() - target.float(), seen.slope)
+
+    def keep(self, mixing: Mixing, weights: Tensor, errors: Tensor) -> None:
+        """A pass that it has explained."""
         self.timesteps.append(mixing.timesteps.cpu())
-        self.weights.append(weights.double().cpu())
+        self.weights.append(weights.cpu().double())
         self.errors.append(float(errors.quantile(0.95)))
-        return agree(errors, seen.tolerance)
 
     def settled(self, verdict: Recognised, tolerance: float) -> bool:
         """Whether the last pass has the weights of a verdict; passes are not kept from then on."""
@@ -98,10 +99,8 @@ class Recognition:
                 self._decide(seen.tolerance)
             return mixing
         self._failures += 1
-        if isinstance(self.verdict, Recognised):
-            self.verdict = Refusal("changed")
-        elif self._passes or self._failures >= _TRIES:
-            self.verdict = Refusal(failure)
+        if self._failures > max(_ODD, _ODD_SHARE * self._passes):
+            self.verdict = Refusal("changed" if isinstance(self.verdict, Recognised) else failure)
         return None
 
     def _failure(self, mixing: Mixing | None, seen: Observation) -> str | None:
@@ -151,12 +150,11 @@ class Recognition:
             noisy = kind.noisy(mixing.clean, mixing.noise, mixing.timesteps)
             if float(relative(noisy.float(), mixing.noisy.float()).max()) <= tolerance:
                 kept.append(kind)
-        self._parametrizations = kept
+        self._parametrizations = kept or self._parametrizations
         return bool(kept)
 
     def _scales(self, timesteps: Tensor, told: Tensor) -> bool:
-        told_in, timesteps = told.dtype, timesteps.double().flatten()
-        told = told.double().flatten().to(timesteps.device)
+        told_in, timesteps, told = told.dtype, timesteps.cpu().double(), told.cpu().double()
         if len(told) != len(timesteps):
             return False
         moved = timesteps != 0
@@ -172,12 +170,21 @@ class Recognition:
         )
 
     def _explained(self, mixing: Mixing, seen: Observation) -> bool:
-        if not self._candidates:
-            for kind in self._parametrizations:
-                difference = seen.output.float() - kind.target(mixing.clean, mixing.noise, mixing.timesteps)
-                self._candidates += [_Candidate(kind, each) for each in candidates(difference, seen.slope)]
-        self._candidates = [each for each in self._candidates if each.explains(mixing, seen)]
-        return bool(self._candidates)
+        kept = []
+        for candidate in self._candidates or self._conceivable(mixing, seen):
+            weights, errors = candidate.weights_of(mixing, seen)
+            if agree(errors, seen.tolerance):
+                candidate.keep(mixing, weights, errors)
+                kept.append(candidate)
+        self._candidates = kept or self._candidates
+        return bool(kept)
+
+    def _conceivable(self, mixing: Mixing, seen: Observation) -> list[_Candidate]:
+        found = []
+        for kind in self._parametrizations:
+            difference = seen.output.float() - kind.target(mixing.clean, mixing.noise, mixing.timesteps)
+            found += [_Candidate(kind, each) for each in candidates(difference, seen.slope)]
+        return found
 
     def _decide(self, tolerance: float) -> None:
         for candidate in self._candidates:
