@@ -61,7 +61,9 @@ def test_contrasts_are_those_of_one_sample_and_label_at_a_time() -> None:
     for i, own in enumerate(LABELS.tolist()):
         under = {c: sum(loss(model, i, t, c) / mean[t] for t in times) for c in (0, 1, 2, 4)}
         least = min(value for c, value in under.items() if c != own)
-        assert found[100 + i] == pytest.approx(np.log(under[own]) - np.log(least), abs=1e-5)
+        assert found[100 + i].contrast == pytest.approx(np.log(under[own]) - np.log(least), abs=1e-5)
+        assert found[100 + i].own == own
+        assert under[found[100 + i].better] == least
 
 
 def test_of_many_classes_some_are_tried_beside_the_samples_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +73,7 @@ def test_of_many_classes_some_are_tried_beside_the_samples_own(monkeypatch: pyte
     found = label_contrasts(model, OBJECTIVE, batches, diffhook.Grid([400], seed=2))
     for i, own in enumerate(LABELS.tolist()):
         least = min(loss(model, i, 400, c) for c in (0, 4) if c != own)
-        assert found[100 + i] == pytest.approx(np.log(loss(model, i, 400, own) / least), abs=1e-5)
+        assert found[100 + i].contrast == pytest.approx(np.log(loss(model, i, 400, own) / least), abs=1e-5)
 
 
 class Read(TinyDenoiser):
@@ -112,7 +114,8 @@ def test_captions_are_set_against_those_of_other_samples() -> None:
         least = min(
             under(i, other) for other in (0, 2, 4, 6) if not torch.equal(CAPTIONS[other], CAPTIONS[i])
         )
-        assert found[100 + i] == pytest.approx(np.log(under(i, i) / least), abs=1e-5)
+        assert found[100 + i].contrast == pytest.approx(np.log(under(i, i) / least), abs=1e-5)
+        assert (found[100 + i].own, found[100 + i].better) == (-1, -1), "captions have no number"
 
 
 def test_models_without_classes_have_no_contrast() -> None:
