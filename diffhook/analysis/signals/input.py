@@ -38,7 +38,7 @@ class Input(Signal):
             distances,
             flagged(
                 far,
-                "looks",
+                "unusual look",
                 lambda i: f"{usual.brief(figures[i])}",
                 lambda i: f"looks unlike the others: {usual.words(figures[i])}",
             ),
