@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--planted", type=int, default=10, help="faults of each kind")
     parser.add_argument("--held-out", type=int, default=40, help="members of families to ask about")
     parser.add_argument("--timesteps", type=int, default=8, help="of the probes' grid")
-    parser.add_argument("--label-timesteps", type=int, default=6, help="at which probes try other categories")
+    parser.add_argument("--label-timesteps", type=int, default=4, help="at which probes try other categories")
     parser.add_argument("--record", action="store_true", help="keep the result for the README, too")
     args = parser.parse_args()
     began = time.perf_counter()

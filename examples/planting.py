@@ -43,9 +43,8 @@ class Collection:
         """Those at the given positions."""
         chosen = np.asarray(index, np.int64)
         names, copied = ([column[i] for i in chosen] for column in (self.names, self.copied))
-        return Collection(
-            self.pixels[chosen], names, self.labels[chosen], self.families[chosen], self.faults[chosen], copied
-        )
+        labels, families, faults = (column[chosen] for column in (self.labels, self.families, self.faults))
+        return Collection(self.pixels[chosen], names, labels, families, faults, copied)
 
     def save(self, folder: Path) -> None:
         """As PNG files."""

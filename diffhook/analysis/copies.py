@@ -1,4 +1,4 @@
-"""Copies of one picture: found among the nearest by gradient, decided by the pixels of the log's thumbnails."""
+"""Copies of one picture: sought among the nearest by gradient, decided by the pixels of thumbnails."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Copies:
     Attributes:
         exact: position of a sample → those with the very same thumbnail.
         near: position of a sample → (its near copy, correlation of their pixels).
-        isolation: (N,) log of the next nearest picture's distance over the nearest's, where two are nearest to
-            each other; 0 where not, NaN without a thumbnail.
+        isolation: (N,) log of the next nearest picture's distance over the nearest's, where two are nearest
+            to each other; 0 where not, NaN without a thumbnail.
     """
 
     exact: dict[int, tuple[int, ...]]

@@ -149,10 +149,8 @@ class _Units:
         return None
 
 
-def _nearest(
-    path: str, dim: int, start: int, k: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Positions and cosines of the k nearest other samples, for the samples of one tile; of equals, the lower."""
+def _nearest(path: str, dim: int, start: int, k: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Positions and cosines of the k nearest other samples, for those of one tile; of equals, the lower."""
     units = mapped(path, np.float32, dim)
     mine = np.asarray(units[start : start + _TILE])
     best = np.full((len(mine), k), -np.inf, np.float32)
@@ -169,9 +167,7 @@ def _nearest(
     return index, best
 
 
-def _highest(
-    values: npt.NDArray[np.float32], k: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+def _highest(values: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """(rows, k) columns of the highest values, and these; writes −∞ over what it has found."""
     columns, found = [], []
     for _ in range(k):

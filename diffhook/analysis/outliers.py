@@ -94,6 +94,7 @@ def outliers(
         {name: np.asarray(told.scores, np.float64)[order] for name, told in found.items()},
         log.names(),
         log.thumbnails,
+        list(together),
     )
 
 

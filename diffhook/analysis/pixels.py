@@ -14,8 +14,8 @@ SIDE = 16
 def pixels_of(
     thumbnails: Mapping[int, bytes], samples: Sequence[int]
 ) -> tuple[npt.NDArray[np.uint8], list[bytes | None]]:
-    """(N, SIDE, SIDE, 3) thumbnails in small, zero where there is none; and a digest of all the pixels of each,
-    None where there is none."""
+    """(N, SIDE, SIDE, 3) thumbnails in small, zero where there is none; and a digest of all the pixels of
+    each, None where there is none."""
     from diffhook.images import to_image  # Pillow, which scores alone do not need
 
     small = np.zeros((len(samples), SIDE, SIDE, 3), np.uint8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 KINDS = (
     "not finite",
     "unusual look",
@@ -15,6 +17,8 @@ KINDS = (
     "ReTrac self-influence",
 )
 """In the order in which a curator acts on them: what a look at the picture decides comes first."""
+
+_WEAK = KINDS.index("high norm")  # from which on they tell of the training more than of the sample
 
 
 class Reason(str):
@@ -45,7 +49,13 @@ class Reason(str):
         """One that is none yet is a note of its own."""
         return text if isinstance(text, cls) else cls(text, "note", text)
 
+    @staticmethod
+    def telling(given: Sequence[str]) -> list[Reason]:
+        """In the order of :data:`KINDS`, without the weak ones where there are others."""
+        found = sorted(map(Reason.of, given), key=lambda reason: reason.place)
+        return [reason for reason in found if reason.place < _WEAK] or found
+
     @property
-    def place(self) -> int:
-        """Where its kind stands among :data:`KINDS`; kinds of one's own come last."""
-        return KINDS.index(self.kind) if self.kind in KINDS else len(KINDS)
+    def place(self) -> float:
+        """Where its kind stands among :data:`KINDS`; kinds of one's own come before the weak ones."""
+        return KINDS.index(self.kind) if self.kind in KINDS else _WEAK - 0.5

@@ -140,11 +140,11 @@ def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | 
     def own(told: Arguments) -> Tensor:
         return torch.tensor([[torch.equal(mine, _states(o)[0]) for o in chosen] for mine in _states(told)])
 
-    def told(arguments: Arguments) -> list[int]:
+    def untold(arguments: Arguments) -> list[int]:
         return [-1] * len(_states(arguments))
 
     tried = [under(other) for other in chosen]
-    return _Conditions(tried, own, [-1] * len(chosen), told) if len(chosen) > 1 else None
+    return _Conditions(tried, own, [-1] * len(chosen), untold) if len(chosen) > 1 else None
 
 
 def _states(told: Arguments) -> Tensor:
@@ -160,7 +160,7 @@ def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:
 def _losses(
     model: nn.Module, objective: DiffusionObjective, batches: Batches, grid: Grid, conditions: _Conditions
 ) -> tuple[list[int], list[int], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sample ids and classes, (S, N) losses under the samples' own condition, and (S, N, C) under those tried,
+    """Sample ids and classes, (S, N) losses under the own condition, and (S, N, C) under those tried,
     infinite where that is the own."""
     timesteps = grid.timesteps_of(objective)
     under = [objective, *(_told(objective, change) for change in conditions.tried)]

@@ -114,5 +114,7 @@ class Probe:
         if not self.label_timesteps:
             return {}
         device = next(model.parameters()).device
-        grid = Grid(self.label_timesteps, seed=self.grid.seed)
+        # At either end of a schedule all labels fit alike: nothing is noised there, or everything.
+        timesteps = Grid(self.label_timesteps + 2).timesteps_of(objective)[1:-1]
+        grid = Grid(timesteps, seed=self.grid.seed)
         return label_contrasts(model, objective, lambda: self._batches(device), grid)

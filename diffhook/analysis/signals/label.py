@@ -9,9 +9,10 @@ from diffhook.analysis.class_names import class_names
 from diffhook.analysis.label_neighbours import label_neighbours
 from diffhook.analysis.reason import Reason
 from diffhook.analysis.signals.signal import Floats, Found, Signal, View, register
-from diffhook.analysis.signals.visits import NOTABLE
 from diffhook.analysis.standardize import robust_deviations
 from diffhook.words import one_line
+
+_FAR = 2.0  # robust deviations: losses under other labels have a short upper tail, unless the label is wrong
 
 Integers = npt.NDArray[np.int64]
 
@@ -37,7 +38,9 @@ class Label(Signal):
         reasons = {}
         for i in np.flatnonzero(_stand_out(nearer)).tolist():
             own, other = (one_line(str(each)) for each in (view.labels[int(view.sample_ids[i])], others[i]))
-            words = f"labelled {own!r}; its gradients are nearer to those of {other!r} (cosine +{nearer[i]:.2f})"
+            words = (
+                f"labelled {own!r}; its gradients are nearer to those of {other!r} (cosine +{nearer[i]:.2f})"
+            )
             reasons[i] = _reason(words, other)
         return Found(nearer, reasons)
 
@@ -51,12 +54,16 @@ class Label(Signal):
 
 def _by_loss(view: View, contrasts: Floats) -> dict[int, Reason]:
     own, better = _classes(view)
-    called = class_names(dict(zip(view.sample_ids.tolist(), own.tolist(), strict=True)), view.labels, view.log)
+    called = class_names(
+        dict(zip(view.sample_ids.tolist(), own.tolist(), strict=True)), view.labels, view.log
+    )
     reasons = {}
     for i in np.flatnonzero(_stand_out(contrasts)).tolist():
         less = f"loss {1 - np.exp(-contrasts[i]):.0%} less"
         if better[i] < 0:
-            reasons[i] = _reason(f"the model fits another label or caption better than its own ({less})", "another")
+            reasons[i] = _reason(
+                f"the model fits another label or caption better than its own ({less})", "another"
+            )
             continue
         mine, other = called(int(own[i])), called(int(better[i]))
         reasons[i] = _reason(f"labelled {mine}; the model fits {other} better ({less})", other)
@@ -81,5 +88,5 @@ def _classes(view: View) -> tuple[Integers, Integers]:
 
 
 def _stand_out(scores: Floats) -> npt.NDArray[np.bool_]:
-    far: npt.NDArray[np.bool_] = np.nan_to_num(robust_deviations(scores)) > NOTABLE
+    far: npt.NDArray[np.bool_] = np.nan_to_num(robust_deviations(scores)) > _FAR
     return far & (np.nan_to_num(scores) > 0)
