@@ -43,7 +43,7 @@ def every_pair(count: int) -> np.ndarray:
 
 @pytest.fixture
 def collection() -> list[np.ndarray]:
-    """Six pictures; 6 is 0 again, 7 nearly 1; 8, 9 and 10 a series around 2, as near to each other as to it."""
+    """Six pictures; 6 is 0 again, 7 nearly 1; 8, 9 and 10 a series with 2, each as near to the next."""
     first = pictures(6)
     series = [(first[2] * shade).astype(np.uint8) for shade in (0.95, 0.9, 0.85)]
     return [*first, first[0], exported(first[1]), *series]

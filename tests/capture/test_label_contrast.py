@@ -174,11 +174,14 @@ def test_a_wrong_label_is_ranked_first_and_flagged(log: diffhook.RunLog) -> None
     assert np.isfinite(log.probe["label_contrast"]).all()
     ranking = diffhook.outliers(log, parts=["label"])
     assert ranking.sample_ids[0] == 5
-    assert "denoised better under another label or caption than its own" in ranking.flags[0][0]
+    assert ranking.flags[0][0].startswith("labelled class 0; the model fits class 1 better (loss ")
+    named = {i: ("dark", "bright")[i % 2] for i in range(24)} | {5: "dark"}
+    told = diffhook.outliers(log, parts=["label"], labels=named).flags[0][0]
+    assert told.startswith("labelled 'dark'; the model fits 'bright' better (loss ")
     assert not any("label" in flag for flags in ranking.flags[3:] for flag in flags)
     whole = diffhook.outliers(log)
     at = whole.sample_ids.tolist().index(5)
-    assert "wrong?" in "; ".join(whole.flags[at]), "the flag stands in every ranking"
+    assert "fits class 1 better" in "; ".join(whole.flags[at]), "the flag stands in every ranking"
     assert "label" not in whole.title, "it does not count there"
 
 
