@@ -29,7 +29,7 @@ class Copies:
     """What the pixels say.
 
     Attributes:
-        exact: position of a sample → those with the very same thumbnail.
+        exact: position of a sample → those with the very same thumbnail, its own among them; ascending.
         near: position of a sample → (its near copy, correlation of their pixels).
         isolation: (N,) log of the next nearest picture's distance over the nearest's, where two are nearest
             to each other; 0 where not, NaN without a thumbnail.
@@ -51,9 +51,8 @@ def find_copies(ids: npt.NDArray[np.int64], pairs: Positions, thumbnails: Mappin
     small, digests = pixels_of(thumbnails, ids.tolist())
     known = np.array([digest is not None for digest in digests])
     exact, isolation = _same(digests), np.where(known, 0.0, np.nan)
-    for i, others in exact.items():
-        isolation[i] = isolation[list(others)] = np.log(255 / _ROUNDING)
-    grouped = np.array([min(i, *exact.get(i, (i,))) for i in range(len(ids))])
+    isolation[list(exact)] = np.log(255 / _ROUNDING)
+    grouped = np.array([exact.get(i, (i,))[0] for i in range(len(ids))])
     left, right = pairs.T
     apart = pairs[known[left] & known[right] & (grouped[left] != grouped[right])]
     near = {}
@@ -70,8 +69,8 @@ def _same(digests: list[bytes | None]) -> dict[int, tuple[int, ...]]:
     for i, digest in enumerate(digests):
         if digest is not None:
             alike[digest].append(i)
-    groups = [group for group in alike.values() if len(group) > 1]
-    return {i: tuple(j for j in group if j != i) for group in groups for i in group}
+    groups = [tuple(group) for group in alike.values() if len(group) > 1]
+    return {i: group for group in groups for i in group}
 
 
 def _distances(small: npt.NDArray[np.uint8], pairs: Positions) -> Distances:

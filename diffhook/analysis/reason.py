@@ -27,7 +27,7 @@ class Reason(str):
     Attributes:
         kind: what all such reasons have in common, one of :data:`KINDS` or a word of one's own; no numbers.
         brief: a few words with the strength, "loss × 3.1".
-        others: ids of the samples that it names: those of which this one is a copy.
+        others: ids of the samples that it names: those of which this one is a copy, or the first few.
     """
 
     __slots__ = ("brief", "kind", "others")

@@ -53,7 +53,7 @@ def test_copies_are_told_from_a_series(collection: list[np.ndarray]) -> None:
     ids = np.arange(100, 100 + len(collection))
     thumbnails = dict(zip(ids.tolist(), map(png, collection), strict=True))
     found = find_copies(ids, every_pair(len(ids)), thumbnails)
-    assert found.exact == {0: (6,), 6: (0,)}
+    assert found.exact == {0: (0, 6), 6: (0, 6)}
     assert {i: j for i, (j, _) in found.near.items()} == {1: 7, 7: 1}
     assert all(alike > 0.95 for _, alike in found.near.values())
     assert (found.isolation[[0, 6]] > found.isolation[[1, 7]]).all()

@@ -12,6 +12,7 @@ from diffhook.analysis.signals.signal import Found, Signal, View, register
 from diffhook.log.samples import sample_words, short_names
 
 _NEAREST = 5  # by gradient, of which the pixels decide
+_NAMED = 3  # of very many copies of one picture, such as a black one
 
 
 @register
@@ -57,9 +58,11 @@ def _reasons(ids: npt.NDArray[np.int64], found: Copies, names: dict[int, str]) -
         other = int(ids[j])
         words = f"nearly the same picture as {sample_words(other, names)} (correlation of pixels {alike:.2f})"
         reasons[i] = Reason(words, "near copy", f"nearly {sample_words(other, short)}", (other,))
-    for i, others in found.exact.items():
-        same = tuple(int(ids[j]) for j in others)
-        told = ", ".join(sample_words(other, names) for other in same)
-        brief = f"same as {sample_words(same[0], short)}" + (f" + {len(same) - 1}" if same[1:] else "")
-        reasons[i] = Reason(f"the very same picture as {told}", "exact copy", brief, same)
+    for i, group in found.exact.items():
+        named = tuple(int(ids[j]) for j in group[: _NAMED + 1] if j != i)[:_NAMED]
+        told = ", ".join(sample_words(other, names) for other in named)
+        more = len(group) - 1 - len(named)
+        words = f"the very same picture as {told}" + (f" and {more:,} more" if more else "")
+        brief = f"same as {sample_words(named[0], short)}" + (f" + {len(group) - 2}" if group[2:] else "")
+        reasons[i] = Reason(words, "exact copy", brief, named)
     return reasons

@@ -38,7 +38,7 @@ class Detail {
     find(".score").textContent = `score ${tiles.data.scores[i]}`;
     const said = (tiles.data.reasons[i] ?? []).map(([, sentence]) => this.item(breakable(sentence)));
     find(".sentences").replaceChildren(...(said.length ? said : [this.item(["No reason to look at it."])]));
-    const twins = (groups.group.get(i) ?? []).filter((other) => other !== i);
+    const twins = (groups.group.get(i) ?? []).filter((other) => other !== i).slice(0, Groups.most);
     find(".twins").hidden = twins.length === 0;
     find(".twins ol").replaceChildren(...twins.map((other) => this.item([this.twin(other)])));
     this.box.checked = excluded.has(i);

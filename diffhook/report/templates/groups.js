@@ -1,5 +1,7 @@
 // Copies of one picture, side by side. Of a group its first member is kept, the others are to spare.
 class Groups {
+  static most = 12; // that are shown of one
+
   constructor(data, tiles, excluded, blank) {
     Object.assign(this, { tiles, excluded, blank, all: data.groups, shown: data.groups, made: new Map(), asked: false });
     this.group = new Map(data.groups.flatMap((members) => members.map((i) => [i, members])));
@@ -9,7 +11,7 @@ class Groups {
 
   of(members) {
     const made = this.made.get(members) ?? this.make(members);
-    made.querySelector("ol").replaceChildren(...members.map((i) => this.tiles.of(i)));
+    made.querySelector("ol").replaceChildren(...members.slice(0, Groups.most).map((i) => this.tiles.of(i)));
     this.tell(members, made);
     return made;
   }
@@ -32,7 +34,7 @@ class Groups {
 
   tell(members, made) {
     const done = members.slice(1).every((i) => this.excluded.has(i));
-    made.querySelector(".keep").textContent = done ? "Keep all" : "Keep the first";
+    made.querySelector(".keep").textContent = done ? "Keep all" : members.length > 2 ? `Keep the first of ${members.length.toLocaleString("en")}` : "Keep the first";
   }
 
   spare() {
