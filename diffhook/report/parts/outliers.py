@@ -58,8 +58,8 @@ def outliers_part(
     ]
     return part(
         "outliers",
+        "Samples that stand out",
         "Samples to check",
-        "What to check",
         ranking=ranking,
         counted=_counted(ranking),
         tiles=tiles,
