@@ -129,6 +129,16 @@ def test_models_without_classes_have_no_contrast() -> None:
         assert label_contrasts(Told(), OBJECTIVE, of, GRID) == {}
 
 
+def test_labels_are_tried_between_the_ends_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At either end all labels fit alike."""
+    grids: list[diffhook.Grid] = []
+    monkeypatch.setattr(
+        "diffhook.capture.probe.label_contrasts", lambda *given: grids.append(given[-1]) or {}
+    )
+    diffhook.Probe(label_timesteps=4)._label_contrasts(Told(), OBJECTIVE)
+    assert grids[0].timesteps_of(OBJECTIVE) == [201, 400, 600, 799]
+
+
 class Means(nn.Module):
     """Takes every sample of a class for its mean, and so is best under the true one."""
 
