@@ -128,10 +128,13 @@ def generate(model: UNet2DModel, steps: int = 50) -> dict[str, Tensor]:
 
 def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict[str, float]]:
     """AUROC and average precision of each kind of fault among the sound pictures, by what is to find it; of
-    copies among those without siblings, which are near copies by nature."""
+    copies among those without siblings, which are near copies by nature, and not the originals of others."""
     found = {}
     for fault in FAULTS:
-        among = np.isin(data.faults, ["", fault]) & ((data.families < 0) | (not fault.endswith("copy")))
+        among = np.isin(data.faults, ["", fault])
+        if fault.endswith("copy"):
+            others = np.array(data.copied)[data.faults != fault]
+            among &= (data.families < 0) & ~np.isin(data.names, others)
         kept = [name_id(data.names[i]) for i in np.flatnonzero(among)]
         by = _RANKED_BY.get(fault)
         scores = ranking.scores if by is None else np.nan_to_num(ranking.parts[by], nan=-np.inf)

@@ -31,8 +31,8 @@ class Copies:
     Attributes:
         exact: position of a sample → those with the very same thumbnail, its own among them; ascending.
         near: position of a sample → (its near copy, correlation of their pixels).
-        isolation: (N,) log of the next nearest picture's distance over the nearest's, where two are nearest
-            to each other; 0 where not, NaN without a thumbnail.
+        isolation: (N,) log of the next nearest picture's distance over the nearest's, where two that are
+            alike are nearest to each other; 0 where not, NaN without a thumbnail.
     """
 
     exact: dict[int, tuple[int, ...]]
@@ -57,9 +57,11 @@ def find_copies(ids: npt.NDArray[np.int64], pairs: Positions, thumbnails: Mappin
     apart = pairs[known[left] & known[right] & (grouped[left] != grouped[right])]
     near = {}
     for i, j, ratio in _isolated(apart, _distances(small, apart), len(ids)):
-        isolation[[i, j]] = np.maximum(isolation[[i, j]], np.log(ratio))
         alike = _correlation(small[i], small[j])
-        if ratio >= ISOLATED and alike >= ALIKE:
+        if alike < ALIKE:
+            continue
+        isolation[[i, j]] = np.maximum(isolation[[i, j]], np.log(ratio))
+        if ratio >= ISOLATED:
             near[i], near[j] = (j, alike), (i, alike)
     return Copies(exact, near, isolation)
 
