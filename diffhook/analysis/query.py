@@ -16,7 +16,6 @@ from diffhook.analysis.digest import digest
 from diffhook.analysis.directions import tell_broken
 from diffhook.analysis.pairing import KINDS, probe_grid
 from diffhook.analysis.rebuilt import (
-    borrowed,
     build_model,
     build_objective,
     load_preconditioner,
@@ -26,6 +25,7 @@ from diffhook.analysis.refusal import refused
 from diffhook.analysis.tables import check_query_name
 from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.appearance import images_of
+from diffhook.capture.borrowing import borrowed
 from diffhook.capture.grid import Grid, measure, take, to_device
 from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline

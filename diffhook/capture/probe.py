@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,16 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
+from diffhook.capture.appearance import appearance, images_of
+from diffhook.capture.borrowing import undisturbed
 from diffhook.capture.checks import check_kind, check_whole
-from diffhook.capture.grid import Grid, measure, to_device, undisturbed
-from diffhook.capture.label_contrast import label_contrasts
+from diffhook.capture.grid import Grid, measure, to_device
+from diffhook.capture.label_contrast import REFERENCE, LabelContrasts, spaced
 from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
+from diffhook.looks import COLUMNS
 from diffhook.words import brief
 
 
@@ -82,32 +85,58 @@ class Probe:
         step: int,
         lr_sum: float,
         batch_per_step: int,
+        samples: Sequence[int] | None = None,
+        contrasts: LabelContrasts | None = None,
+        done: Container[tuple[int, int]] = (),
     ) -> Iterator[Rows]:
         """Rows of all probed samples. Weight: batch/N per unit of summed learning rate, over S.
 
         The model comes back in its mode, with its gradients, and no random state is touched.
+
+        Args:
+            samples: dataset indices of those to measure now; None: all.
+            contrasts: of :meth:`contrasts`, where the model has been looked at before.
+            done: see :func:`~diffhook.capture.grid.measure`.
         """
         model: nn.Module = engine.model
         weight = batch_per_step / (self.population or len(self.dataset))
         where: dict[str, Any] = {"step": step, "lr": lr_sum, "weight": weight, "batch_size": self.batch_size}
+        indices = self.ids(len(self.dataset)) if samples is None else samples
         with undisturbed(model):
-            contrasts = self._label_contrasts(model, objective)
-            for ids, batch in self._batches(next(model.parameters()).device):
-                for rows in measure(engine, objective, batch, ids, self.grid, **where):
-                    found = [contrasts.get(i, np.nan) for i in rows["sample"].tolist()]
-                    yield {**rows, "label_contrast": np.array(found, np.float32)}
+            contrasts = contrasts or self.contrasts(model, objective)
+            for ids, batch in self._batches(indices, next(model.parameters()).device):
+                known = _of_samples(batch, ids, contrasts)
+                for rows in measure(engine, objective, batch, ids, self.grid, done=done, **where):
+                    place = [known["sample"].index(i) for i in rows["sample"].tolist()]
+                    yield {**rows, **{name: known[name][place] for name in known if name != "sample"}}
 
-    def _batches(self, device: torch.device) -> Iterator[tuple[Sequence[int], Any]]:
+    def contrasts(self, model: nn.Module, objective: Objective) -> LabelContrasts | None:
+        """What sets samples' losses under their own label against those under others, for the model as it is
+        now; within :func:`~diffhook.capture.borrowing.undisturbed`."""
+        if not self.label_timesteps:
+            return None
+        ids, device = self.ids(len(self.dataset)), next(model.parameters()).device
+        reference = [ids[i] for i in spaced(len(ids), REFERENCE)]
+        grid = Grid(self.label_timesteps, seed=self.grid.seed)
+        return LabelContrasts.learn(model, objective, lambda: self._batches(reference, device), grid)
+
+    def _batches(
+        self, indices: Sequence[int], device: torch.device
+    ) -> Iterator[tuple[Sequence[int], Any]]:
         """Sample ids, and the collated samples."""
-        ids, collate = self.ids(len(self.dataset)), self.collate or default_collate
-        for start in range(0, len(ids), self.batch_size):
-            part = ids[start : start + self.batch_size]
+        collate = self.collate or default_collate
+        for start in range(0, len(indices), self.batch_size):
+            part = indices[start : start + self.batch_size]
             batch = to_device(collate([self.dataset[i] for i in part]), device)
             yield part if self.identify is None else self.identify(batch, part), batch
 
-    def _label_contrasts(self, model: nn.Module, objective: Objective) -> dict[int, float]:
-        if not self.label_timesteps:
-            return {}
-        device = next(model.parameters()).device
-        grid = Grid(self.label_timesteps, seed=self.grid.seed)
-        return label_contrasts(model, objective, lambda: self._batches(device), grid)
+
+def _of_samples(batch: Any, ids: Sequence[int], contrasts: LabelContrasts | None) -> dict[str, Any]:
+    """Column → its value for each sample of a batch, and under "sample" their ids."""
+    found: dict[str, Any] = {"sample": list(ids)}
+    if contrasts is not None:
+        found["label_contrast"] = contrasts.of(batch, len(ids)).astype(np.float32)
+    clean = images_of(batch)
+    if clean is not None and len(clean) == len(ids):
+        found |= dict(zip(COLUMNS, appearance(clean).cpu().numpy().T, strict=True))
+    return found
