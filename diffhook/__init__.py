@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from diffhook.analysis.generated import generate
     from diffhook.analysis.query import query
     from diffhook.capture import Alerts, DiffusionObjective, Grid, MinSNR, Probe, Quarantine
+    from diffhook.capture.checkpoints import from_checkpoints
     from diffhook.capture.measurement import Measured
     from diffhook.capture.pipeline import SavedPipeline
     from diffhook.log import RunLog, open_log
@@ -36,6 +37,7 @@ _HOMES = {
     "SavedPipeline": "diffhook.capture.pipeline",
     "bias": "diffhook.analysis",
     "compare": "diffhook.analysis",
+    "from_checkpoints": "diffhook.capture.checkpoints",
     "generate": "diffhook.analysis.generated",
     "influence": "diffhook.analysis",
     "influence_by_timestep": "diffhook.analysis",
@@ -58,6 +60,7 @@ __all__ = [
     "SavedPipeline",
     "bias",
     "compare",
+    "from_checkpoints",
     "generate",
     "influence",
     "influence_by_timestep",

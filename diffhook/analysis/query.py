@@ -19,13 +19,13 @@ from diffhook.analysis.rebuilt import (
     build_model,
     build_objective,
     load_preconditioner,
-    load_snapshot,
 )
 from diffhook.analysis.refusal import refused
 from diffhook.analysis.tables import check_query_name
 from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.appearance import images_of
 from diffhook.capture.borrowing import borrowed
+from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.grid import Grid, measure, take, to_device
 from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import nn
 
 from diffhook.capture.adapter import add_adapters, read_adapter
@@ -41,7 +40,8 @@ def build_model(
 ) -> nn.Module:
     """The trained model, with the parameters trainable that the log has snapshots of.
 
-    Their values, and without a pipeline all values, are arbitrary: see :func:`load_snapshot`.
+    Their values, and without a pipeline all values, are arbitrary: see
+    :func:`~diffhook.capture.checkpoints.snapshots.load_snapshot`.
 
     Args:
         log: the run.
@@ -107,12 +107,3 @@ def load_preconditioner(engine: PerSampleGradients, snapshot: Snapshot, *, root:
     values = safetensors.torch.load(content)
     factors = {name: values[name].to(p.device) for name, p in engine.parameters.items()}
     engine.preconditioner = {name: f.sqrt() if root else f for name, f in factors.items()}
-
-
-def load_snapshot(engine: PerSampleGradients, snapshot: Snapshot) -> None:
-    """Put a snapshot's parameters into the engine's model, within
-    :func:`~diffhook.capture.borrowing.borrowed`."""
-    values = safetensors.torch.load(snapshot.parameters())
-    with torch.no_grad():
-        for name, parameter in engine.trained.items():
-            parameter.copy_(values[name])

@@ -95,15 +95,16 @@ class Probe:
 
         Args:
             samples: dataset indices of those to measure now; None: all.
-            contrasts: of :meth:`contrasts`, where the model has been looked at before.
+            contrasts: of :meth:`contrasts`, where only some are measured.
             done: see :func:`~diffhook.capture.grid.measure`.
         """
         model: nn.Module = engine.model
         weight = batch_per_step / (self.population or len(self.dataset))
         where: dict[str, Any] = {"step": step, "lr": lr_sum, "weight": weight, "batch_size": self.batch_size}
-        indices = self.ids(len(self.dataset)) if samples is None else samples
         with undisturbed(model):
-            contrasts = contrasts or self.contrasts(model, objective)
+            if samples is None:
+                contrasts = self.contrasts(model, objective)
+            indices = self.ids(len(self.dataset)) if samples is None else samples
             for ids, batch in self._batches(indices, next(model.parameters()).device):
                 known = _of_samples(batch, ids, contrasts)
                 for rows in measure(engine, objective, batch, ids, self.grid, done=done, **where):

@@ -60,7 +60,7 @@ class Snapshot:
         if self.reference is not None:
             raise LogError(
                 f"{self.key} holds no parameters: they lie in the checkpoint {self.reference.path}, which "
-                "diffhook.capture.checkpoints.read_snapshot reads"
+                "diffhook.capture.checkpoints.snapshots reads"
             )
         return self._read("parameters", self.digest)
 
