@@ -121,9 +121,7 @@ class Probe:
         grid = Grid(self.label_timesteps, seed=self.grid.seed)
         return LabelContrasts.learn(model, objective, lambda: self._batches(reference, device), grid)
 
-    def _batches(
-        self, indices: Sequence[int], device: torch.device
-    ) -> Iterator[tuple[Sequence[int], Any]]:
+    def _batches(self, indices: Sequence[int], device: torch.device) -> Iterator[tuple[Sequence[int], Any]]:
         """Sample ids, and the collated samples."""
         collate = self.collate or default_collate
         for start in range(0, len(indices), self.batch_size):

@@ -24,8 +24,7 @@ _MUCH = 1 << 29  # numbers of projections, a gigabyte
 _NAMED = 3  # of the parameters left out
 _SHARING = (
     "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, the mean, "
-    "contrast and roughness of its pixels, random projections of gradients, the trained weights in its "
-    "snapshots (and Adam's divisors, if they were to be kept), the model's "
+    "contrast and roughness of its pixels, random projections of gradients, {weights}, the model's "
     "configuration and the versions of libraries. {names} {queries} {images}"
 )
 
@@ -62,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
         if told
         else "No query holds a caption or a path."
     )
-    print_table("", ["", "value"], rows, _SHARING.format(names=names, queries=queries, images=images))
+    sharing = _SHARING.format(names=names, queries=queries, images=images, weights=_weights(log))
+    print_table("", ["", "value"], rows, sharing)
     if len(sessions) > 1:
         print_table("Sessions", list(sessions[0]), [list(s.values()) for s in sessions], _BRANCHES)
 
@@ -79,7 +79,7 @@ def describe(log: RunLog) -> dict[str, Any]:
     identity = log.config["identity"]
     projection = identity["projection"]
     steps, rows = log.dropped()
-    ids = distinct_samples(log.train, Execution())
+    ids = distinct_samples(log.train if len(log.train) else log.probe, Execution())
     own = int((ids < ROLE).sum())
     return {
         "log": log.location,
@@ -111,6 +111,12 @@ def describe(log: RunLog) -> dict[str, Any]:
         "holds images": bool(log.thumbnails),
         "bytes": sizes(log),
     }
+
+
+def _weights(log: RunLog) -> str:
+    if any(snapshot.reference is not None for snapshot in log.snapshots):
+        return "the places of the checkpoints that it was measured at"
+    return "the trained weights in its snapshots (and Adam's divisors, if they were to be kept)"
 
 
 def _sessions(log: RunLog) -> list[dict[str, Any]]:

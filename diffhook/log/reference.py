@@ -22,7 +22,7 @@ class Reference:
 
     Attributes:
         path: of the checkpoint, absolute.
-        files: name of a file of weights, from the checkpoint on ("." where the checkpoint is a file) → SHA-256.
+        files: name of a file of weights, from the checkpoint on ("." where it is a file itself) → SHA-256.
         ema: whether the averaged weights count, where the files hold both.
     """
 
@@ -75,8 +75,8 @@ class Reference:
         for path, digest in zip(self.paths, self.files.values(), strict=True):
             if not path.is_file():
                 raise MovedCheckpointError(
-                    f"the checkpoint {self.path} is not there any more (no {path}): put it back, or, where it "
-                    "was moved, run `diffhook checkpoints` again with its new place"
+                    f"the checkpoint {self.path} is not there any more (no {path}): put it back, or, where "
+                    "it was moved, run `diffhook checkpoints` again with its new place"
                 )
             if _sha256(path) != digest:
                 raise MovedCheckpointError(

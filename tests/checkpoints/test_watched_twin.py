@@ -43,7 +43,7 @@ def assert_same_rows(found: RunLog, expected: RunLog) -> None:
         np.testing.assert_array_equal(one[name], other[name], name)
     for name in ("loss", "grad_norm", "input_mean"):
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5, err_msg=name)
-    np.testing.assert_allclose(one["projection"], other["projection"], atol=1e-3)
+    np.testing.assert_allclose(one["projection"], other["projection"], atol=5e-4)  # float16 on the disk
 
 
 @pytest.mark.parametrize("where", ["log/snapshots/*", "checkpoint-*"])
@@ -58,7 +58,11 @@ def test_rows_and_scores_are_those_of_the_watched_run(watched: Path, tmp_path: P
     for log in (found, expected):
         diffhook.query(log, (identified(3),), "asked", OBJECTIVE, model=TinyDenoiser(), against="probe")
     for method in ("whitened-retrac", "tracin"):
-        one, other = (diffhook.influence(log, "asked", method, source="probe").values for log in (found, expected))
+        one, other = (
+            diffhook.influence(log, "asked", method, source="probe").values for log in (found, expected)
+        )
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
-    assert diffhook.outliers(found).source == "probe"
+    ranking = diffhook.outliers(found)
+    assert sorted(ranking.sample_ids.tolist()) == list(range(len(DATA)))
+    assert {"input", "loss"} <= ranking.parts.keys()
     assert found.verify() == []

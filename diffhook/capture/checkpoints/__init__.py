@@ -1,7 +1,7 @@
 """A model that is trained already: probes at the checkpoints that a training has left.
 
-What comes of it is the log of a watched run whose training steps are absent: the rows of probes, and snapshots
-that refer to the checkpoints. Read :mod:`~diffhook.capture.checkpoints.measurement` first.
+What comes of it is the log of a watched run whose training steps are absent: the rows of probes, and
+snapshots that refer to the checkpoints. Read :mod:`~diffhook.capture.checkpoints.measurement` first.
 """
 
 from diffhook.capture.checkpoints.finding import Checkpoint, find_checkpoints

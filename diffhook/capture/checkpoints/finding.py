@@ -26,8 +26,10 @@ _NAMES = (
     "pytorch_model",
     "parameters",  # of a log's snapshot
 )
-_OTHERS = re.compile(r"optimizer|scheduler|scaler|random_states|sampler|rng_state|training_args|dataloader", re.I)
-_STEP = re.compile(r"steps?[-_=]?0*(\d+)", re.I)
+_OTHERS = re.compile(
+    r"optimizer|scheduler|scaler|random_states|sampler|rng_state|training_args|dataloader", re.I
+)
+_STEP = re.compile(r"steps?[-_=]?0*(\d+)", re.IGNORECASE)
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | Mapping[int, str | os.PathLike[str]]
 
@@ -49,13 +51,16 @@ class Checkpoint:
     ema: bool = False
 
 
-def find_checkpoints(paths: Paths, *, ema: bool = False, steps: Sequence[int] | None = None) -> list[Checkpoint]:
+def find_checkpoints(
+    paths: Paths, *, ema: bool = False, steps: Sequence[int] | None = None
+) -> list[Checkpoint]:
     """The checkpoints by step. What matches a pattern and holds no weights is left out, and told.
 
     Args:
         paths: a pattern such as "out/checkpoint-*", or several; paths; or a mapping from step to path.
         ema: take the averaged weights.
-        steps: of the paths, in the order in which they are given or found; by default the number in each name.
+        steps: of the paths, in the order in which they are given or found; by default the number in each
+            name.
 
     Raises:
         ConfigurationError: there are none, or their steps cannot be told.
@@ -71,7 +76,9 @@ def find_checkpoints(paths: Paths, *, ema: bool = False, steps: Sequence[int] | 
         )
     held = [path for path in found if files[path]]
     if not held:
-        what = f"nothing in {', '.join(map(str, empty[:3]))}" if empty else f"no file or folder {brief(paths)}"
+        what = (
+            f"nothing in {', '.join(map(str, empty[:3]))}" if empty else f"no file or folder {brief(paths)}"
+        )
         raise ConfigurationError(
             f"no checkpoints: {what} holds weights; expected a pattern such as 'out/checkpoint-*' of folders of "
             f"diffusers or accelerate, or of files {', '.join(SUFFIXES)}"
@@ -94,8 +101,8 @@ def _matching(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def _given(steps: Sequence[int], paths: Sequence[Path]) -> list[int]:
     if len(steps) != len(paths) or len(set(steps)) != len(steps) or min(steps) < 0:
         raise ConfigurationError(
-            f"there are {len(steps)} steps ({brief(list(steps))}) for {len(paths)} checkpoints; expected one each, "
-            "all different"
+            f"there are {len(steps)} steps ({brief(list(steps))}) for {len(paths)} checkpoints; expected one "
+            "each, all different"
         )
     return list(steps)
 
@@ -162,8 +169,8 @@ def _in_folder(folder: Path) -> list[Path]:
     ]
     if len(others) > 1:
         raise ConfigurationError(
-            f"{folder} holds several files of weights ({', '.join(file.name for file in others[:4])}): name one, "
-            f"such as '{folder.parent}/*/{others[0].name}'"
+            f"{folder} holds several files of weights ({', '.join(file.name for file in others[:4])}): name "
+            f"one, such as '{folder.parent}/*/{others[0].name}'"
         )
     return others
 

@@ -26,5 +26,7 @@ def diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         found, alphas = StableDiffusionXLPipeline.lora_state_dict(dict(tensors), unet_config=_XL)
     except (ValueError, KeyError, NotImplementedError) as error:
-        raise ConfigurationError(f"diffusers cannot read this LoRA of {next(iter(tensors))!r}: {error}") from error
+        raise ConfigurationError(
+            f"diffusers cannot read this LoRA of {next(iter(tensors))!r}: {error}"
+        ) from error
     return {**found, **{name: torch.tensor(float(alpha)) for name, alpha in (alphas or {}).items()}}

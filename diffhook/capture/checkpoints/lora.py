@@ -89,5 +89,7 @@ def _metadata_alpha(files: Sequence[Path]) -> float | None:
         fields = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:
         raise ConfigurationError(f"{files[0]}: its metadata is damaged: {error}") from error
-    found = next((fields[key] for key in ("unet.lora_alpha", "transformer.lora_alpha") if key in fields), None)
+    found = next(
+        (fields[key] for key in ("unet.lora_alpha", "transformer.lora_alpha") if key in fields), None
+    )
     return None if found is None else float(found)

@@ -1,8 +1,8 @@
 """Probes at the checkpoints of a training that is over. Any number of processes may share the work.
 
-A process takes a rank of the log for itself and goes through the checkpoints, and through the parts of each:
-every sixteenth sample. A part is locked while it is measured, and what a killed process has left undone is what
-the rows that are there do not hold: down to single rows.
+A process takes a rank of the log for itself and goes through the checkpoints, and through the parts of each,
+every sixteenth sample. A part is locked while it is measured. What a killed process has left undone, down to
+single rows, is what the log does not hold.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def from_checkpoints(
 ) -> RunLog:
     """Measure training samples at the checkpoints that a training has left.
 
-    The log is that of a watched run without rows of training steps: ``influence``, ``query``, ``outliers`` and
-    the page take it. Weights are not copied: snapshots say where the checkpoints lie, with their checksums.
+    The log is that of a watched run without rows of training steps: ``influence``, ``query``, ``outliers``
+    and the page take it. Weights are not copied: snapshots say where the checkpoints lie, with their checksums.
     Called again, after a kill or with further checkpoints or samples, it measures what is missing. Processes
     that are started with the same arguments share the work, where the log is in a folder.
 
@@ -77,8 +77,8 @@ def from_checkpoints(
         path: the log.
         probe: which samples, and on which grid; by default all, on the usual grid.
         names: sample id → name, such as its file.
-        learning_rates: the sum of the learning rates up to each checkpoint since the one before; by default from
-            the optimisers' states beside the weights, or equal.
+        learning_rates: the sum of the learning rates up to each checkpoint since the one before; by default
+            from the optimisers' states beside the weights, or equal.
         train_batch_size: of the training; it scales the scores of tracin and retrac.
         ema: take the averaged weights.
         layers: see :class:`~diffhook.gradients.PerSampleGradients`; so are ``projection_dim`` and ``seed``.
@@ -110,7 +110,9 @@ def from_checkpoints(
 
 
 def _are_found(checkpoints: Any) -> bool:
-    return isinstance(checkpoints, list) and all(isinstance(c, Checkpoint) for c in checkpoints) and checkpoints
+    return (
+        isinstance(checkpoints, list) and all(isinstance(c, Checkpoint) for c in checkpoints) and checkpoints
+    )
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ class _Work:
             share = _Share(self, writer, held, lambda: bar.update(task, completed=held.count(steps, samples)))
             while left := [s for s in measured.snapshots if held.missing(s.step, samples)]:
                 first = writer.rank % len(left)  # others begin elsewhere: a checkpoint is loaded once
-                if not any([share.measure(s, samples) for s in (*left[first:], *left[:first])]):
+                found = [share.measure(snapshot, samples) for snapshot in (*left[first:], *left[:first])]
+                if not any(found):
                     time.sleep(_WAIT)  # the rest is being measured by others
                     held.update()
         writer.record("summary.json", {"parameters_left_out": dict(self.engine.coverage.missing)})
@@ -254,8 +257,8 @@ def _check_names(log: RunLog, names: Mapping[int, str]) -> None:
     for sample in sorted(known.keys() & names.keys()):
         if known[sample] != names[sample]:
             raise LogError(
-                f"the log at {log.location} belongs to another dataset: sample {sample} is {known[sample]!r} there "
-                f"and {names[sample]!r} here. Choose another log, or name the data that it was made of"
+                f"the log at {log.location} belongs to another dataset: sample {sample} is {known[sample]!r} "
+                f"there and {names[sample]!r} here. Choose another log, or name the data that it was made of"
             )
 
 

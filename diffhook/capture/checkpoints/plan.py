@@ -76,11 +76,11 @@ def _as_before(log: RunLog, weighted: str) -> str:
         LogError: these cannot.
     """
     before = str(log.config["checkpoints"]["weighted"])
-    if before == EQUAL or before == weighted:
+    if before in (EQUAL, weighted):
         return before
     raise LogError(
-        f"{log.location} has checkpoints that count {_WORDS[before]}, and these would count {_WORDS[weighted]}: "
-        "name learning rates likewise, or another log"
+        f"{log.location} has checkpoints that count {_WORDS[before]}, and these would count "
+        f"{_WORDS[weighted]}: name learning rates likewise, or another log"
     )
 
 
@@ -88,8 +88,8 @@ def _check_order(checkpoints: Sequence[Checkpoint], known: dict[int, Snapshot]) 
     between = [c.step for c in checkpoints if c.step not in known and c.step < max(known)]
     if between:
         raise LogError(
-            f"the checkpoint of step {between[0]} lies before that of step {max(known)}, which the log has already "
-            "with the learning rates since the one before: measure all of them into another log"
+            f"the checkpoint of step {between[0]} lies before that of step {max(known)}, which the log has "
+            "already with the learning rates since the one before: measure all of them into another log"
         )
 
 
@@ -102,8 +102,8 @@ def _snapshot(checkpoint: Checkpoint, lr_sum: float, known: Snapshot | None) -> 
         return Snapshot(checkpoint.step, lr_sum, lr_sum, reference=reference)
     if known.digest != reference.digest:
         raise LogError(
-            f"{checkpoint.path} is another checkpoint of step {checkpoint.step} than the one that the log has been "
-            "measured at: name another log, or the checkpoints that it is of"
+            f"{checkpoint.path} is not the checkpoint of step {checkpoint.step} that the log was measured at: "
+            "name another log, or the checkpoints that it is of"
         )
     return replace(known, reference=reference)  # it has moved
 
@@ -119,4 +119,3 @@ def check_log(config: dict[str, Any], where: str) -> None:
         raise LogError(
             f"the log at {where} is of a training that was watched: name another for its checkpoints"
         )
-

@@ -18,7 +18,7 @@ from diffhook.words import one_line
 _ADAPTED = re.compile(r"(.+)\.(lora_[AB]|lora_magnitude_vector|lora_embedding_[AB])\.([^.]+)(\.weight)?")
 _OLD = {"lora_A": "down", "lora_B": "up"}
 _SHADOW = re.compile(r"(?:.*\.)?shadow_params\.(\d+)")  # of diffusers' EMAModel
-_EMA = re.compile(r"ema|shadow", re.I)
+_EMA = re.compile(r"ema|shadow", re.IGNORECASE)
 
 Names = Mapping[str, Sequence[int]]
 """Parameter → shape, in the model's order."""
@@ -42,8 +42,8 @@ def read_parameters(files: Sequence[Path], wanted: Names, *, ema: bool = False) 
     for name, values in found.items():
         if list(values.shape) != list(wanted[name]):
             raise ConfigurationError(
-                f"{files[0]} has {name!r} of shape {list(values.shape)}, the model of {list(wanted[name])}: it is "
-                "the checkpoint of another model"
+                f"{files[0]} has {name!r} of shape {list(values.shape)}, the model of {list(wanted[name])}: "
+                "it is the checkpoint of another model"
             )
     return found
 
@@ -77,7 +77,7 @@ def _unpickled(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConfigurationError(
-            f"{file} holds more than tensors, or is no file of torch.save: save the model's state_dict() alone"
+            f"{file} holds more than tensors, or was not written by torch.save: save the model's state_dict()"
         ) from error
 
 
@@ -110,8 +110,8 @@ def matched(keys: Collection[str], wanted: Names, file: Path, *, ema: bool = Fal
     most = max((names for _, names in found), key=len, default={})
     lacking = [name for name in wanted if name not in most]
     raise ConfigurationError(
-        f"{file} lacks {len(lacking)} of the {len(wanted)} trained parameters, such as {lacking[0]!r}; it has "
-        f"{', '.join(map(repr, sorted(keys)[:2]))} …: is it a checkpoint of this model?"
+        f"{file} lacks {len(lacking)} of the {len(wanted)} trained parameters, such as {lacking[0]!r}; it "
+        f"has {', '.join(map(repr, sorted(keys)[:2]))} …: is it a checkpoint of this model?"
     )
 
 
@@ -139,7 +139,7 @@ def _under(prefix: str, keys: Collection[str], wanted: Names) -> dict[str, str]:
 
 
 def _aliases(name: str) -> list[str]:
-    """What files call a parameter: peft leaves the adapter's name out, diffusers once said "down" and "up"."""
+    """What files call a parameter: peft leaves the adapter's name out, diffusers once had "down" and "up"."""
     match = _ADAPTED.fullmatch(name)
     if match is None:
         return [name]
@@ -161,4 +161,3 @@ def _shadow(keys: Collection[str], wanted: Names) -> dict[str, str] | None:
     if len(numbered) != len(wanted) or set(numbered) != set(range(len(wanted))):
         return None
     return {name: numbered[position] for position, name in enumerate(wanted)}
-
