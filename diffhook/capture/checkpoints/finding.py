@@ -76,12 +76,10 @@ def find_checkpoints(
         )
     held = [path for path in found if files[path]]
     if not held:
-        what = (
-            f"nothing in {', '.join(map(str, empty[:3]))}" if empty else f"no file or folder {brief(paths)}"
-        )
+        what = f"{', '.join(map(str, empty[:3]))} without weights" if empty else f"nothing at {brief(paths)}"
         raise ConfigurationError(
-            f"no checkpoints: {what} holds weights; expected a pattern such as 'out/checkpoint-*' of folders of "
-            f"diffusers or accelerate, or of files {', '.join(SUFFIXES)}"
+            f"there are no checkpoints: found {what}; expected folders of diffusers or accelerate, such as "
+            f"'out/checkpoint-*', or files {', '.join(SUFFIXES)}"
         )
     numbers = _steps(held) if steps is None else _given(steps, held)
     made = [Checkpoint(n, path, tuple(files[path]), ema) for n, path in zip(numbers, held, strict=True)]
@@ -91,8 +89,8 @@ def find_checkpoints(
 def _matching(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Each path once; of a pattern, by name."""
     found: dict[Path, None] = {}
-    for pattern in map(os.fspath, patterns):
-        pattern = os.path.expanduser(pattern)
+    for given in patterns:
+        pattern = os.path.expanduser(os.fspath(given))
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         found |= dict.fromkeys(Path(match) for match in matches)
     return list(found)

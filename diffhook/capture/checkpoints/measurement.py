@@ -64,9 +64,9 @@ def from_checkpoints(
     """Measure training samples at the checkpoints that a training has left.
 
     The log is that of a watched run without rows of training steps: ``influence``, ``query``, ``outliers``
-    and the page take it. Weights are not copied: snapshots say where the checkpoints lie, with their checksums.
-    Called again, after a kill or with further checkpoints or samples, it measures what is missing. Processes
-    that are started with the same arguments share the work, where the log is in a folder.
+    and the page take it. Weights are not copied: snapshots say where the checkpoints lie, and their
+    checksums. Called again, after a kill or with further checkpoints or samples, it measures what is missing.
+    Processes that are started with the same arguments share the work, where the log is in a folder.
 
     Args:
         model: the one that was trained, with the right parameters trainable. It is as before afterwards.
@@ -98,21 +98,21 @@ def from_checkpoints(
     if not len(probe.ids(len(dataset))):
         raise ConfigurationError("the dataset is empty: there are no samples to measure")
     probe.grid.timesteps_of(objective)
-    found = checkpoints if _are_found(checkpoints) else find_checkpoints(checkpoints, ema=ema)  # type: ignore[arg-type]
+    found = _found(checkpoints, ema)
     engine = PerSampleGradients(
         model, layers=layers, projection_dim=projection_dim, seed=seed, weight_gradients=False,
         group_size=probe.grid.draws,
     )  # fmt: skip
     work = _Work(engine, objective, probe, train_batch_size, path, dict(names or {}))
-    with borrowed(model), work.opened(found, learning_rates) as (writer, measured):  # type: ignore[arg-type]
+    with borrowed(model), work.opened(found, learning_rates) as (writer, measured):
         work.run(writer, measured, progress)
     return open_log(path)
 
 
-def _are_found(checkpoints: Any) -> bool:
-    return (
-        isinstance(checkpoints, list) and all(isinstance(c, Checkpoint) for c in checkpoints) and checkpoints
-    )
+def _found(checkpoints: Paths | Sequence[Checkpoint], ema: bool) -> list[Checkpoint]:
+    given = list(checkpoints) if isinstance(checkpoints, Sequence) else []
+    found = [checkpoint for checkpoint in given if isinstance(checkpoint, Checkpoint)]
+    return found or find_checkpoints(checkpoints, ema=ema)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _snapshot(checkpoint: Checkpoint, lr_sum: float, known: Snapshot | None) -> 
         return Snapshot(checkpoint.step, lr_sum, lr_sum, reference=reference)
     if known.digest != reference.digest:
         raise LogError(
-            f"{checkpoint.path} is not the checkpoint of step {checkpoint.step} that the log was measured at: "
+            f"{checkpoint.path} is not the checkpoint of step {checkpoint.step} that the log was made at: "
             "name another log, or the checkpoints that it is of"
         )
     return replace(known, reference=reference)  # it has moved

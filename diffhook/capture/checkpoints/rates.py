@@ -54,8 +54,8 @@ def learning_rates(
         sums = [float(value) for value in given]
         if len(sums) != len(checkpoints) or not all(0 <= s < float("inf") for s in sums) or not any(sums):
             raise ConfigurationError(
-                f"there are {len(sums)} learning rates for {len(checkpoints)} checkpoints; expected one each, "
-                "none negative, not all zero"
+                f"there are {len(sums)} learning rates for {len(checkpoints)} checkpoints; expected one "
+                "each, none negative, not all zero"
             )
         return sums, GIVEN
     rates = [read_rate(checkpoint) for checkpoint in checkpoints]
