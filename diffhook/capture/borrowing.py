@@ -12,19 +12,26 @@ from torch import nn
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and random states of our own; both are as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    python, numpy = random.getstate(), np.random.get_state()  # a dataset may draw from them
-    with torch.random.fork_rng(devices=devices):
-        model.eval()
+def undrawn(device: torch.device | None = None) -> Iterator[None]:
+    """Random states, of a GPU's too, that are as before afterwards: a dataset may draw from them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         try:
             yield
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and random states of our own; both are as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    with undrawn(next(model.parameters()).device):
+        model.eval()
+        try:
+            yield
+        finally:
             for module, mode in modes.items():
                 module.training = mode
 

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -22,6 +22,7 @@ from diffhook.capture.borrowing import borrowed
 from diffhook.capture.checkpoints.finding import Checkpoint, Paths, find_checkpoints
 from diffhook.capture.checkpoints.held import HeldRows
 from diffhook.capture.checkpoints.plan import Measured, check_log, plan
+from diffhook.capture.checkpoints.same_data import check_looks, check_names
 from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.checks import check_location, check_objective, check_whole
 from diffhook.capture.loop.describe import describe_run
@@ -30,9 +31,10 @@ from diffhook.capture.probe import Probe
 from diffhook.console import announce, progress_bar
 from diffhook.errors import ConfigurationError, LogBusyError, LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import LogWriter, RunLog, open_log
+from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log import store as files
 from diffhook.log.lock import lock_rank, part_lock, release_rank
+from diffhook.log.reference import MovedCheckpointError
 from diffhook.log.root import find_config
 from diffhook.log.store import Location
 
@@ -163,7 +165,8 @@ class _Work:
             return None
         check_log(config, files.describe(store))
         log = open_log(self.path)
-        _check_names(log, self.names)
+        check_names(log, self.names)
+        check_looks(log, self.probe)
         return log
 
     def _check_weights(self, measured: Measured) -> None:
@@ -194,24 +197,45 @@ class _Work:
         with progress_bar(progress) as bar:
             task = bar.add_task("measuring", total=total, completed=done)
             share = _Share(self, writer, held, lambda: bar.update(task, completed=held.count(steps, samples)))
-            while left := [s for s in measured.snapshots if held.missing(s.step, samples)]:
+            while left := share.left(measured.snapshots, samples):
                 first = writer.rank % len(left)  # others begin elsewhere: a checkpoint is loaded once
                 found = [share.measure(snapshot, samples) for snapshot in (*left[first:], *left[:first])]
                 if not any(found):
                     time.sleep(_WAIT)  # the rest is being measured by others
                     held.update()
         writer.record("summary.json", {"parameters_left_out": dict(self.engine.coverage.missing)})
+        if share.gone:
+            raise LogError(" ".join(share.gone.values()))
 
 
 @dataclass(frozen=True)
 class _Share:
+    """What this process measures.
+
+    Attributes:
+        tell: called when rows are on the disk.
+        gone: step of a checkpoint that is not what it was → why, in words.
+    """
+
     work: _Work
     writer: LogWriter
     held: HeldRows
     tell: Callable[[], None]
+    gone: dict[int, str] = field(default_factory=dict)
 
-    def measure(self, snapshot: Any, samples: Sequence[int]) -> bool:
+    def left(self, snapshots: Sequence[Snapshot], samples: Sequence[int]) -> list[Snapshot]:
+        """Those that lack rows, and can be measured."""
+        return [s for s in snapshots if s.step not in self.gone and self.held.missing(s.step, samples)]
+
+    def measure(self, snapshot: Snapshot, samples: Sequence[int]) -> bool:
         """The parts of one checkpoint that are left and that nobody else is at. Whether there were any."""
+        try:
+            return self._measure(snapshot, samples)
+        except MovedCheckpointError as error:
+            self.gone[snapshot.step] = str(error)
+            return True
+
+    def _measure(self, snapshot: Snapshot, samples: Sequence[int]) -> bool:
         model, contrasts, loaded = self.work.engine.model, None, False
         for part in range(_PARTS):
             own = [sample for sample in samples if sample % _PARTS == part]
@@ -227,7 +251,7 @@ class _Share:
                 self._rows(snapshot, left, contrasts)
         return loaded
 
-    def _rows(self, snapshot: Any, samples: Sequence[int], contrasts: Any) -> None:
+    def _rows(self, snapshot: Snapshot, samples: Sequence[int], contrasts: Any) -> None:
         """On the disk when this returns: the part is then given back."""
         if not samples:
             return
@@ -249,17 +273,6 @@ class _Share:
         self.writer.flush()
         self.held.update()
         self.tell()
-
-
-def _check_names(log: RunLog, names: Mapping[int, str]) -> None:
-    """Raises a LogError where samples are called otherwise in the log."""
-    known = log.names()
-    for sample in sorted(known.keys() & names.keys()):
-        if known[sample] != names[sample]:
-            raise LogError(
-                f"the log at {log.location} belongs to another dataset: sample {sample} is {known[sample]!r} "
-                f"there and {names[sample]!r} here. Choose another log, or name the data that it was made of"
-            )
 
 
 def _free_rank(store: Store) -> int:
