@@ -39,6 +39,7 @@ class Probe:
         dataset: the dataset, if not that of the training's DataLoader.
         collate: how its items become a batch, likewise.
         identify: (batch, dataset indices) → sample ids, where these differ from the indices.
+        names: what several processes call the dataset's samples when they share them; None: their indices.
         population: how many samples the training has, where the dataset holds but some of them.
     """
 
@@ -49,6 +50,7 @@ class Probe:
     dataset: Any = None
     collate: Callable[[list[Any]], Any] | None = None
     identify: Callable[[Any, Sequence[int]], Sequence[int]] | None = None
+    names: Sequence[int] | None = None
     population: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,31 +83,28 @@ class Probe:
         self,
         engine: PerSampleGradients,
         objective: Objective,
+        samples: Sequence[int],
+        contrasts: LabelContrasts | None,
         *,
         step: int,
         lr_sum: float,
         batch_per_step: int,
-        samples: Sequence[int] | None = None,
-        contrasts: LabelContrasts | None = None,
         done: Container[tuple[int, int]] = (),
     ) -> Iterator[Rows]:
-        """Rows of all probed samples. Weight: batch/N per unit of summed learning rate, over S.
+        """Rows of some samples. Weight: batch/N per unit of summed learning rate, over S.
 
         The model comes back in its mode, with its gradients, and no random state is touched.
 
         Args:
-            samples: dataset indices of those to measure now; None: all.
-            contrasts: of :meth:`contrasts`, where only some are measured.
+            samples: indices in the dataset, of :meth:`ids`.
+            contrasts: of :meth:`contrasts`.
             done: see :func:`~diffhook.capture.grid.measure`.
         """
         model: nn.Module = engine.model
         weight = batch_per_step / (self.population or len(self.dataset))
         where: dict[str, Any] = {"step": step, "lr": lr_sum, "weight": weight, "batch_size": self.batch_size}
         with undisturbed(model):
-            if samples is None:
-                contrasts = self.contrasts(model, objective)
-            indices = self.ids(len(self.dataset)) if samples is None else samples
-            for ids, batch in self._batches(indices, next(model.parameters()).device):
+            for ids, batch in self._batches(samples, next(model.parameters()).device):
                 known = _of_samples(batch, ids, contrasts)
                 for rows in measure(engine, objective, batch, ids, self.grid, done=done, **where):
                     place = [known["sample"].index(i) for i in rows["sample"].tolist()]

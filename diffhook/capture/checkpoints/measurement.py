@@ -257,8 +257,8 @@ class _Share:
             return
         probe, flushed = self.work.probe, time.monotonic()
         rows = probe.run(
-            self.work.engine, self.work.objective, step=snapshot.step, lr_sum=snapshot.lr_sum,
-            batch_per_step=self.work.train_batch_size, samples=samples, contrasts=contrasts,
+            self.work.engine, self.work.objective, samples, contrasts, step=snapshot.step,
+            lr_sum=snapshot.lr_sum, batch_per_step=self.work.train_batch_size,
             done=self.held.cells(snapshot.step, samples),
         )  # fmt: skip
         for some in rows:

@@ -25,7 +25,7 @@ from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
-from diffhook.capture.loop.objective_told import settle_objective
+from diffhook.capture.loop.objective_told import await_objective, settle_objective
 from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.optimizer_watch import OptimizerWatch
 from diffhook.capture.loop.optimizers import scale_of
@@ -248,8 +248,8 @@ class Capture:
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
-        session.staging.objective.begin(model, self.loader, session.steps.rank)
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
+        session.staging.objective.begin(model, self.loader, probes=ranks.probes)
         recorder = Recorder(
             engine,
             self.path,
@@ -263,6 +263,7 @@ class Capture:
             alerts=self.alerts,
             objective=settings.objective,
             probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
+            sharing=ranks.shared_probe,
             preconditioner=self._preconditioner if settings.keep_preconditioner else None,
             strict=settings.strict,
         )
@@ -270,6 +271,7 @@ class Capture:
             undo.callback(recorder.close)
             if session.steps.processes == 1:  # else the others would wait for this one
                 recorder.recognise(batch.ids, batch.images, self.identity.telling_names)
+            await_objective(session.staging.objective.inputs, recorder)
             self._ranks = ranks
             ranks.listen()
             self._began = time.perf_counter()
@@ -288,8 +290,6 @@ class Capture:
         settle_objective(verdict, self.settings.objective, self.session)
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
-        if self.session.steps.rank > 0:
-            return
         rows, found = len(batch.ids) * self.session.steps.processes, self.identity.found
         tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
 

@@ -9,6 +9,7 @@ import torch
 
 from diffhook.capture import Objective, Recorder
 from diffhook.capture.diffusion import DiffusionObjective
+from diffhook.capture.loop.probe_inputs import ProbeInputs
 from diffhook.capture.loop.session import Session
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.console import announce
@@ -25,9 +26,15 @@ def settle_objective(verdict: Recognised | Refusal, given: Objective | None, ses
     """
     recorder, inputs = session.recorder, session.staging.objective.inputs
     tell_objective(verdict, given, recorder)
-    if recorder is not None and inputs is not None:
+    if recorder is not None and inputs is not None and recorder.rank == 0:
         objective = verdict.objective() if isinstance(verdict, Recognised) else None
-        recorder.probe_with(objective, inputs.probe)
+        recorder.prober.probe_with(objective, inputs.probe)
+
+
+def await_objective(inputs: ProbeInputs | None, recorder: Recorder) -> None:
+    """Processes beside the first one probe what they have seen, once that has recognised the loss."""
+    if inputs is not None and recorder.rank > 0:
+        recorder.prober.probe_with(None, inputs.probe)
 
 
 def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recorder: Recorder | None) -> None:

@@ -20,6 +20,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from diffhook.capture.loop.probe_sharing import SharedProbe
+
 _PAUSE = 0.05  # seconds between two looks for a request
 _PATIENCE = 10.0  # seconds that a checkpoint, or the beginning, waits for the other processes
 
@@ -45,6 +47,13 @@ class Ranks:
         if processes > 1 and dist.is_available() and dist.is_initialized():
             shared = distributed_c10d._get_default_store()
             self._store = distributed_c10d.PrefixStore(f"diffhook-{next(_numbers)}", shared)
+        #: for the prober; None where there is one process, or they cannot talk to each other
+        self.shared_probe = None if self._store is None else SharedProbe(self._store)
+
+    @property
+    def probes(self) -> bool:
+        """Whether this process takes part in probes."""
+        return self._rank == 0 or self.shared_probe is not None
 
     def agree_on_run(self) -> str | None:
         """An id of this start of the run, drawn by the first process, which all of them must ask.
