@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffhook.capture.checkpoints import from_checkpoints
     from diffhook.capture.measurement import Measured
     from diffhook.capture.pipeline import SavedPipeline
+    from diffhook.capture.trajectory import Trajectory
     from diffhook.log import RunLog, open_log
 
 _HOMES = {
@@ -35,6 +36,7 @@ _HOMES = {
     "Quarantine": "diffhook.capture",
     "RunLog": "diffhook.log",
     "SavedPipeline": "diffhook.capture.pipeline",
+    "Trajectory": "diffhook.capture.trajectory",
     "bias": "diffhook.analysis",
     "compare": "diffhook.analysis",
     "from_checkpoints": "diffhook.capture.checkpoints",
@@ -58,6 +60,7 @@ __all__ = [
     "Quarantine",
     "RunLog",
     "SavedPipeline",
+    "Trajectory",
     "bias",
     "compare",
     "from_checkpoints",
