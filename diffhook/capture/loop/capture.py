@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 
 from diffhook.capture.alerts import Alerts
@@ -34,7 +34,6 @@ from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
 from diffhook.capture.loop.succession import Succession
 from diffhook.capture.loop.summary import summary, tell_plan, why_nothing
-from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.capture.recorder import Recorder
 from diffhook.capture.settings import Settings
@@ -264,7 +263,7 @@ class Capture:
             objective=settings.objective,
             probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
             sharing=ranks.shared_probe,
-            preconditioner=self._preconditioner if settings.keep_preconditioner else None,
+            preconditioner=self._optimizers.preconditioner if settings.keep_preconditioner else None,
             strict=settings.strict,
         )
         with ExitStack() as undo:
@@ -292,9 +291,6 @@ class Capture:
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
         rows, found = len(batch.ids) * self.session.steps.processes, self.identity.found
         tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
-
-    def _preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
-        return adam_preconditioner(self._optimizers.optimizer, parameters)
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
@@ -374,6 +370,7 @@ class Capture:
         if session.steps.count:
             session.on(events.SnapshotDue())
         recorder.skipped()  # what was staged for a step that never came
+        session.staging.objective.end()
         seconds = time.perf_counter() - self._began
         numbers, text = summary(session.plan, recorder, seconds, session.absences.counts)
         if session.steps.rank == 0:

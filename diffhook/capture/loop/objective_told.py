@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from diffhook.capture.loop.probe_inputs import ProbeInputs
 from diffhook.capture.loop.session import Session
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.console import announce
+from diffhook.errors import LogError
 from diffhook.log.objective import OBJECTIVE
 
 logger = logging.getLogger("diffhook")
@@ -55,10 +57,19 @@ def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recor
                 wrong,
             )
         return
+    if isinstance(verdict, Refusal) and verdict.kind == "short" and _known(recorder):
+        return
     known = isinstance(verdict, Recognised)
     announce(f"diffhook: training loss {'recognised' if known else 'not recognised'}: {verdict.words}")
     described = verdict.objective().describe() if isinstance(verdict, Recognised) else None
     recorder.writer.record(OBJECTIVE, {"objective": described, "words": verdict.words})
+
+
+def _known(recorder: Recorder) -> bool:
+    """Whether an earlier session has recognised it."""
+    with suppress(LogError):
+        return recorder.writer.past().objective is not None
+    return False
 
 
 def contradiction(given: Objective, found: Recognised) -> str | None:

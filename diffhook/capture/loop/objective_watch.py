@@ -75,6 +75,11 @@ class ObjectiveWatch:
         if self.observes or self._watched:
             self._watch_schedulers()
 
+    def end(self) -> None:
+        """The training is over: a run that was too short says so."""
+        if (verdict := self._recognition.end()) is not None:
+            self._tell(verdict)
+
     def pass_ended(self, call: DenoiserCall | None, undo: float, sample_ids: Tensor) -> None:
         """A pass has made rows.
 
