@@ -11,11 +11,11 @@ from torch import nn
 
 from diffhook.analysis.digest import digest
 from diffhook.analysis.rebuilt import load_preconditioner
-from diffhook.analysis.refusal import refused
 from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.grid import Grid, measure, to_device
 from diffhook.capture.objective import Objective
+from diffhook.capture.refusal import refused
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows, Snapshot
 from diffhook.log.schema import json_like

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from diffhook.capture.appearance import appearance, images_of
@@ -109,6 +109,14 @@ class Probe:
                 for rows in measure(engine, objective, batch, ids, self.grid, done=done, **where):
                     place = [known["sample"].index(i) for i in rows["sample"].tolist()]
                     yield {**rows, **{name: known[name][place] for name in known if name != "sample"}}
+
+    def first_losses(self, model: nn.Module, objective: Objective) -> Tensor:
+        """(1,) loss of the first sample, at the first of the grid's timesteps: whether it can be measured."""
+        device = next(model.parameters()).device
+        _, batch = next(self._batches(self.ids(len(self.dataset))[:1], device))
+        timestep = self.grid.timesteps_of(objective)[0]
+        seeds = torch.tensor(self.grid.seeds(timestep, 0)[:1])
+        return objective(model, batch, torch.tensor([timestep], device=device), seeds)
 
     def contrasts(self, model: nn.Module, objective: Objective) -> LabelContrasts | None:
         """What sets samples' losses under their own label against those under others, for the model as it is

@@ -17,6 +17,7 @@ from typing import Any
 from diffhook.cli.loss import add_captions, add_loss, device_of, named_objective
 from diffhook.cli.printing import print_json
 from diffhook.cli.values import integers, numbers
+from diffhook.console import announce
 from diffhook.errors import ConfigurationError
 
 
@@ -43,6 +44,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
     trained = command.add_argument_group("the training")
     trained.add_argument("--ema", action="store_true", help="take the averaged weights")
+    trained.add_argument(
+        "--lora-alpha", type=float, metavar="α", help="of LoRA files that do not tell it (default: the rank)"
+    )
     trained.add_argument("--steps", metavar="S,T,…", help="of the checkpoints, where their names do not tell")
     trained.add_argument(
         "--learning-rates",
@@ -75,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     if ids is not None and args.samples is not None:
         raise ConfigurationError("--ids and --samples both say which samples: give one")
     log = from_checkpoints(
-        _model(pipeline, found),
+        _model(pipeline, found, args.lora_alpha, args.json),
         found,
         pictures,
         DiffusionObjective(pipeline.training_scheduler()) if named is None else named,
@@ -89,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
         learning_rates=numbers(args.learning_rates, "--learning-rates"),
         train_batch_size=args.train_batch_size,
         projection_dim=args.projection_dim,
+        progress=not args.json,
     )
     steps = [snapshot.step for snapshot in log.snapshots]
     if args.json:
@@ -100,13 +105,18 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _model(pipeline: Any, checkpoints: Any) -> Any:
+def _model(pipeline: Any, checkpoints: Any, alpha: float | None, quiet: bool) -> Any:
     """The pipeline's denoiser, with the adapter that the checkpoints are of, or wholly trainable."""
     from diffhook.capture.adapter import add_adapters
     from diffhook.capture.checkpoints import read_lora
 
     model = pipeline.denoiser
-    adapters = read_lora(checkpoints[0].files)
+    adapters = read_lora(checkpoints[0].files, alpha)
+    for described in () if quiet else adapters.values():
+        announce(
+            f"diffhook: adapter of rank {described['r']}, alpha {described.get('lora_alpha', 8):g} "
+            "(--lora-alpha names another)"
+        )
     model.requires_grad_(not adapters)
     add_adapters(model, adapters)
     return model.to(pipeline.device)

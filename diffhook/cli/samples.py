@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Container, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from diffhook.capture.pipeline import SavedPipeline
     from diffhook.log import RunLog
+
+
+_KEPT = 256  # items
 
 
 class Pictures(Sequence[Any]):
@@ -52,6 +56,7 @@ class Pictures(Sequence[Any]):
         class_labels: Sequence[int] | None = None,
     ) -> None:
         self.images = load_images(path)
+        self._read = lru_cache(_KEPT)(self._prepared)  # encoding takes long, and probes ask more than once
         self.channels, self.size, self.pipeline = channels, size, pipeline
         self.captions: list[str] | None = None
         if captions is not None:
@@ -69,6 +74,9 @@ class Pictures(Sequence[Any]):
         return self.images.names(range(len(self))) if isinstance(self.images, Folder) else {}
 
     def __getitem__(self, index: Any) -> Any:
+        return self._read(index)
+
+    def _prepared(self, index: Any) -> Any:
         import torch
 
         image = self.images[index]

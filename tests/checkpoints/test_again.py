@@ -59,6 +59,14 @@ def test_only_what_is_missing_is_measured(out: Path, capsys: pytest.CaptureFixtu
     assert len(log.sessions) == 1
 
 
+def test_rates_of_further_checkpoints_go_on_from_the_last_one_even_if_that_is_gone(out: Path) -> None:
+    measure(out, 2)
+    save(out / "checkpoint-30", 30, lr=0.3)
+    log = measure(out, 2, "checkpoint-30")
+    assert [round(s.lr_sum, 6) for s in log.snapshots] == [1.0, 1.0, 2.0]  # 10 steps, from 0.1 to 0.3
+    assert len(log.probe) == 2 * 3 * GRID.rows
+
+
 def test_learning_rates_that_not_every_checkpoint_tells_are_equal(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,4 +147,7 @@ def test_a_checkpoint_of_another_model_is_told_before_anything_is_written(out: P
     torch.save(TinyDenoiser(8).state_dict(), out / "checkpoint-20" / "model.bin")
     with pytest.raises(ConfigurationError, match="checkpoint of another model"):
         measure(out, 3)
+    save(out / "checkpoint-30", 30)
+    with pytest.raises(ConfigurationError, match="the model cannot take these samples"):
+        measure(out, 3, "checkpoint-30", images=torch.zeros(20, 3, 8, 8))
     assert not (out / "log" / "zarr.json").exists()

@@ -21,11 +21,13 @@ _OLD_DOWN = re.compile(r"(.+)\.processor\.(to_\w+?)_lora\.down\.weight")
 _ROOTS = ("unet.", "transformer.", "base_model.model.")
 
 
-def read_lora(files: Sequence[Path]) -> dict[str, Any]:
+def read_lora(files: Sequence[Path], alpha: float | None = None) -> dict[str, Any]:
     """The description of the adapter whose weights these are, for
     :func:`~diffhook.capture.adapter.add_adapters`; {} where the files hold none.
 
-    Scales that no file tells are 1, as diffusers takes them.
+    Args:
+        files: of the weights.
+        alpha: of LoRA; by default what the files tell, or else the rank, as diffusers takes it.
 
     Raises:
         ConfigurationError: a file cannot be read.
@@ -37,19 +39,19 @@ def read_lora(files: Sequence[Path]) -> dict[str, Any]:
     if not layers:
         return {}
     ranks = {layer: len(tensors[key]) for layer, key in layers.items()}
-    told = _metadata_alpha(files)
+    told = _metadata_alpha(files) if alpha is None else alpha
     alphas = {
         layer: _alpha(tensors, key, float(ranks[layer]) if told is None else told)
         for layer, key in layers.items()
     }
-    rank, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
+    rank, usual = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
     described: dict[str, Any] = {
         "peft_type": "LORA",
         "r": rank,
-        "lora_alpha": alpha,
+        "lora_alpha": usual,
         "target_modules": sorted(layers),
         "rank_pattern": {layer: own for layer, own in ranks.items() if own != rank},
-        "alpha_pattern": {layer: own for layer, own in alphas.items() if own != alpha},
+        "alpha_pattern": {layer: own for layer, own in alphas.items() if own != usual},
     }
     return {"default": {key: value for key, value in described.items() if value != {}}}
 

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 from zarr.abc.store import Store
 
@@ -28,6 +29,7 @@ from diffhook.capture.checks import check_location, check_objective, check_whole
 from diffhook.capture.loop.describe import describe_run
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
+from diffhook.capture.refusal import refused
 from diffhook.console import announce, progress_bar
 from diffhook.errors import ConfigurationError, LogBusyError, LogError
 from diffhook.gradients import PerSampleGradients
@@ -84,7 +86,7 @@ def from_checkpoints(
         train_batch_size: of the training; it scales the scores of tracin and retrac.
         ema: take the averaged weights.
         layers: see :class:`~diffhook.gradients.PerSampleGradients`; so are ``projection_dim`` and ``seed``.
-        progress: show a progress bar, on a terminal.
+        progress: say what is to be done and, on a terminal, show a progress bar.
 
     Returns:
         The log, with every row.
@@ -144,7 +146,7 @@ class _Work:
         with _alone(store):  # one process at a time says what the log is of
             log = self._known(store)
             measured = plan(checkpoints, log, learning_rates)
-            self._check_weights(measured)
+            self._check(measured)
             writer = self._writer(store, log, measured.weighted)
             try:
                 for snapshot in measured.new:
@@ -169,10 +171,12 @@ class _Work:
         check_looks(log, self.probe)
         return log
 
-    def _check_weights(self, measured: Measured) -> None:
-        """Before anything is written: the last of the new checkpoints is of this model."""
+    def _check(self, measured: Measured) -> None:
+        """Before anything is written: the last new checkpoint is of this model, which takes a sample."""
         if measured.new:
             load_snapshot(self.engine, measured.new[-1])
+        with torch.no_grad(), refused("the model cannot take these samples"):
+            self.probe.first_losses(self.engine.model, self.objective)
 
     def _writer(self, store: Store, log: RunLog | None, weighted: str) -> LogWriter:
         config = describe_run(self.engine, self.objective, _Loader(self.probe.dataset))
@@ -189,7 +193,7 @@ class _Work:
         held = HeldRows(writer.store, grid.rows)
         held.update()
         total, done = len(steps) * len(samples) * grid.rows, held.count(steps, samples)
-        if done < total:
+        if done < total and progress:
             announce(
                 f"diffhook: {len(samples):,} samples × {grid.rows} rows at {len(steps)} checkpoints, "
                 f"{total - done:,} rows to measure; {measured.words}"

@@ -50,16 +50,18 @@ def plan(checkpoints: Sequence[Checkpoint], log: RunLog | None, given: Sequence[
         LogError: they are other checkpoints than the log's.
     """
     known = {snapshot.step: snapshot for snapshot in ([] if log is None else log.snapshots)}
-    sums, weighted = learning_rates(checkpoints, given)
+    earlier = [snapshot for step, snapshot in known.items() if step < checkpoints[0].step]
+    since = (earlier[-1].step, earlier[-1].lr) if earlier else None
+    rates, weighted = learning_rates(checkpoints, given, since)
     if log is not None:
         weighted = _as_before(log, weighted)
     if weighted == EQUAL:
-        sums = [1.0] * len(checkpoints)
+        rates = [(1.0, 1.0)] * len(checkpoints)
     elif known:
         _check_order(checkpoints, known)
     planned = [
-        _snapshot(checkpoint, lr_sum, known.get(checkpoint.step))
-        for checkpoint, lr_sum in zip(checkpoints, sums, strict=True)
+        _snapshot(checkpoint, *rate, known.get(checkpoint.step))
+        for checkpoint, rate in zip(checkpoints, rates, strict=True)
     ]
     absent = sorted(known.keys() - {snapshot.step for snapshot in planned})
     if absent:
@@ -93,13 +95,19 @@ def _check_order(checkpoints: Sequence[Checkpoint], known: dict[int, Snapshot]) 
         )
 
 
-def _snapshot(checkpoint: Checkpoint, lr_sum: float, known: Snapshot | None) -> Snapshot:
+def _snapshot(checkpoint: Checkpoint, lr: float, lr_sum: float, known: Snapshot | None) -> Snapshot:
     """Of a checkpoint as it is now. Its files are read only where the log does not know them."""
     if known is not None and known.reference is not None and _is_same_place(checkpoint, known.reference):
         return known
     reference = Reference.make(checkpoint.path, checkpoint.files, ema=checkpoint.ema)
     if known is None:
-        return Snapshot(checkpoint.step, lr_sum, lr_sum, reference=reference)
+        return Snapshot(checkpoint.step, lr, lr_sum, reference=reference)
+    if known.reference is not None and known.reference.ema != checkpoint.ema:
+        kinds = ("the weights themselves", "the averaged weights")
+        raise LogError(
+            f"the log was made at {kinds[known.reference.ema]}, and {kinds[checkpoint.ema]} are asked for "
+            "(ema, --ema): name another log"
+        )
     if known.digest != reference.digest:
         raise LogError(
             f"{checkpoint.path} is not the checkpoint of step {checkpoint.step} that the log was made at: "

@@ -36,16 +36,19 @@ class Rate:
 
 
 def learning_rates(
-    checkpoints: Sequence[Checkpoint], given: Sequence[float] | None = None
-) -> tuple[list[float], str]:
-    """Sums of learning rates, one for each checkpoint, and where they come from: "optimizer", where every
-    checkpoint has an optimiser's state, "given", or "equal".
+    checkpoints: Sequence[Checkpoint],
+    given: Sequence[float] | None = None,
+    since: tuple[int, float] | None = None,
+) -> tuple[list[tuple[float, float]], str]:
+    """The rate at each checkpoint and the sum since the one before, and where they come from: "optimizer",
+    where every checkpoint has an optimiser's state, "given", or "equal".
 
     Between two checkpoints the rate is taken to go straight from the one's to the other's.
 
     Args:
         checkpoints: by step.
         given: the sums themselves.
+        since: step and rate of a checkpoint before all of them; None: they are the training's first.
 
     Raises:
         ConfigurationError: other than one given for each, or none positive.
@@ -57,18 +60,18 @@ def learning_rates(
                 f"there are {len(sums)} learning rates for {len(checkpoints)} checkpoints; expected one "
                 "each, none negative, not all zero"
             )
-        return sums, GIVEN
+        return [(value, value) for value in sums], GIVEN
     rates = [read_rate(checkpoint) for checkpoint in checkpoints]
     known = [rate for rate in rates if rate is not None]
     if len(known) == len(checkpoints):
-        sums = _sums([checkpoint.step for checkpoint in checkpoints], known)
+        sums = _sums([checkpoint.step for checkpoint in checkpoints], known, since or (0, known[0].initial))
         if all(value > 0 for value in sums):
-            return sums, OPTIMIZER
-    return [1.0] * len(checkpoints), EQUAL
+            return [(rate.lr, value) for rate, value in zip(known, sums, strict=True)], OPTIMIZER
+    return [(1.0, 1.0)] * len(checkpoints), EQUAL
 
 
-def _sums(steps: Sequence[int], rates: Sequence[Rate]) -> list[float]:
-    before = [(0, rates[0].initial), *((step, rate.lr) for step, rate in zip(steps, rates, strict=True))]
+def _sums(steps: Sequence[int], rates: Sequence[Rate], since: tuple[int, float]) -> list[float]:
+    before = [since, *((step, rate.lr) for step, rate in zip(steps, rates, strict=True))]
     straight = [(b - a) * (lr + last) / 2 for (a, last), (b, lr) in pairwise(before)]
     return [s if rate.total is None else rate.total for s, rate in zip(straight, rates, strict=True)]
 
