@@ -16,7 +16,7 @@ from diffhook.analysis.effective_dimension import effective_dimension
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.cli.printing import print_json, print_table
-from diffhook.log import RunLog, Table, open_log
+from diffhook.log import RunLog, Snapshot, Table, open_log
 from diffhook.log import store as files
 from diffhook.log.samples import ROLE
 
@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
         print_json(facts)
         return
     shown = {**facts, "snapshots": words.at_steps(facts["snapshots"])}
-    missing = facts["snapshots missing"]
-    shown["snapshots missing"] = words.at_steps(missing) if missing else None
+    for name in ("snapshots missing", "checkpoints that are not there"):
+        shown[name] = words.at_steps(facts[name]) if facts[name] else None
+    shown["checkpoints"] = facts["checkpoints"] or None
     shown["class images"] = facts["class images"] or None
     sessions = shown.pop("sessions")
     shown["micro-batches left out"] = facts["micro-batches left out"] or None
@@ -99,6 +100,8 @@ def describe(log: RunLog) -> dict[str, Any]:
         "queries": {name: len(table) for name, table in log.queries.items()},
         "snapshots": [snapshot.step for snapshot in log.snapshots],
         "snapshots missing": log.index.missing_snapshots,
+        "checkpoints": [s.reference.path for s in log.snapshots if s.reference is not None],
+        "checkpoints that are not there": [s.step for s in log.snapshots if _is_away(s)],
         "sessions": _sessions(log),
         "alerts": len(log.alerts()),
         "micro-batches left out": read_summary(log).get("left_out", {}),
@@ -111,6 +114,11 @@ def describe(log: RunLog) -> dict[str, Any]:
         "holds images": bool(log.thumbnails),
         "bytes": sizes(log),
     }
+
+
+def _is_away(snapshot: Snapshot) -> bool:
+    """Whether it refers to a checkpoint that has no file at its place; verify also reads those."""
+    return snapshot.reference is not None and not all(path.is_file() for path in snapshot.reference.paths)
 
 
 def _weights(log: RunLog) -> str:

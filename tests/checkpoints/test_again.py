@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import diffhook
+from diffhook.cli import main
+from diffhook.cli.info import describe
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog
 from diffhook.log.reference import MovedCheckpointError
@@ -85,11 +87,16 @@ def test_checkpoints_that_moved_are_found_again_and_changed_ones_are_refused(out
     with pytest.raises(MovedCheckpointError, match="is not there any more"):
         diffhook.query(log, IMAGES[:2], "q", **question)
     assert any("is not there any more" in line for line in log.verify())
+    assert describe(log)["checkpoints that are not there"] == [10]
     log = measure(out, 3, "*-?0")
     assert log.snapshots[0].reference is not None
     assert log.snapshots[0].reference.path == str(out / "moved-10")
     assert log.verify() == []
     assert len(diffhook.query(log, IMAGES[:2], "q", **question)) == 2 * 2 * GRID.rows
+    assert main(["compact", str(out / "log"), "--out", str(out / "copy")]) == 0
+    copy = diffhook.open_log(out / "copy")
+    assert [s.reference for s in copy.snapshots] == [s.reference for s in log.snapshots]
+    assert len(copy.probe) == len(log.probe)
     torch.save(TinyDenoiser().state_dict(), out / "checkpoint-20" / "model.bin")
     with pytest.raises(MovedCheckpointError, match="its SHA-256 has changed"):
         diffhook.query(log, IMAGES[:2], "p", **question)

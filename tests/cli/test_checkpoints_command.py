@@ -73,7 +73,10 @@ def test_everything_offline_works_on_a_model_that_was_trained_already(
     assert scores.top(1).sample_ids[:, 0].tolist() == [3, 4], answers
     assert run("outliers", log, "--images", data) == 0
     assert run("report", log, "--images", data, "--out", tmp_path / "page.html") == 0
-    assert "class-0/06.png" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "class-0/06.png" in page
+    assert "at 2 checkpoints, after the training" in page
+    assert "or was killed" not in page
     capsys.readouterr()
     assert run("info", log) == 0
     told = capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ from diffhook.capture.adapter import read_adapter
 from diffhook.capture.checkpoints.weights import read_tensors
 from diffhook.errors import ConfigurationError
 
+logger = logging.getLogger("diffhook")
+
+_TEXT = "text_encoder"
 _DOWN = re.compile(r"(.+?)\.(?:lora_A\.weight|lora_A\.[^.]+\.weight|lora\.down\.weight)")
 _OLD_DOWN = re.compile(r"(.+)\.processor\.(to_\w+?)_lora\.down\.weight")
 _ROOTS = ("unet.", "transformer.", "base_model.model.")
@@ -38,6 +42,8 @@ def read_lora(files: Sequence[Path], alpha: float | None = None) -> dict[str, An
     layers = {layer: key for key in tensors if (layer := _layer(key)) is not None}
     if not layers:
         return {}
+    if others := sum(key.startswith(_TEXT) for key in tensors):
+        logger.warning("the LoRA is also of text encoders (%d tensors), which stay as they are", others)
     ranks = {layer: len(tensors[key]) for layer, key in layers.items()}
     told = _metadata_alpha(files) if alpha is None else alpha
     alphas = {
@@ -58,7 +64,7 @@ def read_lora(files: Sequence[Path], alpha: float | None = None) -> dict[str, An
 
 def _layer(key: str) -> str | None:
     """The denoiser's layer that a key is the first factor of; None of any other key."""
-    if key.startswith("text_encoder"):
+    if key.startswith(_TEXT):
         return None
     if old := _OLD_DOWN.fullmatch(key):
         layer = f"{old[1]}.{old[2]}" + (".0" if old[2] == "to_out" else "")
