@@ -11,6 +11,7 @@ example: diffhook checkpoints runs/after --pipeline out/ --checkpoints 'out/chec
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import PurePath
 from typing import Any
 
@@ -19,6 +20,8 @@ from diffhook.cli.printing import print_json
 from diffhook.cli.values import integers, numbers
 from diffhook.console import announce
 from diffhook.errors import ConfigurationError
+
+logger = logging.getLogger("diffhook")
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -122,6 +125,17 @@ def _model(pipeline: Any, checkpoints: Any, alpha: float | None, quiet: bool) ->
     return model.to(pipeline.device)
 
 
+def _tell_left_out(pictures: Any) -> None:
+    """A stray image beside class folders hides these."""
+    orders = getattr(pictures.images, "orders", [()])
+    more = max(map(len, orders)) - len(orders[0])
+    if more:
+        logger.warning(
+            "%d images lie in the folder itself, and those alone count: %d more lie in its folders",
+            len(orders[0]), more,
+        )  # fmt: skip
+
+
 def _pictures(args: argparse.Namespace, pipeline: Any) -> Any:
     from diffhook.cli.samples import Pictures, folder_labels
 
@@ -129,6 +143,7 @@ def _pictures(args: argparse.Namespace, pipeline: Any) -> Any:
     pictures = Pictures(
         args.data, pipeline.channels, pipeline.size, pipeline, args.captions, args.caption, labels
     )
+    _tell_left_out(pictures)
     classes = getattr(pipeline.denoiser.config, "num_class_embeds", None)
     if classes is not None and labels is None:
         pictures.class_labels = folder_labels([PurePath(name) for name in pictures.names.values()], classes)

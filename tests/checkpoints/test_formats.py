@@ -150,6 +150,39 @@ def test_adapters_come_back_with_their_scale(save: Callable[[Any, Path], None], 
     assert describe_adapters(again)["default"]["r"] == 2
 
 
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (["checkpoint-10", "checkpoint-15", "checkpoint-100"], [10, 15, 100]),
+        (["run1_step_000020.pt", "run1_step_000040.pt"], [20, 40]),
+        (["epoch=3-step=1200.ckpt", "epoch=4-step=1600.ckpt"], [1200, 1600]),
+        (["sd15-lora-000002.pt", "sd15-lora-000004.pt"], [2, 4]),
+        (["10/model.pt", "20/model.pt"], [10, 20]),
+        (["only-7.pt"], [7]),
+        (["a.pt", "b.pt"], [1, 2]),
+    ],
+)
+def test_steps_are_in_the_names(names: list[str], steps: list[int], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        place = tmp_path / name
+        torch.save({}, place if place.suffix else _within(place))
+    found = find_checkpoints([tmp_path / name for name in names])
+    assert [checkpoint.step for checkpoint in found] == steps
+
+
+def _within(folder: Path) -> Path:
+    folder.mkdir()
+    return folder / "model.bin"
+
+
+def test_a_name_without_a_step_among_others_is_told(tmp_path: Path) -> None:
+    for name in ("run1_step_20.pt", "run1_step_40.pt", "run1_latest.pt"):
+        torch.save({}, tmp_path / name)
+    with pytest.raises(ConfigurationError, match=r"run1_latest\.pt tells no step"):
+        find_checkpoints(str(tmp_path / "*.pt"))
+
+
 def test_what_is_no_checkpoint_is_left_out_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = trained()
     model.save_pretrained(tmp_path / "checkpoint-20" / "unet")

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from diffhook.errors import ConfigurationError
@@ -106,7 +107,10 @@ def _given(steps: Sequence[int], paths: Sequence[Path]) -> list[int]:
 
 
 def _steps(paths: Sequence[Path]) -> list[int]:
-    found = [_step(path) for path in paths]
+    found = _told([path.stem if path.suffix in SUFFIXES else path.name for path in paths])
+    folders = [path.parent.name for path in paths]
+    if all(step is None for step in found) and len(set(folders)) == len(paths):
+        found = _told(folders)
     without = [path for path, step in zip(paths, found, strict=True) if step is None]
     if without and len(without) < len(paths):
         raise ConfigurationError(
@@ -126,13 +130,16 @@ def _steps(paths: Sequence[Path]) -> list[int]:
     return numbers
 
 
-def _step(path: Path) -> int | None:
-    """The number in the last part of a path that has one: of "step", or else the last."""
-    for name in (path.stem if path.suffix in SUFFIXES else path.name, path.parent.name):
-        named, every = _STEP.findall(name), re.findall(r"\d+", name)
-        if named or every:
-            return int((named or every)[-1])
-    return None
+def _told(names: Sequence[str]) -> list[int | None]:
+    """The number in each name: of "step", or else the last of those that not all begin with."""
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    shared = "".join(letters[0] for letters in alike).rstrip("0123456789") if len(names) > 1 else ""
+    found: list[int | None] = []
+    for name in names:
+        own = name[len(shared) :]
+        numbers = _STEP.findall(name) or re.findall(r"\d+", own)
+        found.append(int(numbers[-1]) if numbers else None)
+    return found
 
 
 def weight_files(path: Path, *, ema: bool = False) -> list[Path]:
