@@ -81,6 +81,8 @@ def outliers(
         for position, reason in signal.reasons.items():
             flags[position].append(reason)
     together = {name: found[name] for name in _names(found, source, parts)}
+    for each in flags:
+        each.sort(key=lambda flag: Reason.of(flag).place)
     for i in np.flatnonzero(scores > UNUSUAL).tolist() if len(together) > 1 else ():
         flags[i] = flags[i] or [_in_sum(i, together)]
     order = np.array([*broken, *(i for i in range(len(flags)) if i not in broken)], np.intp)
@@ -92,6 +94,7 @@ def outliers(
         {name: np.asarray(told.scores, np.float64)[order] for name, told in found.items()},
         log.names(),
         log.thumbnails,
+        list(together),
     )
 
 
@@ -103,7 +106,7 @@ def _in_sum(i: int, counted: Mapping[str, Found]) -> Reason:
     listed = ", ".join(
         f"{title} in the highest {share:.1%}" for title, share in shares.items() if share < 0.2
     )
-    return Reason(f"unusual in sum: {listed}", "in sum", "unusual in sum")
+    return Reason(f"unusual in sum: {listed}", "unusual in sum", "unusual in sum")
 
 
 def _counted(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +30,25 @@ Arguments = dict[str, Any]  # of the model
 Batches = Callable[[], Iterable[tuple[Sequence[int], Any]]]  # () → (sample ids, collated batch on the device)
 
 
-class LabelContrasts:
-    """Log loss of a sample under its own class or caption − log of the smallest under another.
+class LabelContrast(NamedTuple):
+    """How a sample's own class or caption compares with the best of the others.
 
-    Positive: another fits better. A loss is the sum over the grid's timesteps, each divided by the mean over
+    Attributes:
+        contrast: log loss under its own − log of the smallest under another; positive: another fits better.
+            NaN where no other was tried.
+        own, better: the sample's class and the other of the smallest loss; −1 of captions, and where no other
+            was tried.
+    """
+
+    contrast: float = float("nan")
+    own: int = -1
+    better: int = -1
+
+
+class LabelContrasts:
+    """Sets samples' losses under their own class or caption against those under others.
+
+    A loss is the sum over the grid's timesteps, each divided by the mean over
     the reference samples there, so that no timestep rules; the noise at a timestep is the same for all. Which
     conditions are tried is learned from the same samples: so each sample's number is its own affair, and
     several processes come to the same.
@@ -68,16 +83,19 @@ class LabelContrasts:
         conditions = _classes(objective, batches) or _captions(objective, batches)
         return None if conditions is None else cls(model, objective, conditions, batches, grid)
 
-    def of(self, batch: Any, count: int) -> npt.NDArray[np.float64]:
-        """(count,) of a collated batch of so many samples; NaN where nothing but its own was tried."""
+    def of(self, batch: Any, count: int) -> list[LabelContrast]:
+        """Of each of a collated batch's so many samples."""
         losses = self._losses(batch, count, [self._objective, *self._under]) / self._scale[:, :, None]
-        own = self._conditions.own(self._objective.inputs(batch)[1]).numpy()
-        others = np.where(own, np.inf, losses[:, :, 1:])
-        smallest = others.sum(0).min(1)
+        arguments = self._objective.inputs(batch)[1]
+        under = np.where(self._conditions.own(arguments).numpy(), np.inf, losses[:, :, 1:]).sum(0)
+        best, smallest = under.argmin(1), under.min(1)
         with np.errstate(divide="ignore", invalid="ignore"):
             contrasts = np.log(losses[:, :, 0].sum(0)) - np.log(smallest)
-        contrasts[np.isinf(smallest)] = np.nan
-        return contrasts
+        alone = np.isinf(smallest)  # nothing but its own was tried
+        contrasts[alone] = np.nan
+        better = np.where(alone, -1, np.array(self._conditions.classes)[best])
+        columns = zip(contrasts.tolist(), self._conditions.told(arguments), better.tolist(), strict=True)
+        return [LabelContrast(*each) for each in columns]
 
     @torch.no_grad()
     def _losses(
@@ -100,10 +118,14 @@ class _Conditions:
     Attributes:
         tried: arguments of a batch → those that tell all of it one condition, for each condition.
         own: arguments of a batch → (B, C) bool, whether a sample's own condition is the tried one.
+        classes: what each tried condition is called: a class's number, or −1 of a caption.
+        told: arguments of a batch → the class of each of its samples; −1 of a caption.
     """
 
     tried: list[Callable[[Arguments], Arguments]]
     own: Callable[[Arguments], Tensor]
+    classes: list[int]
+    told: Callable[[Arguments], list[int]]
 
 
 def _classes(objective: DiffusionObjective, batches: Batches) -> _Conditions | None:
@@ -124,7 +146,11 @@ def _classes(objective: DiffusionObjective, batches: Batches) -> _Conditions | N
     def own(told: Arguments) -> Tensor:
         return told["class_labels"].cpu()[:, None] == torch.tensor(classes)
 
-    return _Conditions([under(label) for label in classes], own)
+    def told(arguments: Arguments) -> list[int]:
+        labels: list[int] = arguments["class_labels"].tolist()
+        return labels
+
+    return _Conditions([under(label) for label in classes], own, classes, told)
 
 
 def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | None:
@@ -152,7 +178,11 @@ def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | 
     def own(told: Arguments) -> Tensor:
         return torch.tensor([[torch.equal(mine, _states(o)[0]) for o in chosen] for mine in _states(told)])
 
-    return _Conditions([under(other) for other in chosen], own) if len(chosen) > 1 else None
+    def untold(arguments: Arguments) -> list[int]:
+        return [-1] * len(_states(arguments))
+
+    tried = [under(other) for other in chosen]
+    return _Conditions(tried, own, [-1] * len(chosen), untold) if len(chosen) > 1 else None
 
 
 def _states(told: Arguments) -> Tensor:

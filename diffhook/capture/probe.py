@@ -125,7 +125,9 @@ class Probe:
             return None
         ids, device = self.ids(len(self.dataset)), next(model.parameters()).device
         reference = [ids[i] for i in spaced(len(ids), REFERENCE)]
-        grid = Grid(self.label_timesteps, seed=self.grid.seed)
+        # At either end of a schedule all labels fit alike: nothing is noised there, or everything.
+        timesteps = Grid(self.label_timesteps + 2).timesteps_of(objective)[1:-1]
+        grid = Grid(timesteps, seed=self.grid.seed)
         return LabelContrasts.learn(model, objective, lambda: self._batches(reference, device), grid)
 
     def _batches(self, indices: Sequence[int], device: torch.device) -> Iterator[tuple[Sequence[int], Any]]:
@@ -141,7 +143,10 @@ def _of_samples(batch: Any, ids: Sequence[int], contrasts: LabelContrasts | None
     """Column → its value for each sample of a batch, and under "sample" their ids."""
     found: dict[str, Any] = {"sample": list(ids)}
     if contrasts is not None:
-        found["label_contrast"] = contrasts.of(batch, len(ids)).astype(np.float32)
+        each = contrasts.of(batch, len(ids))
+        found["label_contrast"] = np.array([one.contrast for one in each], np.float32)
+        found["label"] = np.array([one.own for one in each])
+        found["better_label"] = np.array([one.better for one in each])
     clean = images_of(batch)
     if clean is not None and len(clean) == len(ids):
         found |= dict(zip(COLUMNS, appearance(clean).cpu().numpy().T, strict=True))

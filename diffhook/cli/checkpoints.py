@@ -1,4 +1,4 @@
-"""Measure training samples at checkpoints of a training that is over, as if it had been watched.
+"""Measure training samples at checkpoints of a training that is over.
 
 Killed or ended, the same command goes on where it was. Started several times at once, the processes share the
 work.

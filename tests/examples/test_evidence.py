@@ -24,7 +24,7 @@ EVIDENCE = Path(__file__).parents[2] / "examples" / "evidence"
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """(name, *seeds) → the result of an experiment's quick form, run here: a process each would import anew."""
+    """(name, *seeds) → the result of an experiment's quick form; run here, for a process imports all anew."""
     monkeypatch.syspath_prepend(EVIDENCE)
 
     def run(name: str, *seeds: int) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from diffhook.capture.loop.events import (
     OutputSeen,
     tensors_of,
 )
-from diffhook.gradients import Guarded, LocalHook, in_backward
+from diffhook.compat.torch import in_backward
+from diffhook.gradients import Guarded, LocalHook
 
 Emit = Callable[[Event], None]
 

@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from diffhook.capture.loop.probe_sharing import SharedProbe
+from diffhook.compat.torch import process_store
 
 _PAUSE = 0.05  # seconds between two looks for a request
 _PATIENCE = 10.0  # seconds that a checkpoint, or the beginning, waits for the other processes
@@ -45,8 +45,7 @@ class Ranks:
         self._leaving = threading.Event()
         self._thread: threading.Thread | None = None
         if processes > 1 and dist.is_available() and dist.is_initialized():
-            shared = distributed_c10d._get_default_store()
-            self._store = distributed_c10d.PrefixStore(f"diffhook-{next(_numbers)}", shared)
+            self._store = process_store(f"diffhook-{next(_numbers)}")
         #: for the prober; None where there is one process, or they cannot talk to each other
         self.shared_probe = None if self._store is None else SharedProbe(self._store)
 
