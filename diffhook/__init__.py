@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from diffhook.analysis.generated import generate
     from diffhook.analysis.query import query
     from diffhook.capture import Alerts, DiffusionObjective, Grid, MinSNR, Probe, Quarantine
+    from diffhook.capture.checkpoints import from_checkpoints
     from diffhook.capture.measurement import Measured
     from diffhook.capture.pipeline import SavedPipeline
+    from diffhook.capture.trajectory import Trajectory
     from diffhook.log import RunLog, open_log
 
 _HOMES = {
@@ -36,8 +38,10 @@ _HOMES = {
     "Quarantine": "diffhook.capture",
     "RunLog": "diffhook.log",
     "SavedPipeline": "diffhook.capture.pipeline",
+    "Trajectory": "diffhook.capture.trajectory",
     "bias": "diffhook.analysis",
     "compare": "diffhook.analysis",
+    "from_checkpoints": "diffhook.capture.checkpoints",
     "generate": "diffhook.analysis.generated",
     "influence": "diffhook.analysis",
     "influence_by_timestep": "diffhook.analysis",
@@ -59,8 +63,10 @@ __all__ = [
     "Quarantine",
     "RunLog",
     "SavedPipeline",
+    "Trajectory",
     "bias",
     "compare",
+    "from_checkpoints",
     "generate",
     "influence",
     "influence_by_timestep",

@@ -32,6 +32,10 @@ class LogUnavailableError(LogError):
     """The place where a log lies cannot be reached or written just now; later it may be."""
 
 
+class LogBusyError(LogError):
+    """Somebody else is writing that part of the log."""
+
+
 class CaptureError(DiffHookError, RuntimeError):
     """Per-sample gradients could not be formed for a pass; no row of it is kept.
 

@@ -20,6 +20,7 @@ from diffhook.analysis.outliers import outliers
 from diffhook.analysis.ranking import Ranking
 from diffhook.analysis.signals import View
 from diffhook.analysis.standardize import bin_edges, looked_at
+from diffhook.analysis.tables import appearance_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table
 from diffhook.log.store import Location
@@ -205,15 +206,16 @@ def _looks(
     log: RunLog, rename: Callable[[Ids], Ids], common: Ids, execution: Execution
 ) -> list[npt.NDArray[np.float64]]:
     """(M,) each: mean, contrast and roughness of the common samples; NaN where not known."""
-    if not any(group.columns >= set(COLUMNS) for group in log.train.groups):
+    table = appearance_table(log)
+    if table is None:
         return [np.full(len(common), np.nan) for _ in COLUMNS]
-    view = View(log, "train", log.train, execution)
+    view = View(log, table.name, table, execution)
     order = np.searchsorted(common, renamed := rename(view.sample_ids)).clip(0, len(common) - 1)
     mine = common[order] == renamed
     found = []
     for column in COLUMNS:
         values = np.full(len(common), np.nan)
-        values[order[mine]] = view.means(log.train, column)[0][mine]
+        values[order[mine]] = view.means(table, column)[0][mine]
         found.append(values)
     return found
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.analysis.defaults import as_log
-from diffhook.analysis.rebuilt import borrowed, build_model, build_objective, load_snapshot
-from diffhook.analysis.refusal import refused
+from diffhook.analysis.rebuilt import build_model, build_objective
+from diffhook.capture.borrowing import borrowed
+from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.diffusion import DiffusionObjective
 from diffhook.capture.pipeline import SavedPipeline, sides
+from diffhook.capture.refusal import refused
 from diffhook.capture.sampling import sample
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.signals import View
+from diffhook.analysis.tables import appearance_table
 from diffhook.log import Table
 from diffhook.log.samples import sample_words
 from diffhook.looks import COLUMNS
@@ -65,8 +66,8 @@ def _first_steps(table: Table, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray
 
 def _broken_images(view: View) -> npt.NDArray[np.bool_]:
     """(N,) whose own figures were never finite, though others' were."""
-    train = view.log.train
-    if not any(group.columns >= set(COLUMNS) for group in train.groups):
+    table = appearance_table(view.log)
+    if table is None:
         return np.zeros(len(view.sample_ids), np.bool_)
-    known = view.means(train, COLUMNS[0])[1] > 0
+    known = view.means(table, COLUMNS[0])[1] > 0
     return ~known if known.any() else np.zeros(len(known), np.bool_)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,27 +11,25 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from diffhook.analysis.defaults import as_log
-from diffhook.analysis.digest import digest
 from diffhook.analysis.directions import tell_broken
+from diffhook.analysis.journey import path_parts
 from diffhook.analysis.pairing import KINDS, probe_grid
+from diffhook.analysis.question import Part, Question
 from diffhook.analysis.rebuilt import (
-    borrowed,
     build_model,
     build_objective,
-    load_preconditioner,
-    load_snapshot,
 )
-from diffhook.analysis.refusal import refused
 from diffhook.analysis.tables import check_query_name
-from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.appearance import images_of
-from diffhook.capture.grid import Grid, measure, take, to_device
+from diffhook.capture.borrowing import borrowed
+from diffhook.capture.grid import Grid, take
 from diffhook.capture.objective import Objective
 from diffhook.capture.pipeline import SavedPipeline
+from diffhook.capture.trajectory import Trajectory
 from diffhook.console import progress_bar
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients, Sketch
-from diffhook.log import Rows, RunLog, Snapshot, Table
+from diffhook.log import RunLog, Snapshot, Table
 from diffhook.log import store as files
 from diffhook.log.lock import query_lock
 from diffhook.log.schema import differences, json_like, projection_dtype
@@ -67,7 +64,7 @@ def query(
     Args:
         log: the run, or where it lies; its folder must be writable.
         samples: a (Q, …) tensor of clean samples, a collated batch (mapping or tuple of tensors), or a
-            dataset, in the form that the objective takes.
+            dataset, in the form that the objective takes; or a :class:`~diffhook.Trajectory`.
         name: letters, digits, '.', '_', '-'.
         objective: the training loss; by default the one that the log records, or else that of the
             pipeline's scheduler.
@@ -128,64 +125,6 @@ def query(
     return table
 
 
-@dataclass(frozen=True)
-class _Question:
-    """Whose gradients are asked for, of what scalar, where, and against which kinds of rows."""
-
-    batch: Any
-    ids: list[int]
-    objective: Objective
-    model: nn.Module
-    grid: Grid
-    kinds: list[str]
-    snapshots: list[Snapshot]
-    preconditioned: bool | str
-
-    @property
-    def rows(self) -> int:
-        """Of all snapshots."""
-        return len(self.snapshots) * len(self.ids) * len(self.kinds) * self.grid.rows
-
-    def describe(self, details: Mapping[str, Any]) -> dict[str, Any]:
-        """As JSON, for the log."""
-        return {
-            "objective": json_like(self.objective.describe()),
-            "grid": self.grid.describe(),
-            "against": self.kinds,
-            "snapshots": self._steps,
-            "samples": json_like(details),
-            "preconditioned": self.preconditioned,
-            "digest": self._digest(),
-        }
-
-    @property
-    def _steps(self) -> list[list[int]]:
-        return [[snapshot.step, snapshot.session] for snapshot in self.snapshots]
-
-    def _digest(self) -> str | None:
-        """None where the description of the objective does not say all that it does."""
-        if not getattr(self.objective, "self_contained", False):
-            return None
-        trained = (self.model, describe_adapters(self.model))  # an adapter's scale is no parameter
-        divided = ["preconditioned", self.preconditioned] if self.preconditioned else []
-        asked = (self.batch, self.ids, self.objective.describe(), *trained, self.grid.describe())
-        return digest(*asked, self.kinds, self._steps, *divided)
-
-    def measured(self, engine: PerSampleGradients, batch_size: int) -> Iterator[Rows]:
-        """Rows, snapshot by snapshot."""
-        batch = to_device(self.batch, next(engine.model.parameters()).device)
-        for snapshot in self.snapshots:
-            load_snapshot(engine, snapshot)
-            if self.preconditioned:
-                load_preconditioner(engine, snapshot, root=self.preconditioned == "root")
-            options: dict[str, Any] = {"step": snapshot.step, "lr": snapshot.lr_sum, "weight": 1.0}
-            options["batch_size"] = batch_size
-            for kind in self.kinds:
-                options["own_noise"] = kind == "train"
-                with refused(f"the model cannot take these queries ({json_like(_shapes(batch))})"):
-                    yield from measure(engine, self.objective, batch, self.ids, self.grid, **options)
-
-
 def _question(
     log: RunLog,
     samples: Any,
@@ -196,16 +135,23 @@ def _question(
     grid: Grid | None,
     against: str | Sequence[str] | None,
     preconditioned: bool | str,
-) -> _Question:
+) -> Question:
     """Arguments as of :func:`query`; what is not given, from the log."""
     snapshots = _snapshots(log, preconditioned)
-    batch, query_ids = _collated(samples, ids)
-    _check_dtype(batch)
+    grid = grid or default_grid(log)
+    parts = [] if isinstance(samples, Trajectory) else [_part(samples, ids, grid)]  # before a model is built
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model
     kinds = _kinds(log, against, json_like(objective.describe()).get("measurement", "loss"))
-    grid = grid or default_grid(log)
-    return _Question(batch, query_ids, objective, model, grid, kinds, snapshots, preconditioned)
+    if isinstance(samples, Trajectory):
+        parts = path_parts(samples, objective, model, grid, snapshots[-1])
+    return Question(parts, objective, model, grid, kinds, snapshots, preconditioned)
+
+
+def _part(samples: Any, ids: Sequence[int] | None, grid: Grid) -> Part:
+    batch, query_ids = _collated(samples, ids)
+    _check_dtype(batch)
+    return Part(batch, query_ids, grid)
 
 
 def _answered(log: RunLog, name: str, digest: str | None, overwrite: bool) -> Table | None:
@@ -224,7 +170,7 @@ def _answered(log: RunLog, name: str, digest: str | None, overwrite: bool) -> Ta
 def _answer(
     log: RunLog,
     name: str,
-    question: _Question,
+    question: Question,
     engine: PerSampleGradients,
     description: Mapping[str, Any],
     batch_size: int,
@@ -369,13 +315,3 @@ def _count(batch: Any) -> int:
     if nested:
         return _count(nested[0])
     return 0 if isinstance(batch, Mapping) else len(parts)  # texts, say
-
-
-def _shapes(batch: Any) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return f"shape {tuple(batch.shape)}"
-    if isinstance(batch, Mapping):
-        return {key: _shapes(value) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [_shapes(value) for value in batch]
-    return type(batch).__name__

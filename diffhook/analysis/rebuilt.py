@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import nn
 
 from diffhook.capture.adapter import add_adapters, read_adapter
 from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.grid import undisturbed
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
@@ -43,7 +40,8 @@ def build_model(
 ) -> nn.Module:
     """The trained model, with the parameters trainable that the log has snapshots of.
 
-    Their values, and without a pipeline all values, are arbitrary: see :func:`load_snapshot`.
+    Their values, and without a pipeline all values, are arbitrary: see
+    :func:`~diffhook.capture.checkpoints.snapshots.load_snapshot`.
 
     Args:
         log: the run.
@@ -109,26 +107,3 @@ def load_preconditioner(engine: PerSampleGradients, snapshot: Snapshot, *, root:
     values = safetensors.torch.load(content)
     factors = {name: values[name].to(p.device) for name, p in engine.parameters.items()}
     engine.preconditioner = {name: f.sqrt() if root else f for name, f in factors.items()}
-
-
-def load_snapshot(engine: PerSampleGradients, snapshot: Snapshot) -> None:
-    """Put a snapshot's parameters into the engine's model, within :func:`borrowed`."""
-    values = safetensors.torch.load(snapshot.parameters())
-    with torch.no_grad():
-        for name, parameter in engine.trained.items():
-            parameter.copy_(values[name])
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """A model that snapshots are loaded into: it may be live. Undisturbed, and afterwards with the
-    trainable parameters that it had."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    own = [parameter.detach().to("cpu", copy=True) for parameter in trained]
-    try:
-        with undisturbed(model):
-            yield
-    finally:
-        with torch.no_grad():
-            for parameter, values in zip(trained, own, strict=True):
-                parameter.copy_(values)

@@ -11,6 +11,7 @@ from diffhook.analysis.methods import Method
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog, Table
 from diffhook.log.lock import rows_in_memory
+from diffhook.looks import COLUMNS
 from diffhook.words import brief, guess
 
 ROOT = "root"
@@ -162,6 +163,15 @@ def loss_table(log: RunLog) -> Table:
     """A table whose loss column holds the training's loss: probes where there are any, or training rows."""
     probed = len(log.probe) and _measurement(log, "probe") == "loss"
     return log.probe if probed else source_table(log, "train", projected=False)
+
+
+def appearance_table(log: RunLog) -> Table | None:
+    """The table that knows what samples look like: training rows, or probes of a log that has no others; None
+    where neither does."""
+    tables = (log.train, log.probe)
+    return next(
+        (t for t in tables if len(t) and any(group.columns >= set(COLUMNS) for group in t.groups)), None
+    )
 
 
 def snapshot_steps(log: RunLog) -> npt.NDArray[np.int64]:

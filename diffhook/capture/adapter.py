@@ -44,14 +44,21 @@ def add_adapters(model: nn.Module, described: Mapping[str, Any]) -> None:
     """Put the adapters that :func:`describe_adapters` described onto a model.
 
     Raises:
-        ConfigurationError: peft is not installed.
+        ConfigurationError: peft is not installed, or the model lacks the adapters' layers.
     """
     for name, fields in described.items():
         config = _peft().PeftConfig.from_peft_type(**fields)
-        if hasattr(model, "add_adapter"):  # diffusers': also makes it the active one
-            model.add_adapter(config, adapter_name=name)  # type: ignore[operator]
-        else:
-            _peft().inject_adapter_in_model(config, model, name)
+        try:
+            if hasattr(model, "add_adapter"):  # diffusers': also makes it the active one
+                model.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+            else:
+                _peft().inject_adapter_in_model(config, model, name)
+        except ValueError as error:
+            layers = fields.get("target_modules") or []
+            raise ConfigurationError(
+                f"the adapter is not of this model: the {type(model).__name__} has no layers such as "
+                f"{layers[0] if isinstance(layers, list) and layers else layers!r}"
+            ) from error
 
 
 def read_adapter(folder: str | Path) -> dict[str, Any]:

@@ -95,14 +95,33 @@ class DiffusionObjective:
         clean, arguments = self.inputs(batch)
         noise = noise_bank(noise_seeds, clean, self.noise_offset)
         noisy = self.parametrization.noisy(clean, noise, timesteps)
-        told = timesteps if self.timestep_scale == 1 else timesteps * self.timestep_scale
-        output = predicted_tensor(model(noisy, told, **arguments))
+        output = self._output(model, noisy, timesteps, arguments)
         exact = torch.promote_types(output.dtype, torch.float32)
         target = self.parametrization.target(clean, noise, timesteps)
-        if output.dim() > 1 and output.shape[1] == 2 * target.shape[1]:
-            output = output[:, : target.shape[1]]  # the rest are variances, which the loss leaves alone
         weights = self.factor * self.weighting(timesteps, self.parametrization)
         return Prediction(output.to(exact), target.to(exact), weights.to(exact), self.distance)
+
+    def _output(
+        self, model: nn.Module, noisy: Tensor, timesteps: Tensor, arguments: dict[str, Any]
+    ) -> Tensor:
+        told = timesteps if self.timestep_scale == 1 else timesteps * self.timestep_scale
+        output = predicted_tensor(model(noisy, told, **arguments))
+        if output.dim() > 1 and output.shape[1] == 2 * noisy.shape[1]:
+            output = output[:, : noisy.shape[1]]  # the rest are variances, which the loss leaves alone
+        return output
+
+    def expected(
+        self, model: nn.Module, noisy: Tensor, timesteps: Tensor, arguments: dict[str, Any]
+    ) -> Tensor:
+        """(B, …) the clean samples that the model expects behind noisy ones.
+
+        Args:
+            noisy: (B, …).
+            timesteps: (B,), as in a call.
+            arguments: of the model besides.
+        """
+        output = self._output(model, noisy, timesteps, arguments)
+        return self.parametrization.clean(noisy, output.to(noisy.dtype), timesteps)
 
     def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
         return self.predict(model, batch, timesteps, noise_seeds).losses()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffhook.capture.checks import check_whole
 from diffhook.capture.noise import noise_seed
@@ -117,6 +116,7 @@ def measure(
     weight: float,
     own_noise: bool = False,
     batch_size: int = 32,
+    done: Container[tuple[int, int]] = (),
 ) -> Iterator[Rows]:
     """Gradients of samples at every timestep of a grid; noise draws are averaged before norms.
 
@@ -128,16 +128,18 @@ def measure(
         step, lr, weight: what to write in these columns; weight is divided by S · R here.
         own_noise: each sample has noise of its own; by default all share the grid's.
         batch_size: rows of one forward pass, at least ``grid.draws``.
+        done: (sample id, noise seed of the row) of rows that are not asked for.
 
     Yields:
         Rows, one per (sample, timestep, replicate), in chunks.
     """
-    cells = [
+    every = (
         _Cell(i, t, r, grid.seeds(t, r, sample_ids[i] if own_noise else None))
         for t in grid.timesteps_of(objective)
         for r in range(grid.replicates)
         for i in range(len(sample_ids))
-    ]
+    )
+    cells = [cell for cell in every if (sample_ids[cell.position], cell.seeds[0]) not in done]
     size = max(batch_size // grid.draws, 1)
     for start in range(0, len(cells), size):
         part = cells[start : start + size]
@@ -243,21 +245,3 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, tuple | list):
         return _like(batch, [to_device(value, device) for value in batch])
     return batch
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and random states of our own; both are as before afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    python, numpy = random.getstate(), np.random.get_state()  # a dataset may draw from them
-    with torch.random.fork_rng(devices=devices):
-        model.eval()
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            for module, mode in modes.items():
-                module.training = mode

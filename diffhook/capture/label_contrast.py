@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from diffhook.capture.objective import Objective
 
 CLASSES, CAPTIONS = 16, 4
 """Of more, so many, evenly spaced, are tried beside a sample's own. Models that read captions are large."""
+
+REFERENCE = 256
+"""Samples that say what the conditions are, and what loss is usual at a timestep."""
 
 Arguments = dict[str, Any]  # of the model
 Batches = Callable[[], Iterable[tuple[Sequence[int], Any]]]  # () → (sample ids, collated batch on the device)
@@ -42,35 +45,70 @@ class LabelContrast(NamedTuple):
     better: int = -1
 
 
-def label_contrasts(
-    model: nn.Module, objective: Objective, batches: Batches, grid: Grid
-) -> dict[int, LabelContrast]:
-    """Sample id → its contrast. A loss is the sum over the grid's timesteps, each divided by the mean over
-    samples there, so that no timestep rules; the noise at a timestep is the same for all. {} of a model
-    without conditions, or where all samples have the same.
+class LabelContrasts:
+    """Sets samples' losses under their own class or caption against those under others.
 
-    Args:
-        objective: one whose inputs hand the model integer ``class_labels``, or ``encoder_hidden_states``; of
-            others, nothing is known.
-        batches: goes through the samples, from the beginning at each call.
-        grid: timesteps; one draw of noise at each.
+    A loss is the sum over the grid's timesteps, each divided by the mean over
+    the reference samples there, so that no timestep rules; the noise at a timestep is the same for all. Which
+    conditions are tried is learned from the same samples: so each sample's number is its own affair, and
+    several processes come to the same.
     """
-    if not isinstance(objective, DiffusionObjective):
-        return {}
-    conditions = _classes(objective, batches) or _captions(objective, batches)
-    if conditions is None:
-        return {}
-    samples, told, own, others = _losses(model, objective, batches, grid, conditions)
-    scale = own.mean(1, keepdims=True)
-    under = (others / scale[:, :, None]).sum(0)
-    best, smallest = under.argmin(1), under.min(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        contrasts = np.log((own / scale).sum(0)) - np.log(smallest)
-    alone = np.isinf(smallest)  # nothing but its own was tried
-    contrasts[alone] = np.nan
-    better = np.where(alone, -1, np.array(conditions.classes)[best])
-    columns = zip(contrasts.tolist(), told, better.tolist(), strict=True)
-    return {sample: LabelContrast(*each) for sample, each in zip(samples, columns, strict=True)}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: DiffusionObjective,
+        conditions: _Conditions,
+        batches: Batches,
+        grid: Grid,
+    ) -> None:
+        self._model, self._objective, self._conditions = model, objective, conditions
+        self._under = [_told(objective, change) for change in conditions.tried]
+        self._cells = [(timestep, grid.seeds(timestep, 0)[0]) for timestep in grid.timesteps_of(objective)]
+        own = [self._losses(batch, len(ids), [objective])[:, :, 0] for ids, batch in batches()]
+        self._scale = np.concatenate(own, axis=1).mean(1)[:, None]
+
+    @classmethod
+    def learn(cls, model: nn.Module, objective: Objective, batches: Batches, grid: Grid) -> Self | None:
+        """None of a model without conditions, or where all samples have the same.
+
+        Args:
+            objective: one whose inputs hand the model integer ``class_labels``, or ``encoder_hidden_states``;
+                of others, nothing is known.
+            batches: goes through the reference samples, from the beginning at each call.
+            grid: timesteps; one draw of noise at each.
+        """
+        if not isinstance(objective, DiffusionObjective):
+            return None
+        conditions = _classes(objective, batches) or _captions(objective, batches)
+        return None if conditions is None else cls(model, objective, conditions, batches, grid)
+
+    def of(self, batch: Any, count: int) -> list[LabelContrast]:
+        """Of each of a collated batch's so many samples."""
+        losses = self._losses(batch, count, [self._objective, *self._under]) / self._scale[:, :, None]
+        arguments = self._objective.inputs(batch)[1]
+        under = np.where(self._conditions.own(arguments).numpy(), np.inf, losses[:, :, 1:]).sum(0)
+        best, smallest = under.argmin(1), under.min(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            contrasts = np.log(losses[:, :, 0].sum(0)) - np.log(smallest)
+        alone = np.isinf(smallest)  # nothing but its own was tried
+        contrasts[alone] = np.nan
+        better = np.where(alone, -1, np.array(self._conditions.classes)[best])
+        columns = zip(contrasts.tolist(), self._conditions.told(arguments), better.tolist(), strict=True)
+        return [LabelContrast(*each) for each in columns]
+
+    @torch.no_grad()
+    def _losses(
+        self, batch: Any, count: int, objectives: list[DiffusionObjective]
+    ) -> npt.NDArray[np.float64]:
+        """(S, count, C) by timestep, sample and objective."""
+        each = []
+        for timestep, seed in self._cells:
+            times = torch.full((count,), timestep, device=next(self._model.parameters()).device)
+            seeds = torch.full((count,), seed)
+            losses = [one(self._model, batch, times, seeds).double() for one in objectives]
+            each.append(torch.stack(losses, 1))
+        return torch.stack(each).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -100,7 +138,7 @@ def _classes(objective: DiffusionObjective, batches: Batches) -> _Conditions | N
         found.update(labels.tolist())
     if len(found) < 2:
         return None
-    classes = np.sort(list(found))[_spaced(len(found), CLASSES)].tolist()
+    classes = np.sort(list(found))[spaced(len(found), CLASSES)].tolist()
 
     def under(label: int) -> Callable[[Arguments], Arguments]:
         return lambda told: {**told, "class_labels": torch.full_like(told["class_labels"], label)}
@@ -123,7 +161,7 @@ def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | 
         if not isinstance(states, Tensor) or states.dim() != 3:
             return None
         count += len(ids)
-    wanted, chosen, start = set(_spaced(count, CAPTIONS).tolist()), [], 0
+    wanted, chosen, start = set(spaced(count, CAPTIONS).tolist()), [], 0
     for ids, batch in batches():
         told = objective.inputs(batch)[1]
         places = [place for place in range(len(ids)) if start + place in wanted]
@@ -152,36 +190,9 @@ def _states(told: Arguments) -> Tensor:
     return found
 
 
-def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:
+def spaced(count: int, most: int) -> npt.NDArray[np.intp]:
     """At most so many of 0 … count − 1, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, most).round().astype(np.intp))
-
-
-def _losses(
-    model: nn.Module, objective: DiffusionObjective, batches: Batches, grid: Grid, conditions: _Conditions
-) -> tuple[list[int], list[int], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sample ids and classes, (S, N) losses under the own condition, and (S, N, C) under those tried,
-    infinite where that is the own."""
-    timesteps = grid.timesteps_of(objective)
-    under = [objective, *(_told(objective, change) for change in conditions.tried)]
-    samples: list[int] = []
-    told: list[int] = []
-    found, mine = [], []
-    with torch.no_grad():
-        for ids, batch in batches():
-            each = []
-            for timestep in timesteps:
-                times = torch.full((len(ids),), timestep, device=next(model.parameters()).device)
-                seeds = torch.full((len(ids),), grid.seeds(timestep, 0)[0])
-                each.append(torch.stack([one(model, batch, times, seeds).double() for one in under], 1))
-            samples += ids
-            found.append(torch.stack(each).cpu().numpy())
-            arguments = objective.inputs(batch)[1]
-            mine.append(conditions.own(arguments).numpy())
-            told += conditions.told(arguments)
-    losses = np.concatenate(found, axis=1)
-    others = np.where(np.concatenate(mine), np.inf, losses[:, :, 1:])
-    return samples, told, losses[:, :, 0], others
 
 
 def _told(objective: DiffusionObjective, change: Callable[[Arguments], Arguments]) -> DiffusionObjective:

@@ -57,12 +57,23 @@ class Parametrization(ABC):
         """(B, …) what the model should say."""
 
     @abstractmethod
+    def clean(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        """(B, …) the clean samples that an output implies of the model's input."""
+
+    @abstractmethod
     def sample_factor(self, timesteps: Tensor) -> Tensor:
         """(B,) what makes a squared error of the prediction one of the sample that it implies."""
 
     def schedule(self, positions: list[int]) -> list[Any]:
         """The timesteps at positions 0 … T − 1 of the training's schedule."""
         return positions
+
+    def _shares(self, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ and √(1 − ᾱ), to be multiplied with samples."""
+        kept = self.scheduler.alphas_cumprod.to(noisy.device)[timesteps].view(
+            -1, *(1 for _ in noisy.shape[1:])
+        )
+        return kept.sqrt().to(noisy.dtype), (1 - kept).sqrt().to(noisy.dtype)
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """(B,) float32 signal-to-noise ratios, ᾱ / (1 − ᾱ), positive."""
@@ -84,6 +95,10 @@ class Epsilon(Parametrization):
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise
 
+    def clean(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        kept, lost = self._shares(noisy, timesteps)
+        return (noisy - lost * output) / kept
+
     def sample_factor(self, timesteps: Tensor) -> Tensor:
         return 1 / self.snr(timesteps)
 
@@ -98,6 +113,10 @@ class Velocity(Parametrization):
         velocity: Tensor = self.scheduler.get_velocity(clean, noise, timesteps)
         return velocity
 
+    def clean(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        kept, lost = self._shares(noisy, timesteps)
+        return kept * noisy - lost * output
+
     def sample_factor(self, timesteps: Tensor) -> Tensor:
         return 1 / (self.snr(timesteps) + 1)
 
@@ -110,6 +129,9 @@ class Sample(Parametrization):
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return clean
+
+    def clean(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        return output
 
     def sample_factor(self, timesteps: Tensor) -> Tensor:
         return torch.ones_like(timesteps, dtype=torch.float32)
@@ -135,6 +157,9 @@ class Flow(Parametrization):
 
     def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise - clean
+
+    def clean(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        return noisy - self.sigmas(timesteps).to(noisy.dtype).view(-1, *(1 for _ in noisy.shape[1:])) * output
 
     def sample_factor(self, timesteps: Tensor) -> Tensor:
         return self.sigmas(timesteps).square()

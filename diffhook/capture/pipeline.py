@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +50,7 @@ class SavedPipeline:
         self.path = path
         self.pipe: Any = DiffusionPipeline.from_pretrained(path, local_files_only=True)
         self.pipe.set_progress_bar_config(disable=True)
+        self._once = _Once()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         for part in self.pipe.components.values():
             if isinstance(part, nn.Module):
@@ -120,7 +122,12 @@ class SavedPipeline:
             raise ConfigurationError(f"{self.kind} takes no captions")
         if captions is not None and len(captions) != count:
             raise ConfigurationError(f"there are {len(captions)} captions for {count} images")
-        return CONDITIONS[self.kind](self.pipe, list(captions or ()), tuple(size or self.size))
+        logger = logging.getLogger(type(self.pipe).__module__)
+        logger.addFilter(self._once)  # one that a caption is cut short comes again at every snapshot
+        try:
+            return CONDITIONS[self.kind](self.pipe, list(captions or ()), tuple(size or self.size))
+        finally:
+            logger.removeFilter(self._once)
 
     def _latents(self, images: Tensor) -> Tensor:
         if self.vae is None:
@@ -155,6 +162,20 @@ class SavedPipeline:
             output_type="latent",
         ).images
         return found
+
+
+class _Once(logging.Filter):
+    """Lets each message through once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._told
+        self._told.add(message)
+        return new
 
 
 def sides(size: Any) -> tuple[int, int]:

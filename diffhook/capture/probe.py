@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from diffhook.capture.appearance import appearance, images_of
+from diffhook.capture.borrowing import undisturbed
 from diffhook.capture.checks import check_kind, check_whole
-from diffhook.capture.grid import Grid, measure, to_device, undisturbed
-from diffhook.capture.label_contrast import LabelContrast, label_contrasts
+from diffhook.capture.grid import Grid, measure, to_device
+from diffhook.capture.label_contrast import REFERENCE, LabelContrasts, spaced
 from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
+from diffhook.looks import COLUMNS
 from diffhook.words import brief
 
 
@@ -36,6 +39,7 @@ class Probe:
         dataset: the dataset, if not that of the training's DataLoader.
         collate: how its items become a batch, likewise.
         identify: (batch, dataset indices) → sample ids, where these differ from the indices.
+        names: what several processes call the dataset's samples when they share them; None: their indices.
         population: how many samples the training has, where the dataset holds but some of them.
     """
 
@@ -46,6 +50,7 @@ class Probe:
     dataset: Any = None
     collate: Callable[[list[Any]], Any] | None = None
     identify: Callable[[Any, Sequence[int]], Sequence[int]] | None = None
+    names: Sequence[int] | None = None
     population: int | None = None
 
     def __post_init__(self) -> None:
@@ -78,43 +83,71 @@ class Probe:
         self,
         engine: PerSampleGradients,
         objective: Objective,
+        samples: Sequence[int],
+        contrasts: LabelContrasts | None,
         *,
         step: int,
         lr_sum: float,
         batch_per_step: int,
+        done: Container[tuple[int, int]] = (),
     ) -> Iterator[Rows]:
-        """Rows of all probed samples. Weight: batch/N per unit of summed learning rate, over S.
+        """Rows of some samples. Weight: batch/N per unit of summed learning rate, over S.
 
         The model comes back in its mode, with its gradients, and no random state is touched.
+
+        Args:
+            samples: indices in the dataset, of :meth:`ids`.
+            contrasts: of :meth:`contrasts`.
+            done: see :func:`~diffhook.capture.grid.measure`.
         """
         model: nn.Module = engine.model
         weight = batch_per_step / (self.population or len(self.dataset))
         where: dict[str, Any] = {"step": step, "lr": lr_sum, "weight": weight, "batch_size": self.batch_size}
         with undisturbed(model):
-            contrasts = self._label_contrasts(model, objective)
-            for ids, batch in self._batches(next(model.parameters()).device):
-                for rows in measure(engine, objective, batch, ids, self.grid, **where):
-                    found = [contrasts.get(i, LabelContrast()) for i in rows["sample"].tolist()]
-                    yield {
-                        **rows,
-                        "label_contrast": np.array([each.contrast for each in found], np.float32),
-                        "label": np.array([each.own for each in found]),
-                        "better_label": np.array([each.better for each in found]),
-                    }
+            for ids, batch in self._batches(samples, next(model.parameters()).device):
+                known = _of_samples(batch, ids, contrasts)
+                for rows in measure(engine, objective, batch, ids, self.grid, done=done, **where):
+                    place = [known["sample"].index(i) for i in rows["sample"].tolist()]
+                    yield {**rows, **{name: known[name][place] for name in known if name != "sample"}}
 
-    def _batches(self, device: torch.device) -> Iterator[tuple[Sequence[int], Any]]:
-        """Sample ids, and the collated samples."""
-        ids, collate = self.ids(len(self.dataset)), self.collate or default_collate
-        for start in range(0, len(ids), self.batch_size):
-            part = ids[start : start + self.batch_size]
-            batch = to_device(collate([self.dataset[i] for i in part]), device)
-            yield part if self.identify is None else self.identify(batch, part), batch
-
-    def _label_contrasts(self, model: nn.Module, objective: Objective) -> dict[int, LabelContrast]:
-        if not self.label_timesteps:
-            return {}
+    def first_losses(self, model: nn.Module, objective: Objective) -> Tensor:
+        """(1,) loss of the first sample, at the first of the grid's timesteps: whether it can be measured."""
         device = next(model.parameters()).device
+        _, batch = next(self._batches(self.ids(len(self.dataset))[:1], device))
+        timestep = self.grid.timesteps_of(objective)[0]
+        seeds = torch.tensor(self.grid.seeds(timestep, 0)[:1])
+        return objective(model, batch, torch.tensor([timestep], device=device), seeds)
+
+    def contrasts(self, model: nn.Module, objective: Objective) -> LabelContrasts | None:
+        """What sets samples' losses under their own label against those under others, for the model as it is
+        now; within :func:`~diffhook.capture.borrowing.undisturbed`."""
+        if not self.label_timesteps:
+            return None
+        ids, device = self.ids(len(self.dataset)), next(model.parameters()).device
+        reference = [ids[i] for i in spaced(len(ids), REFERENCE)]
         # At either end of a schedule all labels fit alike: nothing is noised there, or everything.
         timesteps = Grid(self.label_timesteps + 2).timesteps_of(objective)[1:-1]
         grid = Grid(timesteps, seed=self.grid.seed)
-        return label_contrasts(model, objective, lambda: self._batches(device), grid)
+        return LabelContrasts.learn(model, objective, lambda: self._batches(reference, device), grid)
+
+    def _batches(self, indices: Sequence[int], device: torch.device) -> Iterator[tuple[Sequence[int], Any]]:
+        """Sample ids, and the collated samples."""
+        collate = self.collate or default_collate
+        for start in range(0, len(indices), self.batch_size):
+            part = indices[start : start + self.batch_size]
+            batch = to_device(collate([self.dataset[i] for i in part]), device)
+            yield part if self.identify is None else self.identify(batch, part), batch
+
+
+def _of_samples(batch: Any, ids: Sequence[int], contrasts: LabelContrasts | None) -> dict[str, Any]:
+    """Column → its value for each sample of a batch, and under "sample" their ids."""
+    found: dict[str, Any] = {"sample": list(ids)}
+    if contrasts is not None:
+        each = contrasts.of(batch, len(ids))
+        found["label_contrast"] = np.array([one.contrast for one in each], np.float32)
+        found["label"] = np.array([one.own for one in each])
+        found["better_label"] = np.array([one.better for one in each])
+    clean = images_of(batch)
+    if clean is not None and len(clean) == len(ids):
+        found |= dict(zip(COLUMNS, appearance(clean).cpu().numpy().T, strict=True))
+    return found

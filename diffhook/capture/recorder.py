@@ -18,7 +18,7 @@ from diffhook.capture.familiarity import Familiarity
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
-from diffhook.console import announce
+from diffhook.capture.prober import Prober, Sharing
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import LogWriter, Rows, Snapshot, open_log
@@ -49,7 +49,8 @@ class Recorder:
             :class:`diffhook.log.LogWriter`.
         lr_sum: sum of the learning rates since the last snapshot, when resuming.
         alerts: who looks for trouble and who is told; None for the usual.
-        objective, probe: what to probe at snapshots; None for no probes. See :meth:`probe_with`.
+        objective, probe: what to probe at snapshots; None for no probes.
+        sharing: of probes with the run's other processes.
         preconditioner: what snapshots keep of the optimiser, see
             :func:`~diffhook.capture.preconditioner.adam_preconditioner`; None: nothing.
         strict: raise at the first write that fails.
@@ -70,6 +71,7 @@ class Recorder:
         alerts: Alerts | Sequence[Detector] | None = None,
         objective: Objective | None = None,
         probe: Probe | None = None,
+        sharing: Sharing | None = None,
         preconditioner: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
         strict: bool = False,
     ) -> None:
@@ -88,15 +90,13 @@ class Recorder:
             strict=strict,
         )
         self.rank = rank
-        self.objective = objective
-        self.probe = probe
-        self._make_probe: Callable[[], Probe] | None = None
+        self.prober = Prober(
+            engine, self.writer.put, self.settle, objective, probe, sharing=sharing, strict=strict
+        )
         self._preconditioner = preconditioner
         self._reasons: set[str] = set()  # told, why there is none
-        self._probing = True  # until a probe fails
         self.rows_written = 0
         self.snapshots_written = 0
-        self.probe_seconds = 0.0
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
         self._names: Mapping[int, str] | None = None  # by which samples are recognised
         self._staged: list[Rows] = []
@@ -246,15 +246,6 @@ class Recorder:
         rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
         self._held.append((rows, layer))
 
-    def probe_with(self, objective: Objective | None, probe: Callable[[], Probe]) -> None:
-        """From the next snapshot on.
-
-        Args:
-            objective: the loss as it was recognised; None: it has turned out to be another one.
-            probe: gives the samples that there are by then.
-        """
-        self.objective, self._make_probe = objective, probe
-
     def forget_staged(self) -> int:
         """Rows whose optimiser step could not be followed are not written. Returns of how many passes."""
         passes = len(self._staged)
@@ -301,31 +292,23 @@ class Recorder:
             self.snapshot_seconds += time.perf_counter() - began
 
     def snapshot(self, step: int) -> None:
-        """Keep the trainable parameters as they are after ``step`` steps, and probe. Rank 0 only;
-        a second call at the same step does nothing."""
-        if self.rank != 0 or self._last_snapshot == step:
+        """Keep the trainable parameters as they are after ``step`` steps, which rank 0 does, and probe. A
+        second call at the same step does nothing."""
+        if self._last_snapshot == step:
             return
         self._last_snapshot = step
+        if self.rank:
+            self.prober.beside(step)
+            return
         began = time.perf_counter()
         taken = self._keep_parameters(step)
         self.snapshot_seconds += time.perf_counter() - began
         if not taken:
+            self.prober.not_taken(step)
             return  # the next one stands for these steps too
         self.snapshots_written += 1
         lr_sum, self.lr_sum = self.lr_sum, 0.0
-        probe = self.probe if self._make_probe is None else self._make_probe()
-        if self.objective is not None and probe is not None and self._probing:
-            self._probe(self.objective, probe, step, lr_sum)
-
-    def _probe(self, objective: Objective, probe: Probe, step: int, lr_sum: float) -> None:
-        """A probe that fails ends the probes, not the capture of training rows."""
-        try:
-            self._run_probe(objective, probe, step, lr_sum)
-        except Exception as error:
-            self._probing = False
-            if self._strict:
-                raise
-            logger.error("probes have stopped; training rows go on. %s: %s", type(error).__name__, error)
+        self.prober.at_snapshot(step, lr_sum, self._batch_per_step)
 
     def _keep_parameters(self, step: int) -> bool:
         parameters = {
@@ -345,26 +328,6 @@ class Recorder:
                 logger.warning("snapshots keep no preconditioner (from step %d on), because %s", step, reason)
             return None
         return safetensors.torch.save({name: factor.contiguous() for name, factor in factors.items()})
-
-    def _run_probe(self, objective: Objective, probe: Probe, step: int, lr_sum: float) -> None:
-        start = time.perf_counter()
-        samples = len(probe.ids(len(probe.dataset)))
-        if not samples:
-            return
-        if not self.probe_seconds:
-            announce(
-                f"diffhook: probing {samples:,} samples at step {step:,}; training pauses at each snapshot"
-            )
-        engine = self.engine.sibling(self.engine.model, group_size=probe.grid.draws)
-        for rows in probe.run(
-            engine,
-            objective,
-            step=step,
-            lr_sum=lr_sum,
-            batch_per_step=self._batch_per_step,
-        ):
-            self.writer.put("probe", rows)
-        self.probe_seconds += time.perf_counter() - start
 
     def close(self, *, mid_pass: bool = False) -> None:
         """Flush and let go of model and log. Idempotent.

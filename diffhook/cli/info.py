@@ -16,7 +16,7 @@ from diffhook.analysis.effective_dimension import effective_dimension
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.cli.printing import print_json, print_table
-from diffhook.log import RunLog, Table, open_log
+from diffhook.log import RunLog, Snapshot, Table, open_log
 from diffhook.log import store as files
 from diffhook.log.samples import ROLE
 
@@ -24,8 +24,7 @@ _MUCH = 1 << 29  # numbers of projections, a gigabyte
 _NAMED = 3  # of the parameters left out
 _SHARING = (
     "Who gets this log gets: sample ids and the timesteps, losses and gradient norms of each, the mean, "
-    "contrast and roughness of its pixels, random projections of gradients, the trained weights in its "
-    "snapshots (and Adam's divisors, if they were to be kept), the model's "
+    "contrast and roughness of its pixels, random projections of gradients, {weights}, the model's "
     "configuration and the versions of libraries. {names} {queries} {images}"
 )
 
@@ -46,8 +45,9 @@ def run(args: argparse.Namespace) -> None:
         print_json(facts)
         return
     shown = {**facts, "snapshots": words.at_steps(facts["snapshots"])}
-    missing = facts["snapshots missing"]
-    shown["snapshots missing"] = words.at_steps(missing) if missing else None
+    for name in ("snapshots missing", "checkpoints that are not there"):
+        shown[name] = words.at_steps(facts[name]) if facts[name] else None
+    shown["checkpoints"] = facts["checkpoints"] or None
     shown["class images"] = facts["class images"] or None
     sessions = shown.pop("sessions")
     shown["micro-batches left out"] = facts["micro-batches left out"] or None
@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
         if told
         else "No query holds a caption or a path."
     )
-    print_table("", ["", "value"], rows, _SHARING.format(names=names, queries=queries, images=images))
+    sharing = _SHARING.format(names=names, queries=queries, images=images, weights=_weights(log))
+    print_table("", ["", "value"], rows, sharing)
     if len(sessions) > 1:
         print_table("Sessions", list(sessions[0]), [list(s.values()) for s in sessions], _BRANCHES)
 
@@ -79,7 +80,7 @@ def describe(log: RunLog) -> dict[str, Any]:
     identity = log.config["identity"]
     projection = identity["projection"]
     steps, rows = log.dropped()
-    ids = distinct_samples(log.train, Execution())
+    ids = distinct_samples(log.train if len(log.train) else log.probe, Execution())
     own = int((ids < ROLE).sum())
     return {
         "log": log.location,
@@ -99,6 +100,8 @@ def describe(log: RunLog) -> dict[str, Any]:
         "queries": {name: len(table) for name, table in log.queries.items()},
         "snapshots": [snapshot.step for snapshot in log.snapshots],
         "snapshots missing": log.index.missing_snapshots,
+        "checkpoints": [s.reference.path for s in log.snapshots if s.reference is not None],
+        "checkpoints that are not there": [s.step for s in log.snapshots if _is_away(s)],
         "sessions": _sessions(log),
         "alerts": len(log.alerts()),
         "micro-batches left out": read_summary(log).get("left_out", {}),
@@ -111,6 +114,17 @@ def describe(log: RunLog) -> dict[str, Any]:
         "holds images": bool(log.thumbnails),
         "bytes": sizes(log),
     }
+
+
+def _is_away(snapshot: Snapshot) -> bool:
+    """Whether it refers to a checkpoint that has no file at its place; verify also reads those."""
+    return snapshot.reference is not None and not all(path.is_file() for path in snapshot.reference.paths)
+
+
+def _weights(log: RunLog) -> str:
+    if any(snapshot.reference is not None for snapshot in log.snapshots):
+        return "the places of the checkpoints that it was measured at"
+    return "the trained weights in its snapshots (and Adam's divisors, if they were to be kept)"
 
 
 def _sessions(log: RunLog) -> list[dict[str, Any]]:

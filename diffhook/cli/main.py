@@ -19,6 +19,7 @@ COMMANDS = {
     "verify": "Read everything in a log once and say what is damaged, and which rows that costs.",
     "compact": "Copy a log into a smaller one: whole shards, only the rows that count, or sums of them.",
     "merge": "Put the parts of one run that lie in several logs (other ranks, steps or queries) into one.",
+    "checkpoints": "Measure training samples at checkpoints of a training that is over.",
     "outliers": "Rank the samples that are broken, mislabelled or foreign, or that drive the model alone.",
     "query": "Compute the gradients of images at a run's snapshots, to ask for their influences.",
     "influence": "List the training samples that most influenced each query.",

@@ -11,6 +11,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
+from diffhook.cli.loss import add_captions, add_loss, device_of, named_objective
 from diffhook.cli.printing import print_json
 from diffhook.cli.values import integers
 from diffhook.errors import ConfigurationError
@@ -27,26 +28,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
     )
     asked.add_argument("--generate", type=int, metavar="N", help="N images that the model makes")
     command.add_argument("--ids", metavar="I,J,…", help="only these of the images, by position")
-    text = command.add_mutually_exclusive_group()
-    text.add_argument(
-        "--captions", metavar="FILE", help="a caption a line, or .jsonl with file_name and text"
-    )
-    text.add_argument("--caption", metavar="TEXT", help="one caption for all images")
-    command.add_argument(
-        "--class-labels", metavar="C,D,…", help="of a class-conditional model: one for each image, or for all"
-    )
+    add_captions(command)
 
     model = command.add_argument_group("the model and its loss, where the log does not hold them")
     model.add_argument("--pipeline", metavar="DIR", help="saved pipeline whose model was trained")
     model.add_argument("--lora", metavar="DIR", help="folder with the adapter's adapter_config.json")
-    model.add_argument(
-        "--scheduler",
-        metavar="CLASS",
-        help="a diffusers scheduler, such as DDPMScheduler, with the betas of the pipeline or the log",
-    )
-    model.add_argument("--prediction-type", metavar="TYPE", help="epsilon, v_prediction, sample …")
-    model.add_argument("--snr-gamma", type=float, metavar="γ", help="the loss had min-SNR weights")
-    model.add_argument("--device", help="where to compute; default: a GPU if there is one")
+    add_loss(model)
 
     made = command.add_argument_group("generated images")
     made.add_argument("--seed", type=int, default=0, metavar="S", help="of the first image (0)")
@@ -80,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from diffhook.analysis.rebuilt import build_model
 
     log = open_log(args.log)
-    device = _device(args.device)
+    device = device_of(args.device)
     pipeline = _pipeline(args, device)
     pictures = _pictures(log, args, pipeline) if args.images else None  # before a model is built
     objective = _objective(log, args, pipeline)
@@ -125,17 +112,6 @@ def _grid(log: RunLog, args: argparse.Namespace) -> Any:
     return replace(default_grid(log), **{name: value for name, value in named.items() if value is not None})
 
 
-def _device(name: str | None) -> Any:
-    import torch
-
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-        return device
-    except (RuntimeError, AssertionError) as error:  # the latter: torch was built without it
-        raise ConfigurationError(f"--device {name}: {str(error).splitlines()[0]}") from error
-
-
 def _pipeline(args: argparse.Namespace, device: Any) -> Any:
     from diffhook.capture.pipeline import SavedPipeline
 
@@ -150,20 +126,9 @@ def _pipeline(args: argparse.Namespace, device: Any) -> Any:
 def _objective(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
     """The log's, unless the command line describes another."""
     from diffhook.analysis.rebuilt import build_objective
-    from diffhook.capture import DiffusionObjective, MinSNR
-    from diffhook.capture.diffusion import make_scheduler
 
-    named = (args.scheduler, args.prediction_type, args.snr_gamma)
-    if named == (None, None, None):
-        return build_objective(log, pipeline)
-    if args.scheduler is not None:
-        scheduler = make_scheduler(args.scheduler, _schedule(log, pipeline))
-    elif pipeline is not None:
-        scheduler = pipeline.training_scheduler()
-    else:
-        raise ConfigurationError("--prediction-type and --snr-gamma need --scheduler or --pipeline")
-    weighting = None if args.snr_gamma is None else MinSNR(args.snr_gamma)
-    return DiffusionObjective(scheduler, prediction_type=args.prediction_type, weighting=weighting)
+    named = named_objective(args, pipeline, lambda: _schedule(log, pipeline))
+    return build_objective(log, pipeline) if named is None else named
 
 
 def _schedule(log: RunLog, pipeline: Any) -> dict[str, Any]:

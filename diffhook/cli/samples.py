@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Container, Sequence
-from pathlib import Path, PurePosixPath
+from functools import lru_cache
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from diffhook.cli.values import read_lines
 from diffhook.errors import ConfigurationError
 from diffhook.images import to_image
+from diffhook.report.folder import Folder
 from diffhook.report.images import load_images
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from diffhook.capture.pipeline import SavedPipeline
     from diffhook.log import RunLog
+
+
+_KEPT = 256  # items
 
 
 class Pictures(Sequence[Any]):
@@ -51,6 +56,7 @@ class Pictures(Sequence[Any]):
         class_labels: Sequence[int] | None = None,
     ) -> None:
         self.images = load_images(path)
+        self._read = lru_cache(_KEPT)(self._prepared)  # encoding takes long, and probes ask more than once
         self.channels, self.size, self.pipeline = channels, size, pipeline
         self.captions: list[str] | None = None
         if captions is not None:
@@ -62,7 +68,15 @@ class Pictures(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def names(self) -> dict[int, str]:
+        """Index → file, of a folder's images; empty where they have no names."""
+        return self.images.names(range(len(self))) if isinstance(self.images, Folder) else {}
+
     def __getitem__(self, index: Any) -> Any:
+        return self._read(index)
+
+    def _prepared(self, index: Any) -> Any:
         import torch
 
         image = self.images[index]
@@ -98,6 +112,21 @@ def one_each(labels: Sequence[int], count: int) -> list[int]:
             f"there are {len(labels)} class labels for {count} images: expected one for each, or one for all"
         )
     return list(labels) * (count if len(labels) == 1 else 1)
+
+
+def folder_labels(files: Sequence[PurePath], classes: int) -> list[int]:
+    """Class labels of images that lie in a folder for each class, in the order of the folders' names.
+
+    Raises:
+        ConfigurationError: they do not, or there are more folders than the model has classes.
+    """
+    folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    if not files or any(len(file.parts) < 2 for file in files) or len(folders) > classes:
+        raise ConfigurationError(
+            f"the model is told one of {classes} classes, and {len(folders)} class folders hold the images: "
+            "name the labels with --class-labels"
+        )
+    return [folders.index(file.parts[0]) for file in files]
 
 
 def to_pixels(image: Any, channels: int, size: tuple[int, int]) -> Tensor:

@@ -37,6 +37,20 @@ def integers(text: str | None, option: str) -> list[int] | None:
         raise ConfigurationError(f"{option} is {text!r}; expected integers, such as 3,7,12") from error
 
 
+def numbers(text: str | None, option: str) -> list[float] | None:
+    """Of "0.1,3e-4"; None where the option is not given.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigurationError(f"{option} is {text!r}; expected numbers, such as 0.1,3e-4") from error
+
+
 def read_lines(path: str | Path, least: int = 0) -> list[str]:
     """Lines of a UTF-8 text file, without a byte order mark and without blank lines at the end.
 

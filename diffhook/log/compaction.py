@@ -23,7 +23,7 @@ from diffhook.log.reader import RunLog, open_log
 from diffhook.log.root import write_root
 from diffhook.log.samples import NameWriter
 from diffhook.log.schema import Rows, differences, projection_dtype
-from diffhook.log.snapshots import Snapshot, in_session, write_snapshot
+from diffhook.log.snapshots import Snapshot, copy_snapshot
 from diffhook.log.store import Location
 from diffhook.log.table import Table
 from diffhook.log.table_writer import TableWriter
@@ -166,7 +166,7 @@ def copy_logs(
             else:
                 _copy_table(copy, name, parts, lambda: bar.advance(task))
         for snapshot in snapshots:
-            write_snapshot(store, in_session(snapshot, 0), snapshot.parameters(), snapshot.preconditioner())
+            copy_snapshot(snapshot, store, 0)
             bar.advance(task)
         _copy_rest(store, logs)
         write_root(store, config)  # without it there is no log: so it is the last
@@ -282,7 +282,7 @@ def _snapshots(logs: Sequence[RunLog]) -> list[Snapshot]:
     for log in logs:
         for snapshot in log.snapshots:
             other, own = found.setdefault(snapshot.step, (log, snapshot))
-            if own.parameters() != snapshot.parameters():
+            if own.digest != snapshot.digest:
                 raise ConfigurationError(
                     f"{other.location} and {log.location} have different parameters at step "
                     f"{snapshot.step}: they are two runs, not parts of one"

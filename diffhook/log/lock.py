@@ -14,7 +14,7 @@ from typing import Any
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from diffhook.errors import LogError
+from diffhook.errors import LogBusyError, LogError
 
 try:
     import fcntl
@@ -48,14 +48,25 @@ def query_lock(store: Store, name: str) -> Iterator[None]:
     """Claim a query set while it is computed: two of one name at once would write over each other.
 
     Raises:
-        LogError: it is being computed already.
+        LogBusyError: it is being computed already.
+    """
+    with part_lock(store, f"query-{name}", f"queries {name!r}", "choose another name"):
+        yield
+
+
+@contextmanager
+def part_lock(store: Store, name: str, what: str, choose: str = "choose another path") -> Iterator[None]:
+    """Claim a part of the work on a log.
+
+    Raises:
+        LogBusyError: somebody else has it.
     """
     owner = _Owner()
-    _claim(store, f"query-{name}", owner, f"queries {name!r}", "choose another name", "wait for it")
+    _claim(store, name, owner, what, choose, "wait for it")
     try:
         yield
     finally:
-        _release(store, f"query-{name}", owner)
+        _release(store, name, owner)
 
 
 def rows_in_memory(store: Store) -> int:
@@ -88,7 +99,7 @@ def _claim(store: Store, name: str, owner: Any, what: str, choose: str, close: s
     if str(path) in _held:
         handle, earlier = _held[str(path)]
         if earlier() not in (None, owner):
-            raise LogError(f"this process is writing {where} already: {close}, or {choose}")
+            raise LogBusyError(f"this process is writing {where} already: {close}, or {choose}")
         _held[str(path)] = handle, weakref.ref(owner)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +110,8 @@ def _claim(store: Store, name: str, owner: Any, what: str, choose: str, close: s
         writer = os.read(handle, 20).decode(errors="replace").strip()
         os.close(handle)
         known = writer if writer.isdecimal() else "unknown"
-        raise LogError(f"process {known} is writing {where}: wait for it or end it, or {choose}") from error
+        message = f"process {known} is writing {where}: wait for it or end it, or {choose}"
+        raise LogBusyError(message) from error
     except OSError:  # no locks here
         os.close(handle)
         return

@@ -14,6 +14,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.reference import Reference
 from diffhook.log.seal import parse, seal, unseal
 
 ROOT = "snapshots"
@@ -30,6 +31,7 @@ class Snapshot:
         lr: learning rate of the last of them.
         lr_sum: sum of the learning rates of the steps since the snapshot before.
         session: number of the process start that took it.
+        reference: where the parameters lie, if not in the log: of a checkpoint of the user's.
         details: whatever else the writer recorded.
     """
 
@@ -37,6 +39,7 @@ class Snapshot:
     lr: float
     lr_sum: float
     session: int = 0
+    reference: Reference | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     store: Store | None = field(default=None, repr=False, compare=False)
     folder: str = field(default="", repr=False, compare=False)
@@ -49,17 +52,34 @@ class Snapshot:
         return f"{ROOT}/{self.folder or folder_of(self.step, self.session)}"
 
     def parameters(self) -> bytes:
-        """The parameters as a safetensors file's content.
+        """The parameters as a safetensors file's content, of a snapshot that holds them.
 
         Raises:
-            LogError: the file is gone, or not what was written.
+            LogError: the file is gone, or not what was written; or the snapshot refers to a checkpoint.
         """
+        if self.reference is not None:
+            raise LogError(
+                f"{self.key} holds no parameters: they lie in the checkpoint {self.reference.path}, which "
+                "diffhook.capture.checkpoints.snapshots reads"
+            )
         return self._read("parameters", self.digest)
 
     def preconditioner(self) -> bytes | None:
         """1 / (√v̂ + ε) of each parameter, likewise; None where the run did not keep it."""
         known = self.preconditioner_digest
         return None if known is None else self._read("preconditioner", known)
+
+    def check(self) -> None:
+        """Read everything that it holds or refers to.
+
+        Raises:
+            LogError: it is gone, or not what was written.
+        """
+        if self.reference is None:
+            self.parameters()
+        else:
+            self.reference.located()
+        self.preconditioner()
 
     def _read(self, name: str, digest: str) -> bytes:
         assert self.store is not None
@@ -75,11 +95,19 @@ class Snapshot:
 
 
 def write_snapshot(
-    store: Store, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None = None
+    store: Store, snapshot: Snapshot, parameters: bytes | None, preconditioner: bytes | None = None
 ) -> None:
-    """Write parameters, then the description: a snapshot without it does not exist."""
-    files.put(store, f"{snapshot.key}/parameters.safetensors", parameters)
-    digests = {"sha256": hashlib.sha256(parameters).hexdigest()}
+    """Write parameters, then the description: a snapshot without it does not exist.
+
+    Args:
+        parameters: None of a snapshot that refers to a checkpoint.
+    """
+    digests: dict[str, Any] = {}
+    if snapshot.reference is not None:
+        digests = {"sha256": snapshot.reference.digest, "reference": snapshot.reference.describe()}
+    elif parameters is not None:
+        files.put(store, f"{snapshot.key}/parameters.safetensors", parameters)
+        digests = {"sha256": hashlib.sha256(parameters).hexdigest()}
     if preconditioner is not None:
         files.put(store, f"{snapshot.key}/preconditioner.safetensors", preconditioner)
         digests["preconditioner_sha256"] = hashlib.sha256(preconditioner).hexdigest()
@@ -135,16 +163,21 @@ def read_snapshot(store: Store, folder: str) -> Snapshot | None:
         preconditioner = fields.pop("preconditioner_sha256", None)
         step, session = fields.pop("step"), fields.pop("session")
         lr, lr_sum = float(fields.pop("lr")), float(fields.pop("lr_sum"))
+        reference = Reference.of(fields.pop("reference", None))
         if type(step) is not int or type(session) is not int or step < 0 or session < 0:
             raise ValueError(f"step {step!r}, session {session!r}")
         if folder != folder_of(step, session):
             raise ValueError(f"it is of {folder_of(step, session)}")
-        snapshot = Snapshot(step, lr, lr_sum, session, fields, store, folder, digest, preconditioner)
+        snapshot = Snapshot(
+            step, lr, lr_sum, session, reference, fields, store, folder, digest, preconditioner
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(f"{files.describe(store)}: {place} is damaged: {error!r}") from error
     return snapshot
 
 
-def in_session(snapshot: Snapshot, session: int) -> Snapshot:
-    """The same snapshot, to be written as of another session."""
-    return replace(snapshot, session=session, folder="")
+def copy_snapshot(snapshot: Snapshot, store: Store, session: int) -> None:
+    """Write the same snapshot into another log, as of another session there."""
+    parameters = snapshot.parameters() if snapshot.reference is None else None
+    own = replace(snapshot, session=session, folder="")
+    write_snapshot(store, own, parameters, snapshot.preconditioner())

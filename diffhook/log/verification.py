@@ -20,6 +20,7 @@ from diffhook.log.alerts import alert_files, read_rank
 from diffhook.log.index import LINKED, LogIndex
 from diffhook.log.lineage import Session, longest, path_to
 from diffhook.log.rank import DamagedRowsError, RankGroup
+from diffhook.log.reference import MovedCheckpointError
 from diffhook.log.root import read_config
 from diffhook.log.samples import name_files, read_name_file
 from diffhook.log.schema import BY_NAME
@@ -262,10 +263,11 @@ def _check_snapshots(index: LogIndex, advance: Step) -> Iterator[Finding]:
         try:
             snapshot = read_snapshot(index.store, folder)
             if snapshot is not None:
-                snapshot.parameters()
-                snapshot.preconditioner()
+                snapshot.check()
             elif folder in expected:
                 yield Finding(Kind.FILE, key, "the run has written it, and it is gone")
+        except MovedCheckpointError as error:
+            yield Finding(Kind.TOLD, key, str(error))  # the log is as it was
         except LogError as error:
             yield Finding(Kind.FILE, key, str(error))
         advance()

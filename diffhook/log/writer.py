@@ -192,9 +192,14 @@ class LogWriter:
         self._dropped[table] = (steps + 1, count + len(rows["sample"]))
         return False
 
-    def snapshot(self, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None = None) -> bool:
+    def snapshot(
+        self, snapshot: Snapshot, parameters: bytes | None, preconditioner: bytes | None = None
+    ) -> bool:
         """Write a snapshot, after the rows handed over before it, which it waits for where memory holds
         not both: as long as the disk works.
+
+        Args:
+            parameters: None of a snapshot that refers to a checkpoint.
 
         Returns:
             False: the disk fails or hangs, and the snapshot is left out; the log says how many were.
@@ -203,7 +208,7 @@ class LogWriter:
             LogError: writing failed for good.
         """
         self._submit(self._flush_tables)
-        size = len(parameters) + len(preconditioner or b"")
+        size = len(parameters or b"") + len(preconditioner or b"")
         taken = self._backlog.offer_patiently(
             lambda: self._write_snapshot(snapshot, parameters, preconditioner), size
         )
@@ -323,7 +328,9 @@ class LogWriter:
         self._table("train").commit()
         self._table("train").check_ours()
 
-    def _write_snapshot(self, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None) -> None:
+    def _write_snapshot(
+        self, snapshot: Snapshot, parameters: bytes | None, preconditioner: bytes | None
+    ) -> None:
         self._begin()
         own = replace(snapshot, session=self.session, folder="")
         write_snapshot(self.store, own, parameters, preconditioner)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.signals import View
+from diffhook.analysis.tables import appearance_table
 from diffhook.errors import ConfigurationError
 from diffhook.images import to_image
 from diffhook.log import RunLog
@@ -78,10 +79,11 @@ class Likeness:
         """None where the log knows nothing of its samples' pixels: of latents, or without their figures."""
         model = log.config["identity"].get("model") or {}
         channels = (model.get("config") or {}).get("in_channels")
-        if channels not in (1, 3) or not any(g.columns >= set(COLUMNS) for g in log.train.groups):
+        table = appearance_table(log)
+        if channels not in (1, 3) or table is None:
             return None
-        view = View(log, "train", log.train, execution or Execution())
-        means = [view.means(log.train, column)[0] for column in COLUMNS]
+        view = View(log, table.name, table, execution or Execution())
+        means = [view.means(table, column)[0] for column in COLUMNS]
         found = cls(view.sample_ids, np.column_stack(means).astype(np.float64), channels)
         return found if len(found.ids) >= _FEWEST else None
 

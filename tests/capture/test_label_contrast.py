@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import diffhook
 from diffhook.capture import label_contrast
-from diffhook.capture.label_contrast import label_contrasts
+from diffhook.capture.label_contrast import LabelContrasts
 from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.torch import TorchHook
@@ -41,6 +41,14 @@ def batches(size: int = 3, labels: Tensor = LABELS) -> Any:
         part = slice(start, start + size)
         batch = {"images": IMAGES[part], "class_labels": labels[part]}
         yield [100 + i for i in range(len(IMAGES))[part]], batch
+
+
+def label_contrasts(model: nn.Module, objective: Any, of: Any, grid: diffhook.Grid) -> dict[int, Any]:
+    """Of all samples, which are the reference as well."""
+    contrasts = LabelContrasts.learn(model, objective, of, grid)
+    if contrasts is None:
+        return {}
+    return {i: c for ids, batch in of() for i, c in zip(ids, contrasts.of(batch, len(ids)), strict=True)}
 
 
 def loss(model: nn.Module, index: int, timestep: int, label: int) -> float:
@@ -132,10 +140,8 @@ def test_models_without_classes_have_no_contrast() -> None:
 def test_labels_are_tried_between_the_ends_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     """At either end all labels fit alike."""
     grids: list[diffhook.Grid] = []
-    monkeypatch.setattr(
-        "diffhook.capture.probe.label_contrasts", lambda *given: grids.append(given[-1]) or {}
-    )
-    diffhook.Probe(label_timesteps=4)._label_contrasts(Told(), OBJECTIVE)
+    monkeypatch.setattr(LabelContrasts, "learn", lambda *given: grids.append(given[-1]))
+    diffhook.Probe(label_timesteps=4, dataset=IMAGES).contrasts(Told(), OBJECTIVE)
     assert grids[0].timesteps_of(OBJECTIVE) == [201, 400, 600, 799]
 
 

@@ -15,7 +15,7 @@ import pytest
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
-from tests.integrations.two_processes import train
+from tests.integrations.two_processes import probe_options, train
 from tests.integrations.two_sittings import SAVED
 from tests.runs import identified
 
@@ -62,6 +62,20 @@ def test_the_ranks_together_log_what_one_process_does(out: Path, tmp_path: Path)
         columns[name] = first
         np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-6, err_msg=name)
     assert columns["sample"].tolist() == list(range(12))
+
+
+def test_the_ranks_share_the_probes_and_together_make_one_process_s(out: Path, tmp_path: Path) -> None:
+    train(tmp_path / "log", DataLoader(TensorDataset(identified()), 6), projection_dim=16, **probe_options())
+    one, two = diffhook.open_log(tmp_path / "log").probe, diffhook.open_log(out / "probed").probe
+    assert len(two.groups) == 2
+    assert min(group.committed for group in two.groups) > 0, "one rank has probed nothing"
+    ours, theirs = (
+        {name: t[name][np.lexsort([t["noise_seed"], t["sample"], t["step"]])] for name in t.columns}
+        for t in (two, one)
+    )
+    for name in ("step", "sample", "noise_seed", "lr", "weight"):
+        np.testing.assert_array_equal(ours[name], theirs[name], name)
+    np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-4)
 
 
 def test_training_is_bit_identical_with_and_without_us_on_every_rank(out: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from diffhook.cli.info import describe
 from diffhook.integrations.accelerate import DiffHook
 from tests.models import unet
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses
@@ -53,7 +54,9 @@ def odd(model: nn.Module, clean: Tensor) -> Tensor:
     return (predicted - noise.sin()).square().mean()
 
 
-def train(log: Path | None, loss: Loss, model: nn.Module | None = None, **options: Any) -> nn.Module:
+def train(
+    log: Path | None, loss: Loss, model: nn.Module | None = None, epochs: int = 2, **options: Any
+) -> nn.Module:
     torch.manual_seed(0)
     model = TinyDenoiser() if model is None else model
     accelerator = Accelerator(cpu=True)
@@ -62,7 +65,7 @@ def train(log: Path | None, loss: Loss, model: nn.Module | None = None, **option
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     loader = DataLoader(TensorDataset(IMAGES), 8, shuffle=True)
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    for _ in range(2):
+    for _ in range(epochs):
         for (clean,) in loader:
             accelerator.backward(loss(prepared, clean))
             optimizer.step()
@@ -100,6 +103,21 @@ def test_queries_need_not_be_told_it(tmp_path: Path) -> None:
     by_hand = diffhook.query(log, IMAGES[:3], "by-hand", told, grid=grid, model=model)
     for column in ("grad_norm", "projection", "loss"):
         np.testing.assert_array_equal(by_log[column], by_hand[column])
+
+
+def test_a_run_that_was_too_short_says_so_and_a_resumed_one_keeps_what_was_recognised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "log", plain, epochs=1)
+    told = "too few of the captured rows showed it, 48, and 64 of two batches are needed"
+    assert f"training loss not recognised: {told}" in capsys.readouterr().out
+    log = diffhook.open_log(tmp_path / "log")
+    assert told in log.objective_words
+    assert "objective=DiffusionObjective(noise_scheduler" in log.objective_words
+    assert describe(log)["training loss"] == log.objective_words
+    train(tmp_path / "other", plain)
+    train(tmp_path / "other", plain, epochs=1)
+    assert diffhook.open_log(tmp_path / "other").objective is not None
 
 
 def test_what_is_not_recognised_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

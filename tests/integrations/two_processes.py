@@ -16,8 +16,9 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from diffhook.capture import DiffusionObjective, Grid, Probe
 from diffhook.integrations.accelerate import DiffHook
-from tests.runs import TinyDenoiser, denoising_losses, identified
+from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
 
 COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "barrier",
@@ -69,6 +70,12 @@ def counted(calls: Counter[str]) -> None:
         setattr(torch.distributed, name, wrapped)
 
 
+def probe_options() -> dict[str, Any]:
+    """Seven samples on a small grid, at each step."""
+    probe = Probe(7, Grid(3, replicates=2), batch_size=2)
+    return {"probe": probe, "objective": DiffusionObjective(SCHEDULER), "snapshot_every": 1}
+
+
 def main(out: Path) -> None:
     calls: Counter[str] = Counter()
     Accelerator(cpu=True)
@@ -79,6 +86,8 @@ def main(out: Path) -> None:
         runs.append(train(log, DataLoader(TensorDataset(identified()), 3), projection_dim="full"))
         counts.append(dict(calls))
     same = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+    train(out / "probed", DataLoader(TensorDataset(identified()), 3), projection_dim=16, **probe_options())
 
     damaged = identified(11)  # an odd number: even_batches repeats a sample
     damaged[3, 0, 3, 3] = torch.nan  # rank 1's

@@ -6,6 +6,7 @@ import numpy as np
 
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
 from diffhook.analysis.standardize import robust_deviations
+from diffhook.analysis.tables import appearance_table
 from diffhook.looks import COLUMNS, Usual, on_scale
 
 _FEWEST = 16  # samples of which one can say what is usual
@@ -23,10 +24,10 @@ class Input(Signal):
     counted_on = frozenset({"train", "probe"})
 
     def look(self, view: View) -> Found | None:
-        train = view.log.train  # knows, whatever is ranked
-        if not any(group.columns >= set(COLUMNS) for group in train.groups):
+        table = appearance_table(view.log)  # knows, whatever is ranked
+        if table is None:
             return None
-        means = [view.means(train, column)[0] for column in COLUMNS]
+        means = [view.means(table, column)[0] for column in COLUMNS]
         figures = on_scale(np.column_stack(means))
         known = np.isfinite(figures).all(1)
         if known.sum() < _FEWEST:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 
 from diffhook.capture.alerts import Alerts
@@ -25,7 +25,7 @@ from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
-from diffhook.capture.loop.objective_told import settle_objective
+from diffhook.capture.loop.objective_told import await_objective, settle_objective
 from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.optimizer_watch import OptimizerWatch
 from diffhook.capture.loop.optimizers import scale_of
@@ -34,7 +34,6 @@ from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
 from diffhook.capture.loop.succession import Succession
 from diffhook.capture.loop.summary import summary, tell_plan, why_nothing
-from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.capture.recorder import Recorder
 from diffhook.capture.settings import Settings
@@ -248,8 +247,8 @@ class Capture:
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
-        session.staging.objective.begin(model, self.loader, session.steps.rank)
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
+        session.staging.objective.begin(model, self.loader, probes=ranks.probes)
         recorder = Recorder(
             engine,
             self.path,
@@ -263,13 +262,15 @@ class Capture:
             alerts=self.alerts,
             objective=settings.objective,
             probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
-            preconditioner=self._preconditioner if settings.keep_preconditioner else None,
+            sharing=ranks.shared_probe,
+            preconditioner=self._optimizers.preconditioner if settings.keep_preconditioner else None,
             strict=settings.strict,
         )
         with ExitStack() as undo:
             undo.callback(recorder.close)
             if session.steps.processes == 1:  # else the others would wait for this one
                 recorder.recognise(batch.ids, batch.images, self.identity.telling_names)
+            await_objective(session.staging.objective.inputs, recorder)
             self._ranks = ranks
             ranks.listen()
             self._began = time.perf_counter()
@@ -288,13 +289,8 @@ class Capture:
         settle_objective(verdict, self.settings.objective, self.session)
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
-        if self.session.steps.rank > 0:
-            return
         rows, found = len(batch.ids) * self.session.steps.processes, self.identity.found
         tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
-
-    def _preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
-        return adam_preconditioner(self._optimizers.optimizer, parameters)
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
@@ -374,6 +370,7 @@ class Capture:
         if session.steps.count:
             session.on(events.SnapshotDue())
         recorder.skipped()  # what was staged for a step that never came
+        session.staging.objective.end()
         seconds = time.perf_counter() - self._began
         numbers, text = summary(session.plan, recorder, seconds, session.absences.counts)
         if session.steps.rank == 0:

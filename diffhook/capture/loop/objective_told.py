@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from diffhook.capture import Objective, Recorder
 from diffhook.capture.diffusion import DiffusionObjective
+from diffhook.capture.loop.probe_inputs import ProbeInputs
 from diffhook.capture.loop.session import Session
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.console import announce
+from diffhook.errors import LogError
 from diffhook.log.objective import OBJECTIVE
 
 logger = logging.getLogger("diffhook")
@@ -25,9 +28,15 @@ def settle_objective(verdict: Recognised | Refusal, given: Objective | None, ses
     """
     recorder, inputs = session.recorder, session.staging.objective.inputs
     tell_objective(verdict, given, recorder)
-    if recorder is not None and inputs is not None:
+    if recorder is not None and inputs is not None and recorder.rank == 0:
         objective = verdict.objective() if isinstance(verdict, Recognised) else None
-        recorder.probe_with(objective, inputs.probe)
+        recorder.prober.probe_with(objective, inputs.probe)
+
+
+def await_objective(inputs: ProbeInputs | None, recorder: Recorder) -> None:
+    """Processes beside the first one probe what they have seen, once that has recognised the loss."""
+    if inputs is not None and recorder.rank > 0:
+        recorder.prober.probe_with(None, inputs.probe)
 
 
 def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recorder: Recorder | None) -> None:
@@ -48,10 +57,19 @@ def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recor
                 wrong,
             )
         return
+    if isinstance(verdict, Refusal) and verdict.kind == "short" and _known(recorder):
+        return
     known = isinstance(verdict, Recognised)
     announce(f"diffhook: training loss {'recognised' if known else 'not recognised'}: {verdict.words}")
     described = verdict.objective().describe() if isinstance(verdict, Recognised) else None
     recorder.writer.record(OBJECTIVE, {"objective": described, "words": verdict.words})
+
+
+def _known(recorder: Recorder) -> bool:
+    """Whether an earlier session has recognised it."""
+    with suppress(LogError):
+        return recorder.writer.past().objective is not None
+    return False
 
 
 def contradiction(given: Objective, found: Recognised) -> str | None:

@@ -49,9 +49,9 @@ class ObjectiveWatch:
         inputs = None if probe is None or probe.dataset is not None else ProbeInputs(probe)
         return cls(attachment, tell, inputs)
 
-    def begin(self, model: nn.Module, loader: Any, rank: int) -> None:
-        """The capture begins: of ``model``, on what ``loader`` gives. The first rank alone probes."""
-        if rank > 0:
+    def begin(self, model: nn.Module, loader: Any, *, probes: bool) -> None:
+        """The capture begins: of ``model``, on what ``loader`` gives; whether this process probes."""
+        if not probes:
             self.inputs = None
         if self.inputs is not None:
             dataset = describe_dataset(loader)
@@ -74,6 +74,11 @@ class ObjectiveWatch:
         self._mixings.clear()
         if self.observes or self._watched:
             self._watch_schedulers()
+
+    def end(self) -> None:
+        """The training is over: a run that was too short says so."""
+        if (verdict := self._recognition.end()) is not None:
+            self._tell(verdict)
 
     def pass_ended(self, call: DenoiserCall | None, undo: float, sample_ids: Tensor) -> None:
         """A pass has made rows.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -15,6 +16,7 @@ from torch.optim.optimizer import (
 from diffhook.capture.loop.attachment import Attachment
 from diffhook.capture.loop.events import Event, GradientsZeroed, StepBegan, StepEnded
 from diffhook.capture.loop.optimizers import overflowed, steps_taken
+from diffhook.capture.preconditioner import adam_preconditioner
 
 
 class OptimizerWatch:
@@ -45,6 +47,10 @@ class OptimizerWatch:
     def optimizer(self) -> torch.optim.Optimizer | None:
         """Whose step counted last, once there is one."""
         return None if self._counted is None else self._counted()
+
+    def preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        """See :func:`~diffhook.capture.preconditioner.adam_preconditioner`."""
+        return adam_preconditioner(self.optimizer, parameters)
 
     def add(self, optimizer: torch.optim.Optimizer) -> None:
         """Watch an optimiser from before its first step."""

@@ -79,6 +79,7 @@ class ProbeInputs:
             dataset=items,
             collate=_joined,
             identify=lambda batch, positions: [items.ids[position] for position in positions],
+            names=items.ids,
             population=self._population,
         )
 

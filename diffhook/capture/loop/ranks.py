@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from diffhook.capture.loop.probe_sharing import SharedProbe
 from diffhook.compat.torch import process_store
 
 _PAUSE = 0.05  # seconds between two looks for a request
@@ -45,6 +46,13 @@ class Ranks:
         self._thread: threading.Thread | None = None
         if processes > 1 and dist.is_available() and dist.is_initialized():
             self._store = process_store(f"diffhook-{next(_numbers)}")
+        #: for the prober; None where there is one process, or they cannot talk to each other
+        self.shared_probe = None if self._store is None else SharedProbe(self._store)
+
+    @property
+    def probes(self) -> bool:
+        """Whether this process takes part in probes."""
+        return self._rank == 0 or self.shared_probe is not None
 
     def agree_on_run(self) -> str | None:
         """An id of this start of the run, drawn by the first process, which all of them must ask.

@@ -17,7 +17,9 @@ from diffhook.console import announce
 def tell_plan(
     plan: Plan, recorder: Recorder, batch: int, loader: Any, snapshot_every: int | None, ids_from: str
 ) -> None:
-    """To the terminal and the log, see :func:`plan_text`."""
+    """To the terminal and the log, see :func:`plan_text`. The first rank's to tell."""
+    if recorder.rank > 0:
+        return
     text = plan_text(plan, recorder, batch, loader, snapshot_every, ids_from)
     recorder.writer.record("plan.json", {"text": text.splitlines()})
     announce(text)
@@ -62,10 +64,10 @@ def plan_text(
         + (f", every {snapshot_every} steps" if snapshot_every else ""),
         f"  sample ids: {ids_from}",
     ]
-    if recorder.probe is not None and recorder.probe.dataset is None:
+    if recorder.prober.probe is not None and recorder.prober.probe.dataset is None:
         lines.append("  probes at snapshots, once the training loss is recognised")
-    elif recorder.probe is not None:
-        probe = recorder.probe
+    elif recorder.prober.probe is not None:
+        probe = recorder.prober.probe
         samples = len(probe.ids(len(probe.dataset)))
         grid = probe.grid
         lines.append(
@@ -93,7 +95,7 @@ def summary(
     Args:
         left_out: reason → micro-batches that were not captured.
     """
-    aside = recorder.probe_seconds + recorder.snapshot_seconds
+    aside = recorder.prober.seconds + recorder.snapshot_seconds
     training = seconds - plan.capture_seconds - aside
     overhead = plan.capture_seconds / training if training > 0 else 0.0
     alerts = Counter(recorder.alerts)
@@ -101,7 +103,7 @@ def summary(
     numbers = {
         "seconds": round(seconds, 3),
         "capture_seconds": round(plan.capture_seconds, 3),
-        "probe_seconds": round(recorder.probe_seconds, 3),
+        "probe_seconds": round(recorder.prober.seconds, 3),
         "snapshot_seconds": round(recorder.snapshot_seconds, 3),
         "capture_overhead": round(overhead, 4),
         "stride": plan.stride,
@@ -123,7 +125,7 @@ def summary(
         f"  {words.size(size)} of rows, {words.size(size / max(plan.captured_steps, 1))} a captured step\n"
         f"  capture added {plan.capture_seconds:.1f} s to {training:.1f} s of training "
         f"({overhead:.1%}); snapshots took {recorder.snapshot_seconds:.1f} s"
-        + (f", probes {recorder.probe_seconds:.1f} s" if recorder.probe_seconds else "")
+        + (f", probes {recorder.prober.seconds:.1f} s" if recorder.prober.seconds else "")
     )
     if left_out:
         reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())

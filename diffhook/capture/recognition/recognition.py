@@ -86,6 +86,10 @@ class Recognition:
         self._scale: float | None = None  # of the timesteps that the model is told
         self._offset = _NoiseOffset()
 
+    def end(self) -> Refusal | None:
+        """The training is over. Why there is no verdict, where there is none."""
+        return Refusal("short", self._rows) if self.verdict is None else None
+
     def add(self, seen: Observation) -> Mixing | None:
         """Take a pass. Returns what made its noisy samples, where that is known and fits."""
         if not bool(torch.isfinite(seen.gradient).all()):

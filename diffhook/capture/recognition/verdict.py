@@ -76,6 +76,7 @@ REASONS = {
     "flow-prediction",
     "weights": "the loss weighs its rows by none of the known functions of the timestep",
     "changed": "the loss of later steps is another one",
+    "short": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train longer",
 }
 
 
@@ -85,11 +86,14 @@ class Refusal:
 
     Attributes:
         kind: one of :data:`REASONS`.
+        rows: that showed it.
     """
 
     kind: str
+    rows: int = 0
 
     @property
     def words(self) -> str:
         """In a line, with what helps."""
-        return f"{REASONS[self.kind]}. Tell queries: objective=DiffusionObjective(noise_scheduler, …)"
+        reason = REASONS[self.kind].format(rows=self.rows)
+        return f"{reason}. Tell queries: objective=DiffusionObjective(noise_scheduler, …)"

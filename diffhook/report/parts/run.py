@@ -23,8 +23,7 @@ def run_part(log: RunLog) -> Part:
         "Model": _model(log),
         "Training seen": _training(log),
         "Training loss": log.objective_words,
-        "Captured": _captured(log, summary),
-        "Overhead": _overhead(log, summary),
+        **_measured(log, summary),
         "Snapshots": words.at_steps([snapshot.step for snapshot in log.snapshots]),
         "Queries": ", ".join(log.queries),
     }
@@ -70,6 +69,13 @@ def _training(log: RunLog) -> str:
         f"{words.plural(int(log.train['step'].max()) + 1, 'step')}, {words.plural(samples, 'sample')}, "
         f"{visits:.3g} {'visit' if visits == 1 else 'visits'} each"
     )
+
+
+def _measured(log: RunLog, summary: dict[str, Any]) -> dict[str, str]:
+    """How the rows came about."""
+    if "checkpoints" in log.config:
+        return {"Measured": f"at {words.plural(len(log.snapshots), 'checkpoint')}, after the training"}
+    return {"Captured": _captured(log, summary), "Overhead": _overhead(log, summary)}
 
 
 def _captured(log: RunLog, summary: dict[str, Any]) -> str:

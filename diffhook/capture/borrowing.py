@@ -1,0 +1,51 @@
+"""A model of the user's, taken for measurements: afterwards it is as it was."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def undrawn(device: torch.device | None = None) -> Iterator[None]:
+    """Random states, of a GPU's too, that are as before afterwards: a dataset may draw from them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and random states of our own; both are as before afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    with undrawn(next(model.parameters()).device):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """A model that snapshots are loaded into: it may be live. Undisturbed, and afterwards with the
+    trainable parameters that it had."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = [parameter.detach().to("cpu", copy=True) for parameter in trained]
+    try:
+        with undisturbed(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(trained, own, strict=True):
+                parameter.copy_(values)
