@@ -21,10 +21,10 @@ from diffhook.analysis.ranking import Ranking
 from diffhook.analysis.signals import View
 from diffhook.analysis.standardize import bin_edges, looked_at
 from diffhook.analysis.tables import appearance_table
+from diffhook.appearance import COLUMNS
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table
 from diffhook.log.store import Location
-from diffhook.looks import COLUMNS
 from diffhook.notebook import Displayed
 
 _LAST = 0.75  # of a run's steps are behind the rows that are compared

@@ -36,7 +36,7 @@ class _SelfInfluence(Signal):
 
 
 @register
-class TracInPull(_SelfInfluence):
+class TracInSelfInfluence(_SelfInfluence):
     """Robust deviations of log TracIn self-influence."""
 
     name = "tracin"
@@ -47,7 +47,7 @@ class TracInPull(_SelfInfluence):
 
 
 @register
-class ReTracPull(_SelfInfluence):
+class ReTracSelfInfluence(_SelfInfluence):
     """Robust deviations of log ReTrac self-influence: how much a sample's gradients agree with each other."""
 
     name = "retrac"
