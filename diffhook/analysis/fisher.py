@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_TAIL = 0.9  # quantile beyond which a signal's tail is taken for exponential
+_MIDDLE, _UPPER = 0.5, 0.8  # quantiles between which the tail's scale is read, where outliers are few
 
 
 def combined(signals: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
@@ -23,19 +23,29 @@ def combined(signals: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
 def log10_tail(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """(N,) log10 of the probability of so high a value, 0 for NaN.
 
-    Up to the 90% quantile it is the share of values as high; beyond, the tail is exponential, with the
-    median of the values there. A median, for what is looked for lies in the tail and must not stretch it.
+    Up to the median it is the share of values as high. Beyond, the tail is exponential, with the scale that
+    values have from there to the 80% quantile: what is looked for lies above and must not stretch it, even
+    where a tenth of all samples is broken.
     """
     known = np.isfinite(values)
     found = np.zeros(len(values))
     if not known.any():
         return found
     mine = values[known].astype(np.float64)
-    start = float(np.quantile(mine, _TAIL))
+    start, upper = np.quantile(mine, [_MIDDLE, _UPPER])
     beyond = mine - start
-    scale = float(np.median(beyond[beyond > 0])) / np.log(2) if (beyond > 0).any() else 1.0
+    scale = _scale(beyond, float(upper - start))
     order = np.sort(mine)
     share = (len(mine) - np.searchsorted(order, mine, side="left")) / len(mine)
-    tail = np.log10(1 - _TAIL) - np.maximum(beyond, 0) / scale / np.log(10)
+    tail = np.log10(1 - _MIDDLE) - np.maximum(beyond, 0) / scale / np.log(10)
     found[known] = np.where(beyond > 0, tail, np.log10(share))
     return found
+
+
+def _scale(beyond: npt.NDArray[np.float64], range_: float) -> float:
+    """Of an exponential tail that starts at the median; where all values up to the 80% quantile are equal, that
+    of those beyond."""
+    if range_ > 0:
+        return range_ / float(np.log((1 - _MIDDLE) / (1 - _UPPER)))
+    above = beyond[beyond > 0]
+    return float(np.median(above)) / float(np.log(2)) if len(above) else 1.0

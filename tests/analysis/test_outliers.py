@@ -119,11 +119,11 @@ def test_parts_say_what_the_score_is_made_of(log: diffhook.RunLog) -> None:
     assert set(ranking.parts) == {"norm", "repeat", "loss", "tracin", "retrac", "duplicate"}
     expected = np.zeros(COUNT)
     for part in (ranking.parts["norm"], ranking.parts["loss"]):  # the others stand beside the score
-        start = np.quantile(part, 0.9)
-        scale = np.median([v - start for v in part if v > start]) / np.log(2)
+        start, upper = np.quantile(part, [0.5, 0.8])
+        scale = (upper - start) / np.log(0.5 / 0.2)
         for i, value in enumerate(part):
             if value > start:
-                chance = 0.1 * np.exp(-(value - start) / scale)
+                chance = 0.5 * np.exp(-(value - start) / scale)
             else:
                 chance = np.mean([other >= value for other in part])
             expected[i] -= np.log10(chance)
@@ -135,15 +135,24 @@ def test_parts_say_what_the_score_is_made_of(log: diffhook.RunLog) -> None:
 def test_a_part_that_knows_nothing_of_a_sample_does_not_move_it() -> None:
     one, other = np.arange(20.0), np.full(20, np.nan)
     np.testing.assert_array_equal(combined([one, other]), combined([one]))
-    assert combined([one])[-1] > 1
+    assert combined([one])[-1] > 0.9, "the highest of twenty"
     assert (np.diff(combined([one])) > 0).all()
 
 
 def test_what_is_planted_does_not_stretch_the_tail_that_it_is_in() -> None:
     rng = np.random.default_rng(0)
     clean, planted = rng.normal(size=1000), rng.normal(size=1000)
-    planted[:40] += 50
-    assert -log10_tail(planted)[:40].min() > 3 * -log10_tail(clean).min()
+    planted[:150] += 50
+    assert -log10_tail(planted)[:150].min() > 3 * -log10_tail(clean).min()
+
+
+def test_of_equal_values_the_few_others_stand_out() -> None:
+    values = np.zeros(100)
+    values[:5] = [1, 2, 3, 4, 5]
+    found = -log10_tail(values)
+    assert (found[5:] == 0).all()
+    assert (np.diff(found[:5]) > 0).all()
+    np.testing.assert_array_equal(log10_tail(np.zeros(9)), 0)
 
 
 def test_whose_gradient_was_not_finite_first_comes_before_those_that_it_spoiled(tmp_path: Path) -> None:
