@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 import diffhook
 from diffhook.analysis.evaluation import detection
 from diffhook.analysis.evaluation.estimate import estimate
+from diffhook.analysis.execution import Execution
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log.samples import name_id
 from diffhook.report import write_page
@@ -164,7 +165,7 @@ def trace(log: diffhook.log.RunLog, data: Collection, asked: Collection) -> dict
     tops = {
         method: np.array([[family[int(sample)] for sample in row] for row in scores.top(SIBLINGS).sample_ids])
         for method in METHODS
-        for scores in [diffhook.influence(log, "held-out", method, progress=True)]
+        for scores in [diffhook.influence(log, "held-out", method, execution=Execution(progress=True))]
     }
     flat = data.pixels.reshape(len(data), -1).astype(np.float64)
     apart = ((asked.pixels.reshape(len(asked), 1, -1) - flat[None]) ** 2).sum(2)
@@ -220,7 +221,7 @@ def main() -> None:
 
     log = diffhook.open_log(args.out / "log")
     print("Now: which pictures stand out?")
-    ranking = diffhook.outliers(log, progress=True)
+    ranking = diffhook.outliers(log, execution=Execution(progress=True))
     ranking.to_csv(args.out / "outliers.csv")
     result: dict[str, Any] = {"faults": find(ranking, data), "pictures": len(data)}
     print("Now: what made the held-out and the generated emoji?")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from pathlib import Path
 
 import pdoc
@@ -28,9 +29,13 @@ def build(folder: Path) -> None:
         module = importlib.import_module(name)
         for public in module.__all__:
             setattr(module, public, getattr(module, public))  # pdoc does not look behind __getattr__
-    inner = [f"!{name}\\..+" for name in PUBLIC]  # of a package what it exports, and not where that lies
+    specs = [
+        spec for name in PUBLIC for spec in (name, f"!{name}\\..+")
+    ]  # what it exports, not where that lies
     pdoc.render.configure(docformat="google", search=False)
-    pdoc.pdoc(*PUBLIC[:1], *inner[:1], *PUBLIC[1:], output_directory=folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Error parsing type annotation")  # of names for type checkers alone
+        pdoc.pdoc(*specs, output_directory=folder)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from diffhook.analysis.pairing import PROBE, TRAIN, serves
 from diffhook.analysis.tables import FLUSH
 from diffhook.log import RunLog, open_log
 from diffhook.log.lock import rows_in_memory
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
@@ -58,5 +58,5 @@ def best_source(log: RunLog, queries: str | None = None, execution: Execution | 
         return able[0]
     execution = execution or Execution()
     trained, probed = (distinct_samples(table, execution) for table in (log.train, log.probe))
-    whole = np.isin(trained[trained < ROLE], probed).all()
+    whole = np.isin(trained[trained < ROLE_STRIDE], probed).all()
     return PROBE if whole else TRAIN

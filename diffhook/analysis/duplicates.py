@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from dask import delayed
 
 from diffhook.analysis.defaults import as_log
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.inverted_lists import nearest_by_faiss
 from diffhook.analysis.methods import ReTrac
@@ -73,10 +73,7 @@ def near_duplicates(
     source: str = "probe",
     *,
     index: Literal["exact", "faiss"] = "exact",
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> Neighbours:
     """Each sample's nearest neighbour by the cosine of its mean unit gradient, over all rows.
 
@@ -92,7 +89,6 @@ def near_duplicates(
     """
     if index not in ("exact", "faiss"):
         raise ConfigurationError(f'index is {index!r}; expected "exact" or "faiss"')
-    execution = Execution(client, scheduler, memory, progress)
     log = as_log(log)
     found = nearest_neighbours(source_table(log, source), execution, by_faiss=index == "faiss")
     return replace(found, names=log.names(), thumbnails=log.thumbnails)

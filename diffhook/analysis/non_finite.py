@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from diffhook.analysis.signals import View
 from diffhook.analysis.tables import appearance_table
+from diffhook.appearance import COLUMNS
 from diffhook.log import Table
 from diffhook.log.samples import sample_words
-from diffhook.looks import COLUMNS
 
 
 class Broken(NamedTuple):

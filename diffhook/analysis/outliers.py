@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.defaults import as_log, best_source
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.fisher import combined
 from diffhook.analysis.non_finite import non_finite_samples
 from diffhook.analysis.ranking import Ranking
@@ -34,10 +33,7 @@ def outliers(
     parts: Sequence[str] | None = None,
     *,
     labels: Mapping[int, Hashable] | Sequence[Hashable] | None = None,
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> Ranking:
     """Rank samples by how unlike the others they are, with the reasons in words.
 
@@ -59,13 +55,13 @@ def outliers(
             to 20,000 samples. A log captured with projection_dim=0 has "norm", "repeat", "loss", "input"
             and, where probes tried labels, "label".
         labels: of the samples, by id or in the dataset's order, for "label" where no probe tried others.
-        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+        execution: as for :func:`diffhook.influence`.
 
     Raises:
         LogError: no rows.
         ConfigurationError: no such part, or none that counts can be told.
     """
-    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    log = as_log(log)
     source = best_source(log, execution=execution) if source is None else source
     known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
     view = View(log, source, source_table(log, source, projected=False), execution, known)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from diffhook.analysis.reason import Reason
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import NAMES_AS_THEY_ARE, ROLE, name_id, sample_words, split_id
+from diffhook.log.samples import NAMES_AS_THEY_ARE, ROLE_STRIDE, name_id, sample_words, split_id
 from diffhook.notebook import Displayed
 from diffhook.words import number, plural, spreadsheet_cell, table
 
@@ -177,7 +177,7 @@ class Ranking(Displayed):
         if k is not None and k < 0:
             raise ConfigurationError(f"k is {k}; expected 0 or more")
         found = self.sample_ids[:k] if threshold is None else self.sample_ids[self.scores > threshold]
-        own = found % ROLE
+        own = found % ROLE_STRIDE
         return own[np.sort(np.unique(own, return_index=True)[1])]
 
     def keep(

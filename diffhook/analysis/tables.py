@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.methods import Method
+from diffhook.appearance import COLUMNS
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog, Table
 from diffhook.log.lock import rows_in_memory
-from diffhook.looks import COLUMNS
 from diffhook.words import brief, guess
 
 ROOT = "root"

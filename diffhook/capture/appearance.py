@@ -25,7 +25,7 @@ def images_of(batch: Any) -> Tensor | None:
 
 
 def appearance(clean: Tensor) -> Tensor:
-    """(B, 3) float32: the :data:`~diffhook.looks.FIGURES` of each sample.
+    """(B, 3) float32: the :data:`~diffhook.appearance.STATISTICS` of each sample.
 
     Args:
         clean: (B, …, H, W), of any real dtype.

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
+from diffhook.appearance import COLUMNS, STATISTICS, Values, on_scale
 from diffhook.errors import LogError
 from diffhook.log import RunLog
-from diffhook.log.samples import ROLE
-from diffhook.looks import COLUMNS, FIGURES, Values, on_scale
+from diffhook.log.samples import ROLE_STRIDE
 
 _ROWS = 1 << 16  # of the log that are looked at, the last ones
 _ENOUGH = 64  # samples, after which nothing more is compared
@@ -37,7 +37,7 @@ class Familiarity:
 
     Args:
         ids: (rows,) sample ids of the log, in the order of their visits.
-        looks: (rows, 3) :data:`~diffhook.looks.FIGURES` of each.
+        looks: (rows, 3) :data:`~diffhook.appearance.STATISTICS` of each.
         location: the log's, for the message.
         names: those that the log has, id → name.
         size: samples of the dataset, of which the log's has as many; None: not known.
@@ -56,13 +56,13 @@ class Familiarity:
         again = np.flatnonzero(np.diff(ids[known][order]) == 0)
         self._location = location
         self._names = dict(names or {})
-        self._ids = {*(ids % ROLE).tolist(), *self._names}
+        self._ids = {*(ids % ROLE_STRIDE).tolist(), *self._names}
         self._strangers: set[int] = set()  # ids that the log does not have
         self._met: set[int] = set()  # and all of this run
         self._size = size
         self._looks = dict(zip(ids[known].tolist(), looks, strict=True))  # the last visit's
         self._seen: dict[int, bool] = {}  # sample → whether it was recognised
-        self._tolerance = np.zeros(len(FIGURES))
+        self._tolerance = np.zeros(len(STATISTICS))
         if len(looks):
             low, high = np.quantile(looks, [0.25, 0.75], axis=0)
             self._tolerance = _TOLERANCE * (high - low) + 1e-4
@@ -79,7 +79,7 @@ class Familiarity:
             LogError: the log is damaged.
         """
         ids: list[Ids] = [np.empty(0, np.int64)]
-        looks: list[npt.NDArray[np.floating]] = [np.empty((0, len(FIGURES)))]
+        looks: list[npt.NDArray[np.floating]] = [np.empty((0, len(STATISTICS)))]
         for block in reversed(list(log.train.blocks())):
             ids.insert(1, log.train.read(block, "sample"))
             looks.insert(1, np.stack([log.train.read(block, name) for name in COLUMNS], 1))
@@ -101,7 +101,7 @@ class Familiarity:
         """
         if self._size is None or not len(self._ids) <= self._size:
             return
-        own = set((ids % ROLE).tolist())
+        own = set((ids % ROLE_STRIDE).tolist())
         self._met |= own
         self._strangers |= own - self._ids
         if len(self._ids | self._met) <= self._size or len(self._met) > self._size:
@@ -119,16 +119,16 @@ class Familiarity:
 
         Args:
             ids: (rows,).
-            looks: (rows, 3) figures, NaN where they are not known.
+            looks: (rows, 3) statistics, NaN where they are not known.
 
         Raises:
             LogError: they are another dataset's.
         """
         if len(self._seen) >= _ENOUGH or not self._looks:
             return
-        for sample, figures in zip(ids.tolist(), on_scale(looks), strict=True):
-            if sample in self._looks and sample not in self._seen and np.isfinite(figures).all():
-                self._seen[sample] = bool(self._alike(figures, self._looks[sample]))
+        for sample, statistics in zip(ids.tolist(), on_scale(looks), strict=True):
+            if sample in self._looks and sample not in self._seen and np.isfinite(statistics).all():
+                self._seen[sample] = bool(self._alike(statistics, self._looks[sample]))
         recognised = sum(self._seen.values())
         if recognised <= _FEW * len(self._seen) and self._chance(recognised) < _CHANCE:
             few = recognised or "none"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from diffhook.appearance import COLUMNS
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.capture.borrowing import undisturbed
 from diffhook.capture.checks import check_kind, check_whole
@@ -20,7 +21,6 @@ from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
-from diffhook.looks import COLUMNS
 from diffhook.words import brief
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import safetensors.torch
 from torch import Tensor, nn
 
+from diffhook.appearance import COLUMNS
 from diffhook.capture.alerts import Alerts, Detector, Watch
 from diffhook.capture.appearance import appearance as figures_of
 from diffhook.capture.familiarity import Familiarity
@@ -22,10 +23,9 @@ from diffhook.capture.prober import Prober, Sharing
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import LogWriter, Rows, Snapshot, open_log
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
-from diffhook.looks import COLUMNS
 
 logger = logging.getLogger("diffhook")
 
@@ -201,7 +201,7 @@ class Recorder:
             lr=np.full(count, np.nan),
             loss=np.full(count, np.nan) if losses is None else losses.float().cpu().numpy(),
             weight=np.full(count, weight),
-            role=sample_ids.cpu().numpy() // ROLE,
+            role=sample_ids.cpu().numpy() // ROLE_STRIDE,
         )
         looks = np.full((len(COLUMNS), count), np.nan, np.float32)
         if appearance is not None:

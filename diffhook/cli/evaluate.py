@@ -25,7 +25,7 @@ from diffhook.cli.printing import print_json, print_table
 from diffhook.cli.values import read_array, read_labels, read_lines
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 _INDICES = 10_000_000  # ids up to here are taken for a dataset's indices, unless the log has names
 
@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> None:
     if args.outliers:
         rows += _detection(log, args)
     if args.queries:
-        run_options = execution(args)
-        scored = {m: influence(log, args.queries, m, args.source, **run_options) for m in args.methods}
+        where = execution(args)
+        scored = {m: influence(log, args.queries, m, args.source, execution=where) for m in args.methods}
         rows += _tracing(scored, args) if args.sources or args.query_sources else []
         ids = _trained_on(log, scored)
         rows += _lds(scored, ids, args) if args.train or args.record else []
@@ -98,7 +98,7 @@ def _row(scores: str, figure: str, estimate: Any, beside: str = "") -> dict[str,
 
 
 def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
-    ranking = outliers(log, args.source, **execution(args))
+    ranking = outliers(log, args.source, execution=execution(args))
     found = judge.detection(ranking, _ids(args.outliers))
     base = f"at random {found.base_rate:.3f}"
     return [
@@ -130,7 +130,7 @@ def _trained_on(log: RunLog, scored: dict[str, Scores]) -> npt.NDArray[np.int64]
     """Ids to train on, ascending: the dataset's indices up to the highest, or those that have rows where
     ids are no indices but hashes of names, or keys. Class images and other further rows are no samples."""
     known = np.unique(np.concatenate([scores.sample_ids for scores in scored.values()]))
-    known = known[known < ROLE]
+    known = known[known < ROLE_STRIDE]
     indices = not log.names() and known[-1] < _INDICES
     return np.arange(known[-1] + 1) if indices else known
 
@@ -189,16 +189,16 @@ def _removal(
 def _at(ids: npt.NDArray[np.int64], scores: Scores) -> npt.NDArray[np.float32]:
     """(Q, ids): samples without rows have no influence."""
     values = np.zeros((len(scores.query_ids), len(ids)), np.float32)
-    own = scores.sample_ids < ROLE
+    own = scores.sample_ids < ROLE_STRIDE
     values[:, np.searchsorted(ids, scores.sample_ids[own])] = scores.values[:, own]
     return values
 
 
 def _top(scores: Scores, k: int) -> npt.NDArray[np.int64]:
     """(Q, k) ids of the strongest samples, without further rows such as class images."""
-    if scores.sample_ids[-1] < ROLE:
+    if scores.sample_ids[-1] < ROLE_STRIDE:
         return scores.top(k).sample_ids
-    own = scores.sample_ids < ROLE
+    own = scores.sample_ids < ROLE_STRIDE
     return scores.sample_ids[own][strongest(scores.values[:, own], k)]
 
 

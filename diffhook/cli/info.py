@@ -18,7 +18,7 @@ from diffhook.analysis.grouped import distinct_samples
 from diffhook.cli.printing import print_json, print_table
 from diffhook.log import RunLog, Snapshot, Table, open_log
 from diffhook.log import store as files
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 _MUCH = 1 << 29  # numbers of projections, a gigabyte
 _NAMED = 3  # of the parameters left out
@@ -81,7 +81,7 @@ def describe(log: RunLog) -> dict[str, Any]:
     projection = identity["projection"]
     steps, rows = log.dropped()
     ids = distinct_samples(log.train if len(log.train) else log.probe, Execution())
-    own = int((ids < ROLE).sum())
+    own = int((ids < ROLE_STRIDE).sum())
     return {
         "log": log.location,
         "schema": log.schema,

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from diffhook import words
-from diffhook.log.samples import ROLE, sample_words
+from diffhook.log.samples import ROLE_STRIDE, sample_words
 
 _PIPED = 10_000  # columns: what a program reads is not wrapped
 
@@ -62,7 +62,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
 
 def sample_cell(sample: int, names: Mapping[int, str]) -> int | str:
     """A sample in a table: its name, or else its id, a number unless it is a further row of a sample."""
-    return sample_words(sample, names) if names or sample >= ROLE else int(sample)
+    return sample_words(sample, names) if names or sample >= ROLE_STRIDE else int(sample)
 
 
 def _is_number(value: Any) -> bool:

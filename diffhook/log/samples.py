@@ -28,7 +28,7 @@ ROOT = "names"
 _PART = re.compile(r"rank-(\d{4,6})-(\d{3,6})\.json")
 _PART_NAMES = 10_000
 
-ROLE = 1 << 51
+ROLE_STRIDE = 1 << 51
 """What the id of a sample's second row in a batch is higher by."""
 
 MAX_ROLES = 4  # ids stay below 2^53, so that JSON and float64 keep them exact
@@ -50,12 +50,12 @@ codecs.register_error(NAMES_AS_THEY_ARE, _encode_anyway)
 def name_id(name: str) -> int:
     """The id of a sample that has a name; also of a file's that is no UTF-8, as Python decodes it."""
     content = name.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) % ROLE
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) % ROLE_STRIDE
 
 
 def split_id(sample: int) -> tuple[int, int]:
     """(id of the sample, which of its rows in a batch this is)."""
-    role, own = divmod(sample, ROLE)
+    role, own = divmod(sample, ROLE_STRIDE)
     return own, role
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 from diffhook.report.folder import Folder
 from diffhook.report.likeness import Images, Likeness
 
@@ -57,7 +57,7 @@ def find_images(
     if isinstance(source, np.ndarray):
         source = _Array(source)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        _check_positions(ids[ids < ROLE], names or {}, len(source), told)
+        _check_positions(ids[ids < ROLE_STRIDE], names or {}, len(source), told)
         return _of_first_rows(lambda index: _image_of(source[index]))
     if callable(source):
         return _of_first_rows(source)
@@ -103,7 +103,7 @@ def _in_order(
     folder: Folder, ids: npt.NDArray[np.integer[Any]], likeness: Likeness | None
 ) -> tuple[Images, dict[int, str]]:
     """Files by position, in the order that fits the log."""
-    own = ids[ids < ROLE]
+    own = ids[ids < ROLE_STRIDE]
     count = int(own.max(initial=-1)) + 1
     longest = max(map(len, folder.orders))
     if longest < count:
@@ -146,7 +146,7 @@ def _told(source: Any) -> str:
 
 def _of_first_rows(images: Images) -> Images:
     """No image of a sample's further rows in a batch: a dataset's item does not say which it would be."""
-    return lambda sample: None if sample >= ROLE else images(sample)
+    return lambda sample: None if sample >= ROLE_STRIDE else images(sample)
 
 
 def _check_positions(

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.signals import View
 from diffhook.analysis.tables import appearance_table
+from diffhook.appearance import COLUMNS, STATISTICS, on_scale
 from diffhook.errors import ConfigurationError
 from diffhook.images import to_image
 from diffhook.log import RunLog
-from diffhook.log.samples import ROLE
-from diffhook.looks import COLUMNS, FIGURES, on_scale
+from diffhook.log.samples import ROLE_STRIDE
 
 Images = Callable[[int], Any]
 """sample id → an image that :func:`to_image` takes, or None where there is none."""
@@ -59,24 +59,24 @@ class Match:
 class Likeness:
     """Compares pictures with what the log knows of their samples.
 
-    Both sides' figures are brought to one scale by their medians, which no order of the files moves: whatever
+    Both sides' statistics come to one scale by their medians, which no order of the files moves: whatever
     range the loop trains in, and whatever size. Whether a picture fits is decided by how near strangers are:
     the same pictures, shuffled.
 
     Args:
         ids: (N,) ascending.
-        figures: (N, 3) means over the visits of ``diffhook.looks.FIGURES``, as the log has them.
+        statistics: (N, 3) means over the visits of ``diffhook.appearance.STATISTICS``, as the log has them.
         channels: 1 or 3, of what the model was trained on.
     """
 
-    def __init__(self, ids: npt.NDArray[np.int64], figures: Values, channels: int) -> None:
+    def __init__(self, ids: npt.NDArray[np.int64], statistics: Values, channels: int) -> None:
         self.mode = "L" if channels == 1 else "RGB"
-        known = np.isfinite(figures).all(1) & (ids < ROLE)
-        self.ids, self.figures = ids[known], on_scale(figures[known])
+        known = np.isfinite(statistics).all(1) & (ids < ROLE_STRIDE)
+        self.ids, self.statistics = ids[known], on_scale(statistics[known])
 
     @classmethod
     def of(cls, log: RunLog, execution: Execution | None = None) -> Likeness | None:
-        """None where the log knows nothing of its samples' pixels: of latents, or without their figures."""
+        """None where the log knows nothing of its samples' pixels: of latents, or without statistics."""
         model = log.config["identity"].get("model") or {}
         channels = (model.get("config") or {}).get("in_channels")
         table = appearance_table(log)
@@ -93,8 +93,8 @@ class Likeness:
         seen = [(i, found) for i in every if (found := self._figures(images, int(self.ids[i]))) is not None]
         if len(seen) < _FEWEST:
             return Match(None, 1.0, images)
-        logged, pictures = self.figures[[i for i, _ in seen]], np.stack([found for _, found in seen])
-        scale = _Scale.fit(pictures, logged, len(FIGURES))
+        logged, pictures = self.statistics[[i for i, _ in seen]], np.stack([found for _, found in seen])
+        scale = _Scale.fit(pictures, logged, len(STATISTICS))
         apart, strangers = scale.apart(pictures, logged), _strangers(pictures, logged, scale.used)
         close = float(np.clip(np.quantile(strangers, _CLOSE), _SAME, _FAR))
         if _everywhere(apart <= close, _CLOSE_SHARE):
@@ -114,9 +114,9 @@ class Likeness:
             if image is None or place == len(self.ids) or self.ids[place] != sample:
                 return image
             own = on_scale(figures_of(image, self.mode)[None])
-            if scale.apart(own, self.figures[place][None])[0] > limit:
+            if scale.apart(own, self.statistics[place][None])[0] > limit:
                 raise WrongPictureError(
-                    f"not what the training saw: its {', '.join(FIGURES[:-1])} or {FIGURES[-1]} is another"
+                    "not what the training saw: its mean, contrast or roughness is another"
                 )
             return image
 
@@ -132,7 +132,7 @@ class Likeness:
 
 
 def figures_of(image: Any, mode: str) -> Values:
-    """(3,) the :data:`diffhook.looks.FIGURES` of a picture in grey ("L") or colour ("RGB")."""
+    """(3,) the :data:`diffhook.appearance.STATISTICS` of a picture in grey ("L") or colour ("RGB")."""
     picture = to_image(image).convert(mode)
     values = np.asarray(picture, np.float64).reshape(picture.height, picture.width, -1) / 255
     steps = np.concatenate([np.diff(values, axis=axis).ravel() for axis in (0, 1)])
@@ -142,12 +142,12 @@ def figures_of(image: Any, mode: str) -> Values:
 
 @dataclass(frozen=True)
 class _Scale:
-    """From a picture's figures to the log's."""
+    """From a picture's statistics to the log's."""
 
     factor: float  # of means; contrast and roughness are logarithms
     shift: Values
     spread: Values
-    used: int  # of the figures, the first so many are compared
+    used: int  # of the statistics, the first so many are compared
 
     @classmethod
     def fit(cls, pictures: Values, logged: Values, used: int) -> _Scale:
@@ -162,7 +162,7 @@ class _Scale:
         return cls(factor, np.median(logged[best] - scaled, 0), spread, used)
 
     def apart(self, pictures: Values, logged: Values) -> Values:
-        """(rows,) how far a picture's figures are from the log's, in spreads of the samples; the largest."""
+        """(rows,) how far a picture's statistics are from the log's, in the samples' spreads; the largest."""
         scaled = pictures * np.array([self.factor, 1.0, 1.0]) + self.shift
         off = np.abs(np.maximum(scaled, _FLAT) - np.maximum(logged, _FLAT)) / self.spread
         found: Values = off[:, : self.used].max(1)

@@ -44,7 +44,7 @@ from diffhook.capture import (
     RepeatedOffender,
 )
 from diffhook.capture.alerts import Sink
-from diffhook.capture.alerts.past import past_steps
+from diffhook.capture.alerts.replay import replayed_steps
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import RunLog
 
@@ -93,7 +93,7 @@ def false_alarms(folder: Path, images: np.ndarray, epochs: int, seed: int) -> li
     train(images, folder / "clean", epochs, Alerts(detectors=()), seed)
     log = open_log(folder / "clean")
     rows = len(log.train)
-    steps = list(past_steps(log, 0, most=rows))
+    steps = list(replayed_steps(log, 0, most=rows))
     kinds = dict.fromkeys((NormOutlier, LossOutlier, InputOutlier, RepeatedOffender), ("row", rows))
     kinds |= dict.fromkeys((Dominating, Drift), ("step", len(steps)))
     found = []

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import diffhook
+from diffhook.appearance import COLUMNS
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter, RunLog, open_log
 from diffhook.log.samples import name_id
-from diffhook.looks import COLUMNS
 from tests.analysis.synthetic import sketched
 
 SAMPLES, VISITS, DIM = 120, 8, 8

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import diffhook
+from diffhook.appearance import COLUMNS
 from diffhook.errors import ConfigurationError
 from diffhook.log import LogWriter
-from diffhook.looks import COLUMNS
 from tests.analysis.synthetic import config
 
 COUNT, VISITS, BRIGHT, FLAT = 80, 3, 7, 11

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.analysis import Ranking
+from diffhook.analysis.execution import Execution
 from diffhook.analysis.fisher import combined, log10_tail
 from diffhook.analysis.standardize import Standard, looked_at, robust_deviations
 from diffhook.errors import ConfigurationError
@@ -242,7 +243,7 @@ def test_near_duplicates_are_the_nearest_of_all_pairs(log: diffhook.RunLog, monk
     cosines = units @ units.T
     np.fill_diagonal(cosines, -1)
     for memory in (1 << 30, 1 << 12):
-        found = diffhook.near_duplicates(log, "train", memory=memory)
+        found = diffhook.near_duplicates(log, "train", execution=Execution(memory=memory))
         assert (found.neighbours == cosines.argmax(1)).all()
         np.testing.assert_allclose(found.cosines, cosines.max(1), rtol=1e-5)
     assert found.neighbours[TWIN] == 12

@@ -9,7 +9,7 @@ import pytest
 
 from diffhook.analysis.reason import KINDS, Reason
 from diffhook.analysis.signals.visits import Visits, often
-from diffhook.looks import Usual, on_scale
+from diffhook.appearance import ReferenceStatistics, on_scale
 
 
 def test_what_a_look_decides_comes_first_and_weak_reasons_only_where_there_is_no_other() -> None:
@@ -33,7 +33,7 @@ def test_a_sample_that_is_not_high_on_average_is_not_flagged(mean: float, notabl
 
 def test_a_sample_without_texture_is_told_so_and_not_in_deviations() -> None:
     seen = on_scale(np.random.default_rng(0).normal([0.5, 0.3, 0.1], 0.01, (200, 3)))
-    usual = Usual(seen)
+    usual = ReferenceStatistics(seen)
     (flat,), (smooth,), (dim,) = (on_scale(np.array([each])) for each in (
         [0.5, 0.0, 0.0], [0.5, 0.3, 0.0], [0.3, 0.3, 0.1]))  # fmt: skip
     assert (usual.brief(flat), usual.words(flat)) == ("a single colour only", "it has a single colour only")

@@ -10,11 +10,11 @@ import pytest
 
 import diffhook
 from diffhook import Alerts
+from diffhook.appearance import COLUMNS
 from diffhook.capture.alerts import Watch
-from diffhook.capture.alerts.past import past_steps
+from diffhook.capture.alerts.replay import replayed_steps
 from diffhook.log import LogWriter, Rows
 from diffhook.log.rank import RankGroup
-from diffhook.looks import COLUMNS
 from tests.analysis.synthetic import config
 from tests.capture.test_alerts import clean_run, make_rows
 
@@ -75,7 +75,7 @@ def test_a_resumed_run_reads_only_the_rows_that_it_looks_at(
         return original(group, column, start, stop, *rest)
 
     monkeypatch.setattr(RankGroup, "read", reading)
-    steps = list(past_steps(diffhook.open_log(tmp_path), 0, most=23))
+    steps = list(replayed_steps(diffhook.open_log(tmp_path), 0, most=23))
     assert sum(rows for column, rows in read if column == "sample") <= 23 + 2 * 16
     found = np.concatenate([step["sample"] for step in steps])
     np.testing.assert_array_equal(found, diffhook.open_log(tmp_path).train["sample"][-23:])

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import diffhook
+from diffhook.appearance import COLUMNS
 from diffhook.capture import InputOutlier
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows
-from diffhook.looks import COLUMNS
 from tests.capture.test_alerts import alarms, make_rows
 from tests.runs import identified, train
 

@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 
 from diffhook.capture.loop.matching import Items, Match, Order
 from diffhook.capture.loop.origin import at, pack, unpack
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 COUNT = 5
 
@@ -85,15 +85,15 @@ ROWS: dict[str, tuple[Callable[[list[Any]], Any], list[int]]] = {
     "refilled": (lambda e: {"pixels": _stack([e[0], e[0], *e[2:]])}, [0, 0, 2, 3, 4]),
     "prior preservation": (
         lambda e: {"pixels": torch.cat([_stack(e), _stack(e, "class")])},
-        [*ORDER, *(i + ROLE for i in ORDER)],
+        [*ORDER, *(i + ROLE_STRIDE for i in ORDER)],
     ),
     "prior preservation, sorted": (
         lambda e: {"pixels": torch.cat([_stack(e[::-1]), _stack(e[::-1], "class")])},
-        [*ORDER[::-1], *(i + ROLE for i in ORDER[::-1])],
+        [*ORDER[::-1], *(i + ROLE_STRIDE for i in ORDER[::-1])],
     ),
     "prior preservation, normalised": (
         lambda e: {"pixels": torch.cat([_stack(e[::-1]), _stack(e[::-1], "class")]) * 2 - 1},
-        [*ORDER[::-1], *(i + ROLE for i in ORDER[::-1])],
+        [*ORDER[::-1], *(i + ROLE_STRIDE for i in ORDER[::-1])],
     ),
 }
 
@@ -291,9 +291,9 @@ def test_no_error_of_ours_reaches_the_loader(strange: Any) -> None:
 
 def test_where_rows_came_from_travels_as_one_tensor() -> None:
     indices = torch.tensor([7, 3, 9])
-    shown = at(indices, Match(torch.tensor([2, 0, 1 + ROLE])), "data")
+    shown = at(indices, Match(torch.tensor([2, 0, 1 + ROLE_STRIDE])), "data")
     assert shown.rows is not None
-    assert shown.rows.tolist() == [9, 7, 3 + ROLE]
+    assert shown.rows.tolist() == [9, 7, 3 + ROLE_STRIDE]
     hidden = at(indices, Match(None, "dropped"))
     assert (hidden.rows, hidden.kind) == (None, "dropped")
     assert hidden.indices is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import diffhook
+from diffhook.analysis.execution import Execution
 from diffhook.errors import LogError
 from diffhook.report import write_page
 from tests.runs import SteppedTraining
@@ -40,7 +41,7 @@ def test_rows_since_the_last_flush_are_counted(tmp_path: Path, caplog: pytest.Lo
             caplog.text
         )
         caplog.clear()
-        write_page(tmp_path / "page.html", tmp_path / "log", queries={}, progress=False)
+        write_page(tmp_path / "page.html", tmp_path / "log", queries={}, execution=Execution(progress=False))
         assert caplog.text.count("still in memory") == 1, "a page asks often, of one look"
         caplog.clear()
         training.hook.close()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import diffhook
 from diffhook.capture.loop.matching import Items
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.log.samples import ROLE, split_id
+from diffhook.log.samples import ROLE_STRIDE, split_id
 from tests.runs import TinyDenoiser, denoising_losses, identified
 from tests.twins import sample_gradients
 
@@ -191,7 +191,11 @@ def test_every_row_is_the_item_whose_value_it_holds_in_the_role_of_that_value(ki
     items, rows, expected = COLLATIONS[kind]
     for batch in ({"caption": ["a"], "pixels": torch.stack(rows)}, torch.stack(rows).double()):
         match = Items(items).match(batch)
-        words = [] if match.rows is None else [f"{r % ROLE}{'c' * (r // ROLE)}" for r in match.rows.tolist()]
+        words = (
+            []
+            if match.rows is None
+            else [f"{r % ROLE_STRIDE}{'c' * (r // ROLE_STRIDE)}" for r in match.rows.tolist()]
+        )
         assert (" ".join(words) or match.kind) == expected
 
 
@@ -213,4 +217,13 @@ def test_the_class_rows_of_samples_with_names_have_their_role(tmp_path: Path) ->
         accelerator.backward(denoising_losses(model, triple).mean())
     accelerator.end_training()
     found = diffhook.open_log(tmp_path / "log").train["sample"].tolist()
-    assert found == [100, 101, ROLE + 100, ROLE + 101, 102, 103, ROLE + 102, ROLE + 103]
+    assert found == [
+        100,
+        101,
+        ROLE_STRIDE + 100,
+        ROLE_STRIDE + 101,
+        102,
+        103,
+        ROLE_STRIDE + 102,
+        ROLE_STRIDE + 103,
+    ]

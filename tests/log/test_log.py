@@ -12,9 +12,9 @@ import pytest
 import zarr
 import zarr.storage
 
+from diffhook.appearance import COLUMNS as LOOKS
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Rows, Snapshot, open_log, schema
-from diffhook.looks import COLUMNS as LOOKS
 
 DIM = 8
 CONFIG = {

@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from sklearn.datasets import load_sample_images
 
+from diffhook.appearance import COLUMNS
 from diffhook.capture.appearance import appearance
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log import store as files
 from diffhook.log.samples import name_id
 from diffhook.log.table_writer import TableWriter
-from diffhook.looks import COLUMNS
 
 DIM = 16
 BATCH = 8

@@ -18,21 +18,21 @@ from diffhook.analysis.evaluation import half_subsets, lds
 from diffhook.capture import NonFinite
 from diffhook.cli import main
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
-from diffhook.log.samples import ROLE, sample_words
+from diffhook.log.samples import ROLE_STRIDE, sample_words
 from diffhook.report import find_images, write_page
 from diffhook.report.parts.outliers import outliers_part
 from diffhook.report.thumbnails import Thumbnails
 from tests.report.logs import CONFIG, DIM, write_queries
 
 SAMPLES = 8
-ODD = ROLE + 3  # the class image of sample 3
+ODD = ROLE_STRIDE + 3  # the class image of sample 3
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> RunLog:
     """Eight samples and their class images, one of which pulls hard."""
     rng = np.random.default_rng(0)
-    sample = np.tile(np.concatenate([np.arange(SAMPLES), np.arange(SAMPLES) + ROLE]), 6)
+    sample = np.tile(np.concatenate([np.arange(SAMPLES), np.arange(SAMPLES) + ROLE_STRIDE]), 6)
     count = len(sample)
     projection = rng.standard_normal((count, DIM))
     rows = {
@@ -76,11 +76,11 @@ def test_the_page_shows_class_images_by_their_sample_and_without_a_picture(
     assert 'aria-label="Select sample 3.png (class)"' in odd
     assert html.count("data:image/webp") == SAMPLES + 1, "and the map's sheet"
     assert "cannot be read" not in html
-    assert str(ROLE)[:8] not in html
+    assert str(ROLE_STRIDE)[:8] not in html
     assert main(["report", *place, "--out", str(page)]) == 0
     html = page.read_text()
     assert "(class)</b>" in html[html.index('id="queries') :]
-    assert str(ROLE)[:8] not in html
+    assert str(ROLE_STRIDE)[:8] not in html
 
 
 def test_tables_name_the_row_and_files_for_machines_the_id(
@@ -91,7 +91,7 @@ def test_tables_name_the_row_and_files_for_machines_the_id(
     assert main(["influence", str(tmp_path / "log"), "--queries", "asked", "--top", "16"]) == 0
     shown = capsys.readouterr().out
     assert "3 (class)" in shown
-    assert str(ROLE)[:8] not in shown
+    assert str(ROLE_STRIDE)[:8] not in shown
     assert diffhook.outliers(log).records(1)[0]["sample"] == ODD
 
 
@@ -114,7 +114,7 @@ def test_they_are_no_samples_of_the_dataset_where_scores_are_judged(
     assert main([*command, "--train", f"{script}:train", "--measure", f"{script}:losses"]) == 0
     found = {row["figure"]: row for row in json.loads(capsys.readouterr().out)}
     scores = diffhook.influence(log, "asked", "cosine")
-    own = scores.values[:, scores.sample_ids < ROLE]
+    own = scores.values[:, scores.sample_ids < ROLE_STRIDE]
     top = np.argsort(-own, axis=1)[:, :2]
     assert found["loss rise without the top 2"]["value"] == pytest.approx(-top.sum(1).mean())
     subsets = half_subsets(SAMPLES, 6)
@@ -131,7 +131,9 @@ def test_what_is_left_out_are_samples_once(log: RunLog, tmp_path: Path) -> None:
     assert ranking.sample_ids[0] == ODD
     ranking.exclude(tmp_path / "exclude.txt", 1)
     assert (tmp_path / "exclude.txt").read_text() == "3\n"
-    assert ranking.excluded(16).tolist() == list(dict.fromkeys(i % ROLE for i in ranking.sample_ids.tolist()))
+    assert ranking.excluded(16).tolist() == list(
+        dict.fromkeys(i % ROLE_STRIDE for i in ranking.sample_ids.tolist())
+    )
     assert ranking.keep(range(SAMPLES), 1).indices == [0, 1, 2, 4, 5, 6, 7]
     assert set(ranking.sampler(range(SAMPLES), 1)) == {0, 1, 2, 4, 5, 6, 7}
     with pytest.raises(diffhook.errors.ConfigurationError, match="excludes sample 3, but the dataset has 2"):
@@ -139,14 +141,14 @@ def test_what_is_left_out_are_samples_once(log: RunLog, tmp_path: Path) -> None:
 
 
 def test_class_images_of_samples_with_names_have_their_name() -> None:
-    ids = np.array([7 + ROLE, 7, 9])
+    ids = np.array([7 + ROLE_STRIDE, 7, 9])
     ranking = Ranking(ids, np.array([3.0, 2.0, 1.0]), ((),) * 3, "outliers: norm", names={7: "a.png"})
     assert [r["name"] for r in ranking.records()] == ["a.png (class)", "a.png", ""]
     part = outliers_part(ranking, Thumbnails(None))
     assert part is not None
     assert part.html.count('data-sample="7" data-name="a.png"') == 2
     assert '<span class="name">a.png (class)</span>' in part.html
-    assert sample_words(9 + 2 * ROLE, {7: "a.png"}) == "9 (row 3)"
+    assert sample_words(9 + 2 * ROLE_STRIDE, {7: "a.png"}) == "9 (row 3)"
 
 
 def test_an_alert_says_which_row_it_is_about() -> None:

@@ -10,7 +10,7 @@ import scipy.stats
 
 from diffhook.analysis.ranking import Ranking
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def detection(ranking: Ranking, outliers: npt.ArrayLike) -> Detection:
     Raises:
         ConfigurationError: none of the samples, or all of them, are outliers.
     """
-    own = ranking.sample_ids < ROLE
+    own = ranking.sample_ids < ROLE_STRIDE
     known, scores = np.isin(ranking.sample_ids[own], np.asarray(outliers)), ranking.scores[own]
     positive = int(known.sum())
     if positive in (0, len(known)):

@@ -5,8 +5,8 @@ from diffhook.analysis.signals.input import Input
 from diffhook.analysis.signals.label import Label
 from diffhook.analysis.signals.loss import Loss
 from diffhook.analysis.signals.norm import Norm
-from diffhook.analysis.signals.pull import ReTracPull, TracInPull
 from diffhook.analysis.signals.repeat import Repeat
+from diffhook.analysis.signals.self_influence import ReTracSelfInfluence, TracInSelfInfluence
 from diffhook.analysis.signals.signal import SIGNALS, Found, Signal, View, register
 
 __all__ = [
@@ -17,10 +17,10 @@ __all__ = [
     "Label",
     "Loss",
     "Norm",
-    "ReTracPull",
+    "ReTracSelfInfluence",
     "Repeat",
     "Signal",
-    "TracInPull",
+    "TracInSelfInfluence",
     "View",
     "register",
 ]

@@ -14,8 +14,8 @@ from diffhook.capture.alerts.delivery import Delivery
 from diffhook.capture.alerts.detector import Detector
 from diffhook.capture.alerts.deviation import Deviations
 from diffhook.capture.alerts.limit import Limit
-from diffhook.capture.alerts.past import past_steps
 from diffhook.capture.alerts.quarantine import Quarantine
+from diffhook.capture.alerts.replay import replayed_steps
 from diffhook.capture.alerts.settings import Alerts
 from diffhook.log import Rows, RunLog
 from diffhook.words import one_line
@@ -104,7 +104,7 @@ class Watch:
         Raises:
             LogError: the log is damaged.
         """
-        for rows in past_steps(log, self.rank) if self.detectors else ():
+        for rows in replayed_steps(log, self.rank) if self.detectors else ():
             for _ in self._found(rows):
                 pass
         for alert in log.alerts():

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 from torch.utils.data import default_collate
 
+from diffhook.appearance import COLUMNS, on_scale
 from diffhook.capture.appearance import appearance, images_of
 from diffhook.capture.borrowing import undrawn
 from diffhook.capture.probe import Probe
 from diffhook.errors import LogError
 from diffhook.log import RunLog
-from diffhook.looks import COLUMNS, on_scale
 
 _COMPARED = 16  # samples; of fewer than half as many nothing is concluded
 _EXACT, _NEAR = 1e-3, 0.1  # of what half of the samples differ by; crops and flips leave samples near

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffhook.log.samples import ROLE, name_id
+from diffhook.log.samples import ROLE_STRIDE, name_id
 
 KEYS = (
     "sample_ids", "sample_id", "indices", "index", "idx", "ids", "id",
@@ -51,7 +51,7 @@ def as_ids(values: Any, lead: tuple[int, ...] | None = None) -> Tensor | None:
     if values.is_floating_point() or values.dtype == torch.bool:
         return None
     ids = values.detach().cpu().long()
-    return ids if bool(((ids >= 0) & (ids < ROLE)).all()) else None
+    return ids if bool(((ids >= 0) & (ids < ROLE_STRIDE)).all()) else None
 
 
 def flat(values: Any, lead: tuple[int, ...] | None = None) -> Tensor | list[Any] | None:

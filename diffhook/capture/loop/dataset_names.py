@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffhook.log.samples import ROLE, name_id
+from diffhook.log.samples import ROLE_STRIDE, name_id
 
 _FOLDERS = ("root", "folder", "instance_data_root", "data_root", "data_dir", "image_dir", "train_data_dir")
 
@@ -55,13 +55,13 @@ class DatasetNames:
         return f"{label}-{number}" if label in self._labels.values() else label
 
     def ids(self, dataset: Any, rows: Tensor) -> tuple[Tensor, dict[int, str]]:
-        """(R,) int64 ids of rows whose indices (+ role · ROLE) are known, and the names that go with them."""
+        """(R,) int64 ids of rows whose indices (+ role · ROLE_STRIDE) are known, and the names of these."""
         label = self._label(dataset)
         if not label:
             return rows, {}
-        named = {index: f"{label}/{index}" for index in (rows % ROLE).unique().tolist()}
+        named = {index: f"{label}/{index}" for index in (rows % ROLE_STRIDE).unique().tolist()}
         ids = {index: name_id(name) for index, name in named.items()}
-        found = [ids[row % ROLE] + row // ROLE * ROLE for row in rows.tolist()]
+        found = [ids[row % ROLE_STRIDE] + row // ROLE_STRIDE * ROLE_STRIDE for row in rows.tolist()]
         return torch.tensor(found, dtype=torch.int64), {ids[index]: name for index, name in named.items()}
 
     def indices(self, dataset: Any, samples: frozenset[int], names: Mapping[int, str]) -> frozenset[int]:

@@ -20,7 +20,7 @@ from diffhook.capture.loop.dataset_names import DatasetNames
 from diffhook.capture.loop.index_check import IndexCheck
 from diffhook.capture.loop.origin import Origin
 from diffhook.errors import ConfigurationError
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 logger = logging.getLogger("diffhook")
 
@@ -52,7 +52,7 @@ class RowIds:
     """The samples of a batch.
 
     Attributes:
-        ids: (R,) int64, one for each row; of a sample's further rows, such as class images, + role · ROLE.
+        ids: (R,) int64, one for each row; of further ones, such as class images, + role · ROLE_STRIDE.
         source: where they came from, for people: "dataset index", "batch['filenames']".
     """
 
@@ -158,7 +158,7 @@ class Identity:
         by_index = self._by_index(batch, origin)
         if origin is None or origin.rows is None or not isinstance(by_index, RowIds):
             return by_index
-        indices = origin.rows[origin.rows < ROLE]
+        indices = origin.rows[origin.rows < ROLE_STRIDE]
         source = "sample_ids(batch, indices)"
         return self._lifted(self.named(function(batch, indices), source), source, batch, origin)
 
@@ -251,7 +251,9 @@ class Identity:
         if self._warned or rows is None or len(found.ids) != len(rows):
             return
         places: dict[int, int] = {}
-        for sample, place in zip((found.ids % ROLE).tolist(), (rows % ROLE).tolist(), strict=True):
+        for sample, place in zip(
+            (found.ids % ROLE_STRIDE).tolist(), (rows % ROLE_STRIDE).tolist(), strict=True
+        ):
             if places.setdefault(sample, place) != place:
                 self._warned = True
                 logger.warning(
@@ -271,27 +273,30 @@ def with_roles(sample_ids: Tensor, blocks: int) -> Tensor:
 
     That is how prior preservation is collated: B instance images, then their B class images.
     """
-    return torch.cat([sample_ids + role * ROLE for role in range(blocks)])
+    return torch.cat([sample_ids + role * ROLE_STRIDE for role in range(blocks)])
 
 
 def blocks(ids: Tensor) -> int:
     """How many rows every sample of a batch has, given the (R,) ids of its rows; 1 if they differ."""
-    first = ids < ROLE
+    first = ids < ROLE_STRIDE
     samples = int(first.sum()) if not bool(first.all()) else len(ids.unique())
     return len(ids) // samples if samples and len(ids) % samples == 0 else 1
 
 
 def _by_item(ids: Tensor, rows: Tensor) -> Tensor | None:
     """(R,) ids of rows, given those of the items in the order of their first rows."""
-    items = rows[rows < ROLE].tolist()
+    items = rows[rows < ROLE_STRIDE].tolist()
     if (
         len(items) != len(ids)
         or len(set(items)) != len(items)
-        or not {r % ROLE for r in rows.tolist()} <= set(items)
+        or not {r % ROLE_STRIDE for r in rows.tolist()} <= set(items)
     ):
         return None
     own = dict(zip(items, ids.tolist(), strict=True))
-    return torch.tensor([own[row % ROLE] + row // ROLE * ROLE for row in rows.tolist()], dtype=torch.int64)
+    return torch.tensor(
+        [own[row % ROLE_STRIDE] + row // ROLE_STRIDE * ROLE_STRIDE for row in rows.tolist()],
+        dtype=torch.int64,
+    )
 
 
 def _unknown(origin: Origin) -> Unmatched:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from diffhook.capture.loop.identity import Identity, RowIds, Unmatched
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 Found = RowIds | Unmatched | None
 
@@ -90,12 +90,14 @@ class LoaderTracker:
     def note(self, dataset: Any, sample_ids: Tensor, index: Tensor) -> None:
         """Samples with ids of their own, and where they lie in a dataset: perhaps in several places."""
         if len(sample_ids) == len(index):  # else it is not known which rows are whose
-            for sample, place in zip((sample_ids % ROLE).tolist(), (index % ROLE).tolist(), strict=True):
+            for sample, place in zip(
+                (sample_ids % ROLE_STRIDE).tolist(), (index % ROLE_STRIDE).tolist(), strict=True
+            ):
                 self._places[id(dataset)][sample].add(place)
 
     def places(self, dataset: Any, sample_ids: frozenset[int], identity: Identity) -> frozenset[int]:
         """The indices of samples in a dataset; with ids of their own, of those that have come by."""
-        plain = frozenset(sample % ROLE for sample in sample_ids)
+        plain = frozenset(sample % ROLE_STRIDE for sample in sample_ids)
         if identity.by_index(dataset):
             return identity.datasets.indices(dataset, plain, identity.names)
         places = self._places[id(dataset)]

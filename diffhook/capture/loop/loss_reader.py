@@ -6,7 +6,7 @@ from diffhook.capture.loop.identity import blocks
 from diffhook.capture.loop.losses import Reading
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.gradients import PerSampleGradients
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 _SAME = 1e-3  # of weights: a mean over a part of the rows weighs them so many times as much
 
@@ -34,7 +34,7 @@ class LossReader:
         rows, parts = len(found.ids), blocks(found.ids)
         loss = None if found.loss is None else float(found.loss.detach()) / engine.loss_scale
         mean_of = rows if self._reduction == "mean" else 1
-        with_classes = parts > 1 and bool((found.ids >= ROLE).any())
+        with_classes = parts > 1 and bool((found.ids >= ROLE_STRIDE).any())
         reading = Reading(None)
         if not with_classes:
             reading = self._try(found, mean_of / engine.loss_scale, loss, rows // mean_of)

@@ -33,7 +33,7 @@ from diffhook.capture.loop.content import (
     value_key,
 )
 from diffhook.gradients import Guard
-from diffhook.log.samples import MAX_ROLES, ROLE
+from diffhook.log.samples import MAX_ROLES, ROLE_STRIDE
 
 logger = logging.getLogger("diffhook")
 
@@ -50,7 +50,7 @@ class Match:
     """What is known of a batch's rows.
 
     Attributes:
-        rows: (R,) int64, for each row the position of its item + role · ROLE; None where that is not shown.
+        rows: (R,) int64, for each row its item's position + role · ROLE_STRIDE; None where it is not shown.
         kind: why not.
     """
 
@@ -253,7 +253,9 @@ class Items:
         items = self._settle(roles, options)
         if items is None:
             return Match(None, "ambiguous")
-        return Match(torch.tensor([item + role * ROLE for item, role in zip(items, roles, strict=True)]))
+        return Match(
+            torch.tensor([item + role * ROLE_STRIDE for item, role in zip(items, roles, strict=True)])
+        )
 
     def _are_equal(self, items: set[int]) -> bool:
         """Whether the items hold the same in everything that can be compared."""

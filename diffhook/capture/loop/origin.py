@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from diffhook.capture.loop.matching import Kind, Match
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 _KINDS: tuple[Kind, ...] = (
     "unordered",
@@ -31,7 +31,7 @@ class Origin:
         dataset: the user's own dataset; None if unknown.
         indices: (N,) int64 of the items that were collated; of a stream, ids that the items hold
             themselves. None if unknown.
-        rows: (R,) int64, for each row of the batch the index of the item that it is, + role · ROLE. None
+        rows: (R,) int64, for each row of the batch the index of its item, + role · ROLE_STRIDE. None
             where that is not shown.
         kind: why ``rows`` is None.
         source: the pass over a loader that it came from.
@@ -52,12 +52,12 @@ class Origin:
 def pack(indices: Tensor, match: Match) -> Tensor:
     """Where a batch came from as one tensor, which Accelerate moves, joins and slices with the batch.
 
-    That is the index of each row + role · ROLE; or, where rows are not known, −1 − index − kind · ROLE of
+    The index of each row + role · ROLE_STRIDE; or, of rows not known, −1 − index − kind · ROLE_STRIDE of
     each item.
     """
     if match.rows is not None:
-        return indices[match.rows % ROLE] + match.rows // ROLE * ROLE
-    return -1 - indices - _KINDS.index(match.kind or "unordered") * ROLE
+        return indices[match.rows % ROLE_STRIDE] + match.rows // ROLE_STRIDE * ROLE_STRIDE
+    return -1 - indices - _KINDS.index(match.kind or "unordered") * ROLE_STRIDE
 
 
 def unpack(packed: Tensor, dataset: Any) -> Origin:
@@ -66,9 +66,9 @@ def unpack(packed: Tensor, dataset: Any) -> Origin:
     unknown = packed < 0
     if bool(unknown.any()):
         code = -1 - packed
-        kind = _KINDS[int(code[unknown][0] // ROLE)]
-        return Origin(dataset, torch.where(unknown, code, packed) % ROLE, None, kind)
-    return Origin(dataset, packed[packed < ROLE], packed)
+        kind = _KINDS[int(code[unknown][0] // ROLE_STRIDE)]
+        return Origin(dataset, torch.where(unknown, code, packed) % ROLE_STRIDE, None, kind)
+    return Origin(dataset, packed[packed < ROLE_STRIDE], packed)
 
 
 def at(indices: Tensor, match: Match, dataset: Any = None) -> Origin:

@@ -15,7 +15,7 @@ from diffhook.capture.grid import take
 from diffhook.capture.inputs import CONDITIONS
 from diffhook.capture.loop.call_inspection import NAMES
 from diffhook.capture.noise import noise_seed
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 _BYTES = 1 << 30  # of inputs that are kept; further samples are not probed
 _INPUT = ("sample", "hidden_states", "x", "latents")  # what denoisers call their noisy samples
@@ -85,7 +85,7 @@ class ProbeInputs:
 
     def _missing(self, sample_ids: Tensor) -> Iterator[tuple[int, int]]:
         for row, sample in enumerate(sample_ids.tolist()):
-            if sample < ROLE and sample not in self._items and self._chosen(sample):
+            if sample < ROLE_STRIDE and sample not in self._items and self._chosen(sample):
                 yield row, sample
 
     def _chosen(self, sample: int) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffhook.errors import ConfigurationError
 from diffhook.images import png
 from diffhook.log import LogWriter
-from diffhook.log.samples import ROLE
+from diffhook.log.samples import ROLE_STRIDE
 
 logger = logging.getLogger("diffhook")
 
@@ -35,7 +35,7 @@ class ThumbnailTaker:
         if not self._size:
             return
         for position, sample in enumerate(sample_ids.tolist()):
-            if sample in self._taken or sample >= ROLE:  # prior preservation's other half
+            if sample in self._taken or sample >= ROLE_STRIDE:  # prior preservation's other half
                 continue
             try:
                 if writer.thumbnail(sample, png(images[position].float().cpu(), self._size)):

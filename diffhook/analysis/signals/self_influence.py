@@ -16,11 +16,7 @@ class _SelfInfluence(Signal):
     projected = True
 
     def look(self, view: View) -> Found | None:
-        run = view.execution
-        ranking = self_influence(
-            view.log, self.method, view.source, client=run.client, scheduler=run.scheduler,
-            memory=run.memory, progress=run.progress,
-        )  # fmt: skip
+        ranking = self_influence(view.log, self.method, view.source, execution=view.execution)
         if all(SINGLE in flags for flags in ranking.flags):
             return None
         scores = np.full(len(view.sample_ids), np.nan)
@@ -40,7 +36,7 @@ class _SelfInfluence(Signal):
 
 
 @register
-class TracInPull(_SelfInfluence):
+class TracInSelfInfluence(_SelfInfluence):
     """Robust deviations of log TracIn self-influence."""
 
     name = "tracin"
@@ -51,7 +47,7 @@ class TracInPull(_SelfInfluence):
 
 
 @register
-class ReTracPull(_SelfInfluence):
+class ReTracSelfInfluence(_SelfInfluence):
     """Robust deviations of log ReTrac self-influence: how much a sample's gradients agree with each other."""
 
     name = "retrac"

@@ -12,7 +12,7 @@ from diffhook.log.schema import SCALARS, Rows
 _MOST = 32_768  # rows that a resumed run looks at again: thresholds are learned anew from fewer
 
 
-def past_steps(log: RunLog, rank: int, most: int = _MOST) -> Iterator[Rows]:
+def replayed_steps(log: RunLog, rank: int, most: int = _MOST) -> Iterator[Rows]:
     """Scalar columns of each step that one process logged, oldest first; the last ``most`` rows only.
 
     Raises:
