@@ -19,6 +19,7 @@ PUBLIC = (
     "diffhook.analysis.signals",
     "diffhook.analysis.evaluation",
     "diffhook.capture.alerts",
+    "diffhook.capture.checkpoints",
     "diffhook.gradients.rules",
 )
 

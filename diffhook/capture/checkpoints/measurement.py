@@ -205,8 +205,9 @@ class _Work:
                 first = writer.rank % len(left)  # others begin elsewhere: a checkpoint is loaded once
                 found = [share.measure(snapshot, samples) for snapshot in (*left[first:], *left[:first])]
                 if not any(found):
-                    time.sleep(_WAIT)  # the rest is being measured by others
-                    held.update()
+                    bar.update(task, description="measuring (others are at the rest)")
+                    time.sleep(_WAIT)
+                    share.look()
         writer.record("summary.json", {"parameters_left_out": dict(self.engine.coverage.missing)})
         if share.gone:
             raise LogError(" ".join(share.gone.values()))
@@ -217,7 +218,7 @@ class _Share:
     """What this process measures.
 
     Attributes:
-        tell: called when rows are on the disk.
+        tell: called when there may be more rows.
         gone: step of a checkpoint that is not what it was → why, in words.
     """
 
@@ -269,12 +270,14 @@ class _Share:
             if not self.writer.put("probe", some):
                 raise LogError("rows cannot be written: the disk is full, or fails")
             if time.monotonic() - flushed > _FLUSH:
-                self._flush()
+                self.writer.flush()
+                self.look()
                 flushed = time.monotonic()
-        self._flush()
-
-    def _flush(self) -> None:
         self.writer.flush()
+        self.look()
+
+    def look(self) -> None:
+        """At what there is by now, of all processes."""
         self.held.update()
         self.tell()
 
