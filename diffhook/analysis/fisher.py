@@ -43,8 +43,8 @@ def log10_tail(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def _scale(beyond: npt.NDArray[np.float64], range_: float) -> float:
-    """Of an exponential tail that starts at the median; where all values up to the 80% quantile are equal, that
-    of those beyond."""
+    """Of an exponential tail that starts at the median; of the values beyond alone where all up to the 80%
+    quantile are equal."""
     if range_ > 0:
         return range_ / float(np.log((1 - _MIDDLE) / (1 - _UPPER)))
     above = beyond[beyond > 0]
