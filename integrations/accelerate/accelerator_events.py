@@ -18,7 +18,7 @@ from diffhook.capture.loop import Capture, events
 from diffhook.capture.loop.checkpoint import read_state, write_state
 from diffhook.capture.loop.identity import RowIds
 from diffhook.capture.loop.loader_tracker import LoaderTracker
-from diffhook.capture.loop.models import is_trained, refuse_compiled, sharded
+from diffhook.capture.loop.models import is_trained, sharded
 from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.loop.origin import Origin
 from diffhook.capture.settings import Settings
@@ -104,7 +104,7 @@ class AcceleratorEvents:
         """Watch what was prepared before us."""
         for model in self._accelerator._models:
             if is_trained(model):
-                self._capture.watch(self._accelerator.unwrap_model(model))
+                self._capture.watch(model)
         for optimizer in self._accelerator._optimizers:
             self._capture.watch(optimizer.optimizer)
         for loader in self._accelerator._dataloaders:
@@ -144,8 +144,7 @@ class AcceleratorEvents:
             if loaders.can_tag(argument):
                 self._add_loader(argument, result)
             elif isinstance(result, nn.Module) and is_trained(result):
-                refuse_compiled(result)
-                self._capture.watch(self._accelerator.unwrap_model(result))
+                self._capture.watch(result)
             elif isinstance(result, AcceleratedOptimizer):
                 self._capture.watch(result.optimizer)
 

@@ -26,9 +26,10 @@ class DiffHook(Hook):
 
     The loop stays as it is. The hook learns of the models, optimiser and data from ``prepare``, of
     timesteps from the models' arguments, and sees every backward. Training results are bit-identical with
-    and without it. An error of ours costs the micro-batch at hand, is logged once, and never stops the
-    training. It ends with ``accelerator.end_training()``, :meth:`close`, a ``with``
-    block or the interpreter; the accelerator keeps it, so a notebook's cell need not.
+    and without it, unless the model is compiled: captured steps then run uncompiled. An error of ours costs
+    the micro-batch at hand, is logged once, and never stops the training. It ends with
+    ``accelerator.end_training()``, :meth:`close`, a ``with`` block or the interpreter; the accelerator keeps
+    it, so a notebook's cell need not.
 
     After an error in the loop it waits, and the loop may go on. Run the cell again instead, and the
     new hook on the same accelerator or model sees the old one off; so does dropping the accelerator.

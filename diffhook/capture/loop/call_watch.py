@@ -8,11 +8,13 @@ modules' alone.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from diffhook.capture.loop.attachment import Attachment, Handle
@@ -110,10 +112,7 @@ class CallWatch:
         if not self._looking:
             self._looking = [
                 self._attachment.hook(self._before_any, register_module_forward_pre_hook),
-                self._attachment.hook(
-                    self._after_any,
-                    lambda hook: register_module_forward_hook(hook, with_kwargs=True, always_call=True),
-                ),
+                self._attachment.hook(self._after_any, _after_every_module),
             ]
 
     def stop(self) -> None:
@@ -200,19 +199,39 @@ class CallWatch:
             self._emit(OutputSeen(module, output))
 
 
+def _after_every_module(hook: Guarded) -> Handle:
+    handle = register_module_forward_hook(hook, with_kwargs=True, always_call=True)
+    # torch itself would never forget that there was such a hook, of which compiled modules warn.
+    handle.extra_dict_ref = (
+        *handle.extra_dict_ref,
+        weakref.ref(torch_module._global_forward_hooks_with_kwargs),
+    )
+    return handle
+
+
 def watch_calls(
     attachment: Attachment, module: nn.Module, before: Callable[..., None], after: Callable[..., None]
-) -> None:
+) -> list[Guarded]:
     """Have methods called with (module, args, kwargs) before and (module, args, output) after its calls.
 
     After one that fails, with None as its output. Copies of the module have no such hooks.
+
+    Returns:
+        What is called, first of all, before and after.
     """
+    hooks: list[Guarded] = []
+
+    def local(hook: Guarded) -> LocalHook:
+        made = LocalHook(module, hook, hook.failed)
+        hooks.append(made)
+        return made
 
     def first(hook: Guarded) -> Handle:
-        return module.register_forward_pre_hook(LocalHook(module, hook, hook.failed), with_kwargs=True)
+        return module.register_forward_pre_hook(local(hook), with_kwargs=True)
 
     def then(hook: Guarded) -> Handle:
-        return module.register_forward_hook(LocalHook(module, hook, hook.failed), always_call=True)
+        return module.register_forward_hook(local(hook), always_call=True)
 
     attachment.hook(before, first)
     attachment.hook(after, then)
+    return hooks

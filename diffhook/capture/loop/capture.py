@@ -24,7 +24,7 @@ from diffhook.capture.loop.describe import describe_run
 from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
-from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
+from diffhook.capture.loop.models import ModelWatch
 from diffhook.capture.loop.objective_told import settle_objective
 from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.optimizer_watch import OptimizerWatch
@@ -34,6 +34,7 @@ from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
 from diffhook.capture.loop.succession import Succession
 from diffhook.capture.loop.summary import summary, tell_plan, why_nothing
+from diffhook.capture.loop.uncompiled_steps import UncompiledSteps
 from diffhook.capture.preconditioner import adam_preconditioner
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.capture.recorder import Recorder
@@ -109,6 +110,7 @@ class Capture:
         self._calls = CallWatch(self.attachment, self.on, self.models, self.session)
         self._backward = BackwardWatch(self.attachment, self.on, self.session.rows.pause)
         self._optimizers = OptimizerWatch(self.attachment, self.on, self.models.moved_by)
+        self._uncompiled = UncompiledSteps(self.attachment, self.models, self.session)
         self.attachment.on_detach(self.session.rows.rest)
         close_at_exit(self.close)
 
@@ -130,12 +132,13 @@ class Capture:
         else:
             self._backward.disarm()
         self._calls.follow(event)
+        self._uncompiled.follow(event)
 
     def watch(self, *given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:
         """Watch trained models' calls, an optimiser's steps, or a scaler's scale.
 
         Raises:
-            ConfigurationError: a model is compiled, or its parameters are sharded over processes.
+            ConfigurationError: the model's parameters are sharded over processes.
         """
         for one in () if self.closed else given:
             self.shield(self._watch, one)
@@ -233,11 +236,8 @@ class Capture:
         """At the first training forward: adapters, freezing and resuming are settled by then."""
         settings, session = self.settings, self.session
         self._tell_left_out(self.models.settle(self._optimizers.known))
-        model = self.models.together()
-        refuse_compiled(model)
-        refuse_sharded(model)
         engine = PerSampleGradients(
-            model,
+            self.models.together(),
             layers=settings.layers,
             projection_dim=settings.projection_dim,
             seed=settings.seed,
@@ -248,7 +248,7 @@ class Capture:
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
-        session.staging.objective.begin(model, self.loader, session.steps.rank)
+        session.staging.objective.begin(engine.model, self.loader, session.steps.rank)
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
         recorder = Recorder(
             engine,

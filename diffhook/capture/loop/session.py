@@ -174,7 +174,7 @@ class Session:
         self._staged = False
         self._scales = {"scale": 1.0, "accumulation": 1.0}
         self.staging.objective.batch_received()
-        self.rows.received(event, follow=self.steps.captured or self.steps.captured_next)
+        self.rows.received(event, captured=self.steps.captured, captured_next=self.steps.captured_next)
 
     def _count_missing_backward(self) -> None:
         """A loss that is not finite is skipped now and then. Where no backward ever comes, that is told."""
