@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
-import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from diffhook.capture.alerts import Alerts, Detector, Watch
@@ -18,10 +18,11 @@ from diffhook.capture.familiarity import Familiarity
 from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
+from diffhook.capture.tensor_file import safetensors_of
 from diffhook.console import announce
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import LogWriter, Rows, Snapshot, open_log
+from diffhook.log import Content, LogWriter, Rows, Snapshot, open_log
 from diffhook.log.samples import ROLE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
@@ -52,6 +53,7 @@ class Recorder:
         objective, probe: what to probe at snapshots; None for no probes. See :meth:`probe_with`.
         preconditioner: what snapshots keep of the optimiser, see
             :func:`~diffhook.capture.preconditioner.adam_preconditioner`; None: nothing.
+        snapshot_dtype: that snapshots are written in; None: the parameters' own.
         strict: raise at the first write that fails.
     """
 
@@ -71,9 +73,11 @@ class Recorder:
         objective: Objective | None = None,
         probe: Probe | None = None,
         preconditioner: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
+        snapshot_dtype: torch.dtype | None = None,
         strict: bool = False,
     ) -> None:
         self.engine = engine
+        self.snapshot_dtype = snapshot_dtype
         self._strict = strict
         if probe is not None:
             config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
@@ -300,6 +304,14 @@ class Recorder:
         finally:
             self.snapshot_seconds += time.perf_counter() - began
 
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes that a snapshot takes."""
+        kept = (
+            0 if self._preconditioner is None else 4 * sum(p.numel() for p in self.engine.parameters.values())
+        )
+        return kept + safetensors_of(self.engine.trained, dtype=self.snapshot_dtype).size
+
     def snapshot(self, step: int) -> None:
         """Keep the trainable parameters as they are after ``step`` steps, and probe. Rank 0 only;
         a second call at the same step does nothing."""
@@ -328,13 +340,14 @@ class Recorder:
             logger.error("probes have stopped; training rows go on. %s: %s", type(error).__name__, error)
 
     def _keep_parameters(self, step: int) -> bool:
-        parameters = {
-            name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.trained.items()
-        }
+        trained = self.engine.trained
+        for device in {parameter.device for parameter in trained.values()}:
+            torch.get_device_module(device).synchronize()  # they are read in another thread
         snapshot = Snapshot(step, self._lr, self.lr_sum)
-        return self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step))
+        parameters = safetensors_of(trained, dtype=self.snapshot_dtype)
+        return self.writer.snapshot(snapshot, parameters, self._divisors(step))
 
-    def _divisors(self, step: int) -> bytes | None:
+    def _divisors(self, step: int) -> Content | None:
         if self._preconditioner is None:
             return None
         try:
@@ -344,7 +357,7 @@ class Recorder:
                 self._reasons.add(str(reason))
                 logger.warning("snapshots keep no preconditioner (from step %d on), because %s", step, reason)
             return None
-        return safetensors.torch.save({name: factor.contiguous() for name, factor in factors.items()})
+        return safetensors_of(factors, like=self.engine.parameters, dtype=torch.float32)
 
     def _run_probe(self, objective: Objective, probe: Probe, step: int, lr_sum: float) -> None:
         start = time.perf_counter()

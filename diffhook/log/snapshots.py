@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
-from diffhook.log.seal import parse, seal, unseal
+from diffhook.log.seal import parse, unseal
 
 ROOT = "snapshots"
 _FOLDER = re.compile(r"step-\d{8,18}(-session-\d{1,6})?")
@@ -72,26 +71,6 @@ class Snapshot:
                 "it is not what was written"
             )
         return content
-
-
-def write_snapshot(
-    store: Store, snapshot: Snapshot, parameters: bytes, preconditioner: bytes | None = None
-) -> None:
-    """Write parameters, then the description: a snapshot without it does not exist."""
-    files.put(store, f"{snapshot.key}/parameters.safetensors", parameters)
-    digests = {"sha256": hashlib.sha256(parameters).hexdigest()}
-    if preconditioner is not None:
-        files.put(store, f"{snapshot.key}/preconditioner.safetensors", preconditioner)
-        digests["preconditioner_sha256"] = hashlib.sha256(preconditioner).hexdigest()
-    description = {
-        "step": snapshot.step,
-        "lr": snapshot.lr,
-        "lr_sum": snapshot.lr_sum,
-        "session": snapshot.session,
-        **digests,
-        **snapshot.details,
-    }
-    files.put(store, f"{snapshot.key}/snapshot.json", json.dumps(seal(description), indent=1).encode())
 
 
 def folder_of(step: int, session: int) -> str:

@@ -38,9 +38,9 @@ class DiffHook(Hook):
     Args:
         accelerator: the loop's.
         path: the log: a folder, an fsspec URL, or a zarr Store.
-        projection_dim, seed, every, overhead, snapshot_every, keep_preconditioner, probe, objective, alerts,
-            sample_ids, thumbnails, models, layers, reduction, reuse_products, workspace, strict, enabled: see
-            :class:`~diffhook.capture.settings.Settings`.
+        projection_dim, seed, every, overhead, snapshot_every, snapshot_dtype, keep_preconditioner, probe,
+            objective, alerts, sample_ids, thumbnails, models, layers, reduction, reuse_products, workspace,
+            strict, enabled: see :class:`~diffhook.capture.settings.Settings`.
 
     Raises:
         ConfigurationError: an option out of range, or parameters sharded over processes.
@@ -56,6 +56,7 @@ class DiffHook(Hook):
         every: int = 1,
         overhead: float | None = None,
         snapshot_every: int | None = None,
+        snapshot_dtype: Literal["float16", "bfloat16"] | None = None,
         keep_preconditioner: bool = False,
         probe: Probe | None = None,
         objective: Objective | None = None,
@@ -76,6 +77,7 @@ class DiffHook(Hook):
             every=every,
             overhead=overhead,
             snapshot_every=snapshot_every,
+            snapshot_dtype=snapshot_dtype,
             keep_preconditioner=keep_preconditioner,
             probe=probe,
             objective=objective,

@@ -106,6 +106,7 @@ def _nothing_compiled_before() -> Iterator[None]:
     torch.compiler.reset()
     yield
     assert torch._dynamo.eval_frame._stance.stance == "default", "the compiler is as it was"
+    assert not torch.nn.modules.module._has_any_global_hook()
 
 
 class Training:

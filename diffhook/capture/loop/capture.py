@@ -264,6 +264,7 @@ class Capture:
             objective=settings.objective,
             probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
             preconditioner=self._preconditioner if settings.keep_preconditioner else None,
+            snapshot_dtype=settings.snapshot_precision(),
             strict=settings.strict,
         )
         with ExitStack() as undo:
@@ -288,10 +289,9 @@ class Capture:
         settle_objective(verdict, self.settings.objective, self.session)
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
-        if self.session.steps.rank > 0:
-            return
         rows, found = len(batch.ids) * self.session.steps.processes, self.identity.found
-        tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
+        if recorder.rank == 0:
+            tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
 
     def _preconditioner(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         return adam_preconditioner(self._optimizers.optimizer, parameters)
