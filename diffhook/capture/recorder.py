@@ -183,7 +183,7 @@ class Recorder:
         weight: float,
         losses: Tensor | None = None,
         appearance: Tensor | None = None,
-    ) -> None:
+    ) -> np.ndarray:
         """Stage the rows of the pass that the engine has just finished.
 
         Args:
@@ -194,6 +194,9 @@ class Recorder:
                 times the capture stride.
             losses: (B,) the samples' own losses, where known.
             appearance: (B, 3) of the clean samples, where known.
+
+        Returns:
+            (B,) float32 norms of the samples' gradients.
         """
         count = len(sample_ids)
         rows = make_rows(
@@ -213,6 +216,8 @@ class Recorder:
         self._staged.append({**rows, **dict(zip(COLUMNS, looks, strict=True))})
         if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
             self._layer = self.engine.first_nonfinite
+        norms: np.ndarray = rows["grad_norm"]
+        return norms
 
     @property
     def staged_rows(self) -> int:

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from diffhook.errors import ConfigurationError
+from diffhook.gradients import PerSampleGradients
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
 from tests.integrations.traces import Traces
@@ -84,10 +85,11 @@ def test_a_sharded_model_is_refused_in_one_sentence(
 ) -> None:
     by, shard = SHARDINGS[kind]
     model = shard(TinyDenoiser(), one_process_group)
-    with pytest.raises(ConfigurationError) as told:
-        TorchHook(tmp_path / "log", model)
-    assert str(told.value).startswith(f"{by} shards parameters over processes")
-    assert str(told.value).endswith("train with plain DDP or without diffhook (enabled=False)")
+    for refusing in (lambda: TorchHook(tmp_path / "log", model), lambda: PerSampleGradients(model)):
+        with pytest.raises(ConfigurationError) as told:
+            refusing()
+        assert str(told.value).startswith(f"{by} shards parameters over processes")
+        assert str(told.value).endswith("train with plain DDP or without diffhook (enabled=False)")
     assert not (tmp_path / "log").exists()
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,10 @@ from diffhook.capture.loop.models import ModelWatch
 from diffhook.capture.loop.objective_told import settle_objective
 from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.optimizer_watch import OptimizerWatch
-from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.loop.probing import training_probe
 from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.staging import Staging
 from diffhook.capture.loop.succession import Succession
 from diffhook.capture.loop.summary import summary, tell_plan, why_nothing
 from diffhook.capture.loop.uncompiled_steps import UncompiledSteps
@@ -82,7 +83,6 @@ class Capture:
         self.reasons_for_nothing: Callable[[], str | None] = lambda: None
         self._process = os.getpid()
         self._failures = Failures(settings.strict)
-        self._scaler: GradScaler | None = None
         self._ranks: Ranks | None = None
         self._succession = Succession()
         self._resumed = False
@@ -95,11 +95,14 @@ class Capture:
             self._start,
             lambda: self._optimizers.sees_steps,
             snapshot_every=settings.snapshot_every,
-            reduction=settings.reduction,
             rank=rank,
             processes=processes,
-            thumbnails=settings.thumbnails,
-            objective=ObjectiveWatch.of(settings, self.attachment, self._judged),
+            staging=partial(
+                Staging,
+                objective=ObjectiveWatch.of(settings, self.attachment, self._judged),
+                reduction=settings.reduction,
+                thumbnails=settings.thumbnails,
+            ),
             shield=self.shield,
         )
         if not self.closed:
@@ -118,8 +121,9 @@ class Capture:
 
     def on(self, event: events.Event) -> None:
         """Take the next event of the loop. What fails in us does not reach the loop."""
-        if not self.closed:
-            self.shield(self._take, event)
+        for take in (self.session.staging.read_before, self._take):
+            if not self.closed:
+                self.shield(take, event)
 
     def _take(self, event: events.Event) -> None:
         session = self.session
@@ -146,8 +150,6 @@ class Capture:
     def _watch(self, given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:
         if isinstance(given, nn.Module):
             self.models.add(given)
-        elif isinstance(given, GradScaler):
-            self._scaler = given
         else:
             self._optimizers.add(given)
 
@@ -172,7 +174,8 @@ class Capture:
         ids = self.identity.named(sample_ids, "sample_ids")
         named = None if timesteps is None else named_timesteps(timesteps)
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
-        self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
+        scale = self._optimizers.scale() if self.session.steps.captured else 1.0
+        self.on(events.LossScaled(scale, loss_scale))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
@@ -235,7 +238,7 @@ class Capture:
     def _start(self, batch: MicroBatch) -> Recorder:
         """At the first training forward: adapters, freezing and resuming are settled by then."""
         settings, session = self.settings, self.session
-        self._tell_left_out(self.models.settle(self._optimizers.known))
+        session.absences.tell_models(self.models.settle(self._optimizers.known))
         engine = PerSampleGradients(
             self.models.together(),
             layers=settings.layers,
@@ -279,11 +282,6 @@ class Capture:
             undo.pop_all()
         self._failures.started = True
         return recorder
-
-    def _tell_left_out(self, models: list[nn.Module]) -> None:
-        if models:
-            names = ", ".join(sorted({type(model).__name__ for model in models}))
-            self.session.absences.tell("other-models", None, names)
 
     def _judged(self, verdict: Recognised | Refusal) -> None:
         settle_objective(verdict, self.settings.objective, self.session)
@@ -373,7 +371,7 @@ class Capture:
             return
         if session.steps.count:
             session.on(events.SnapshotDue())
-        recorder.skipped()  # what was staged for a step that never came
+        session.on(events.GradientsZeroed())  # what was staged for a step that never came moves nothing
         seconds = time.perf_counter() - self._began
         numbers, text = summary(session.plan, recorder, seconds, session.absences.counts)
         if session.steps.rank == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from diffhook.capture.loop.events import Event, ForwardBegan, OutputSeen
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import Guarded
 from diffhook.gradients.compiled import compiled_wrapper, is_compiled, without_wrappers
+from diffhook.gradients.sharding import refuse_sharded
 
 
 class ModelWatch:
@@ -105,13 +106,7 @@ class ModelWatch:
         return left_out
 
     def together(self) -> nn.Module:
-        """The one model, or an ``nn.ModuleDict`` of several by class name.
-
-        Raises:
-            ConfigurationError: parameters are sharded over processes.
-        """
-        for model in self._models:
-            refuse_sharded(model)
+        """The one model, or an ``nn.ModuleDict`` of several by class name."""
         if len(self._models) == 1:
             return self._models[0]
         named: dict[str, nn.Module] = {}
@@ -158,30 +153,3 @@ def refuse_old_compiler() -> None:
             f"the model is compiled, and torch {torch.__version__} cannot run it uncompiled for the captured "
             "steps: use torch 2.6 or later, train it uncompiled, or without diffhook (enabled=False)"
         )
-
-
-def refuse_sharded(model: nn.Module) -> None:
-    """Raises ConfigurationError if this process has only its share of the model's parameters."""
-    for part in model.modules():
-        for by in _sharded_by(part):
-            raise sharded(by)
-
-
-def sharded(by: str) -> ConfigurationError:
-    """That ``by`` shards parameters, and what to do."""
-    return ConfigurationError(
-        f"{by} shards parameters over processes, and no process sees a sample's whole gradient: train with "
-        "plain DDP or without diffhook (enabled=False)"
-    )
-
-
-def _sharded_by(module: nn.Module) -> Iterator[str]:
-    """What has sharded a module's own parameters. Told by names: their imports take seconds."""
-    parameters = list(module.parameters(recurse=False))
-    origin = type(module).__module__
-    if origin.startswith("deepspeed.") or any(hasattr(p, "ds_id") for p in parameters):
-        yield "DeepSpeed"
-    if origin.startswith("torch.distributed.fsdp"):
-        yield "FSDP"
-    if any(type(p.data).__name__ == "DTensor" for p in parameters):
-        yield "a device mesh"
