@@ -34,7 +34,7 @@ class Draws:
 
     Attributes:
         leave_outs: L of them; None: the queries' noise was drawn once.
-        without: (L, K, Q, D) float32: the queries' directions in each of them; None likewise.
+        without: (L, K, C, Q, D) float32: the queries' directions in each of them; None likewise.
         paired: whether the training side holds the same replicates.
         by_row: whether each row of the training side is a draw of its own.
         variance_share: () → (K,) of the variance of rows, what counts; called when errors are asked for.
@@ -88,9 +88,9 @@ class DrawSums:
     leave-out, of what rows add to the scores."""
 
     def __init__(self, rows: RowScores, draws: Draws) -> None:
-        queries, snapshots = rows.directions.shape[1], len(rows.steps)
+        queries, snapshots = rows.queries, len(rows.steps)
         parts = [rows.directions, *([] if draws.without is None else draws.without)]
-        self.rows = replace(rows, directions=np.concatenate(parts, axis=1))
+        self.rows = replace(rows, directions=np.concatenate(parts, axis=2))
         self.paired = draws.paired
         groups = snapshots if draws.by_row else 1
         self.layout = Layout(queries, draws.leave_outs, groups, draws.by_row, draws.paired)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,8 @@ from diffhook.analysis.tables import check_gradients, check_query_name, query_ta
 from diffhook.log import RunLog, Table
 from diffhook.log.store import Location
 
+Floats = npt.NDArray[np.floating[Any]]
+
 
 def influence(
     log: RunLog | Location,
@@ -39,7 +42,8 @@ def influence(
 ) -> Scores:
     """Score every training sample's influence on every query (arXiv 2401.09031 and its neighbours).
 
-    A row of the training is set against the query's gradients at the snapshot nearest to its step.
+    A row of the training is set against the query's gradients at the snapshot nearest to its step; by the
+    default method, an event against those at timesteps near its own.
     Nothing of the training side is computed again for another set of queries.
 
     Args:
@@ -112,7 +116,7 @@ def prepare(
     whole, without = _transformed(method, directions, sums)
     if without is not None and paired and sums is not None and sums.moment is not None:
         without = _with_their_moment(table, method, directions, sums, whole, execution)
-    rows = RowScores(method, sample_ids, directions.steps, factors, whole)
+    rows = RowScores(method, sample_ids, directions.steps, directions.centres, factors, whole)
     draws = Draws(
         leave_outs,
         without,
@@ -127,14 +131,21 @@ def prepare(
 def _transformed(
     method: Method, directions: Directions, sums: SampleSums | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-    """(K, Q, D) and, where there are replicates, (L, K, Q, D): all at once, for a method may solve a large
-    system."""
+    """(K, C, Q, D) and, where there are replicates, (L, K, C, Q, D)."""
     if directions.without is None:
-        return method.transform_queries(directions.whole, sums).astype(np.float32), None
-    parts = [directions.whole, *directions.without]
-    found = method.transform_queries(np.concatenate(parts, axis=1), sums).astype(np.float32)
-    whole, *without = np.split(found, len(parts), axis=1)
-    return np.ascontiguousarray(whole), np.stack(without)
+        return _all_at_once(method, [directions.whole], sums)[0], None
+    whole, *without = _all_at_once(method, [directions.whole, *directions.without], sums)
+    return whole, np.stack(without)
+
+
+def _all_at_once(
+    method: Method, parts: Sequence[Floats], sums: SampleSums | None
+) -> list[npt.NDArray[np.float32]]:
+    """Each of (K, C, Q, D), transformed, in one call: a method may solve a large system."""
+    snapshots, *_, dim = parts[0].shape
+    flat = np.concatenate([part.reshape(snapshots, -1, dim) for part in parts], axis=1)
+    found = np.split(method.transform_queries(flat, sums).astype(np.float32), len(parts), axis=1)
+    return [np.ascontiguousarray(part).reshape(parts[0].shape) for part in found]
 
 
 def _with_their_moment(
@@ -145,15 +156,14 @@ def _with_their_moment(
     whole: npt.NDArray[np.float32],
     execution: Execution,
 ) -> npt.NDArray[np.float32]:
-    """(L, K, Q, D) the queries without a leave-out, whitened by the second moment G without it, too.
+    """(L, K, C, Q, D) the queries without a leave-out, whitened by the second moment G without it, too.
 
     To first order in the change of G: (G + Δ + λI)⁻¹ φ = H (φ − Δ H φ), with H = (G + λI)⁻¹. The draws are
     those of all samples, so they move G as much as they move a sample's mean.
     """
     assert directions.leave_outs is not None
     assert directions.without is not None
-    vectors = whole.reshape(-1, whole.shape[2])
+    vectors = whole.reshape(-1, whole.shape[-1])
     change = change_without(table, method, directions.leave_outs, vectors, execution)
     parts = directions.without - change.reshape(directions.without.shape)
-    found = method.transform_queries(np.concatenate(list(parts), axis=1), sums).astype(np.float32)
-    return np.stack(np.split(found, len(parts), axis=1))
+    return np.stack(_all_at_once(method, list(parts), sums))

@@ -76,8 +76,9 @@ def query(
         model: the model, with the right parameters trainable; by default :func:`build_model`'s. It is
             as before afterwards.
         pipeline: whose denoiser was trained, where the log does not hold all of its parameters.
-        grid: timesteps and noise draws; by default that of the log's probes, or else 10
-            timesteps × 2 draws × 2 replicates, from which scores have errors.
+        grid: timesteps and noise draws; by default that of the log's probes, or else 20 timesteps × 2
+            draws × 2 replicates, from which scores have errors: events drew timesteps of their own, and
+            there is none near enough to them on a sparser grid.
         against: which rows the queries are to be set against. Probes, and other query sets as the source,
             share the grid's noise with them draw by draw ("probe"); the training's own rows each drew
             their own, and so must queries ("train"). By default all that the log holds; each kind costs a
@@ -243,9 +244,9 @@ def _answer(
 
 
 def default_grid(log: RunLog) -> Grid:
-    """That of the log's probes, so that queries share their noise; 10 × 2 × 2 where there are none."""
+    """That of the log's probes, so that queries share their noise; 20 × 2 × 2 where there are none."""
     described = probe_grid(log)
-    return Grid(10, draws=2, replicates=2) if described is None else Grid(**described)
+    return Grid(20, draws=2, replicates=2) if described is None else Grid(**described)
 
 
 def _kinds(log: RunLog, against: str | Sequence[str] | None, measurement: str) -> list[str]:

@@ -36,7 +36,7 @@ class ScorePass:
 
     @property
     def queries(self) -> int:
-        return self.rows.directions.shape[1]
+        return self.rows.queries
 
     def values(self) -> npt.NDArray[np.float32]:
         """(Q, N)."""
@@ -82,7 +82,7 @@ class ScorePass:
         return self._cost(sums.rows, sums.plan(self.execution))
 
     def _cost(self, rows: RowScores, plan: Plan | None = None) -> Cost:
-        count, width = len(rows.sample_ids), rows.directions.shape[1]
+        count, width = len(rows.sample_ids), rows.queries
         plan = plan or Plan.make(count, width, self.execution)
         kept = rows.directions.nbytes + count * width * 4
         if rows.factors is not None:
@@ -94,7 +94,7 @@ class ScorePass:
         return grouped(self.table, sums, sums.plan(self.execution), reduction, self.execution, title)
 
     def _run(self, rows: RowScores, reduction: Reduction) -> Any:
-        plan = Plan.make(len(rows.sample_ids), rows.directions.shape[1], self.execution)
+        plan = Plan.make(len(rows.sample_ids), rows.queries, self.execution)
         return grouped(self.table, rows, plan, reduction, self.execution, "scoring rows")
 
 

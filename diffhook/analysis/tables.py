@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -167,8 +169,8 @@ def snapshot_steps(log: RunLog) -> npt.NDArray[np.int64]:
     return np.unique([s.step for s in log.snapshots] or [0]).astype(np.int64)
 
 
-def nearest(steps: npt.NDArray[np.int64], snapshots: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
-    """For each step the position of the nearest snapshot step, the earlier one on a tie.
+def nearest(steps: npt.NDArray[Any], snapshots: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+    """For each step the position of the nearest snapshot's, the earlier one on a tie; or so of timesteps.
 
     Args:
         steps: (rows,).

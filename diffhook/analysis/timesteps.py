@@ -103,10 +103,10 @@ class _Binned:
         wanted = np.flatnonzero(np.isin(sample, self.asked))
         if not len(wanted):
             return np.empty(0, np.intp), np.empty((0, 1))
-        columns = {c: table.read(block, c)[wanted] for c in ("sample", "step", *rows.method.columns)}
-        snapshot = nearest(columns["step"], rows.steps)
+        columns = {c: table.read(block, c)[wanted] for c in rows.columns}
+        snapshot, centre = nearest(columns["step"], rows.steps), rows.centre(columns)
         weights = rows.weights(columns, np.searchsorted(rows.sample_ids, columns["sample"]), snapshot)
-        timestep = np.nan_to_num(table.read(block, "timestep")[wanted], nan=self.edges[0])
+        timestep = np.nan_to_num(columns["timestep"], nan=self.edges[0])
         place = np.searchsorted(self.edges, timestep, side="right").clip(1, bins) - 1
         projection = table.read(block, "projection")[wanted].astype(np.float32)
         sums = np.zeros((*self.asked.shape, bins))
@@ -114,9 +114,8 @@ class _Binned:
             for column, wanted_sample in enumerate(mine):
                 own = columns["sample"] == wanted_sample
                 if own.any():
-                    products = np.einsum(
-                        "rd,rd->r", projection[own], rows.directions[snapshot[own], query], dtype=np.float64
-                    )
+                    against = rows.directions[snapshot[own], centre[own], query]
+                    products = np.einsum("rd,rd->r", projection[own], against, dtype=np.float64)
                     np.add.at(sums[query, column], place[own], products * weights[own])
         touched = np.flatnonzero(sums.reshape(-1))
         return touched, sums.reshape(-1, 1)[touched]

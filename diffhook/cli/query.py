@@ -61,7 +61,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         choices=("full", "root"),
         help="divide by Adam's √v̂ + ε, for adam-tracin, adam-retrac; or, both sides, by its root",
     )
-    grid = command.add_argument_group("the grid; by default that of the log's probes, or else 10 × 2 × 2")
+    grid = command.add_argument_group("the grid; by default that of the log's probes, or else 20 × 2 × 2")
     grid.add_argument("--timesteps", type=int, metavar="S", help="so many, evenly spaced")
     grid.add_argument("--draws", type=int, metavar="M", help="noise draws averaged in a row")
     grid.add_argument("--replicates", type=int, metavar="R", help="rows of other noise")

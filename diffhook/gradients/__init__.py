@@ -5,7 +5,7 @@ from diffhook.gradients.engine import PerSampleGradients
 from diffhook.gradients.guard import Guard, Guarded
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.sketch import Sketch, check_projection_dim
-from diffhook.gradients.tape import Tape, in_backward
+from diffhook.gradients.tape import Tape
 
 __all__ = [
     "Coverage",
@@ -16,5 +16,4 @@ __all__ = [
     "Sketch",
     "Tape",
     "check_projection_dim",
-    "in_backward",
 ]

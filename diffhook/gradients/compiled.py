@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffhook.compat.torch import own_children
+
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it is compiled, by ``torch.compile(module)`` or ``module.compile()``."""
@@ -27,14 +29,14 @@ def without_wrappers(model: nn.Module) -> nn.Module:
 
 def compiled_wrapper(model: nn.Module) -> nn.Module | None:
     """The outermost of the wrappers that ``torch.compile`` has put around the model, if there is one."""
-    return next((wrapper for wrapper in _nested(model) if "_orig_mod" in wrapper._modules), None)
+    return next((wrapper for wrapper in _nested(model) if "_orig_mod" in own_children(wrapper)), None)
 
 
 def _nested(model: nn.Module) -> list[nn.Module]:
     """The wrappers, from the outermost, and what they hold."""
     found = [model]
     while True:
-        if "_orig_mod" in model._modules:
+        if "_orig_mod" in own_children(model):
             model = model.get_submodule("_orig_mod")
         elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.compat.torch import gradient_hooks
 from diffhook.gradients import host
 from diffhook.gradients.guard import Guard
 from diffhook.gradients.tape import Tape
@@ -191,4 +192,4 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _is_hooked(parameter: Tensor) -> bool:
-    return bool(parameter._backward_hooks)
+    return gradient_hooks(parameter) > 0

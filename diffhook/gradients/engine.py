@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.compat.torch import gradient_hooks
 from diffhook.errors import CaptureError, ConfigurationError, RecheckNeeded
 from diffhook.gradients.accumulator import PassAccumulator, check_preconditioner
 from diffhook.gradients.coverage import Assignment, Coverage
@@ -187,7 +188,7 @@ class PerSampleGradients:
         """
         check_preconditioner(self.preconditioner, self.parameters)
         self._pass.end()
-        hooks = [len(p._backward_hooks or ()) for p in self.parameters.values()]
+        hooks = [gradient_hooks(p) for p in self.parameters.values()]
         if hooks != self._hooks:  # they may change gradients
             self._hooks, self._schedule.passes = hooks, 0
         self._pass = self._new_pass()

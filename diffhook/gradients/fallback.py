@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
+from diffhook.compat.torch import in_backward, tree_leaves, tree_map
 from diffhook.gradients.guard import PassGuard
 from diffhook.gradients.sample_axis import SampleAxis
-from diffhook.gradients.tape import Tape, in_backward, refuse_double_backward
+from diffhook.gradients.tape import Tape, refuse_double_backward
 
 OnGradient = Callable[[str, Tensor, torch.dtype], None]
 OnObstacle = Callable[[str, str], object]

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from diffhook.compat.torch import BatchNorm, NormBase
 from diffhook.errors import CaptureError, RecheckNeeded
 from diffhook.gradients.coverage import Assignment
 from diffhook.gradients.separability import SeparabilityCheck
@@ -161,11 +161,11 @@ def batch_statistics(model: nn.Module) -> dict[str, str]:
     return {
         name: f"{type(module).__name__} couples samples by the statistics of the batch"
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and (module.training or _has_no_statistics(module))
+        if isinstance(module, BatchNorm) and (module.training or _has_no_statistics(module))
     }
 
 
-def _has_no_statistics(module: _NormBase) -> bool:
+def _has_no_statistics(module: NormBase) -> bool:
     return module.running_mean is None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from diffhook.compat.torch import own_children, own_parameters
 from diffhook.errors import ConfigurationError
 from diffhook.gradients.rules import LayerRule, rule_for
 
@@ -56,10 +57,10 @@ def _lies_in(name: str, pattern: str) -> bool:
 
 
 def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, parameter in module._parameters.items():
+    for name, parameter in own_parameters(module).items():
         if parameter is not None:
             yield prefix + name, parameter
-    for name, child in module._modules.items():
+    for name, child in own_children(module).items():
         if child is not None:
             yield from _named(child, prefix if _wraps(module, name) else f"{prefix}{name}.")
 
@@ -92,7 +93,7 @@ class Owned:
     def is_as_found(self) -> bool:
         """Whether the layer still has the forward and the parameters that its rule explains: pruning,
         weight normalisation and adapters replace them, also in the middle of a training."""
-        own = self.module._parameters
+        own = own_parameters(self.module)
         same = all(own.get(local) is parameter for local, parameter in self.tensors.items())
         return same and not self.rule.is_replaced(self.module)
 
@@ -105,7 +106,7 @@ def find_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dic
         rule = rule_for(module)
         if rule is None or rule.obstacle(module) is not None:
             continue
-        own = {local: module._parameters.get(local) for local in rule.parameters}
+        own = {local: own_parameters(module).get(local) for local in rule.parameters}
         tensors = {local: p for local, p in own.items() if p is not None and id(p) in names}
         if tensors:
             explained = {local: names[id(p)] for local, p in tensors.items()}

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.compat.torch import in_backward
 from diffhook.gradients.guard import Guard
 from diffhook.gradients.layers import Owned
 from diffhook.gradients.local_hook import LocalHook
-from diffhook.gradients.tape import Tape, hookable, in_backward, refuse_double_backward
+from diffhook.gradients.tape import Tape, hookable, refuse_double_backward
 
 Sums = dict[str, Tensor]  # local parameter name → gradient of the whole batch
 

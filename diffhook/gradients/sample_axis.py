@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
+from diffhook.compat.torch import WeakIdKeyDictionary, tree_leaves
 from diffhook.gradients.separability import Place, SeparabilityCheck
 
 

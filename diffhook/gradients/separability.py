@@ -23,10 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
-from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakIdKeyDictionary
 
+from diffhook.compat.torch import WeakIdKeyDictionary, tree_leaves
 from diffhook.gradients import host
 from diffhook.gradients.graph import leaves_behind
 from diffhook.gradients.guard import Guard

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.compat.torch import in_backward, view_base
 from diffhook.errors import CaptureError
 from diffhook.gradients.guard import Guard, PassGuard
 from diffhook.gradients.local_hook import LocalHook
@@ -70,11 +71,6 @@ class _Kept:
 
     def let_go(self) -> None:
         self._node = None
-
-
-def in_backward() -> bool:
-    """Whether autograd is running, as it is while a checkpointed block is recomputed."""
-    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def refuse_double_backward() -> None:
@@ -259,7 +255,7 @@ def hookable(output: Tensor) -> Tensor:
     Linear returns a view where its input has three axes; changing a view in place takes the view's
     node, and with it the hook, out of the graph.
     """
-    base = output._base
+    base = view_base(output)
     if base is not None and base.requires_grad and base.numel() == output.numel() and output.is_contiguous():
         return base
     return output

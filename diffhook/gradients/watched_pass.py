@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffhook.compat.torch import in_backward
 from diffhook.errors import CaptureError, RecheckNeeded
 from diffhook.gradients.accumulator import PassAccumulator
 from diffhook.gradients.compiled import is_compiled, uncompiled
@@ -23,7 +24,7 @@ from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse, Sums
 from diffhook.gradients.sample_axis import Layout, SampleAxis, leading_axis
 from diffhook.gradients.separability import SeparabilityCheck
-from diffhook.gradients.tape import OnBackward, Tape, in_backward
+from diffhook.gradients.tape import OnBackward, Tape
 
 
 class WatchedPass:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
+from diffhook.compat.zarr import Buffer, BufferPrototype, check_writable
 from diffhook.errors import LogError
 
 _LARGE = 1 << 20  # bytes from which a file is brought to the disk while others are still being written
@@ -90,7 +90,7 @@ class DurableStore(LocalStore):
 
     def write(self, key: str, parts: Iterable[bytes | memoryview]) -> None:
         """Set a key to the parts, one after the other, which are not copied and may be made on the way."""
-        self._check_writable()
+        check_writable(self)
         path = self.root / key
         self._make(path.parent)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
@@ -108,7 +108,7 @@ class DurableStore(LocalStore):
 
     def rename(self, key: str, to: str) -> None:
         """Give a file another key, which survives a power cut after the next :meth:`commit`."""
-        self._check_writable()
+        check_writable(self)
         path, target = self._file(key), self.root / to
         if path is not None:
             self._make(target.parent)

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from zarr.abc.store import ByteRequest, Store
-from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import WrapperStore
+
+from diffhook.compat.zarr import Buffer, BufferPrototype, default_buffer_prototype
 
 if TYPE_CHECKING:
     import icechunk

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from zarr.abc.store import Store
 from zarr.buffer import cpu, default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
+from diffhook.compat.zarr import sync
 from diffhook.errors import LogError
 from diffhook.log.durable import DurableStore, is_partial
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from experiment import Result, experiment, single_threaded, told
-from lds import Problem, ask, retrained
+from lds import Problem, ask, key, retrained
 from scipy.stats import spearmanr
 from training import LOSS, train
 
@@ -106,8 +106,9 @@ def scored(
         **options,
     )  # fmt: skip
     log = diffhook.open_log(path)
-    ask(log, problem.queries["held out"], "held out", problem)
-    scores = {method: diffhook.influence(log, "held-out", method, source) for method in METHODS}
+    ask(log, problem.queries["held out"], "held out", problem, against=source)
+    asked = key("held out", source)
+    scores = {method: diffhook.influence(log, asked, method, source) for method in METHODS}
     return {method: of_all(each, len(problem.training)) for method, each in scores.items()}
 
 

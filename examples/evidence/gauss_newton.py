@@ -76,12 +76,12 @@ def gauss_newton_scores(
         query_directions(table, method, own_noise=False)
         for table in (log.refresh().queries[queries], log.probe)
     )
-    total = np.zeros((asked.whole.shape[1], own.whole.shape[1]))
+    total = np.zeros((len(asked.query_ids), len(own.query_ids)))
     for k, step in enumerate(asked.steps):
         mine = rows["step"] == step
         gradients = rows["projection"][mine].astype(np.float64) * rows["grad_norm"][mine, None]
         matrix = gradients.T @ gradients / len(gradients)
-        total += whitened(asked.whole[k], [matrix], _RIDGE) @ own.whole[k].T / len(asked.steps)
+        total += whitened(asked.whole[k, 0], [matrix], _RIDGE) @ own.whole[k, 0].T / len(asked.steps)
     return total
 
 

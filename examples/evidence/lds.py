@@ -89,19 +89,25 @@ class Setting:
 
 SETTINGS = {
     "MLP": Setting(Recipe(epochs=1000, batch=64, rate=3e-3, mlp=96), 64, 32, 8),
-    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 16, 16, 4),
+    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 24, 16, 4),
 }
 SEEDS = (0, 1)  # of the trainings on halves
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Training samples, queries, and how models are trained; the same for every script that retrains."""
+    """Training samples, queries, and how models are trained; the same for every script that retrains.
+
+    Attributes:
+        grid: of probes, and of queries against them.
+        dense: of queries against the training's own rows.
+    """
 
     training: Samples
     queries: dict[str, Samples]
     setting: Setting
     grid: diffhook.Grid
+    dense: diffhook.Grid
 
     @classmethod
     def make(cls, name: str, out: Path, quick: bool, asked: int = 40, generate: bool = True) -> Problem:
@@ -119,7 +125,8 @@ class Problem:
         if generate:
             steps, file = 2 if quick else 50, out / "generated.npz"
             queries["generated"] = generated(training, setting.recipe, file, len(held_out), steps)
-        return cls(training, queries, setting, diffhook.Grid(2 if quick else 10, draws=2))
+        grids = [diffhook.Grid(2 if quick else timesteps, draws=2) for timesteps in (10, 40)]
+        return cls(training, queries, setting, *grids)
 
     @property
     def recipe(self) -> Recipe:
@@ -168,30 +175,35 @@ def retrained(problem: Problem, args: argparse.Namespace, out: Path) -> Retraine
 
 def watched(problem: Problem, seed: int, path: Path) -> diffhook.RunLog:
     """The log of a training on all samples, probes on the grid, and the queries' gradients in it."""
-    if not finished(path, problem.recipe):
-        probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64, label_timesteps=0)
-        train(
-            problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
-            every=1 if problem.grid.count < 10 else EVERY, keep_preconditioner=True,
-        )  # fmt: skip
+    probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64, label_timesteps=0)
+    train(
+        problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
+        every=1 if problem.grid.count < 10 else EVERY, keep_preconditioner=True,
+    )  # fmt: skip
     log = diffhook.open_log(path)
     for name, queries in problem.queries.items():
-        ask(log, queries, name, problem)
-        ask(log, queries, name, problem, ADAM)
+        for what in ("", ADAM):
+            for against in ("train", "probe"):
+                ask(log, queries, name, problem, what, against)
     return log
 
 
-def finished(path: Path, recipe: Recipe) -> bool:
-    """Whether an earlier run left a whole log."""
-    return path.exists() and len(diffhook.open_log(path).snapshots) == recipe.snapshots
-
-
-def ask(log: diffhook.RunLog, samples: Samples, name: str, problem: Problem, what: str = "") -> None:
-    """Gradients at the snapshots: of the loss, of the loss as Adam divides it, or of another measurement."""
+def ask(
+    log: diffhook.RunLog,
+    samples: Samples,
+    name: str,
+    problem: Problem,
+    what: str = "",
+    against: str = "probe",
+) -> None:
+    """Gradients at the snapshots: of the loss, of the loss as Adam divides it, or of another measurement.
+    Against the training's rows on more timesteps: they have drawn their own."""
     diffhook.query(
-        log, samples.batch(), key(name, what), diffhook.Measured(LOSS, what) if what in OUTPUTS else LOSS,
-        model=make_model(problem.training, problem.recipe), grid=problem.grid, preconditioned=what == ADAM,
-        batch_size=64, overwrite=True,
+        log, samples.batch(), key(name, what, against),
+        diffhook.Measured(LOSS, what) if what in OUTPUTS else LOSS,
+        model=make_model(problem.training, problem.recipe),
+        grid=problem.grid if against == "probe" else problem.dense, against=against,
+        preconditioned=what == ADAM, batch_size=64, overwrite=True,
     )  # fmt: skip
 
 
@@ -213,8 +225,10 @@ def all_scores(
         found[name] = {}
         for title, method, source in methods:
             what = source if source in OUTPUTS else ADAM if title.startswith("Adam") else ""
-            origin = key("training", source) if source in OUTPUTS else source
-            found[name][title] = diffhook.influence(log, key(name, what), method, origin).values
+            output = source in OUTPUTS
+            origin = key("training", source, "probe") if output else source
+            asked = key(name, what, "probe" if output else source)
+            found[name][title] = diffhook.influence(log, asked, method, origin).values
         flat, own = (s.images.reshape(len(s), -1) for s in (queries, problem.training))
         found[name]["pixels"] = -((flat[:, None] - own[None]) ** 2).sum(2)
         assert queries.labels is not None
@@ -229,7 +243,8 @@ def curvature_scores(problem: Problem, path: Path) -> dict[str, dict[str, Scores
     titles = {"Gauss–Newton, projected": False, "Gauss–Newton, projected, unit": True}
     found: dict[str, dict[str, Scores]] = {
         name: {
-            title: gauss_newton_scores(problem, log, key(name), unit=unit) for title, unit in titles.items()
+            title: gauss_newton_scores(problem, log, key(name, "probe"), unit=unit)
+            for title, unit in titles.items()
         }
         for name in problem.queries
     }

@@ -79,7 +79,7 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         near = nearest(training, asked)
         sources = training.sources[near[:, 0]] if name == "generated" else np.zeros(len(asked), int)
         key = name.replace(" ", "-")
-        grid = diffhook.Grid(2 if args.quick else 10)
+        grid = diffhook.Grid(2) if args.quick else None
         diffhook.query(log, asked.batch(), key, LOSS, grid=grid, overwrite=True)
         tops = {method: diffhook.influence(log, key, method).top(K).sample_ids for method in METHODS}
         tops["pixels"] = near[:, :K]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -116,11 +117,15 @@ def train(
 ) -> nn.Module:
     """A model trained on the samples with the given ids (by default all); watched where there is a log.
 
+    A log that an earlier run finished is taken up: the model is that of its last snapshot.
+
     Args:
         options: of the hook.
     """
     torch.manual_seed(seed)
     model = make_model(samples, recipe)
+    if log is not None and finished(log, recipe):
+        return restored(model, log)
     order = Order(np.arange(len(samples)) if ids is None else ids, seed)
     steps = recipe.epochs * -(-len(order) // recipe.batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, fused=True)
@@ -129,6 +134,17 @@ def train(
     with bar:
         training = _Training(samples, recipe, model, order, optimizer, rates, bar)
         return training.plain() if log is None else training.watched(log, options)
+
+
+def finished(path: Path, recipe: Recipe) -> bool:
+    """Whether an earlier run left a whole log."""
+    return path.exists() and len(diffhook.open_log(path).snapshots) == recipe.snapshots
+
+
+def restored(model: nn.Module, path: Path) -> nn.Module:
+    """The model with the parameters of a log's last snapshot, which is that of the training's end."""
+    model.load_state_dict(safetensors.torch.load(diffhook.open_log(path).snapshots[-1].parameters()))
+    return model
 
 
 @dataclass

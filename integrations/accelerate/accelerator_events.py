@@ -21,6 +21,7 @@ from diffhook.capture.loop.loader_tracker import LoaderTracker
 from diffhook.capture.loop.models import is_trained
 from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.settings import Settings
+from diffhook.compat.accelerate import prepared
 from diffhook.errors import ConfigurationError
 from diffhook.gradients.sharding import sharded
 from diffhook.integrations.accelerate import loaders, quarantine
@@ -102,12 +103,13 @@ class AcceleratorEvents:
 
     def _adopt(self) -> None:
         """Watch what was prepared before us."""
-        for model in self._accelerator._models:
+        found = prepared(self._accelerator)
+        for model in found.models:
             if is_trained(model):
                 self._capture.watch(model)
-        for optimizer in self._accelerator._optimizers:
+        for optimizer in found.optimizers:
             self._capture.watch(optimizer.optimizer)
-        for loader in self._accelerator._dataloaders:
+        for loader in found.loaders:
             plain = loaders.tag_prepared(loader)
             if plain is not None:
                 self._add_loader(plain, loader)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,25 @@ from tests.twins import relative_error, sample_gradients
 EVIDENCE = Path(__file__).parents[2] / "examples" / "evidence"
 
 
-def quick(name: str, out: Path, *seeds: int) -> dict[str, Any]:
-    named = ["--seeds", *(seeds or (0,))]
-    command = [sys.executable, EVIDENCE / f"{name}.py", "--quick", *named, "--out", out]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (out / f"{name}.svg").read_text().startswith("<?xml")
-    result: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
-    assert result["quick"]
-    return result
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """(name, *seeds) → the result of an experiment's quick form; run here, for a process imports all anew."""
+    monkeypatch.syspath_prepend(EVIDENCE)
+
+    def run(name: str, *seeds: int) -> dict[str, Any]:
+        named = ["--seeds", *map(str, seeds or (0,))]
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", *named, "--out", str(tmp_path)])
+        runpy.run_path(str(EVIDENCE / f"{name}.py"), run_name="__main__")
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<?xml")
+        result: dict[str, Any] = json.loads((tmp_path / f"{name}.json").read_text())
+        assert result["quick"]
+        return result
+
+    return run
 
 
-def test_timestep_bias(tmp_path: Path) -> None:
-    result = quick("bias", tmp_path)
+def test_timestep_bias(quick: Callable[..., dict[str, Any]]) -> None:
+    result = quick("bias")
     assert -1 <= result["correlation"]["mean"] <= 1
     assert [(row["queries"], row["method"]) for row in result["rows"]] == [
         (queries, method)
@@ -45,8 +52,8 @@ def test_timestep_bias(tmp_path: Path) -> None:
         assert 0 <= row["own_label"]["mean"] <= 1
 
 
-def test_specificity(tmp_path: Path) -> None:
-    rows = quick("specificity", tmp_path)["rows"]
+def test_specificity(quick: Callable[..., dict[str, Any]]) -> None:
+    rows = quick("specificity")["rows"]
     assert [row["source"] for row in rows] == [
         *["events"] * 5,
         *["probes"] * 5,
@@ -57,16 +64,16 @@ def test_specificity(tmp_path: Path) -> None:
     assert all(0 <= row["own_label"]["mean"] <= 1 for row in rows)
 
 
-def test_tracing(tmp_path: Path) -> None:
-    rows = quick("tracing", tmp_path)["rows"]
+def test_tracing(quick: Callable[..., dict[str, Any]]) -> None:
+    rows = quick("tracing")["rows"]
     assert len(rows) == 3 * 7
     assert all(0 <= row["wrong"]["mean"] <= 1 for row in rows)
     of_training = {row["method"]: row["wrong"]["mean"] for row in rows if row["queries"] == "training"}
     assert of_training["pixels"] == 0  # the query itself comes first, and zeros look like no photograph
 
 
-def test_outliers(tmp_path: Path) -> None:
-    result = quick("outliers", tmp_path)
+def test_outliers(quick: Callable[..., dict[str, Any]]) -> None:
+    result = quick("outliers")
     kinds = {row["kind"] for row in result["rows"]}
     assert kinds == {"patches", "inverted", "noisy", "blank", "wrong label"}
     assert len(result["rows"]) == len(kinds) * 12 + 1, "labels are tried where the model is told them"
@@ -75,8 +82,8 @@ def test_outliers(tmp_path: Path) -> None:
     assert found["inverted", "looks of the sample itself"] > 0.9
 
 
-def test_linear_datamodeling_scores(tmp_path: Path) -> None:
-    result = quick("lds", tmp_path, 0, 1)
+def test_linear_datamodeling_scores(quick: Callable[..., dict[str, Any]]) -> None:
+    result = quick("lds", 0, 1)
     assert all(-1 <= row["mean"] <= 1 for row in result["rows"])
     assert len(result["ceilings"]) == 4
     for method in ("tracin", "retrac"):
@@ -114,15 +121,15 @@ def test_random_outputs_have_the_gauss_newton_matrix_as_their_gradients_second_m
     assert (noise.T @ drawn / count).abs().max() < 5 / count**0.5, "and of the noise, too"
 
 
-def test_counterfactual(tmp_path: Path) -> None:
-    result = quick("counterfactual", tmp_path)
+def test_counterfactual(quick: Callable[..., dict[str, Any]]) -> None:
+    result = quick("counterfactual")
     assert all(math.isfinite(row["mean"]) for row in result["rows"])
     above = {row["method"]: row["above_random"]["mean"] for row in result["rows"]}
     assert above["at random"] == 0
 
 
-def test_ablations(tmp_path: Path) -> None:
-    result = quick("ablations", tmp_path)
+def test_ablations(quick: Callable[..., dict[str, Any]]) -> None:
+    result = quick("ablations")
     for thing in ("timesteps", "noise draws", "D", "snapshots", "stride"):
         rows = [row for row in result["rows"] if row["thing"] == thing]
         assert {row["method"] for row in rows} == {"tracin", "retrac", "whitened-retrac"}

@@ -1,11 +1,12 @@
 """What a method is. Each is one linear pass over the rows, with its own weights.
 
     score[q, i] = Σ over rows r of sample i:  c_r · f_k(r)[i] · ⟨p_r, Q_k(r)[q]⟩
-    Q_k[q]      = transform_queries( 1/|S| Σ over timesteps t:  norm_factor(‖ḡ_t‖) · ḡ_t / ‖ḡ_t‖ )
+    Q_k[q]      = transform_queries( 1/|S| Σ over timesteps t:  κ · norm_factor(‖ḡ_t‖) · ḡ_t / ‖ḡ_t‖ )
     ḡ_t         = mean_m g_q
 
 p is the projection of the unit gradient. c and ``norm_factor`` say what a method makes of gradients' norms, f
-and ``transform_queries`` what it makes of the other training samples.
+and ``transform_queries`` what it makes of the other training samples. κ is 1, or with ``near_timesteps`` and
+training events the larger, the nearer t is to the row's own timestep.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ class Method(ABC):
         unit: whether a gradient counts for its direction only.
         preconditioned: whether the queries' gradients must be divided by Adam's √v̂ + ε. Those of the
             training rows never are.
+        near_timesteps: whether an event of the training, which drew one timestep, is set against the query's
+            gradients at timesteps near it; otherwise against their mean over all. On a grid the mean counts.
         columns: what of a row, beside its projection, its weight depends on.
         requires: what of :class:`SampleSums` it needs beside rates, of "norm", "grams", "moment" and
             "residual"; nothing: no first pass.
@@ -65,6 +68,7 @@ class Method(ABC):
     measurement = "loss"
     unit = False
     preconditioned = False
+    near_timesteps = False
     columns: tuple[str, ...] = ("lr", "weight", "grad_norm", "own_noise")
     requires: frozenset[str] = frozenset()
 

@@ -20,6 +20,9 @@ class WhitenedReTrac(Whitened):
     the empirical Fisher matrix of normalised gradients. So it also knows in which directions the noise and
     the timesteps move a sample's gradient, and where rows are few that is most of what can be known.
 
+    An event of the training is set against the query at timesteps near its own: gradients of far timesteps
+    have little to do with each other, and add noise where a sample has few events.
+
     Args:
         ridge: λ in units of the mean eigenvalue of G. The default was chosen on a small UNet; a third or
             three times of it cost little on another model (examples/evidence/README.md).
@@ -28,11 +31,12 @@ class WhitenedReTrac(Whitened):
     name = "whitened-retrac"
     title = "whitened ReTrac"
     formula = (
-        "mean_k φ_q (G + λI)⁻¹ φ_i,  φ = P·mean over rows of g/‖g‖,  "
-        "G = mean over all rows of P g gᵀ Pᵀ/‖g‖²,  λ = 0.03 · tr(G)/D"
+        "mean_k mean over rows r of φ_q(t_r) (G + λI)⁻¹ P g_r/‖g_r‖,  φ_q(t) = P·mean of g/‖g‖ over "
+        "timesteps, for events those near t,  G = mean over all rows of P g gᵀ Pᵀ/‖g‖²,  λ = 0.03 · tr(G)/D"
     )
     source = "Diffusion-ReTrac, arXiv 2401.09031, with the kernel of TRAK, Park et al. 2023, of single rows"
     unit = True
+    near_timesteps = True
     requires = frozenset({"moment"})
     default_ridge = 0.03
 

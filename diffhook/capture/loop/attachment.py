@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from diffhook.compat.python import before_threads_end
 from diffhook.gradients import Guard, Guarded
 
 P = ParamSpec("P")
@@ -236,8 +236,7 @@ def close_at_exit(close: Callable[[], None]) -> None:
         if found is not None and os.getpid() == process:  # a DataLoader's worker is not the run
             found()
 
-    # Not atexit: by then the thread pools that zarr writes through are gone.
-    threading._register_atexit(at_exit)  # type: ignore[attr-defined]
+    before_threads_end(at_exit)
 
 
 def _same(host: Any, other: Any) -> bool:

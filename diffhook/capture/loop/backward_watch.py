@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffhook.capture.loop.attachment import Attachment
 from diffhook.capture.loop.events import BackwardBegan, BackwardEnded, Event
-from diffhook.gradients import in_backward
+from diffhook.compat.torch import in_backward
 
 
 class BackwardWatch:

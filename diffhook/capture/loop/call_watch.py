@@ -8,14 +8,12 @@ modules' alone.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from diffhook.capture.loop.attachment import Attachment, Handle
 from diffhook.capture.loop.call_inspection import find_timesteps, takes_timesteps
@@ -28,7 +26,8 @@ from diffhook.capture.loop.events import (
     OutputSeen,
     tensors_of,
 )
-from diffhook.gradients import Guarded, LocalHook, in_backward
+from diffhook.compat.torch import every_modules_hook, in_backward
+from diffhook.gradients import Guarded, LocalHook
 
 Emit = Callable[[Event], None]
 
@@ -112,7 +111,7 @@ class CallWatch:
         if not self._looking:
             self._looking = [
                 self._attachment.hook(self._before_any, register_module_forward_pre_hook),
-                self._attachment.hook(self._after_any, _after_every_module),
+                self._attachment.hook(self._after_any, every_modules_hook),
             ]
 
     def stop(self) -> None:
@@ -197,16 +196,6 @@ class CallWatch:
     def _after_denoiser(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.is_grad_enabled() and not self._looking:
             self._emit(OutputSeen(module, output))
-
-
-def _after_every_module(hook: Guarded) -> Handle:
-    handle = register_module_forward_hook(hook, with_kwargs=True, always_call=True)
-    # torch itself would never forget that there was such a hook, of which compiled modules warn.
-    handle.extra_dict_ref = (
-        *handle.extra_dict_ref,
-        weakref.ref(torch_module._global_forward_hooks_with_kwargs),
-    )
-    return handle
 
 
 def watch_calls(

@@ -15,8 +15,9 @@ from diffhook.capture.diffusion import predicted_tensor
 from diffhook.capture.loop.call_inspection import find_timesteps
 from diffhook.capture.loop.events import tensors_of
 from diffhook.capture.loop.losses import PredictionGradient
+from diffhook.compat.torch import in_backward
 from diffhook.errors import ConfigurationError
-from diffhook.gradients import Tape, in_backward
+from diffhook.gradients import Tape
 
 
 @dataclass

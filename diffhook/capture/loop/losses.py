@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffhook.compat.torch import saved
 from diffhook.gradients import Tape
 
 _DEPTH = 64  # nodes of the loss's graph that are looked at
@@ -142,10 +143,7 @@ def _constant(node: Any) -> float | None:
         return None
     if sum(following is not None for following, _ in node.next_functions) != 1:
         return None
-    try:
-        other = node._saved_other if node.next_functions[0][0] is not None else node._saved_self
-    except (AttributeError, RuntimeError):  # another version's node, or its tensors were freed
-        return None
+    other = saved(node, "other" if node.next_functions[0][0] is not None else "self")
     if not isinstance(other, Tensor) or other.numel() != 1:
         return None
     value = float(other)
@@ -170,12 +168,8 @@ def _difference(loss: Tensor, shape: torch.Size) -> Tensor | None:
 
 def _squared_by(node: Any) -> Tensor | None:
     """What a node of autograd's graph squares, where it saves that."""
-    kind = type(node).__name__
-    try:
-        if kind == "MseLossBackward0":
-            return node._saved_self - node._saved_target
-        if kind == "PowBackward0" and node._saved_exponent == 2:
-            return node._saved_self
-    except (AttributeError, RuntimeError):  # another version's node, or its tensors were freed
-        return None
-    return None
+    kind, squared = type(node).__name__, saved(node, "self")
+    if kind == "MseLossBackward0":
+        target = saved(node, "target")
+        return None if squared is None or target is None else squared - target
+    return squared if kind == "PowBackward0" and saved(node, "exponent") == 2 else None

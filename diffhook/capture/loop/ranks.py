@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
+
+from diffhook.compat.torch import process_store
 
 _PAUSE = 0.05  # seconds between two looks for a request
 _PATIENCE = 10.0  # seconds that a checkpoint, or the beginning, waits for the other processes
@@ -43,8 +44,7 @@ class Ranks:
         self._leaving = threading.Event()
         self._thread: threading.Thread | None = None
         if processes > 1 and dist.is_available() and dist.is_initialized():
-            shared = distributed_c10d._get_default_store()
-            self._store = distributed_c10d.PrefixStore(f"diffhook-{next(_numbers)}", shared)
+            self._store = process_store(f"diffhook-{next(_numbers)}")
 
     def agree_on_run(self) -> str | None:
         """An id of this start of the run, drawn by the first process, which all of them must ask.

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.overrides import TorchFunctionMode
 
 from diffhook.capture.loop.codes import fits, tensors_in
 from diffhook.capture.loop.content import sampled
 from diffhook.capture.loop.row_codes import codes_after
+from diffhook.compat.torch import put_function_mode_lowest, take_off_function_mode, without_function_modes
 
 _WRITERS = (Tensor.__setitem__, Tensor.data.__set__)  # type: ignore[attr-defined]  # return nothing
 _EXPOSING = (Tensor.numpy, Tensor.__array__)  # memory in which others write, which torch does not see
@@ -52,7 +53,7 @@ class RowTrace:
         """See every torch function of this thread, until :meth:`stop`."""
         if self._thread is None:
             self._thread = threading.get_ident()
-            _put_lowest(self._mode)
+            put_function_mode_lowest(self._mode)
         self._mode.mute = False
 
     def stop(self) -> None:
@@ -61,7 +62,7 @@ class RowTrace:
         # Within a function that is being seen, such as Tensor.backward, torch would put the mode back.
         if self._thread == threading.get_ident() and not self._mode.depth:
             self._thread = None
-            _take_off(self._mode)
+            take_off_function_mode(self._mode)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -123,7 +124,7 @@ class RowTrace:
         return codes[None] if listed or (tensor.dim() and len(tensor) == 1) else None
 
     def _called(self, *call: Any) -> None:
-        with torch._C.DisableTorchFunction():  # another hook's trace need not see what this one does
+        with without_function_modes():  # another hook's trace need not see what this one does
             try:
                 self._follow(*call)
             except Exception:
@@ -182,7 +183,7 @@ class RowTrace:
 
 
 def _version_of_first(args: tuple[Any, ...]) -> int | None:
-    with torch._C.DisableTorchFunction():
+    with without_function_modes():
         return _version(args[0]) if args and isinstance(args[0], Tensor) else None
 
 
@@ -227,20 +228,3 @@ class _Mode(TorchFunctionMode):
             if tell is not None:
                 self._shield(tell, func, args, kwargs or {}, result, version)
         return result
-
-
-def _put_lowest(mode: TorchFunctionMode) -> None:
-    """Under all modes of the loop, each of which takes off what is uppermost when it ends. Only that of
-    ``torch.set_default_device``, which ends by taking off the lowest, stays below."""
-    above = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
-    if above and above[-1] is getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None):
-        _push_mode(above.pop())
-    for one in (mode, *reversed(above)):
-        _push_mode(one)
-
-
-def _take_off(mode: TorchFunctionMode) -> None:
-    others = [_pop_mode() for _ in range(torch._C._len_torch_function_stack())]
-    for one in reversed(others):
-        if one is not mode:
-            _push_mode(one)

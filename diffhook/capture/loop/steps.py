@@ -15,8 +15,8 @@ from diffhook.capture.loop.restored import RestoredParameters
 from diffhook.capture.loop.step_clock import StepClock
 from diffhook.capture.plan import Plan
 from diffhook.capture.recorder import Recorder
+from diffhook.compat.torch import in_backward
 from diffhook.console import announce
-from diffhook.gradients import in_backward
 
 
 class Steps:

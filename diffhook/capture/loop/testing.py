@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture.recorder import Recorder
+from diffhook.compat.torch import function_modes
 from diffhook.log import open_log
 
 _COUNT, _SIZE = 8, 4
@@ -163,4 +164,4 @@ class LoopContract(ABC):
         assert not torch.nn.modules.module._global_forward_pre_hooks
         assert not hasattr(torch.autograd.backward, "__wrapped__"), "autograd.backward is not itself"
         assert not hasattr(Tensor.backward, "__wrapped__"), "Tensor.backward is not itself"
-        assert not torch._C._len_torch_function_stack(), "a function mode of ours is left on"
+        assert not function_modes(), "a function mode of ours is left on"

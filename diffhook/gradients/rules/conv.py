@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffhook.compat.torch import padding_amounts
 from diffhook.gradients.rules.conv_products import Geometry, Maps
 from diffhook.gradients.rules.convolution import Conv, ConvolutionRule
 from diffhook.gradients.rules.registry import register
@@ -20,7 +21,7 @@ class ConvRule(ConvolutionRule[Conv]):
         inputs = inputs.to(grad.dtype)
         padding = module.padding
         if module.padding_mode != "zeros" or padding == "same":
-            amounts = module._reversed_padding_repeated_twice
+            amounts = padding_amounts(module)
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
             inputs = F.pad(inputs, amounts, mode=mode)
             padding = (0,) * len(module.kernel_size)

@@ -1,0 +1,140 @@
+"""torch's. Autograd's state and modules' own dictionaries have no public face, or one that costs too much."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import distributed_c10d
+from torch.nn.modules import module
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+__all__ = [
+    "BatchNorm",
+    "NormBase",
+    "WeakIdKeyDictionary",
+    "every_modules_hook",
+    "function_modes",
+    "gradient_hooks",
+    "in_backward",
+    "own_children",
+    "own_parameters",
+    "padding_amounts",
+    "process_store",
+    "put_function_mode_lowest",
+    "saved",
+    "take_off_function_mode",
+    "tree_leaves",
+    "tree_map",
+    "view_base",
+    "without_function_modes",
+]
+
+
+# ── autograd ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def in_backward() -> bool:
+    """Whether autograd is running, as it is while a checkpointed block is recomputed."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def saved(node: Any, name: str) -> Any:
+    """What a node of autograd's graph saved of its operation: "self", "other", "target", "exponent"; None for
+    a node of another kind or version, or whose tensors were freed."""
+    try:
+        return getattr(node, f"_saved_{name}")
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def view_base(tensor: Tensor) -> Tensor | None:
+    """The tensor that this one is a view of."""
+    return tensor._base
+
+
+def gradient_hooks(tensor: Tensor) -> int:
+    """How many hooks may change the tensor's gradient. Public methods add such hooks, and list none."""
+    return len(tensor._backward_hooks or ())
+
+
+# ── modules ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def own_parameters(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """A module's own, by attribute. ``named_parameters`` leaves out the second name of a shared one."""
+    return module._parameters
+
+
+def own_children(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """Likewise of modules."""
+    return module._modules
+
+
+def padding_amounts(convolution: Any) -> Sequence[int]:
+    """What a convolution pads its input by, last axis first, where it is not symmetric zeros."""
+    amounts: Sequence[int] = convolution._reversed_padding_repeated_twice
+    return amounts
+
+
+def every_modules_hook(hook: Callable[..., Any]) -> RemovableHandle:
+    """Have ``hook`` called with (module, args, kwargs, output) after the calls of all modules, also of those that
+    fail. torch itself never forgets such a hook, and compiled modules warn of it."""
+    handle = module.register_module_forward_hook(hook, with_kwargs=True, always_call=True)
+    handle.extra_dict_ref = (*handle.extra_dict_ref, weakref.ref(module._global_forward_hooks_with_kwargs))
+    return handle
+
+
+# ── function modes ────────────────────────────────────────────────────────────────────────────────
+
+
+def function_modes() -> int:
+    """How many are on."""
+    return int(torch._C._len_torch_function_stack())
+
+
+def without_function_modes() -> AbstractContextManager[Any]:
+    """Operations that no mode sees."""
+    found: AbstractContextManager[Any] = torch._C.DisableTorchFunction()
+    return found
+
+
+def put_function_mode_lowest(mode: TorchFunctionMode) -> None:
+    """Under all modes that are on, each of which takes off what is uppermost when it ends. Only that of
+    ``torch.set_default_device``, which ends by taking off the lowest, stays below."""
+    above = list(_taken_off())
+    if above and above[-1] is getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None):
+        _push_mode(above.pop())
+    for one in (mode, *reversed(above)):
+        _push_mode(one)
+
+
+def take_off_function_mode(mode: TorchFunctionMode) -> None:
+    """From wherever it lies."""
+    for one in reversed(list(_taken_off())):
+        if one is not mode:
+            _push_mode(one)
+
+
+def _taken_off() -> Iterator[TorchFunctionMode]:
+    """All modes, uppermost first."""
+    for _ in range(function_modes()):
+        yield _pop_mode()
+
+
+# ── processes ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def process_store(name: str) -> Any:
+    """A part, by its name, of the key-value store by which the default group's processes have met. To ask
+    there costs no collective, which a process that is behind would hold up."""
+    return distributed_c10d.PrefixStore(name, distributed_c10d._get_default_store())
