@@ -31,9 +31,7 @@ PUBLIC = {
     "_foreach_zero_",
 }  # documented, or numbered
 KNOWN = {  # names of classes that we know models by, and hooks that a test looks for, in files that say why
-    "diffhook/capture/loop/models.py",
     "diffhook/capture/loop/testing.py",
-    "diffhook/gradients/compiled.py",
     "integrations/launcher.py",
 }
 
@@ -120,6 +118,13 @@ class TestTorch:
         assert of_torch.padding_amounts(nn.Conv2d(1, 1, 3, padding=(1, 2))) == (2, 2, 1, 1)
         assert isinstance(nn.BatchNorm2d(1), of_torch.BatchNorm)
         assert isinstance(nn.InstanceNorm2d(1), of_torch.NormBase)
+
+    def test_a_compiled_call_is_known_of_a_wrapper_and_of_a_module_compiled_in_place(self) -> None:
+        plain, wrapped = nn.Linear(1, 1), torch.compile(nn.Linear(1, 1), backend="eager")
+        in_place = nn.Linear(1, 1)
+        in_place.compile(backend="eager")
+        assert of_torch.compiler_is_loaded()
+        assert list(map(of_torch.has_compiled_call, (plain, wrapped, in_place))) == [False, True, True]
 
     def test_nothing_is_left_of_a_hook_on_every_module(self) -> None:
         seen = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,9 +23,11 @@ __all__ = [
     "BatchNorm",
     "NormBase",
     "WeakIdKeyDictionary",
+    "compiler_is_loaded",
     "every_modules_hook",
     "function_modes",
     "gradient_hooks",
+    "has_compiled_call",
     "in_backward",
     "own_children",
     "own_parameters",
@@ -80,6 +83,18 @@ def own_children(module: nn.Module) -> Mapping[str, nn.Module | None]:
     return module._modules
 
 
+def compiler_is_loaded() -> bool:
+    """Whether anything can be compiled. To import the compiler takes seconds."""
+    return "torch._dynamo.eval_frame" in sys.modules
+
+
+def has_compiled_call(module: nn.Module) -> bool:
+    """Whether a module's call is compiled, by ``torch.compile(module)`` or ``module.compile()``. That it is a
+    wrapper shows in its class, that it was compiled in place nowhere in public."""
+    wrapper = sys.modules["torch._dynamo.eval_frame"].OptimizedModule
+    return isinstance(module, wrapper) or module._compiled_call_impl is not None
+
+
 def padding_amounts(convolution: Any) -> Sequence[int]:
     """What a convolution pads its input by, last axis first, where it is not symmetric zeros."""
     amounts: Sequence[int] = convolution._reversed_padding_repeated_twice
@@ -87,8 +102,8 @@ def padding_amounts(convolution: Any) -> Sequence[int]:
 
 
 def every_modules_hook(hook: Callable[..., Any]) -> RemovableHandle:
-    """Have ``hook`` called with (module, args, kwargs, output) after the calls of all modules, also of those that
-    fail. torch itself never forgets such a hook, and compiled modules warn of it."""
+    """Have ``hook`` called with (module, args, kwargs, output) after the calls of all modules, failed ones as
+    well. torch itself never forgets such a hook, and compiled modules warn of it."""
     handle = module.register_module_forward_hook(hook, with_kwargs=True, always_call=True)
     handle.extra_dict_ref = (*handle.extra_dict_ref, weakref.ref(module._global_forward_hooks_with_kwargs))
     return handle

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,16 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffhook.compat.torch import own_children
+from diffhook.compat.torch import compiler_is_loaded, has_compiled_call, own_children
 
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it is compiled, by ``torch.compile(module)`` or ``module.compile()``."""
-    compiler = sys.modules.get("torch._dynamo.eval_frame")  # takes seconds to import; without it nothing is
-    if compiler is None:
-        return False
-    wrapped = compiler.OptimizedModule
-    return any(isinstance(m, wrapped) or m._compiled_call_impl is not None for m in model.modules())
+    return compiler_is_loaded() and any(map(has_compiled_call, model.modules()))
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:
@@ -53,9 +48,9 @@ class _Stance:
         self._set: Any = None
 
     def enter(self) -> None:
-        self._inside += 1
         if self._set is None:
             self._set = torch.compiler.set_stance("force_eager")
+        self._inside += 1
 
     def leave(self) -> None:
         self._inside -= 1
