@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSam
 from diffhook.capture.loop.batch_ids import KEYS, as_ids
 from diffhook.capture.loop.matching import Items, Order, guarded
 from diffhook.capture.loop.origin import Origin, pack, unpack
-from diffhook.gradients import Guarded
+from diffhook.gradients import Guarded, host
 from diffhook.integrations.accelerate.fetching import FetchCheck, Reference, reference
 from diffhook.integrations.accelerate.stand_in import StandIn
 
@@ -202,7 +202,7 @@ class Arrival:
     @property
     def waits(self) -> bool:
         """Whether an accelerator is waited for to read it."""
-        return isinstance(self.packed, Tensor) and self.packed.device.type != "cpu"
+        return isinstance(self.packed, Tensor) and host.waits(self.packed)
 
     def origin(self) -> Origin:
         """Read it."""

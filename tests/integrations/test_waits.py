@@ -120,6 +120,11 @@ def _train(log: Path, device: Device, *, clip: bool) -> None:
     assert len(diffhook.open_log(log).train) == 15 * 4
 
 
+@pytest.fixture(autouse=True)
+def _devices_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffhook.gradients.host.waits", lambda tensor: True)
+
+
 @pytest.mark.parametrize("clip", [False, True])
 def test_nobody_waits_before_the_optimiser_step_is_under_way(tmp_path: Path, clip: bool) -> None:
     device = Device()
@@ -135,7 +140,6 @@ def test_where_a_batch_came_from_is_read_for_captured_steps_and_those_before_the
 ) -> None:
     """It travels with the batch to the device. Loops fetch a batch ahead, so the step before is one, too."""
     read = Counter[int]()
-    monkeypatch.setattr(loaders.Arrival, "waits", True)
     unpacked = loaders.unpack
     monkeypatch.setattr(loaders, "unpack", lambda *args: read.update([0]) or unpacked(*args))
     train(tmp_path / "log", every=5, epochs=10, projection_dim=0)

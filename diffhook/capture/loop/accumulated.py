@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from diffhook.gradients import host
+
 
 class AccumulatedGradients:
     """Notes the parameters' ``.grad`` after a backward, and says later whether all of it was thrown away.
@@ -22,9 +24,7 @@ class AccumulatedGradients:
         self._parameters = list(parameters)
         self._noted: tuple[int, int] | None = None  # id() and version of the first gradient there is
         self._suspected = False
-        self._any: Tensor | None = (
-            None  # whether one was not zero when they were suspected; None: there were none
-        )
+        self._any: Tensor | bool = False  # whether one was not zero when they were suspected
 
     def note(self) -> None:
         """A backward has ended."""
@@ -36,7 +36,10 @@ class AccumulatedGradients:
         if noted is None or noted == now:
             return
         held = list(self._gradients())
-        self._any = (torch.stack(torch._foreach_norm(held)) != 0).any() if held else None
+        if held and host.waits(held[0]):
+            self._any = (torch.stack(torch._foreach_norm(held)) != 0).any()
+        else:
+            self._any = any(bool(gradient.any()) for gradient in held)  # usually the first one's, and no more
         self._suspected, self._noted = True, None
 
     def are_gone(self, *, at_end: bool = False) -> bool:
@@ -49,8 +52,8 @@ class AccumulatedGradients:
         """
         self._noted = None if at_end else self._noted
         suspected, self._suspected = self._suspected, False
-        any_left, self._any = self._any, None
-        return suspected and (any_left is None or not bool(any_left))
+        any_left, self._any = self._any, False
+        return suspected and not bool(any_left)
 
     def _look(self) -> tuple[int, int] | None:
         first = next(iter(self._gradients()), None)
