@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from diffhook.analysis import (
+        Execution,
         bias,
         compare,
         influence,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Alerts": "diffhook.capture",
     "DiffusionObjective": "diffhook.capture",
+    "Execution": "diffhook.analysis",
     "Grid": "diffhook.capture",
     "Measured": "diffhook.capture.measurement",
     "MinSNR": "diffhook.capture",
@@ -49,6 +51,7 @@ _HOMES = {
 __all__ = [
     "Alerts",
     "DiffusionObjective",
+    "Execution",
     "Grid",
     "Measured",
     "MinSNR",

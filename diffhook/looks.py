@@ -17,6 +17,9 @@ Values = npt.NDArray[np.float64]
 _EXTREMES = (("dark", "bright"), ("flat", "stark"), ("smooth", "rough"))
 """What a sample is whose figure is low, and high."""
 
+_NONE = np.log(1e-6) + 1e-3  # what the scale has of no contrast and of no roughness at all
+_ABSURD = 10.0  # deviations from which on their number tells no more
+
 _CLIP = 3.0  # deviations beyond it tell nothing of how figures go together
 _NORMAL = 1.2816  # where a standard normal has its outer tenths
 
@@ -25,6 +28,14 @@ def on_scale(figures: npt.NDArray[np.floating]) -> Values:
     """(rows, 3) the mean as it is, and the logarithms of the two that are positive."""
     figures = figures.astype(np.float64)
     return np.concatenate([figures[:, :1], np.log(np.maximum(figures[:, 1:], 1e-6))], 1)
+
+
+def _uniform(figures: Values) -> str:
+    """What a sample wholly lacks, or nothing."""
+    _, contrast, roughness = figures.tolist()
+    if contrast <= _NONE:
+        return "a single colour only"
+    return "no texture at all" if roughness <= _NONE else ""
 
 
 class Usual:
@@ -52,6 +63,8 @@ class Usual:
 
     def words(self, figures: Values) -> str:
         """What is unlike the others about one sample, (3,) of :func:`on_scale`."""
+        if uniform := _uniform(figures):
+            return f"it has {uniform}"
         figure = int(np.abs(self._deviations(figures[None])).argmax())
         value, (low, high) = figures[figure], self._range[:, figure]
         if low <= value <= high:
@@ -60,10 +73,16 @@ class Usual:
         return f"its {FIGURES[figure]} is {value:.3g}, that of 98% of them {low:.3g} to {high:.3g}"
 
     def brief(self, figures: Values) -> str:
-        """The same in two words."""
+        """The same in two words or three."""
+        if uniform := _uniform(figures):
+            return uniform
         deviations = self._deviations(figures[None])[0]
         figure = int(np.abs(deviations).argmax())
-        return f"{_EXTREMES[figure][int(deviations[figure] > 0)]} {abs(deviations[figure]):.1f}σ"
+        low, high = self._range[:, figure]
+        if low <= figures[figure] <= high:
+            return "odd in contrast and texture"
+        word, far = _EXTREMES[figure][int(deviations[figure] > 0)], abs(deviations[figure])
+        return f"extremely {word}" if far > _ABSURD else f"{word} {far:.1f}σ"
 
     def _deviations(self, figures: Values) -> Values:
         off = figures - self._middle

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 import diffhook
 from diffhook.analysis.evaluation import detection
 from diffhook.analysis.evaluation.estimate import estimate
+from diffhook.analysis.execution import Execution
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log.samples import name_id
 from diffhook.report import write_page
@@ -128,10 +129,13 @@ def generate(model: UNet2DModel, steps: int = 50) -> dict[str, Tensor]:
 
 def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict[str, float]]:
     """AUROC and average precision of each kind of fault among the sound pictures, by what is to find it; of
-    copies among those without siblings, which are near copies by nature."""
+    copies among those without siblings, which are near copies by nature, and not the originals of others."""
     found = {}
     for fault in FAULTS:
-        among = np.isin(data.faults, ["", fault]) & ((data.families < 0) | (not fault.endswith("copy")))
+        among = np.isin(data.faults, ["", fault])
+        if fault.endswith("copy"):
+            others = np.array(data.copied)[data.faults != fault]
+            among &= (data.families < 0) & ~np.isin(data.names, others)
         kept = [name_id(data.names[i]) for i in np.flatnonzero(among)]
         by = _RANKED_BY.get(fault)
         scores = ranking.scores if by is None else np.nan_to_num(ranking.parts[by], nan=-np.inf)
@@ -140,7 +144,7 @@ def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict
         of_kind = diffhook.analysis.Ranking.sort(ids, values, [[] for _ in ids], fault)
         names = [data.names[i] for i in np.flatnonzero(data.faults == fault)]
         if fault.endswith("copy"):  # of two that are alike, nothing tells which is the copy
-            names += [name.replace("-1.png", ".png") for name in names]
+            names += [data.copied[i] for i in np.flatnonzero(data.faults == fault)]
         planted = [name_id(name) for name in names]
         result = detection(of_kind, planted)
         first = np.isin(planted, ranking.sample_ids[:FIRST_PAGE]).sum()
@@ -161,7 +165,7 @@ def trace(log: diffhook.log.RunLog, data: Collection, asked: Collection) -> dict
     tops = {
         method: np.array([[family[int(sample)] for sample in row] for row in scores.top(SIBLINGS).sample_ids])
         for method in METHODS
-        for scores in [diffhook.influence(log, "held-out", method, progress=True)]
+        for scores in [diffhook.influence(log, "held-out", method, execution=Execution(progress=True))]
     }
     flat = data.pixels.reshape(len(data), -1).astype(np.float64)
     apart = ((asked.pixels.reshape(len(asked), 1, -1) - flat[None]) ** 2).sum(2)
@@ -199,7 +203,7 @@ def main() -> None:
     parser.add_argument("--planted", type=int, default=10, help="faults of each kind")
     parser.add_argument("--held-out", type=int, default=40, help="members of families to ask about")
     parser.add_argument("--timesteps", type=int, default=8, help="of the probes' grid")
-    parser.add_argument("--label-timesteps", type=int, default=3, help="at which probes try other categories")
+    parser.add_argument("--label-timesteps", type=int, default=4, help="at which probes try other categories")
     parser.add_argument("--record", action="store_true", help="keep the result for the README, too")
     args = parser.parse_args()
     began = time.perf_counter()
@@ -217,7 +221,7 @@ def main() -> None:
 
     log = diffhook.open_log(args.out / "log")
     print("Now: which pictures stand out?")
-    ranking = diffhook.outliers(log, progress=True)
+    ranking = diffhook.outliers(log, execution=Execution(progress=True))
     ranking.to_csv(args.out / "outliers.csv")
     result: dict[str, Any] = {"faults": find(ranking, data), "pictures": len(data)}
     print("Now: what made the held-out and the generated emoji?")

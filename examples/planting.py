@@ -25,7 +25,8 @@ class Collection:
         names: N file names, "faces/grinning-face.png"; the folder is the label.
         labels: (N,) positions in ``CATEGORIES``.
         families: (N,) a number that siblings share; −1 for those without any.
-        faults: (N,) one of ``FAULTS``, or "" for a sound picture. A copy's name is its original's with "-1".
+        faults: (N,) one of ``FAULTS``, or "" for a sound picture.
+        copied: of a copy the name of the picture that it is of; "" of any other.
     """
 
     pixels: Pixels
@@ -33,6 +34,7 @@ class Collection:
     labels: npt.NDArray[np.int64]
     families: npt.NDArray[np.int64]
     faults: npt.NDArray[np.str_]
+    copied: list[str]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,10 +42,9 @@ class Collection:
     def take(self, index: npt.ArrayLike) -> Collection:
         """Those at the given positions."""
         chosen = np.asarray(index, np.int64)
-        names = [self.names[i] for i in chosen]
-        return Collection(
-            self.pixels[chosen], names, self.labels[chosen], self.families[chosen], self.faults[chosen]
-        )
+        names, copied = ([column[i] for i in chosen] for column in (self.names, self.copied))
+        labels, families, faults = (column[chosen] for column in (self.labels, self.families, self.faults))
+        return Collection(self.pixels[chosen], names, labels, families, faults, copied)
 
     def save(self, folder: Path) -> None:
         """As PNG files."""
@@ -70,9 +71,8 @@ def emoji(
 def _collection(every: list[Emoji], families: npt.NDArray[np.int64], size: int) -> Collection:
     names = [f"{each.category}/{each.name}.png" for each in every]
     labels = np.array([CATEGORIES.index(each.category) for each in every])
-    return Collection(
-        openmoji.raster(every, size), names, labels, families, np.full(len(every), CLEAN, "U16")
-    )
+    sound = np.full(len(every), CLEAN, "U16")
+    return Collection(openmoji.raster(every, size), names, labels, families, sound, [""] * len(every))
 
 
 def plant(sound: Collection, of_each: int, seed: int = 0) -> Collection:
@@ -95,15 +95,28 @@ def plant(sound: Collection, of_each: int, seed: int = 0) -> Collection:
             else:
                 pixels[i] = _damaged(pixels[i], fault, rng)
     of = [i for i, *_ in copies]
-    names += [names[i].replace(".png", "-1.png") for i in of]
+    copied = [""] * len(names) + [names[i] for i in of]
+    names += _unused(names, labels[of].tolist(), rng)
     planted = Collection(
         np.concatenate([pixels, *(copy[None] for *_, copy in copies)]),
         names,
         np.append(labels, labels[of]),
         np.append(sound.families, np.full(len(of), -1)),
         np.append(faults, [fault for _, fault, _ in copies]),
+        copied,
     )
     return planted.take(rng.permutation(len(planted)))
+
+
+def _unused(names: list[str], labels: list[int], rng: np.random.Generator) -> list[str]:
+    """For a copy of each label a name like the others', which does not give the copy away."""
+    taken, found = set(names), []
+    for label in labels:
+        of_label = [f"{each.category}/{each.name}.png" for each in openmoji.singles()]
+        free = [name for name in of_label if name not in taken and name.startswith(f"{CATEGORIES[label]}/")]
+        found.append(str(rng.choice(free)))
+        taken.add(found[-1])
+    return found
 
 
 def _damaged(picture: Pixels, fault: str, rng: np.random.Generator) -> Pixels:

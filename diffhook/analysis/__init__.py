@@ -4,6 +4,7 @@ from diffhook.analysis.bias import BiasReport, bias
 from diffhook.analysis.comparison import Comparison, compare
 from diffhook.analysis.duplicates import Neighbours, near_duplicates
 from diffhook.analysis.exclude_list import without
+from diffhook.analysis.execution import Execution
 from diffhook.analysis.influence import influence
 from diffhook.analysis.methods import METHODS, Method
 from diffhook.analysis.outliers import outliers
@@ -16,6 +17,7 @@ __all__ = [
     "METHODS",
     "BiasReport",
     "Comparison",
+    "Execution",
     "Method",
     "Neighbours",
     "Ranking",

@@ -12,7 +12,7 @@ import scipy.stats
 
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.effective_dimension import EffectiveDimension, effective_dimension
-from diffhook.analysis.execution import MEMORY
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.influence import influence
 from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.scores import Scores
@@ -98,10 +98,7 @@ def bias(
     general_share: float = 0.5,
     bins: int = 20,
     queries: Collection[str] | None = None,
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> BiasReport:
     """Norm against timestep, their rank correlation, how alike the queries' top-k are, and if D is enough.
 
@@ -116,7 +113,7 @@ def bias(
             share of the queries.
         bins: number of timestep bins, of equal count.
         queries: names of the query sets to compare; None: all of the training loss.
-        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+        execution: as for :func:`diffhook.influence`.
 
     Raises:
         LogError: fewer than 3 finite rows.
@@ -136,15 +133,14 @@ def bias(
         raise LogError(f"{log.location} has {usable.sum()} usable {rows} rows; expected 3 or more")
     norm, timestep = norm[usable], timestep[usable]
     correlation, p_value = scipy.stats.spearmanr(timestep, norm)
-    run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
     found = []
     for name in loss_queries(log) if queries is None else queries:
         if not table.dim or len(np.unique(query_table(log, name)["sample"])) < 2:
             continue
         for method in COMPARED:
-            scores = influence(log, name, method, source, **run)
+            scores = influence(log, name, method, source, execution=execution)
             found.append(generality(scores, name, k, general_share))
-    dimension = effective_dimension(log, source, **run) if table.dim else None
+    dimension = effective_dimension(log, source, execution=execution) if table.dim else None
     norms = timestep_bins(timestep, norm, bin_edges(timestep, bins))
     return BiasReport(rows, norms, float(correlation), float(p_value), found, dimension)
 

@@ -15,7 +15,7 @@ from diffhook.analysis.bias import TimestepBin, timestep_bins
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.evaluation.estimate import Estimate
 from diffhook.analysis.exclude_list import excluded_indices
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.outliers import outliers
 from diffhook.analysis.ranking import Ranking
 from diffhook.analysis.signals import View
@@ -111,10 +111,7 @@ def compare(
     after: RunLog | Location,
     *,
     excluded: str | Path | None = None,
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> Comparison:
     """Set a run against the one before it, such as one on the dataset without what stood out.
 
@@ -122,24 +119,24 @@ def compare(
         before, after: the runs, or where they lie.
         excluded: the exclude list by which :func:`diffhook.without` made the second run's dataset, where its
             samples are numbered: in the subset they count anew.
-        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+        execution: as for :func:`diffhook.influence`.
 
     Raises:
         LogError: a run has no rows.
         ConfigurationError: the runs have no sample in common, or their ids do not mean the same samples.
     """
     first, second = as_log(before), as_log(after)
-    run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
     renamed = _renaming(first, second, excluded)
     source = "probe" if len(first.probe) and len(second.probe) else "train"
-    rankings = outliers(first, **run), _renamed(outliers(second, **run), renamed, first.names())
+    found = (outliers(log, execution=execution) for log in (first, second))
+    rankings = next(found), _renamed(next(found), renamed, first.names())
     common = np.intersect1d(rankings[0].sample_ids, rankings[1].sample_ids)
     if not len(common):
         raise ConfigurationError(
             f"{first.location} and {second.location} have no sample in common: are they of one dataset?"
         )
     if not first.names():
-        _check_looks(first, second, renamed, common, Execution(**run))
+        _check_looks(first, second, renamed, common, execution)
     shared, other = (ranking.take(np.isin(ranking.sample_ids, common)) for ranking in rankings)
     rows = [_last_rows(log, source, rename, common) for log, rename in ((first, _same), (second, renamed))]
     return Comparison(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from weakref import WeakSet
 
 import numpy as np
 
@@ -18,16 +19,21 @@ from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
 
+_told: WeakSet[RunLog] = WeakSet()
+"""Logs of whose rows in memory was told: a page asks a dozen times, of one look at the log."""
+
 
 def as_log(log: RunLog | Location) -> RunLog:
-    """A log, or the one at a path, URL or store. Rows of a run in this process that wait in memory are told.
+    """A log, or the one at a path, URL or store. Rows of a run in this process that wait in memory are told,
+    once for a log that is given as such.
 
     Raises:
         ConfigurationError, LogError: as :func:`diffhook.open_log`.
     """
     found = log if isinstance(log, RunLog) else open_log(log)
     waiting = rows_in_memory(found.store)
-    if waiting:
+    if waiting and found not in _told:
+        _told.add(found)
         logger.warning(
             "%s rows of %s are still in memory and do not count: %s", f"{waiting:,}", found.location, FLUSH
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from dask import delayed
 
 from diffhook.analysis.defaults import as_log
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.inverted_lists import nearest_by_faiss
 from diffhook.analysis.methods import ReTrac
@@ -73,10 +73,7 @@ def near_duplicates(
     source: str = "probe",
     *,
     index: Literal["exact", "faiss"] = "exact",
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> Neighbours:
     """Each sample's nearest neighbour by the cosine of its mean unit gradient, over all rows.
 
@@ -92,7 +89,6 @@ def near_duplicates(
     """
     if index not in ("exact", "faiss"):
         raise ConfigurationError(f'index is {index!r}; expected "exact" or "faiss"')
-    execution = Execution(client, scheduler, memory, progress)
     log = as_log(log)
     found = nearest_neighbours(source_table(log, source), execution, by_faiss=index == "faiss")
     return replace(found, names=log.names(), thumbnails=log.thumbnails)
@@ -100,17 +96,30 @@ def near_duplicates(
 
 def nearest_neighbours(table: Table, execution: Execution, *, by_faiss: bool = False) -> Neighbours:
     """The neighbours among a table's samples."""
+    if not by_faiss:
+        ids, index, cosines = nearest_several(table, execution, 1)
+        return Neighbours(ids, ids[index[:, 0]], cosines[:, 0])
     ids = distinct_samples(table, execution)
     with execution.scratch() as folder:
         path = os.path.join(folder, "units")
         write_units(path, table, ids, execution)
-        if by_faiss:
-            index, cosines = nearest_by_faiss(mapped(path, np.float32, table.dim))
-        else:
-            tasks = [delayed(_nearest)(path, table.dim, start) for start in range(0, len(ids), _TILE)]
-            tiles = execution.compute(delayed(list)(tasks), "comparing samples")
-            index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
-    return Neighbours(ids, ids[index], cosines)
+        nearest, cosine = nearest_by_faiss(mapped(path, np.float32, table.dim))
+    return Neighbours(ids, ids[nearest], cosine)
+
+
+def nearest_several(
+    table: Table, execution: Execution, k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Ids (N,) ascending, and of each sample the k others of highest cosine, (N, k): their positions, and the
+    cosines, descending. NaN for a sample without a usable gradient, −∞ where there are fewer others."""
+    ids = distinct_samples(table, execution)
+    with execution.scratch() as folder:
+        path = os.path.join(folder, "units")
+        write_units(path, table, ids, execution)
+        tasks = [delayed(_nearest)(path, table.dim, start, k) for start in range(0, len(ids), _TILE)]
+        tiles = execution.compute(delayed(list)(tasks), "comparing samples")
+        index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
+    return ids, index, cosines
 
 
 def write_units(path: str, table: Table, ids: npt.NDArray[np.int64], execution: Execution) -> None:
@@ -136,19 +145,30 @@ class _Units:
         return None
 
 
-def _nearest(path: str, dim: int, start: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Position and cosine of the nearest other sample, for the samples of one tile."""
+def _nearest(path: str, dim: int, start: int, k: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """Positions and cosines of the k nearest other samples, for those of one tile; of equals, the lower."""
     units = mapped(path, np.float32, dim)
     mine = np.asarray(units[start : start + _TILE])
-    best = np.full(len(mine), -np.inf, np.float32)
-    index = np.zeros(len(mine), np.intp)
+    best = np.full((len(mine), k), -np.inf, np.float32)
+    index = np.zeros((len(mine), k), np.intp)
     for other in range(0, len(units), _TILE):
         cosines = mine @ np.asarray(units[other : other + _TILE]).T
         if other == start:
             np.fill_diagonal(cosines, -np.inf)
-        nearest = cosines.argmax(1)
-        found = np.take_along_axis(cosines, nearest[:, None], 1)[:, 0]
-        better = found > best
-        best[better], index[better] = found[better], other + nearest[better]
+        here, found = _highest(cosines, k)
+        every, where = np.hstack([best, found]), np.hstack([index, other + here])
+        order = np.argsort(-every, axis=1, kind="stable")[:, :k]
+        best, index = (np.take_along_axis(values, order, 1) for values in (every, where))
     best[~mine.any(1)] = np.nan
     return index, best
+
+
+def _highest(values: npt.NDArray[np.float32], k: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """(rows, k) columns of the highest values, and these; writes −∞ over what it has found."""
+    columns, found = [], []
+    for _ in range(k):
+        highest = values.argmax(1)[:, None]
+        columns.append(highest)
+        found.append(np.take_along_axis(values, highest, 1))
+        np.put_along_axis(values, highest, -np.inf, 1)
+    return np.hstack(columns), np.hstack(found)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from diffhook.analysis.defaults import as_log, best_source
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import WhitenedReTrac, whitening
 from diffhook.analysis.samples import sample_sums
@@ -61,20 +60,17 @@ def effective_dimension(
     log: RunLog | Location,
     source: str | None = None,
     *,
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> EffectiveDimension:
     """The effective dimension of a log's samples, in one pass over its projections.
 
     Args:
-        log, source, client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+        log, source, execution: as for :func:`diffhook.influence`.
 
     Raises:
         LogError, ConfigurationError: as :func:`diffhook.influence`.
     """
-    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    log = as_log(log)
     source = best_source(log, execution=execution) if source is None else source
     method = _UnitMeans()
     table, steps = source_table(log, source, method=method), snapshot_steps(log)

@@ -20,7 +20,7 @@ MEMORY = 2 << 30  # bytes
 
 @dataclass(frozen=True)
 class Execution:
-    """How dask runs a graph.
+    """How dask runs a graph, as in ``influence(log, "queries", execution=Execution(progress=True))``.
 
     Attributes:
         client: a dask.distributed Client; its workers must see the log's location.
@@ -63,6 +63,10 @@ class Execution:
             with _following(bar, shown):
                 (found,) = dask.compute(task, scheduler=self.scheduler or "threads")
         return found
+
+
+HERE = Execution()
+"""In threads of this process."""
 
 
 @contextmanager

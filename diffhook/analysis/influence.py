@@ -13,7 +13,7 @@ import numpy.typing as npt
 from diffhook.analysis.defaults import as_log, best_source, default_method
 from diffhook.analysis.directions import Directions, query_directions, tell_broken
 from diffhook.analysis.draws import Draws
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import Method, SampleSums, find_method
 from diffhook.analysis.pairing import KINDS, PROBE, TRAIN, check_noise, holds_replicates, kind_of
@@ -35,10 +35,7 @@ def influence(
     method: str | Method | None = None,
     source: str | None = None,
     *,
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> Scores:
     """Score every training sample's influence on every query (arXiv 2401.09031 and its neighbours).
 
@@ -55,10 +52,7 @@ def influence(
         source: "train" for the training's own events, "probe" for the grid at snapshots, or the name
             of a query set that holds training samples under their ids. By default the best there is for
             these queries: probes, where they hold all samples that were trained on; the result names it.
-        client: a dask.distributed Client; otherwise threads of this process.
-        scheduler: another dask scheduler.
-        memory: bytes that a process may hold.
-        progress: show a bar, on a terminal.
+        execution: where it runs, how much memory it may take, and whether it shows its progress.
 
     Raises:
         LogError: no such queries, or no rows.
@@ -67,7 +61,7 @@ def influence(
             fit the other side's.
     """
     check_query_name(queries)
-    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    log = as_log(log)
     prepared = prepare(log, queries, method, source, execution)
     tell_broken(query_table(log, queries), queries)
     rows = prepared.pass_.rows

@@ -21,8 +21,9 @@ _NEAREST = 10
 
 def label_neighbours(
     table: Table, labels: Mapping[int, Hashable], execution: Execution
-) -> npt.NDArray[np.float64]:
-    """(N,) mean cosine with the ten nearest samples of another label, less that with the ten of the same.
+) -> tuple[npt.NDArray[np.float64], list[Hashable]]:
+    """(N,) mean cosine with the ten nearest samples of another label, less that with the ten of the same; and
+    N labels, that which most of those ten others have.
 
     Of mean unit gradients over all rows. NaN for a sample without a label, or without a usable gradient, or
     where its label is the only one.
@@ -39,10 +40,14 @@ def label_neighbours(
         write_units(path, table, ids, execution)
         tasks = [delayed(_nearer)(path, table.dim, known, start) for start in range(0, len(ids), _TILE)]
         tiles = execution.compute(delayed(list)(tasks), "comparing labels")
-    return np.concatenate(tiles) if tiles else np.empty(0)
+    nearer, others = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
+    texts = [*codes, None]
+    return nearer, [texts[code] for code in others.tolist()]
 
 
-def _nearer(path: str, dim: int, labels: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.float64]:
+def _nearer(
+    path: str, dim: int, labels: npt.NDArray[np.int64], start: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     units = mapped(path, np.float32, dim)
     mine = np.asarray(units[start : start + _TILE])
     own = labels[start : start + len(mine)]
@@ -50,9 +55,18 @@ def _nearer(path: str, dim: int, labels: npt.NDArray[np.int64], start: int) -> n
     cosines[np.arange(len(mine)), start + np.arange(len(mine))] = -np.inf
     cosines[:, labels < 0] = -np.inf
     same = own[:, None] == labels
-    found = _mean_nearest(np.where(same, -np.inf, cosines)) - _mean_nearest(np.where(same, cosines, -np.inf))
+    others = np.where(same, -np.inf, cosines)
+    found = _mean_nearest(others) - _mean_nearest(np.where(same, cosines, -np.inf))
     found[(own < 0) | ~mine.any(1)] = np.nan
-    return found
+    return found, _label_of_most(others, labels)
+
+
+def _label_of_most(cosines: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(rows,) the label of most of the nearest; −1 where none is finite."""
+    nearest = np.argsort(-cosines, axis=1)[:, :_NEAREST]
+    finite = np.isfinite(np.take_along_axis(cosines, nearest, 1))
+    numbers = [each[known] for each, known in zip(labels[nearest], finite, strict=True)]
+    return np.array([np.bincount(each).argmax() if len(each) else -1 for each in numbers], np.int64)
 
 
 def _mean_nearest(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.defaults import as_log, best_source
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.fisher import combined
 from diffhook.analysis.non_finite import non_finite_samples
 from diffhook.analysis.ranking import Ranking
@@ -34,10 +33,7 @@ def outliers(
     parts: Sequence[str] | None = None,
     *,
     labels: Mapping[int, Hashable] | Sequence[Hashable] | None = None,
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> Ranking:
     """Rank samples by how unlike the others they are, with the reasons in words.
 
@@ -59,13 +55,13 @@ def outliers(
             to 20,000 samples. A log captured with projection_dim=0 has "norm", "repeat", "loss", "input"
             and, where probes tried labels, "label".
         labels: of the samples, by id or in the dataset's order, for "label" where no probe tried others.
-        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+        execution: as for :func:`diffhook.influence`.
 
     Raises:
         LogError: no rows.
         ConfigurationError: no such part, or none that counts can be told.
     """
-    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    log = as_log(log)
     source = best_source(log, execution=execution) if source is None else source
     known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
     view = View(log, source, source_table(log, source, projected=False), execution, known)
@@ -81,6 +77,8 @@ def outliers(
         for position, reason in signal.reasons.items():
             flags[position].append(reason)
     together = {name: found[name] for name in _names(found, source, parts)}
+    for each in flags:
+        each.sort(key=lambda flag: Reason.of(flag).place)
     for i in np.flatnonzero(scores > UNUSUAL).tolist() if len(together) > 1 else ():
         flags[i] = flags[i] or [_in_sum(i, together)]
     order = np.array([*broken, *(i for i in range(len(flags)) if i not in broken)], np.intp)
@@ -92,6 +90,7 @@ def outliers(
         {name: np.asarray(told.scores, np.float64)[order] for name, told in found.items()},
         log.names(),
         log.thumbnails,
+        list(together),
     )
 
 
@@ -103,7 +102,7 @@ def _in_sum(i: int, counted: Mapping[str, Found]) -> Reason:
     listed = ", ".join(
         f"{title} in the highest {share:.1%}" for title, share in shares.items() if share < 0.2
     )
-    return Reason(f"unusual in sum: {listed}", "in sum", "unusual in sum")
+    return Reason(f"unusual in sum: {listed}", "unusual in sum", "unusual in sum")
 
 
 def _counted(

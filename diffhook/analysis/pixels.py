@@ -1,27 +1,30 @@
-"""How alike two pictures of samples are."""
+"""The pixels of samples' thumbnails, brought to one size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-ALIKE = 0.9
-"""Correlation from which two pictures show the same."""
+SIDE = 16
 
 
-def correlation(thumbnails: Mapping[int, bytes], first: int, second: int) -> float | None:
-    """Pearson correlation of two samples' thumbnails, of the smaller one's size, in grey.
-
-    None where one has none, or is of a single colour. Two of the same single colour have 1.
-    """
+def pixels_of(
+    thumbnails: Mapping[int, bytes], samples: Sequence[int]
+) -> tuple[npt.NDArray[np.uint8], list[bytes | None]]:
+    """(N, SIDE, SIDE, 3) thumbnails in small, zero where there is none; and a digest of all the pixels of
+    each, None where there is none."""
     from diffhook.images import to_image  # Pillow, which scores alone do not need
 
-    if first not in thumbnails or second not in thumbnails:
-        return None
-    images = [to_image(thumbnails[sample]).convert("L") for sample in (first, second)]
-    size = min((image.size for image in images), key=lambda size: size[0] * size[1])
-    left, right = (np.asarray(image.resize(size), np.float64).ravel() for image in images)
-    if not np.ptp(left) or not np.ptp(right):
-        return 1.0 if np.array_equal(left, right) else None
-    return float(np.corrcoef(left, right)[0, 1])
+    small = np.zeros((len(samples), SIDE, SIDE, 3), np.uint8)
+    digests: list[bytes | None] = []
+    for i, sample in enumerate(samples):
+        if sample not in thumbnails:
+            digests.append(None)
+            continue
+        image = to_image(thumbnails[sample]).convert("RGB")
+        small[i] = np.asarray(image.resize((SIDE, SIDE)))
+        digests.append(hashlib.blake2b(image.tobytes(), digest_size=16, person=b"%d" % image.width).digest())
+    return small, digests

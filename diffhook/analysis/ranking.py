@@ -36,6 +36,7 @@ class Ranking(Displayed):
         parts: name → (N,) float64, what the scores were made of; NaN where a part knows nothing.
         names: id → name, of samples that have one.
         thumbnails: id → PNG, where the log keeps them: what a notebook shows.
+        counted: names of the parts that are in the score.
     """
 
     sample_ids: npt.NDArray[np.int64]
@@ -45,6 +46,7 @@ class Ranking(Displayed):
     parts: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
+    counted: tuple[str, ...] = ()
 
     @classmethod
     def sort(
@@ -56,12 +58,14 @@ class Ranking(Displayed):
         parts: Mapping[str, npt.NDArray[np.float64]] | None = None,
         names: Mapping[int, str] | None = None,
         thumbnails: Mapping[int, bytes] | None = None,
+        counted: Sequence[str] = (),
     ) -> Ranking:
         """From samples in any order."""
         order = np.argsort(-scores, kind="stable")
         said = tuple(tuple(flags[i]) for i in order)
         sorted_parts = {name: values[order] for name, values in (parts or {}).items()}
-        return cls(sample_ids[order], scores[order], said, title, sorted_parts, names or {}, thumbnails or {})
+        ids, values = sample_ids[order], scores[order]
+        return cls(ids, values, said, title, sorted_parts, names or {}, thumbnails or {}, tuple(counted))
 
     def __len__(self) -> int:
         return len(self.sample_ids)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.defaults import as_log, best_source
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import find_method
 from diffhook.analysis.ranking import Ranking
@@ -27,10 +27,7 @@ def self_influence(
     method: str = "retrac",
     source: str | None = None,
     *,
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> Ranking:
     """The influence of each sample on itself: Σ_k w_k ‖mean over rows of g_i‖² (arXiv 2401.09031).
 
@@ -46,7 +43,6 @@ def self_influence(
         LogError, ConfigurationError: as :func:`influence`; or another method than TracIn and ReTrac.
     """
     log, chosen = as_log(log), find_method(method)
-    execution = Execution(client, scheduler, memory, progress)
     source = best_source(log, execution=execution) if source is None else source
     table = source_table(log, source, method=chosen)
     if not chosen.additive:

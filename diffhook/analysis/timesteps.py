@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.defaults import as_log
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import Partial, Plan, grouped
 from diffhook.analysis.influence import prepare
 from diffhook.analysis.methods import Method
@@ -42,10 +41,7 @@ def influence_by_timestep(
     source: str | None = None,
     *,
     bins: int = 20,
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = False,
+    execution: Execution = HERE,
 ) -> TimestepInfluence:
     """Divide the influence of some samples on each query among timesteps.
 
@@ -53,13 +49,13 @@ def influence_by_timestep(
         log, queries, method, source: as for :func:`diffhook.influence`.
         sample_ids: (Q, k), such as ``influence(...).top(k).sample_ids``.
         bins: number of timestep bins.
-        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+        execution: as for :func:`diffhook.influence`.
 
     Raises:
         LogError, ConfigurationError: as :func:`diffhook.influence`; or sample_ids do not fit.
     """
     check_query_name(queries)
-    log, execution = as_log(log), Execution(client, scheduler, memory, progress)
+    log = as_log(log)
     prepared = prepare(log, queries, method, source, execution)
     source_table(log, prepared.source)  # raises where there are but sums over timesteps
     asked = np.asarray(sample_ids, np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +27,25 @@ Arguments = dict[str, Any]  # of the model
 Batches = Callable[[], Iterable[tuple[Sequence[int], Any]]]  # () → (sample ids, collated batch on the device)
 
 
-def label_contrasts(model: nn.Module, objective: Objective, batches: Batches, grid: Grid) -> dict[int, float]:
-    """Sample id → log loss under its own class or caption − log of the smallest under another.
+class LabelContrast(NamedTuple):
+    """How a sample's own class or caption compares with the best of the others.
 
-    Positive: another fits better. A loss is the sum over the grid's timesteps, each divided by the mean over
+    Attributes:
+        contrast: log loss under its own − log of the smallest under another; positive: another fits better.
+            NaN where no other was tried.
+        own, better: the sample's class and the other of the smallest loss; −1 of captions, and where no other
+            was tried.
+    """
+
+    contrast: float = float("nan")
+    own: int = -1
+    better: int = -1
+
+
+def label_contrasts(
+    model: nn.Module, objective: Objective, batches: Batches, grid: Grid
+) -> dict[int, LabelContrast]:
+    """Sample id → its contrast. A loss is the sum over the grid's timesteps, each divided by the mean over
     samples there, so that no timestep rules; the noise at a timestep is the same for all. {} of a model
     without conditions, or where all samples have the same.
 
@@ -45,13 +60,17 @@ def label_contrasts(model: nn.Module, objective: Objective, batches: Batches, gr
     conditions = _classes(objective, batches) or _captions(objective, batches)
     if conditions is None:
         return {}
-    samples, own, others = _losses(model, objective, batches, grid, conditions)
+    samples, told, own, others = _losses(model, objective, batches, grid, conditions)
     scale = own.mean(1, keepdims=True)
-    smallest = (others / scale[:, :, None]).sum(0).min(1)
+    under = (others / scale[:, :, None]).sum(0)
+    best, smallest = under.argmin(1), under.min(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         contrasts = np.log((own / scale).sum(0)) - np.log(smallest)
-    contrasts[np.isinf(smallest)] = np.nan  # nothing but its own was tried
-    return dict(zip(samples, contrasts.tolist(), strict=True))
+    alone = np.isinf(smallest)  # nothing but its own was tried
+    contrasts[alone] = np.nan
+    better = np.where(alone, -1, np.array(conditions.classes)[best])
+    columns = zip(contrasts.tolist(), told, better.tolist(), strict=True)
+    return {sample: LabelContrast(*each) for sample, each in zip(samples, columns, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -61,10 +80,14 @@ class _Conditions:
     Attributes:
         tried: arguments of a batch → those that tell all of it one condition, for each condition.
         own: arguments of a batch → (B, C) bool, whether a sample's own condition is the tried one.
+        classes: what each tried condition is called: a class's number, or −1 of a caption.
+        told: arguments of a batch → the class of each of its samples; −1 of a caption.
     """
 
     tried: list[Callable[[Arguments], Arguments]]
     own: Callable[[Arguments], Tensor]
+    classes: list[int]
+    told: Callable[[Arguments], list[int]]
 
 
 def _classes(objective: DiffusionObjective, batches: Batches) -> _Conditions | None:
@@ -85,7 +108,11 @@ def _classes(objective: DiffusionObjective, batches: Batches) -> _Conditions | N
     def own(told: Arguments) -> Tensor:
         return told["class_labels"].cpu()[:, None] == torch.tensor(classes)
 
-    return _Conditions([under(label) for label in classes], own)
+    def told(arguments: Arguments) -> list[int]:
+        labels: list[int] = arguments["class_labels"].tolist()
+        return labels
+
+    return _Conditions([under(label) for label in classes], own, classes, told)
 
 
 def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | None:
@@ -113,7 +140,11 @@ def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | 
     def own(told: Arguments) -> Tensor:
         return torch.tensor([[torch.equal(mine, _states(o)[0]) for o in chosen] for mine in _states(told)])
 
-    return _Conditions([under(other) for other in chosen], own) if len(chosen) > 1 else None
+    def untold(arguments: Arguments) -> list[int]:
+        return [-1] * len(_states(arguments))
+
+    tried = [under(other) for other in chosen]
+    return _Conditions(tried, own, [-1] * len(chosen), untold) if len(chosen) > 1 else None
 
 
 def _states(told: Arguments) -> Tensor:
@@ -128,12 +159,13 @@ def _spaced(count: int, most: int) -> npt.NDArray[np.intp]:
 
 def _losses(
     model: nn.Module, objective: DiffusionObjective, batches: Batches, grid: Grid, conditions: _Conditions
-) -> tuple[list[int], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sample ids, (S, N) losses under the samples' own condition, and (S, N, C) under those tried, infinite
-    where that is the own."""
+) -> tuple[list[int], list[int], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sample ids and classes, (S, N) losses under the own condition, and (S, N, C) under those tried,
+    infinite where that is the own."""
     timesteps = grid.timesteps_of(objective)
     under = [objective, *(_told(objective, change) for change in conditions.tried)]
     samples: list[int] = []
+    told: list[int] = []
     found, mine = [], []
     with torch.no_grad():
         for ids, batch in batches():
@@ -144,10 +176,12 @@ def _losses(
                 each.append(torch.stack([one(model, batch, times, seeds).double() for one in under], 1))
             samples += ids
             found.append(torch.stack(each).cpu().numpy())
-            mine.append(conditions.own(objective.inputs(batch)[1]).numpy())
+            arguments = objective.inputs(batch)[1]
+            mine.append(conditions.own(arguments).numpy())
+            told += conditions.told(arguments)
     losses = np.concatenate(found, axis=1)
     others = np.where(np.concatenate(mine), np.inf, losses[:, :, 1:])
-    return samples, losses[:, :, 0], others
+    return samples, told, losses[:, :, 0], others
 
 
 def _told(objective: DiffusionObjective, change: Callable[[Arguments], Arguments]) -> DiffusionObjective:

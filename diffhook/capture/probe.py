@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from diffhook.capture.checks import check_kind, check_whole
 from diffhook.capture.grid import Grid, measure, to_device, undisturbed
-from diffhook.capture.label_contrast import label_contrasts
+from diffhook.capture.label_contrast import LabelContrast, label_contrasts
 from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
@@ -94,8 +94,13 @@ class Probe:
             contrasts = self._label_contrasts(model, objective)
             for ids, batch in self._batches(next(model.parameters()).device):
                 for rows in measure(engine, objective, batch, ids, self.grid, **where):
-                    found = [contrasts.get(i, np.nan) for i in rows["sample"].tolist()]
-                    yield {**rows, "label_contrast": np.array(found, np.float32)}
+                    found = [contrasts.get(i, LabelContrast()) for i in rows["sample"].tolist()]
+                    yield {
+                        **rows,
+                        "label_contrast": np.array([each.contrast for each in found], np.float32),
+                        "label": np.array([each.own for each in found]),
+                        "better_label": np.array([each.better for each in found]),
+                    }
 
     def _batches(self, device: torch.device) -> Iterator[tuple[Sequence[int], Any]]:
         """Sample ids, and the collated samples."""
@@ -105,9 +110,11 @@ class Probe:
             batch = to_device(collate([self.dataset[i] for i in part]), device)
             yield part if self.identify is None else self.identify(batch, part), batch
 
-    def _label_contrasts(self, model: nn.Module, objective: Objective) -> dict[int, float]:
+    def _label_contrasts(self, model: nn.Module, objective: Objective) -> dict[int, LabelContrast]:
         if not self.label_timesteps:
             return {}
         device = next(model.parameters()).device
-        grid = Grid(self.label_timesteps, seed=self.grid.seed)
+        # At either end of a schedule all labels fit alike: nothing is noised there, or everything.
+        timesteps = Grid(self.label_timesteps + 2).timesteps_of(objective)[1:-1]
+        grid = Grid(timesteps, seed=self.grid.seed)
         return label_contrasts(model, objective, lambda: self._batches(device), grid)

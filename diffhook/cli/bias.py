@@ -29,7 +29,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
-    report = bias(log, args.source, k=args.top, bins=args.bins, **execution(args))
+    report = bias(log, args.source, k=args.top, bins=args.bins, execution=execution(args))
     if args.json:
         print_json(report.to_json())
         return

@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> None:
     if args.outliers:
         rows += _detection(log, args)
     if args.queries:
-        run_options = execution(args)
-        scored = {m: influence(log, args.queries, m, args.source, **run_options) for m in args.methods}
+        where = execution(args)
+        scored = {m: influence(log, args.queries, m, args.source, execution=where) for m in args.methods}
         rows += _tracing(scored, args) if args.sources or args.query_sources else []
         ids = _trained_on(log, scored)
         rows += _lds(scored, ids, args) if args.train or args.record else []
@@ -98,7 +98,7 @@ def _row(scores: str, figure: str, estimate: Any, beside: str = "") -> dict[str,
 
 
 def _detection(log: RunLog, args: argparse.Namespace) -> list[dict[str, Any]]:
-    ranking = outliers(log, args.source, **execution(args))
+    ranking = outliers(log, args.source, execution=execution(args))
     found = judge.detection(ranking, _ids(args.outliers))
     base = f"at random {found.base_rate:.3f}"
     return [

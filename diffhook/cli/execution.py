@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from diffhook.analysis.execution import Execution
 from diffhook.errors import ConfigurationError
 
 
@@ -16,15 +17,15 @@ def add_execution(command: argparse.ArgumentParser) -> None:
     )
 
 
-def execution(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of the analysis functions.
+def execution(args: argparse.Namespace) -> Execution:
+    """What the options say.
 
     Raises:
         ConfigurationError: no dask.distributed, nobody at the address, or no memory.
     """
     if not args.memory > 0:
         raise ConfigurationError(f"--memory is {args.memory}; expected a positive number of gigabytes")
-    return {"client": _client(args.scheduler), "memory": int(args.memory * 1e9), "progress": True}
+    return Execution(_client(args.scheduler), memory=int(args.memory * 1e9), progress=True)
 
 
 def _client(address: str | None) -> Any:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         known = ", ".join(log.queries) or "none yet: see `diffhook query --help`"
         raise ConfigurationError(f"--queries is missing; the log has {known}")
     check_writable(args.csv, args.parquet)
-    scores = influence(log, args.queries, args.method, args.source, **execution(args))
+    scores = influence(log, args.queries, args.method, args.source, execution=execution(args))
     tell(f"{scores.method}, {scores.source} rows: {scores.cost}")
     if scores.has_errors:
         tell(f"errors: {scores.certainty_cost}")

@@ -74,10 +74,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _ranking(log: RunLog, args: argparse.Namespace) -> Ranking:
     if args.by.startswith("self-"):
-        return self_influence(log, args.by.removeprefix("self-"), args.source, **execution(args))
+        return self_influence(log, args.by.removeprefix("self-"), args.source, execution=execution(args))
     labels = None if args.labels is None else read_labels(args.labels).tolist()
     return outliers(
-        log, args.source, None if args.by == "all" else [args.by], labels=labels, **execution(args)
+        log, args.source, None if args.by == "all" else [args.by], labels=labels, execution=execution(args)
     )
 
 

@@ -83,7 +83,7 @@ def _write_page(log: RunLog, args: argparse.Namespace) -> int:
         source=args.source,
         top=args.top,
         title=args.title,
-        **execution(args),
+        execution=execution(args),
     )
 
 
@@ -97,7 +97,7 @@ def _write_comparison(log: RunLog, args: argparse.Namespace) -> int:
         args.images,
         excluded=args.excluded,
         title=args.title,
-        **execution(args),
+        execution=execution(args),
     )
 
 

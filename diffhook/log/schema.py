@@ -52,6 +52,8 @@ COLUMNS = (
     Column("input_contrast", "float32", np.nan, "standard deviation of the clean sample", True),
     Column("input_roughness", "float32", np.nan, "root mean square of its neighbours' differences", True),
     Column("label_contrast", "float32", np.nan, "log loss, own label − best other label", True),
+    Column("label", "int64", -1, "the class that the model was told of the sample", True),
+    Column("better_label", "int64", -1, "the other class under which its loss is smallest", True),
     Column("projection", "float16", 0, "projection of the gradient divided by grad_norm"),
     Column("sample", "int64", -1, "sample id"),
 )  # fmt: skip

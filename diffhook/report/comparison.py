@@ -7,7 +7,7 @@ from typing import Any
 
 from diffhook.analysis import compare
 from diffhook.analysis.defaults import as_log
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.log import RunLog
 from diffhook.log.store import Location
 from diffhook.report.images import find_images, training_images
@@ -26,10 +26,7 @@ def write_comparison(
     excluded: str | Path | None = None,
     k: int = 24,
     title: str = "",
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = True,
+    execution: Execution = HERE,
 ) -> int:
     """Write the page. It needs no network, and asks for none.
 
@@ -39,7 +36,7 @@ def write_comparison(
         images: the first run's training images, as for :func:`~diffhook.report.page.write_page`.
         k: samples of each list.
         title: heading; by default the logs' places.
-        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+        execution: as for :func:`diffhook.influence`.
 
     Returns:
         The file's size in bytes.
@@ -49,13 +46,12 @@ def write_comparison(
     """
     check_page_path(path)
     first, second = as_log(before), as_log(after)
-    run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
-    found = compare(first, second, excluded=excluded, **run)
+    found = compare(first, second, excluded=excluded, execution=execution)
     ids = found.before.sample_ids
     if images is None:
         pictures = find_images(first.thumbnails or None, ids)
     else:
-        pictures, _ = training_images(images, ids, first.names(), Likeness.of(first, Execution(**run)))
+        pictures, _ = training_images(images, ids, first.names(), Likeness.of(first, execution))
     thumbnails = Thumbnails(pictures)
     parts = [
         change_part(found, thumbnails, k),

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count, product
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffhook.log import RunLog
 from diffhook.log.samples import sample_words, short_names, split_id
 from diffhook.report.atlas import Atlas, make_atlas
 from diffhook.report.facets import Facet, facets_of
+from diffhook.report.groups import COPIES, copy_groups
 from diffhook.report.likeness import Images
 
 MOST = 20_000  # samples that a page carries
@@ -78,6 +80,11 @@ class Explorer:
             atlas = make_atlas(images, samples)
         return cls(ranking, facets, places, (0.0, 0.0) if found is None else found.shares, homeless, atlas)
 
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """Copies, as :func:`~diffhook.report.groups.copy_groups` has them."""
+        return copy_groups(self.ranking)
+
     def data(self) -> dict[str, Any]:
         """Columns, each with a value for every sample, as JSON has them."""
         short, own = short_names(self.ranking.names), [split_id(int(s))[0] for s in self.ranking.sample_ids]
@@ -94,7 +101,10 @@ class Explorer:
                 for i, flags in enumerate(self.ranking.flags)
                 if flags
             },
-            "facets": [{"name": facet.name, "of": facet.of} for facet in self.facets],
+            "chips": [len(Reason.telling(flags)) for flags in self.ranking.flags],
+            "groups": self.groups,
+            "copies": COPIES,
+            "facets": [{"name": facet.name, "values": facet.values, "of": facet.of} for facet in self.facets],
             "places": None if self.places is None else _apart((self.places * _STEPS).round().astype(int)),
             "atlas": None if atlas is None else {"cell": atlas.cell, "columns": atlas.columns},
             "cells": [] if atlas is None else [atlas.places.get(int(s), -1) for s in self.ranking.sample_ids],

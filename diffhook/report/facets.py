@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from diffhook import words
 from diffhook.analysis import Ranking
+from diffhook.analysis.class_names import folders as first_folders
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.reason import Reason
+from diffhook.analysis.reason import KINDS, Reason
 from diffhook.analysis.signals import View
 from diffhook.log import RunLog
-from diffhook.log.samples import short_names, split_id
+from diffhook.log.samples import split_id
 
 _NONE = "none"
 _RANGES = 6  # of visits, where their numbers are many
@@ -74,9 +75,12 @@ def facets_of(
 
 
 def reasons(flags: Sequence[Sequence[str]]) -> Facet:
-    """By the kinds of their reasons."""
-    kinds = ([Reason.of(flag).kind for flag in each] for each in flags)
-    return Facet.most_common_first("reason", "Reason", kinds)
+    """By the kinds of their reasons, in the order in which one acts on them; none and others come last."""
+    given = [list(dict.fromkeys(Reason.of(flag).kind for flag in each)) or [_NONE] for each in flags]
+    met = {kind for each in given for kind in each}
+    values = [*(kind for kind in KINDS if kind in met), *sorted(met - {*KINDS, _NONE}), *met & {_NONE}]
+    place = {value: i for i, value in enumerate(values)}
+    return Facet("reason", "Reason", tuple(values), tuple(tuple(place[v] for v in each) for each in given))
 
 
 def _labels(own: Sequence[int], labels: Mapping[int, Hashable] | None) -> Facet | None:
@@ -90,8 +94,8 @@ def folders(own: Sequence[int], names: Mapping[int, str]) -> Facet | None:
     """By the first folder in which the names differ."""
     if not names:
         return None
-    short = short_names(names)
-    parts = ((short.get(sample, "").rpartition("/")[0].partition("/")[0]) for sample in own)
+    found = first_folders(names)
+    parts = (found.get(sample, "") for sample in own)
     return Facet.most_common_first("folder", "Folder", ([part] if part else [] for part in parts))
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from diffhook.analysis import Ranking, Scores, bias, influence, influence_by_timestep, outliers
 from diffhook.analysis.bias import Generality, generality
 from diffhook.analysis.defaults import as_log, best_source
-from diffhook.analysis.execution import MEMORY, Execution
+from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.methods import COMPARED
 from diffhook.analysis.tables import loss_queries
 from diffhook.console import progress_bar
@@ -50,10 +50,7 @@ def write_page(
     top: int = 500,
     k: int = 8,
     title: str = "",
-    client: Any = None,
-    scheduler: Any = None,
-    memory: int = MEMORY,
-    progress: bool = True,
+    execution: Execution = HERE,
 ) -> int:
     """Write the page. It needs no network, and asks for none.
 
@@ -72,7 +69,7 @@ def write_page(
             20,000 samples.
         k: proponents and opponents of each query.
         title: heading; by default the log's place.
-        client, scheduler, memory, progress: as for :func:`diffhook.influence`.
+        execution: as for :func:`diffhook.influence`.
 
     Returns:
         The file's size in bytes.
@@ -83,25 +80,23 @@ def write_page(
     """
     check_page_path(path)
     log = as_log(log)
-    run: dict[str, Any] = {"client": client, "scheduler": scheduler, "memory": memory, "progress": progress}
-    execution = Execution(**run)
     known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
-    ranking = outliers(log, source, labels=known, **run) if ranking is None else ranking
+    ranking = outliers(log, source, labels=known, execution=execution) if ranking is None else ranking
     asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
     found, files = _pictures(log, images, ranking, execution)
     ranking, thumbnails = replace(ranking, names=ranking.names or files), Thumbnails(found)
     names = short_names(ranking.names)
     placed_by = source or best_source(log, execution=execution)
     explorer = Explorer.make(log, ranking, found, placed_by, known, execution) if len(ranking) else None
-    scores = {name: _scores(log, name, source, names, run) for name in asked}
-    with progress_bar(progress) as bar:
+    scores = {name: _scores(log, name, source, names, execution) for name in asked}
+    with progress_bar(execution.progress) as bar:
         for sample in bar.track(ranking.sample_ids[:top].tolist(), description="thumbnails"):
             thumbnails(sample)
     parts = [
         run_part(log),
         outliers_part(ranking, thumbnails, top, explorer=explorer),
-        *_queries(log, asked, scores, thumbnails, k, run),
-        _norms(log, source, run),
+        *_queries(log, asked, scores, thumbnails, k, execution),
+        _norms(log, source, execution),
         generality_part(_generality(scores), scores, thumbnails),
         alerts_part(log.alerts(), _last_step(log), thumbnails, names),
     ]
@@ -120,9 +115,10 @@ def _pictures(
 
 
 def _scores(
-    log: RunLog, name: str, source: str | None, names: Mapping[int, str], run: Mapping[str, Any]
+    log: RunLog, name: str, source: str | None, names: Mapping[int, str], execution: Execution
 ) -> list[Scores]:
-    found = [replace(influence(log, name, method, source, **run), names=names) for method in COMPARED]
+    each_method = (influence(log, name, method, source, execution=execution) for method in COMPARED)
+    found = [replace(scores, names=names) for scores in each_method]
     for each in found:
         _ = each.values  # one pass over the rows; all that follows reads it
     return found
@@ -134,12 +130,12 @@ def _queries(
     scores: Mapping[str, list[Scores]],
     thumbnails: Thumbnails,
     k: int,
-    run: Mapping[str, Any],
+    execution: Execution,
 ) -> list[Part | None]:
     found = []
     for index, (name, group) in enumerate(scores.items()):
         pictures = Thumbnails(find_images(asked[name], group[0].query_ids), 128)
-        when = [_timesteps(log, name, each, shown(each, k), run) for each in group]
+        when = [_timesteps(log, name, each, shown(each, k), execution) for each in group]
         part = queries_part(name, group, thumbnails, pictures, k=k, queries=_QUERIES, timesteps=when)
         pictures.check()
         found.append(part and replace(part, anchor=f"queries-{index}"))
@@ -147,9 +143,11 @@ def _queries(
 
 
 def _timesteps(
-    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], run: Mapping[str, Any]
+    log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], execution: Execution
 ) -> Timesteps:
-    found = influence_by_timestep(log, name, ids, method=scores.method, source=scores.source, bins=20, **run)
+    found = influence_by_timestep(
+        log, name, ids, method=scores.method, source=scores.source, bins=20, execution=execution
+    )
     return Timesteps(found.values, found.edges)
 
 
@@ -168,8 +166,8 @@ def _last_step(log: RunLog) -> int:
     return max((int(step.max(initial=0)) for step in steps), default=0)
 
 
-def _norms(log: RunLog, source: str | None, run: Mapping[str, Any]) -> Part | None:
+def _norms(log: RunLog, source: str | None, execution: Execution) -> Part | None:
     try:
-        return norms_part(bias(log, source, queries=(), **run))
+        return norms_part(bias(log, source, queries=(), execution=execution))
     except LogError:  # too few rows to say anything
         return None

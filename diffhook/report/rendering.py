@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
@@ -75,6 +76,12 @@ def _sample(context: Context, sample: int) -> str:
     return told if split_id(sample)[0] in names else f"#{told}"
 
 
+def breakable(name: str) -> Markup:
+    """A name that a browser breaks after separators, before it cuts words."""
+    pieces = re.split(r"(?<=[/_-])(?=[^/_-])", name)
+    return Markup("<wbr>").join(pieces)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -89,5 +96,6 @@ def _environment() -> Environment:
         "count": "{:,}".format,
         "plural": words.plural,
         "sample": _sample,
+        "breakable": breakable,
     }
     return environment

@@ -25,6 +25,7 @@ import numpy.typing as npt
 from playwright.sync_api import sync_playwright
 from sklearn.datasets import load_sample_images
 
+from diffhook.analysis.execution import Execution
 from diffhook.log import LogWriter, RunLog, open_log
 from diffhook.report import write_page
 
@@ -109,7 +110,9 @@ def measure(samples: int, folder: Path) -> dict[str, Any]:
     log, pictures = make_log(folder / f"log-{samples}", samples), photographs(samples)
     page = folder / f"page-{samples}.html"
     began = time.perf_counter()
-    size = write_page(page, log, images=lambda sample: pictures[sample], queries={}, progress=False)
+    size = write_page(
+        page, log, images=lambda sample: pictures[sample], queries={}, execution=Execution(progress=False)
+    )
     result: dict[str, Any] = {
         "samples": samples,
         "bytes": size,

@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 def test_errors_on_events_add_the_scatter_of_rows_to_the_queries_jackknife(
     made: Synthetic, memory: int
 ) -> None:
-    found = diffhook.influence(made.log, "new", "tracin", "train", memory=memory)
+    found = diffhook.influence(made.log, "new", "tracin", "train", execution=Execution(memory=memory))
     columns = {name: values.tolist() for name, values in made.train.columns.items()}
     variance = np.zeros((4, len(SAMPLES)))
     for i, sample in enumerate(SAMPLES):
@@ -129,7 +129,9 @@ class World:
         queries.flush()
         described = {"objective": {}, "snapshots": [[3, 0], [12, 0]], "against": ["probe"]}
         queries.describe({**described, "grid": {"timesteps": 10, "replicates": 2}})
-        return diffhook.influence(diffhook.open_log(path), "q", method, "probe", scheduler="synchronous")
+        return diffhook.influence(
+            diffhook.open_log(path), "q", method, "probe", execution=Execution(scheduler="synchronous")
+        )
 
     def scores(self, path: Path, rng: np.random.Generator, method: str) -> diffhook.analysis.Scores:
         """Of new draws on both sides, sixteen events a sample and eight replicates of the queries' noise."""
@@ -146,7 +148,9 @@ class World:
         queries.append({**rows, "own_noise": np.ones(len(asked), np.int8)})
         queries.flush()
         queries.describe({"objective": {}, "snapshots": [[3, 0], [12, 0]], "against": ["train"]})
-        return diffhook.influence(diffhook.open_log(path), "q", method, "train", scheduler="synchronous")
+        return diffhook.influence(
+            diffhook.open_log(path), "q", method, "train", execution=Execution(scheduler="synchronous")
+        )
 
 
 @pytest.mark.parametrize(

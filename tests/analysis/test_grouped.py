@@ -114,8 +114,8 @@ def test_spilled_sums_are_read_without_parsing_a_header(
     made = synthetic(tmp_path / "log")
     expected = diffhook.influence(made.log, "new", "trak").values, diffhook.near_duplicates(made.log, "train")
     monkeypatch.setattr(ast, "literal_eval", refuse)
-    found = diffhook.influence(made.log, "new", "trak", memory=512).values
+    found = diffhook.influence(made.log, "new", "trak", execution=Execution(memory=512)).values
     # Sums in another order round by the size of their terms, also where these nearly cancel.
     np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-5 * np.abs(expected[0]).max())
-    again = diffhook.near_duplicates(made.log, "train", memory=512)
+    again = diffhook.near_duplicates(made.log, "train", execution=Execution(memory=512))
     np.testing.assert_array_equal(again.neighbours, expected[1].neighbours)

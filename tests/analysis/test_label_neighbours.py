@@ -9,6 +9,7 @@ import pytest
 
 import diffhook
 from diffhook.analysis import label_neighbours as module
+from diffhook.analysis.execution import Execution
 from diffhook.cli import main
 from tests.analysis.test_outliers import COUNT, DIM, made_log
 
@@ -33,7 +34,7 @@ def test_scores_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_TILE", 16)
     log = made_log(tmp_path / "log")
     labels = [i % 3 for i in range(COUNT)]
-    ranking = diffhook.outliers(log, parts=["label"], labels=labels, memory=memory)
+    ranking = diffhook.outliers(log, parts=["label"], labels=labels, execution=Execution(memory=memory))
     expected = slow(log, labels)
     finite = np.isfinite(ranking.scores)
     np.testing.assert_allclose(

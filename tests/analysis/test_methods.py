@@ -217,7 +217,7 @@ def test_many_dimensions_are_whitened_in_blocks(made: Synthetic, monkeypatch: py
             kernel = _kernel(_moment(made.probe)[part, part], RIDGE["whitened-retrac"])
             expected += asked @ kernel @ mine.T / len(STEPS)
     close(diffhook.influence(made.log, "new", source="probe").values, expected)
-    tight = diffhook.influence(made.log, "new", source="probe", memory=512).values
+    tight = diffhook.influence(made.log, "new", source="probe", execution=Execution(memory=512)).values
     np.testing.assert_allclose(tight, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -336,7 +336,7 @@ def test_stability_is_the_share_of_the_top_that_stays(made: Synthetic) -> None:
 @pytest.mark.parametrize("opponents", [False, True])
 @pytest.mark.parametrize("memory", [1 << 30, 512], ids=["whole", "in parts"])
 def test_the_certainty_of_a_top_is_that_of_all_scores(made: Synthetic, memory: int, opponents: bool) -> None:
-    found = diffhook.influence(made.log, "new", "retrac", "probe", memory=memory)
+    found = diffhook.influence(made.log, "new", "retrac", "probe", execution=Execution(memory=memory))
     top = found.top(3, opponents=opponents)
     certainty = found.certainty(top, opponents=opponents)
     assert certainty is not None

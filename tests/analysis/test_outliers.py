@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.analysis import Ranking
+from diffhook.analysis.execution import Execution
 from diffhook.analysis.fisher import combined, log10_tail
 from diffhook.analysis.standardize import Standard, looked_at, robust_deviations
 from diffhook.errors import ConfigurationError
@@ -90,11 +91,11 @@ def test_planted_samples_come_first_with_their_reasons(log: diffhook.RunLog) -> 
     assert np.isinf(ranking.scores[0])
     assert set(ranking.sample_ids[1:3]) == {LOUD, LOSSY}
     assert "gradient not finite on 1 of 12 visits" in flags_of(ranking, BROKEN)
-    assert "norm far above its timestep's on" in flags_of(ranking, LOUD)
+    assert "deviations above its timesteps' usual" in flags_of(ranking, LOUD)
     assert "repeated: among the highest tenth of norms on 12 of 12 visits" in flags_of(ranking, LOUD)
     assert "pulls the model by itself" in flags_of(ranking, LOUD)
     assert "loss far above its timestep's on" in flags_of(ranking, LOSSY)
-    assert "near-duplicate" not in flags_of(ranking, TWIN), "events cannot tell"
+    assert "same picture" not in flags_of(ranking, TWIN), "events cannot tell"
     assert TWIN not in ranking.sample_ids[:8], "what occurs twice is no outlier for that"
 
 
@@ -105,13 +106,12 @@ def test_a_near_duplicate_is_one_on_the_grid_and_in_pixels(tmp_path: Path, shade
     images = {} if shade is None else {12: first, TWIN: (1 - shade) * first + shade * second}
     log = made_log(tmp_path / "log", images=images, grid=True)
     flags = {sample: flags_of(diffhook.outliers(log, "probe"), sample) for sample in range(COUNT)}
-    told = {sample for sample in flags if "near-duplicate" in flags[sample]}
+    told = {sample for sample in flags if "nearly the same picture" in flags[sample]}
     assert told == ({12, TWIN} if shade == 0.01 else set())
     if told:
-        assert "near-duplicate of sample 12: cosine of gradients 1.00" in flags[TWIN]
-        assert flags[TWIN].endswith("correlation of pixels 1.00")
+        assert "nearly the same picture as 12 (correlation of pixels 1.00)" in flags[TWIN]
     events = diffhook.outliers(log, "train")
-    assert not any("near-duplicate" in flag for flags in events.flags for flag in flags)
+    assert not any("same picture" in flag for flags in events.flags for flag in flags)
 
 
 def test_parts_say_what_the_score_is_made_of(log: diffhook.RunLog) -> None:
@@ -243,7 +243,7 @@ def test_near_duplicates_are_the_nearest_of_all_pairs(log: diffhook.RunLog, monk
     cosines = units @ units.T
     np.fill_diagonal(cosines, -1)
     for memory in (1 << 30, 1 << 12):
-        found = diffhook.near_duplicates(log, "train", memory=memory)
+        found = diffhook.near_duplicates(log, "train", execution=Execution(memory=memory))
         assert (found.neighbours == cosines.argmax(1)).all()
         np.testing.assert_allclose(found.cosines, cosines.max(1), rtol=1e-5)
     assert found.neighbours[TWIN] == 12

@@ -75,7 +75,7 @@ def many_rows(path: Path, rows: int, samples: int, dim: int = 512) -> diffhook.R
 @pytest.mark.parametrize("method", ["retrac", "cosine", "trak", "whitened-retrac"])
 def test_sums_through_files_equal_sums_in_memory(made: Synthetic, method: str) -> None:
     roomy = diffhook.influence(made.log, "new", method, "train")
-    tight = diffhook.influence(made.log, "new", method, "train", memory=TIGHT)
+    tight = diffhook.influence(made.log, "new", method, "train", execution=Execution(memory=TIGHT))
     assert roomy.cost.spilled == 0
     assert tight.cost.spilled > 0
     np.testing.assert_allclose(tight.values, roomy.values, rtol=1e-5, atol=1e-7)
@@ -86,12 +86,12 @@ def test_sums_through_files_equal_sums_in_memory(made: Synthetic, method: str) -
 def test_a_top_that_streams_is_the_top_of_the_whole_matrix(large: diffhook.RunLog) -> None:
     whole = diffhook.influence(large, "q")
     order = np.argsort(-whole.values, axis=1, kind="stable")[:, :7]
-    streamed = diffhook.influence(large, "q", memory=1 << 16)
+    streamed = diffhook.influence(large, "q", execution=Execution(memory=1 << 16))
     found = streamed.top(7)
     assert "values" not in vars(streamed), "the top must not compute the whole matrix"
     assert (found.sample_ids == whole.sample_ids[order]).all()
     assert (whole.top(7).sample_ids == found.sample_ids).all()
-    low = diffhook.influence(large, "q", memory=1 << 16).top(7, opponents=True)
+    low = diffhook.influence(large, "q", execution=Execution(memory=1 << 16)).top(7, opponents=True)
     assert (low.sample_ids == whole.top(7, opponents=True).sample_ids).all()
 
 
@@ -110,7 +110,7 @@ def test_self_influence_reads_every_block_once(
         return plain(self, block, column)
 
     monkeypatch.setattr(Table, "read", counting)
-    found = diffhook.self_influence(large, "tracin", memory=1 << 20)
+    found = diffhook.self_influence(large, "tracin", execution=Execution(memory=1 << 20))
     assert len(read) == len(set(read)) == len(list(large.train.blocks()))
     assert (found.sample_ids == expected.sample_ids).all()
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_peak_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     for rows in (40_000, 160_000):
         log = many_rows(tmp_path / str(rows), rows, samples=600, dim=128)
         len(log.train)
-        scores = diffhook.influence(log, "q", scheduler="synchronous")
+        scores = diffhook.influence(log, "q", execution=Execution(scheduler="synchronous"))
         tracemalloc.start()
         scores.top(5)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -133,8 +133,12 @@ def test_peak_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
 def test_threads_and_synchronous_agree_to_the_bit(large: diffhook.RunLog) -> None:
     for memory in (1 << 30, 1 << 18):
         for method in ("trak", "whitened-retrac"):
-            one = diffhook.influence(large, "q", method, scheduler="synchronous", memory=memory)
-            other = diffhook.influence(large, "q", method, scheduler="threads", memory=memory)
+            one = diffhook.influence(
+                large, "q", method, execution=Execution(scheduler="synchronous", memory=memory)
+            )
+            other = diffhook.influence(
+                large, "q", method, execution=Execution(scheduler="threads", memory=memory)
+            )
             assert (one.values == other.values).all()
             np.testing.assert_array_equal(one.errors, other.errors)
 
@@ -180,8 +184,8 @@ def client() -> Iterator[Any]:
 
 def test_a_cluster_gives_the_same_to_the_bit(large: diffhook.RunLog, client: Any) -> None:
     for memory in (1 << 30, 1 << 18):
-        here = diffhook.influence(large, "q", memory=memory)
-        there = diffhook.influence(large, "q", memory=memory, client=client)
+        here = diffhook.influence(large, "q", execution=Execution(memory=memory))
+        there = diffhook.influence(large, "q", execution=Execution(memory=memory, client=client))
         assert (here.top(9).sample_ids == there.top(9).sample_ids).all()
         np.testing.assert_array_equal(here.values, there.values)
 
@@ -222,7 +226,7 @@ def test_a_bar_is_drawn_for_threads_and_for_a_cluster(
 
     monkeypatch.setattr(execution, "progress_bar", made)
     for where in (None, client):
-        diffhook.influence(large, "q", client=where, progress=True).top(3)
+        diffhook.influence(large, "q", execution=Execution(client=where, progress=True)).top(3)
         assert bars[-1].tasks[0].description == "scoring rows"
         wait_until(lambda: bars[-1].finished)
 
@@ -231,7 +235,7 @@ def test_a_bar_is_drawn_for_threads_and_for_a_cluster(
 def test_a_killed_worker_does_not_change_the_result(
     large: diffhook.RunLog, client: Any, monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
-    expected = diffhook.influence(large, "q", "tracin", memory=memory).top(9)
+    expected = diffhook.influence(large, "q", "tracin", execution=Execution(memory=memory)).top(9)
     client.wait_for_workers(2)
     victim = next(iter(client.run(os.getpid).values()))
     killed = threading.Event()
@@ -242,7 +246,7 @@ def test_a_killed_worker_does_not_change_the_result(
         os.kill(victim, signal.SIGKILL)
         killed.set()
 
-    scores = diffhook.influence(large, "q", "tracin", memory=memory, client=client)
+    scores = diffhook.influence(large, "q", "tracin", execution=Execution(memory=memory, client=client))
     assassin = threading.Thread(target=kill_when_busy)
     assassin.start()
     found = scores.top(9)

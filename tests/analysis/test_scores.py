@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import diffhook
+from diffhook.analysis.execution import Execution
 from diffhook.analysis.methods import COMPARED
 from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.errors import ConfigurationError, LogError
@@ -254,8 +255,8 @@ def test_queries_that_are_not_finite_are_told(tmp_path: Path, caplog: pytest.Log
 
 def test_threads_and_the_synchronous_scheduler_agree_to_the_bit(full: Any) -> None:
     log, _, _ = full
-    one = diffhook.influence(log, "new", scheduler="synchronous").values
-    assert (one == diffhook.influence(log, "new", scheduler="threads").values).all()
+    one = diffhook.influence(log, "new", execution=Execution(scheduler="synchronous")).values
+    assert (one == diffhook.influence(log, "new", execution=Execution(scheduler="threads")).values).all()
 
 
 def test_top_k_is_sorted_and_names_the_samples(full: Any) -> None:

@@ -61,7 +61,9 @@ def test_contrasts_are_those_of_one_sample_and_label_at_a_time() -> None:
     for i, own in enumerate(LABELS.tolist()):
         under = {c: sum(loss(model, i, t, c) / mean[t] for t in times) for c in (0, 1, 2, 4)}
         least = min(value for c, value in under.items() if c != own)
-        assert found[100 + i] == pytest.approx(np.log(under[own]) - np.log(least), abs=1e-5)
+        assert found[100 + i].contrast == pytest.approx(np.log(under[own]) - np.log(least), abs=1e-5)
+        assert found[100 + i].own == own
+        assert under[found[100 + i].better] == least
 
 
 def test_of_many_classes_some_are_tried_beside_the_samples_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +73,7 @@ def test_of_many_classes_some_are_tried_beside_the_samples_own(monkeypatch: pyte
     found = label_contrasts(model, OBJECTIVE, batches, diffhook.Grid([400], seed=2))
     for i, own in enumerate(LABELS.tolist()):
         least = min(loss(model, i, 400, c) for c in (0, 4) if c != own)
-        assert found[100 + i] == pytest.approx(np.log(loss(model, i, 400, own) / least), abs=1e-5)
+        assert found[100 + i].contrast == pytest.approx(np.log(loss(model, i, 400, own) / least), abs=1e-5)
 
 
 class Read(TinyDenoiser):
@@ -112,7 +114,8 @@ def test_captions_are_set_against_those_of_other_samples() -> None:
         least = min(
             under(i, other) for other in (0, 2, 4, 6) if not torch.equal(CAPTIONS[other], CAPTIONS[i])
         )
-        assert found[100 + i] == pytest.approx(np.log(under(i, i) / least), abs=1e-5)
+        assert found[100 + i].contrast == pytest.approx(np.log(under(i, i) / least), abs=1e-5)
+        assert (found[100 + i].own, found[100 + i].better) == (-1, -1), "captions have no number"
 
 
 def test_models_without_classes_have_no_contrast() -> None:
@@ -124,6 +127,16 @@ def test_models_without_classes_have_no_contrast() -> None:
 
     for of in (plain, one_class):
         assert label_contrasts(Told(), OBJECTIVE, of, GRID) == {}
+
+
+def test_labels_are_tried_between_the_ends_of_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At either end all labels fit alike."""
+    grids: list[diffhook.Grid] = []
+    monkeypatch.setattr(
+        "diffhook.capture.probe.label_contrasts", lambda *given: grids.append(given[-1]) or {}
+    )
+    diffhook.Probe(label_timesteps=4)._label_contrasts(Told(), OBJECTIVE)
+    assert grids[0].timesteps_of(OBJECTIVE) == [201, 400, 600, 799]
 
 
 class Means(nn.Module):
@@ -171,11 +184,14 @@ def test_a_wrong_label_is_ranked_first_and_flagged(log: diffhook.RunLog) -> None
     assert np.isfinite(log.probe["label_contrast"]).all()
     ranking = diffhook.outliers(log, parts=["label"])
     assert ranking.sample_ids[0] == 5
-    assert "denoised better under another label or caption than its own" in ranking.flags[0][0]
+    assert ranking.flags[0][0].startswith("labelled class 0; the model fits class 1 better (loss ")
+    named = {i: ("dark", "bright")[i % 2] for i in range(24)} | {5: "dark"}
+    told = diffhook.outliers(log, parts=["label"], labels=named).flags[0][0]
+    assert told.startswith("labelled 'dark'; the model fits 'bright' better (loss ")
     assert not any("label" in flag for flags in ranking.flags[3:] for flag in flags)
     whole = diffhook.outliers(log)
     at = whole.sample_ids.tolist().index(5)
-    assert "wrong?" in "; ".join(whole.flags[at]), "the flag stands in every ranking"
+    assert "fits class 1 better" in "; ".join(whole.flags[at]), "the flag stands in every ranking"
     assert "label" not in whole.title, "it does not count there"
 
 

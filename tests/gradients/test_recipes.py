@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 import diffhook
 from diffhook.analysis.methods import METHODS
 from diffhook.analysis.signals import SIGNALS
+from diffhook.analysis.testing import MethodContract, SignalContract
 from diffhook.capture.loop.testing import LoopContract, items, losses_of
 from diffhook.errors import ConfigurationError
 from diffhook.gradients.rules import registry
@@ -99,6 +100,19 @@ def test_the_recipe_for_a_signal_tells_and_changes_no_ranking(tmp_path: Path) ->
     assert after.flags == before.flags
     alone = diffhook.outliers(log, "train", ["steep"])
     assert np.array_equal(alone.scores, np.sort(after.parts["steep"])[::-1])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "contract"),
+    [("method", "TestEarlyReTrac", MethodContract), ("signal", "TestSteep", SignalContract)],
+)
+def test_the_recipes_of_the_analysis_keep_their_contracts(
+    recipe: str, name: str, contract: type, tmp_path: Path
+) -> None:
+    made = _follow(recipe)[name]()
+    for number, test in enumerate(each for each in vars(contract) if each.startswith("test_")):
+        call = getattr(made, test)
+        call(*([tmp_path / str(number)] if "tmp_path" in call.__annotations__ else []))
 
 
 class TestFramework(LoopContract):

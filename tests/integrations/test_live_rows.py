@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import diffhook
+from diffhook.analysis.execution import Execution
 from diffhook.errors import LogError
+from diffhook.report import write_page
 from tests.runs import SteppedTraining
 
 
@@ -38,6 +40,9 @@ def test_rows_since_the_last_flush_are_counted(tmp_path: Path, caplog: pytest.Lo
         assert f"4 rows of {tmp_path / 'log'} are still in memory and do not count: call hook.flush()" in (
             caplog.text
         )
+        caplog.clear()
+        write_page(tmp_path / "page.html", tmp_path / "log", queries={}, execution=Execution(progress=False))
+        assert caplog.text.count("still in memory") == 1, "a page asks often, of one look"
         caplog.clear()
         training.hook.close()
         diffhook.outliers(tmp_path / "log")

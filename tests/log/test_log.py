@@ -44,6 +44,8 @@ def make_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
         "grad_norm": rng.random(count, np.float32),
         "role": (sample % 2).astype(np.int8),
         **{name: rng.random(count, np.float32) for name in (*LOOKS, "label_contrast")},
+        "label": sample % 5,
+        "better_label": sample % 7,
         "projection": rng.standard_normal((count, DIM)).astype(np.float16),
     }
 

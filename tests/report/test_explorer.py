@@ -92,9 +92,9 @@ def test_too_many_values_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_facets_are_what_the_log_says() -> None:
-    kinds = reasons([(Reason("a b", "loss", "b"), Reason("c", "loss", "c")), (), ("plain",)])
-    assert kinds.values == ("loss", "note", "none")
-    assert kinds.of == ((0,), (2,), (1,))
+    kinds = reasons([(Reason("a", "high norm", "b"), Reason("c", "high loss", "c")), (), ("plain",)])
+    assert kinds.values == ("high loss", "high norm", "note", "none"), "as one acts on them"
+    assert kinds.of == ((1, 0), (3,), (2,))
     found = folders([1, 2, 3], {1: "/d/cat/new/1.png", 2: "/d/dog/2.png", 3: "/d/3.png"})
     assert found is not None
     assert found.values == ("cat", "dog", "none")

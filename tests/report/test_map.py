@@ -182,12 +182,25 @@ def test_two_fingers_zoom(browser: Any, page_file: Path) -> None:
     visit.context.close()
 
 
-def test_a_click_shows_one_sample_and_the_card_tells_of_it(page_map: Map) -> None:
-    points = page_map.points()
-    page_map.stage.hover(position={"x": points[0][0], "y": points[0][1]})
-    assert page_map.tab.locator("#card").inner_text().startswith(f"#{page_map.data['ids'][0]}")
-    page_map.stage.click(position={"x": points[0][0], "y": points[0][1]})
-    assert page_map.shown() == page_map.data["ids"][:1], "the highest in the ranking lies above all"
+def test_a_click_opens_a_sample_and_with_shift_it_marks_it(page_map: Map) -> None:
+    tab, (first, second) = page_map.tab, page_map.data["ids"][:2]
+    x, y = page_map.points()[0]
+    page_map.stage.hover(position={"x": x, "y": y})
+    assert tab.locator("#card").inner_text().startswith(f"#{first}")
+    page_map.stage.click(position={"x": x, "y": y})
+    detail = tab.get_by_role("dialog")
+    assert detail.get_by_role("heading").first.inner_text() == f"#{first}", "the highest lies above all"
+    sentences = [sentence for _, sentence in page_map.data["reasons"]["0"]]
+    assert detail.locator(".sentences li").all_inner_texts() == sentences
+    tab.keyboard.press("ArrowRight")
+    assert detail.get_by_role("heading").first.inner_text() == f"#{second}"
+    detail.get_by_label("Leave it out of the next run").check()
+    tab.keyboard.press("Escape")
+    assert detail.is_hidden()
+    assert tab.get_by_label(f"Select sample {second}", exact=True).is_checked()
+    page_map.stage.click(position={"x": x, "y": y}, modifiers=["Shift"])
+    assert detail.is_hidden()
+    assert page_map.shown() == [first]
 
 
 def _counts(tab: Any, facet: str) -> dict[str, int]:
@@ -202,7 +215,7 @@ def test_counts_are_of_what_all_else_leaves(page_map: Map) -> None:
     tab, data = page_map.tab, page_map.data
     of = {facet["name"]: [set(values) for values in facet["of"]] for facet in data["facets"]}
     names = {name: list(_counts(tab, name)) for name in of}
-    chosen = names["reason"].index("norm")
+    chosen = names["reason"].index("high norm")
     tab.locator("#facet-reason").get_by_role("checkbox").nth(chosen).check()
     fit = np.array([chosen in values for values in of["reason"]])
     assert page_map.shown() == page_map.ids(fit)
@@ -218,7 +231,7 @@ def test_counts_are_of_what_all_else_leaves(page_map: Map) -> None:
     page_map.drag((2, 2), (points[:, 0].mean().round(), page_map.box["height"] - 4))
     left = points[:, 0] < points[:, 0].mean().round()
     assert page_map.shown() == page_map.ids(both & left)
-    assert _counts(tab, "reason")["norm"] == (both & left).sum()
+    assert _counts(tab, "reason")["high norm"] == (both & left).sum()
 
 
 def test_samples_without_pictures_are_dots_and_can_be_marked(browser: Any, tmp_path: Path) -> None:

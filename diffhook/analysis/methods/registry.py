@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffhook.analysis.methods.method import Method
+from diffhook.contract import check_answers, check_name
 from diffhook.errors import ConfigurationError
 from diffhook.words import guess
 
@@ -12,8 +13,22 @@ COMPARED = (DEFAULT, "retrac", "tracin")
 """What pages and diagnostics set beside each other: the default, and the paper's two."""
 
 
+_QUESTIONS = {
+    "name": 'name, by which influence(method="...") finds it',
+    "title": "title, what tables and pages call it",
+    "formula": "formula, for `diffhook influence --method help`",
+    "source": "source, where the formula is from",
+}
+
+
 def register(kind: type[Method]) -> type[Method]:
-    """Class decorator: the class, with its defaults, under its name."""
+    """Class decorator: the class, with its defaults, under its name.
+
+    Raises:
+        ConfigurationError: it leaves out an answer, or another class has its name.
+    """
+    check_answers(kind, Method, "method", _QUESTIONS)
+    check_name(kind, kind.name, "the method", METHODS)
     METHODS[kind.name] = kind()
     return kind
 

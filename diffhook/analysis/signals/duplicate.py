@@ -1,31 +1,32 @@
-"""Near-duplicates: samples whose gradients on the grid point the same way, and whose pixels agree."""
+"""Copies: the very same picture twice, and pictures nearer to each other than to any third."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from diffhook.analysis.duplicates import nearest_neighbours
-from diffhook.analysis.pixels import ALIKE, correlation
-from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
-from diffhook.analysis.standardize import robust_deviations
+from diffhook.analysis.copies import Copies, find_copies
+from diffhook.analysis.duplicates import nearest_several
+from diffhook.analysis.reason import Reason
+from diffhook.analysis.signals.signal import Found, Signal, View, register
 from diffhook.log.samples import sample_words, short_names
 
-CLOSE = 0.9  # cosine
-_SAME = 1e-6  # 1 − cosine, of float16 projections of one gradient
-_FAR = 4.0  # robust deviations: in some runs most samples' gradients are near another's
+_NEAREST = 5  # by gradient, of which the pixels decide
+_NAMED = 3  # of very many copies of one picture, such as a black one
 
 
 @register
 class Duplicate(Signal):
-    """Cosine to the nearest other sample. Told beside the score: what occurs twice is no outlier for that.
+    """How far a picture and its nearest stand from the next; of a log without thumbnails, the cosine to the
+    nearest other sample. Told beside the score: what occurs twice is no outlier for that.
 
-    A pair is called a near-duplicate only on the grid, where all gradients are of the same noise, and only
-    where the log's thumbnails of both show the same.
+    Near copies are told on the grid only, where all gradients are of the same noise, and only where the log's
+    thumbnails of both agree; see :mod:`diffhook.analysis.copies`.
     """
 
     name = "duplicate"
-    title = "nearness to another sample"
-    meaning = "cosine of aggregated projections with the nearest other sample"
+    title = "copies"
+    meaning = "nearness to another sample, in gradients and in the pixels of thumbnails"
     ranks = False
     projected = True
     pairwise = True
@@ -33,27 +34,35 @@ class Duplicate(Signal):
     def look(self, view: View) -> Found | None:
         if len(view.sample_ids) < 2:
             return None
-        found = nearest_neighbours(view.table, view.execution)
-        near = -np.log(np.maximum(1 - found.cosines, _SAME))
-        close = (found.cosines > CLOSE) & (np.nan_to_num(robust_deviations(near)) > _FAR)
-        scores = found.cosines.astype(float)
-        if view.source != "probe":  # events of one sample are as far apart as those of two
-            return Found(scores, {})
-        names, thumbnails = view.log.names(), view.log.thumbnails
-        alike = {
-            int(i): correlation(thumbnails, int(found.sample_ids[i]), int(found.neighbours[i]))
-            for i in np.flatnonzero(close)
-        }
-        twins = np.array([close[i] and (alike[i] or 0) >= ALIKE for i in range(len(close))])
-        return Found(
-            scores,
-            flagged(
-                twins,
-                "near-duplicate",
-                lambda i: f"like {sample_words(int(found.neighbours[i]), short_names(names))}",
-                lambda i: (
-                    f"near-duplicate of sample {sample_words(int(found.neighbours[i]), names)}: cosine of "
-                    f"gradients {found.cosines[i]:.2f}, correlation of pixels {alike[i]:.2f}"
-                ),
-            ),
-        )
+        ids, nearest, cosines = nearest_several(view.table, view.execution, _NEAREST)
+        thumbnails = view.log.thumbnails
+        if not thumbnails:
+            return Found(cosines[:, 0].astype(float), {})
+        # Events of one sample are as far apart as those of two.
+        pairs = _pairs(nearest, cosines) if view.source == "probe" else np.empty((0, 2), np.intp)
+        found = find_copies(ids, pairs, thumbnails)
+        return Found(found.isolation, _reasons(ids, found, view.log.names()))
+
+
+def _pairs(nearest: npt.NDArray[np.intp], cosines: npt.NDArray[np.float32]) -> npt.NDArray[np.intp]:
+    """(P, 2) positions, ascending, each pair once."""
+    i, column = np.nonzero(np.isfinite(cosines))
+    found: npt.NDArray[np.intp] = np.unique(np.sort(np.column_stack([i, nearest[i, column]])), axis=0)
+    return found
+
+
+def _reasons(ids: npt.NDArray[np.int64], found: Copies, names: dict[int, str]) -> dict[int, Reason]:
+    short = short_names(names)
+    reasons = {}
+    for i, (j, alike) in found.near.items():
+        other = int(ids[j])
+        words = f"nearly the same picture as {sample_words(other, names)} (correlation of pixels {alike:.2f})"
+        reasons[i] = Reason(words, "near copy", f"nearly {sample_words(other, short)}", (other,))
+    for i, group in found.exact.items():
+        named = tuple(int(ids[j]) for j in group[: _NAMED + 1] if j != i)[:_NAMED]
+        told = ", ".join(sample_words(other, names) for other in named)
+        more = len(group) - 1 - len(named)
+        words = f"the very same picture as {told}" + (f" and {more:,} more" if more else "")
+        brief = f"same as {sample_words(named[0], short)}" + (f" + {len(group) - 2}" if group[2:] else "")
+        reasons[i] = Reason(words, "exact copy", brief, named)
+    return reasons

@@ -18,7 +18,7 @@ class Input(Signal):
     :class:`~diffhook.looks.Usual`. Means over its visits, which augmentation may change."""
 
     name = "input"
-    title = "looks unlike the others"
+    title = "look"
     meaning = "mean, contrast and roughness of the sample itself"
     counted_on = frozenset({"train", "probe"})
 
@@ -38,7 +38,7 @@ class Input(Signal):
             distances,
             flagged(
                 far,
-                "looks",
+                "unusual look",
                 lambda i: f"{usual.brief(figures[i])}",
                 lambda i: f"looks unlike the others: {usual.words(figures[i])}",
             ),

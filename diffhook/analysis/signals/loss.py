@@ -31,14 +31,14 @@ class Loss(Signal):
                 on_grid,
                 flagged(
                     far,
-                    "loss",
+                    "high loss",
                     lambda i: f"loss × {times[i]:.2g}",
                     lambda i: f"mean loss {times[i]:.2g} times the typical sample's",
                 ),
             )
         reasons = flagged(
-            often(high, seen),
-            "loss",
+            often(view.losses),
+            "high loss",
             lambda i: f"loss {view.losses.mean[i]:+.1f}σ",
             lambda i: f"loss far above its timestep's on {high[i]} of {seen[i]} visits",
         )

@@ -16,12 +16,11 @@ class Norm(Signal):
     counted_on = frozenset({"train"})
 
     def look(self, view: View) -> Found:
-        high, seen = view.norms.notable.astype(int), view.norms.seen.astype(int)
         scores = view.norms.mean
         reasons = flagged(
-            often(high, seen),
-            "norm",
+            often(view.norms),
+            "high norm",
             lambda i: f"norm {scores[i]:+.1f}σ",
-            lambda i: f"norm far above its timestep's on {high[i]} of {seen[i]} visits",
+            lambda i: f"gradient norm {scores[i]:.1f} deviations above its timesteps' usual, on average",
         )
         return Found(scores, reasons)

@@ -16,11 +16,7 @@ class _SelfInfluence(Signal):
     projected = True
 
     def look(self, view: View) -> Found | None:
-        run = view.execution
-        ranking = self_influence(
-            view.log, self.method, view.source, client=run.client, scheduler=run.scheduler,
-            memory=run.memory, progress=run.progress,
-        )  # fmt: skip
+        ranking = self_influence(view.log, self.method, view.source, execution=view.execution)
         if all(SINGLE in flags for flags in ranking.flags):
             return None
         scores = np.full(len(view.sample_ids), np.nan)

@@ -24,8 +24,8 @@ class Repeat(Signal):
         scores = -scipy.stats.binom.logsf(high - 1, seen, HIGH_SHARE) / np.log(10)
         reasons = flagged(
             (scores > _NOTABLE) & (high > 1),
-            "high norm again and again",
-            lambda i: f"high norm {high[i]} of {seen[i]} times",
+            "high norm",
+            lambda i: f"norm high {high[i]} of {seen[i]} times",
             lambda i: f"repeated: among the highest tenth of norms on {high[i]} of {seen[i]} visits",
         )
         return Found(np.where(seen > 0, scores, np.nan), reasons)

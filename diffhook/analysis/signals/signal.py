@@ -16,6 +16,7 @@ from diffhook.analysis.grouped import Plan, distinct_samples, grouped
 from diffhook.analysis.reason import Reason
 from diffhook.analysis.samples import SampleMeans, Whole
 from diffhook.analysis.signals.visits import Visits, count_visits
+from diffhook.contract import check_answers, check_name
 from diffhook.log import Block, RunLog, Table
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -110,8 +111,22 @@ class Signal(ABC):
 SIGNALS: dict[str, Signal] = {}
 
 
+_QUESTIONS = {
+    "name": "name, among a ranking's parts",
+    "title": "title, what pages call it",
+    "meaning": "meaning, in words",
+    "look": "look(view), which says what it makes of every sample",
+}
+
+
 def register(kind: type[Signal]) -> type[Signal]:
-    """Class decorator: the class under its name."""
+    """Class decorator: the class under its name.
+
+    Raises:
+        ConfigurationError: it leaves out an answer, or another class has its name.
+    """
+    check_answers(kind, Signal, "signal", _QUESTIONS)
+    check_name(kind, kind.name, "the signal", SIGNALS)
     SIGNALS[kind.name] = kind()
     return kind
 

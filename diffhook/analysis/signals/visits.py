@@ -15,6 +15,7 @@ from diffhook.analysis.standardize import Standard, looked_at
 from diffhook.log import Block, Table
 
 NOTABLE = 3.0  # robust standard deviations
+_HIGH = 2.0  # mean deviations
 HIGH_SHARE = 0.1  # of the rows count as high
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -57,9 +58,11 @@ def count_visits(
     return Visits(seen, mean, notable, high, infinite)
 
 
-def often(notable: npt.NDArray[np.int_], seen: npt.NDArray[np.int_]) -> npt.NDArray[np.bool_]:
-    """Whether a quarter of the visits or more were notable: one of many is chance."""
-    found: npt.NDArray[np.bool_] = (notable > 0) & (4 * notable >= seen)
+def often(visits: Visits) -> npt.NDArray[np.bool_]:
+    """Whether a quarter of the visits or more were notable, and all of them high on average: one of many is
+    chance."""
+    notable = (visits.notable > 0) & (4 * visits.notable >= visits.seen)
+    found: npt.NDArray[np.bool_] = notable & (np.nan_to_num(visits.mean) > _HIGH)
     return found
 
 

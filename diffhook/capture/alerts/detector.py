@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from diffhook.capture.alerts.alert import Alert
 from diffhook.capture.alerts.deviation import Deviations
+from diffhook.contract import check_answers, check_name
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows
 from diffhook.log.samples import sample_words
@@ -68,15 +69,22 @@ class Detector(ABC):
         """
 
 
-def register(kind: str) -> Callable[[type[Detector]], type[Detector]]:
-    """Make a detector known by name: every registered one watches unless the user chooses."""
+_QUESTIONS = {
+    "kind": "kind, the name of its alerts",
+    "look": "look(rows), which gives alerts for the rows of a step",
+}
 
-    def add(detector: type[Detector]) -> type[Detector]:
-        detector.kind = kind
-        DETECTORS[kind] = detector
-        return detector
 
-    return add
+def register(detector: type[Detector]) -> type[Detector]:
+    """Class decorator: the class under its ``kind``. Every registered one watches unless the user chooses.
+
+    Raises:
+        ConfigurationError: it leaves out an answer, or another class has its kind.
+    """
+    check_answers(detector, Detector, "detector", _QUESTIONS)
+    check_name(detector, detector.kind, "the detector", DETECTORS)
+    DETECTORS[detector.kind] = detector
+    return detector
 
 
 def all_detectors(rate: float = DEFAULT_RATE) -> list[Detector]:

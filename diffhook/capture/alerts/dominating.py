@@ -14,7 +14,7 @@ from diffhook.log import Rows
 _FEWEST = 4  # rows in a step, for a share of them to mean something
 
 
-@register("dominating")
+@register
 class Dominating(Detector):
     """Names the sample that holds most of its batch's squared gradient norm.
 
@@ -25,6 +25,8 @@ class Dominating(Detector):
         rate: alarms per step on a clean run.
         share: of the sum of squared norms of the rows that this process saw in the step.
     """
+
+    kind = "dominating"
 
     def __init__(self, rate: float = DEFAULT_RATE, share: float = 0.5) -> None:
         super().__init__(rate)

@@ -18,7 +18,7 @@ _STEPS = 4  # … but no fewer steps than this
 _QUIET = 50  # steps after an alarm in which the same shift would alarm again
 
 
-@register("drift")
+@register
 class Drift(Detector):
     """Tells when the gradient norms of the whole run grow or shrink suddenly, at all timesteps alike.
 
@@ -29,6 +29,8 @@ class Drift(Detector):
         rate: alarms per step on a clean run.
         factor: the smallest growth (or shrinkage) that alarms.
     """
+
+    kind = "drift"
 
     def __init__(self, rate: float = DEFAULT_RATE, factor: float = 1.5) -> None:
         super().__init__(rate)

@@ -15,7 +15,7 @@ from diffhook.looks import COLUMNS, FIGURES, Usual, Values, on_scale
 _FIRST, _MOST = 64, 4096  # rows seen before the first is judged; rows remembered
 
 
-@register("input-outlier")
+@register
 class InputOutlier(Detector):
     """Names samples whose pixels (or latents) are unlike the others', from their first visit on.
 
@@ -24,6 +24,8 @@ class InputOutlier(Detector):
     figures do not depend on timestep or noise, so that one visit tells. Rows of batches whose clean samples
     are not known are passed over.
     """
+
+    kind = "input-outlier"
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
         super().__init__(rate)

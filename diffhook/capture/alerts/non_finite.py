@@ -16,7 +16,7 @@ _SHOWN = 8  # samples a message names
 _OVERFLOWS = 10  # steps in a row that mixed precision may skip while it finds its loss scale
 
 
-@register("non-finite")
+@register
 class NonFinite(Detector):
     """Names samples whose loss or gradient is NaN or infinite, and says when the whole model is.
 
@@ -25,6 +25,8 @@ class NonFinite(Detector):
     alarm only when there is no end to them. A step of one row counts as a whole batch where the step
     before was not finite either, and as a broken sample otherwise.
     """
+
+    kind = "non-finite"
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
         super().__init__(rate)

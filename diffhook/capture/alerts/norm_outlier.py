@@ -4,9 +4,11 @@ from diffhook.capture.alerts.detector import register
 from diffhook.capture.alerts.outlier import Outlier
 
 
-@register("norm-outlier")
+@register
 class NormOutlier(Outlier):
     """Names samples whose gradient norm is far above that of others at similar timesteps."""
+
+    kind = "norm-outlier"
 
     column = "grad_norm"
     words = "pulls {:.1f} times as hard as is usual"

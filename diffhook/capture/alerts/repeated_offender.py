@@ -17,7 +17,7 @@ _VISITS = 8  # the last ones of a sample that count
 _SAMPLES = 1 << 20  # remembered by each process
 
 
-@register("repeated-offender")
+@register
 class RepeatedOffender(Detector):
     """Names samples that pull hard on visit after visit, though perhaps never so that one visit tells.
 
@@ -33,6 +33,8 @@ class RepeatedOffender(Detector):
     Args:
         rate: alarms per visit, from a sample's second on, on a clean run.
     """
+
+    kind = "repeated-offender"
 
     def __init__(self, rate: float = DEFAULT_RATE) -> None:
         super().__init__(rate)

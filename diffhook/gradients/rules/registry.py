@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from diffhook.contract import check_answers
 from diffhook.errors import ConfigurationError
 from diffhook.gradients.rules.call import Call, M, Product
 
@@ -107,12 +108,9 @@ def register(rule: type[R]) -> type[R]:
 
 
 def _check_answers(rule: type[LayerRule[Any]]) -> None:
-    given = {name: getattr(rule, name, None) for name in _QUESTIONS}
-    missing = [name for name, answer in given.items() if answer is getattr(LayerRule, name, None)]
-    if missing:
-        told = "; ".join(_QUESTIONS[name] for name in missing)
-        raise ConfigurationError(f"{rule.__name__} is no layer rule yet: it leaves out {told}")
-    for name, answer in given.items():
+    check_answers(rule, LayerRule, "layer rule", _QUESTIONS)
+    for name in _QUESTIONS:
+        answer = getattr(rule, name)
         expected = callable(answer) if callable(getattr(LayerRule, name, None)) else isinstance(answer, tuple)
         if not expected:
             raise ConfigurationError(f"{rule.__name__}.{name} is {answer!r}; expected {_QUESTIONS[name]}")

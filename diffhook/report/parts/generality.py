@@ -50,7 +50,7 @@ def generality_part(
     return part(
         "generality",
         "The same samples for every query?",
-        "Generality",
+        "Alike for all?",
         rows=rows,
         names=next((each.names for each in by_name.values()), {}),
         share=found[0].general_share,

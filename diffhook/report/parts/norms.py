@@ -29,7 +29,7 @@ def norms_part(report: BiasReport, *, need_chart: bool = True) -> Part:
     return part(
         "norms",
         "Gradient norm against timestep",
-        "Timestep bias",
+        "Norms by timestep",
         chart=drawn,
         sentences=sentences(report),
         bins=list(zip(ranges(report), report.norms, strict=True)),

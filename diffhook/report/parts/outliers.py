@@ -22,6 +22,7 @@ class Tile:
         sample: its id, which the further rows of a sample in a batch share.
         listed: what an exclude list has of it: its name, or its id.
         name: the same without the folders that all names begin with, and which row it is.
+        telling: its reasons, as :meth:`Reason.telling` has them.
     """
 
     sample: int
@@ -29,7 +30,7 @@ class Tile:
     name: str
     score: str
     picture: Thumbnail | None
-    reasons: tuple[Reason, ...]
+    telling: list[Reason]
 
 
 def outliers_part(
@@ -51,15 +52,16 @@ def outliers_part(
             sample_words(int(sample), short),
             words.number(float(score)),
             thumbnails(int(sample)),
-            tuple(map(Reason.of, flags)),
+            Reason.telling(flags),
         )
         for sample, score, flags in zip(first.sample_ids, first.scores, first.flags, strict=True)
     ]
     return part(
         "outliers",
         "Samples that stand out",
-        "Outliers",
+        "Samples to check",
         ranking=ranking,
+        counted=_counted(ranking),
         tiles=tiles,
         explorer=explorer,
         listed=len(tiles) if explorer is None else len(explorer.ranking),
@@ -68,3 +70,9 @@ def outliers_part(
         flagged=sum(bool(flags) for flags in ranking.flags),
         page=page,
     )
+
+
+def _counted(ranking: Ranking) -> str:
+    """What is in the score, in words."""
+    titles = [SIGNALS[name].title if name in SIGNALS else name for name in ranking.counted]
+    return " and ".join(filter(None, (", ".join(titles[:-1]), *titles[-1:])))

@@ -100,7 +100,7 @@ def queries_part(
     return part(
         "queries",
         f"What made these images: {name}" if name else "What made these images",
-        f"Influences: {name}",
+        f"What made: {name}",
         name=name,
         k=k,
         names=scores[0].names,

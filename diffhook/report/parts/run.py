@@ -33,7 +33,7 @@ def run_part(log: RunLog) -> Part:
     return part(
         "run",
         "This run",
-        "Run",
+        "The run",
         facts={name: value for name, value in facts.items() if value},
         plan=read_plan(log),
         configuration=list(_flat({**log.config, "summary": summary})),
@@ -87,11 +87,10 @@ def _overhead(log: RunLog, summary: dict[str, Any]) -> str:
         return _UNKNOWN
     beside = {name: summary.get(f"{name[:-1]}_seconds", 0.0) for name in ("snapshots", "probes")}
     training = summary["seconds"] - summary["capture_seconds"] - sum(beside.values())
-    text = (
-        f"{summary['capture_overhead']:.1%}: {words.duration(summary['capture_seconds'])} added to "
-        f"{words.duration(training)} of training"
-    )
-    text += "".join(f"; {name} took {words.duration(took)}" for name, took in beside.items() if took)
+    took = {"capture": summary["capture_seconds"], **{name: each for name, each in beside.items() if each}}
+    added = " + ".join(f"{words.duration(each)} of {name}" for name, each in took.items())
+    share = sum(took.values()) / training if training > 0 else np.nan
+    text = f"{share:.1%}: {added}, beside {words.duration(training)} of training"
     sessions = len(log.sessions)
     return text + (f"; in the last session that ended, of {sessions}" if sessions > 1 else "")
 

@@ -8,7 +8,7 @@ class Exploration {
     this.gestures = new Gestures(map, {
       marked: (area) => this.mark(area),
       pointed: (i, at) => this.point(i, at),
-      picked: (i) => this.pick(i),
+      picked: (i, marks) => this.pick(i, marks),
     });
     this.listenToButtons();
     this.listenToGallery();
@@ -25,9 +25,10 @@ class Exploration {
     this.tell();
   }
 
-  // One sample, with a frame around it.
-  pick(i) {
+  // Opens a sample, or marks it, with a frame around it.
+  pick(i, marks) {
     if (i < 0) return this.mark(null);
+    if (!marks) return detail.open(i);
     const only = new Uint8Array(this.map.count);
     only[i] = 1;
     this.mark(this.map.around(i), only);

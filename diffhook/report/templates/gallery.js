@@ -11,6 +11,9 @@ if (table) {
   const all = [...table.ids.keys()];
   const orders = [all, ...table.keys, table.ids]; // as the menu names them
   const words = all.map((i) => (table.reasons[i] ?? []).flat().join(" ").toLowerCase());
+  const groups = new Groups(table, tiles, excluded, document.getElementById("group"));
+  const gallery = document.getElementById("gallery"), keepOne = document.getElementById("keep-one");
+  const sizes = { large: pager.size, small: 4 * pager.size };
   let found = all;
 
   const called = (i, find) =>
@@ -25,9 +28,21 @@ if (table) {
 
   const show = () => {
     const keys = orders[Number(controls.order.value)];
-    found = all.filter((i) => filters.fits(i));
-    if (keys !== all) found.sort((a, b) => (keys[a] ?? Infinity) - (keys[b] ?? Infinity) || a - b);
-    pager.show(found, (i) => tiles.of(i));
+    const grouped = !keys;
+    gallery.classList.toggle("grouped", grouped);
+    pager.frame.dataset.noun = grouped ? "groups" : "samples";
+    if (grouped) {
+      groups.shown = groups.all.filter((members) => members.some((i) => filters.fits(i)));
+      found = groups.shown.flat();
+      pager.show(groups.shown, (members) => groups.of(members));
+    } else {
+      found = all.filter((i) => filters.fits(i));
+      if (keys !== all) found.sort((a, b) => (keys[a] ?? Infinity) - (keys[b] ?? Infinity) || a - b);
+      pager.show(found, (i) => tiles.of(i));
+    }
+    document.getElementById("select-all").hidden = grouped;
+    keepOne.hidden = !grouped;
+    keepOne.textContent = `Keep one of each group (select ${groups.spare().length.toLocaleString("en")})`;
     document.getElementById("gallery-empty").hidden = found.length > 0;
     document.getElementById("select-all").textContent = `Select all found (${found.length.toLocaleString("en")})`;
   };
@@ -55,15 +70,30 @@ if (table) {
     if (on) excluded.add(i);
     else excluded.delete(i);
     tiles.refresh(i);
+    groups.refresh(i);
   };
   const on = (name, act) => document.getElementById(name).addEventListener("click", act);
 
   pager.items.forEach((_, i) => choose(i, tiles.of(i).querySelector("input").checked)); // a browser keeps ticks over a reload
-  document.getElementById("gallery").addEventListener("change", (event) => {
+  gallery.addEventListener("change", (event) => {
     choose(tiles.rank(event.target), event.target.checked);
     tell();
   });
-  controls.addEventListener("input", (event) => (event.target.name === "order" ? show() : narrow()));
+  gallery.addEventListener("click", (event) => {
+    if (event.target.matches(".look")) return detail.open(tiles.rank(event.target));
+    const members = event.target.matches(".keep") && groups.members(event.target);
+    if (!members) return;
+    const spare = members.slice(1), on = !spare.every((i) => excluded.has(i));
+    for (const i of spare) choose(i, on);
+    tell();
+  });
+  on("keep-one", () => { for (const i of groups.spare()) choose(i, true); tell(); });
+  detail.use({ tiles, groups, order: () => found, excluded, choose: (i, chosen) => { choose(i, chosen); tell(); } });
+  const turnSize = () => {
+    gallery.classList.toggle("dense", controls.tiles.value === "small");
+    pager.resize(sizes[controls.tiles.value]);
+  };
+  controls.addEventListener("input", ({ target: { name } }) => (name === "order" ? show() : name === "tiles" ? turnSize() : narrow()));
   controls.addEventListener("submit", (event) => event.preventDefault());
   on("select-all", () => { for (const i of found) choose(i, true); tell(); });
   on("select-none", () => { for (const i of [...excluded]) choose(i, false); tell(); });
@@ -88,5 +118,10 @@ if (table) {
   controls.hidden = bar.hidden = false;
   tell();
   narrow();
-  filters.watch(show);
+  turnSize();
+  // Who asks for copies alone sees them side by side, and for anything else one by one.
+  filters.watch(() => {
+    if (groups.all.length) groups.follow(controls.order);
+    show();
+  });
 }

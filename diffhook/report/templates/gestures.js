@@ -85,7 +85,7 @@ class Gestures {
     const { drag } = this;
     this.drag = null;
     if (!drag) return;
-    if (!drag.moved) this.picked(this.map.at(...drag.from));
+    if (!drag.moved) this.picked(this.map.at(...drag.from), drag.shape !== null);
     else if (drag.shape) this.marked(this.map.area);
   }
 

@@ -126,9 +126,8 @@ class SampleMap {
       const chosen = excluded.has(i), cell = this.cells[i];
       context.fillStyle = colours.paper;
       context.fillRect(left, top, size, size);
-      context.globalAlpha = chosen ? 0.35 : 1;
       context.drawImage(this.atlas, (cell % columns) * cellSize, Math.floor(cell / columns) * cellSize, cellSize, cellSize, left, top, size, size);
-      context.globalAlpha = 1;
+      context.lineWidth = chosen ? 3 : 1;
       context.strokeStyle = chosen ? colours.marked : this.flagged[i] ? colours.flagged : colours.faint;
       context.strokeRect(left - 0.5, top - 0.5, size + 1, size + 1);
     }

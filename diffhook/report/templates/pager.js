@@ -28,6 +28,12 @@ class Pager {
     this.render();
   }
 
+  resize(size) {
+    this.size = size;
+    this.page = 0;
+    this.render();
+  }
+
   turn(by) {
     this.page += by;
     this.render();

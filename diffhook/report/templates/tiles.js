@@ -1,3 +1,6 @@
+// A name with places to break it after separators, before words are cut.
+const breakable = (name) => name.split(/(?<=[/_-])(?=[^/_-])/).flatMap((piece, n) => (n ? [document.createElement("wbr"), piece] : [piece]));
+
 // A sample's tile in the gallery. The page has those of the first samples; the others are made when they are shown.
 class Tiles {
   constructor(data, first, blank, atlas, excluded) {
@@ -11,7 +14,14 @@ class Tiles {
     return this.made.get(i) ?? this.keep(i, this.make(i));
   }
 
+  // What a small tile has no room for.
+  hint(i) {
+    return [this.title(i), ...(this.data.reasons[i] ?? []).map(([brief]) => brief)].join(" · ");
+  }
+
   keep(i, tile) {
+    tile.querySelector("label").title = this.hint(i);
+    tile.querySelector(".look").hidden = false;
     this.made.set(i, tile);
     this.ranks.set(tile, i);
     return tile;
@@ -41,16 +51,20 @@ class Tiles {
     };
     tile.dataset.sample = data.ids[i];
     say(".id", this.title(i));
-    say(".name", data.names[i]);
+    tile.querySelector(".name")?.append(...breakable(data.names[i]));
     say(".number", data.scores[i]);
     tile.querySelector("input").setAttribute("aria-label", `Select sample ${data.names[i]}`);
+    tile.querySelector(".look").setAttribute("aria-label", `Open sample ${data.names[i]}`);
     this.draw(i, tile.querySelector("canvas"));
-    const reasons = data.reasons[i], list = tile.querySelector(".reasons");
+    const reasons = data.reasons[i]?.slice(0, data.chips[i]), list = tile.querySelector(".reasons");
     if (!reasons) list.remove();
     for (const [brief, sentence] of reasons ?? []) {
-      const chip = Object.assign(document.createElement("span"), { className: "chip", textContent: brief, title: sentence });
-      list.querySelector("summary").append(chip, " ");
-      list.querySelector("ul").append(Object.assign(document.createElement("li"), { textContent: sentence }));
+      const [item, fold, chip] = ["li", "details", "summary"].map((tag) => document.createElement(tag));
+      chip.className = "chip";
+      chip.append(...breakable(brief));
+      fold.append(chip, ...breakable(sentence));
+      item.append(fold);
+      list.append(item);
     }
     this.refresh(i, tile);
     return tile;
