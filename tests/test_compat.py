@@ -21,11 +21,17 @@ from diffhook.compat import torch as of_torch
 from diffhook.compat import zarr as of_zarr
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = {"_asdict", "_fields", "_replace", "_make", "_version", "_foreach_zero_"}  # documented, or numbered
+PUBLIC = {
+    "_asdict",
+    "_fields",
+    "_replace",
+    "_make",
+    "_version",
+    "_foreach_norm",
+    "_foreach_zero_",
+}  # documented, or numbered
 KNOWN = {  # names of classes that we know models by, and hooks that a test looks for, in files that say why
-    "diffhook/capture/loop/models.py",
     "diffhook/capture/loop/testing.py",
-    "diffhook/gradients/compiled.py",
     "integrations/launcher.py",
 }
 
@@ -112,6 +118,22 @@ class TestTorch:
         assert of_torch.padding_amounts(nn.Conv2d(1, 1, 3, padding=(1, 2))) == (2, 2, 1, 1)
         assert isinstance(nn.BatchNorm2d(1), of_torch.BatchNorm)
         assert isinstance(nn.InstanceNorm2d(1), of_torch.NormBase)
+
+    def test_a_compiled_call_is_known_of_a_wrapper_and_of_a_module_compiled_in_place(self) -> None:
+        plain, wrapped = nn.Linear(1, 1), torch.compile(nn.Linear(1, 1), backend="eager")
+        in_place = nn.Linear(1, 1)
+        in_place.compile(backend="eager")
+        assert of_torch.compiler_is_loaded()
+        assert list(map(of_torch.has_compiled_call, (plain, wrapped, in_place))) == [False, True, True]
+
+    def test_nothing_is_left_of_a_hook_on_every_module(self) -> None:
+        seen = []
+        handle = of_torch.every_modules_hook(lambda *call: seen.append(call[2:]))
+        nn.Identity()(input=1)
+        handle.remove()
+        nn.Identity()(input=2)
+        assert seen == [({"input": 1}, 1)]
+        assert not nn.modules.module._has_any_global_hook()
 
     def test_a_mode_lies_under_the_others_and_comes_off_from_there(self) -> None:
         seen = []

@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
-import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from diffhook.appearance import COLUMNS
@@ -20,9 +20,10 @@ from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
 from diffhook.capture.prober import Prober, Sharing
+from diffhook.capture.tensor_file import safetensors_of
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import LogWriter, Rows, Snapshot, open_log
+from diffhook.log import Content, LogWriter, Rows, Snapshot, open_log
 from diffhook.log.samples import ROLE_STRIDE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
@@ -53,6 +54,7 @@ class Recorder:
         sharing: of probes with the run's other processes.
         preconditioner: what snapshots keep of the optimiser, see
             :func:`~diffhook.capture.preconditioner.adam_preconditioner`; None: nothing.
+        snapshot_dtype: that snapshots are written in; None: the parameters' own.
         strict: raise at the first write that fails.
     """
 
@@ -73,9 +75,11 @@ class Recorder:
         probe: Probe | None = None,
         sharing: Sharing | None = None,
         preconditioner: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
+        snapshot_dtype: torch.dtype | None = None,
         strict: bool = False,
     ) -> None:
         self.engine = engine
+        self.snapshot_dtype = snapshot_dtype
         self._strict = strict
         if probe is not None:
             config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
@@ -179,7 +183,7 @@ class Recorder:
         weight: float,
         losses: Tensor | None = None,
         appearance: Tensor | None = None,
-    ) -> None:
+    ) -> np.ndarray:
         """Stage the rows of the pass that the engine has just finished.
 
         Args:
@@ -190,6 +194,9 @@ class Recorder:
                 times the capture stride.
             losses: (B,) the samples' own losses, where known.
             appearance: (B, 3) of the clean samples, where known.
+
+        Returns:
+            (B,) float32 norms of the samples' gradients.
         """
         count = len(sample_ids)
         rows = make_rows(
@@ -209,6 +216,8 @@ class Recorder:
         self._staged.append({**rows, **dict(zip(COLUMNS, looks, strict=True))})
         if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
             self._layer = self.engine.first_nonfinite
+        norms: np.ndarray = rows["grad_norm"]
+        return norms
 
     @property
     def staged_rows(self) -> int:
@@ -291,6 +300,14 @@ class Recorder:
         finally:
             self.snapshot_seconds += time.perf_counter() - began
 
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes that a snapshot takes."""
+        kept = (
+            0 if self._preconditioner is None else 4 * sum(p.numel() for p in self.engine.parameters.values())
+        )
+        return kept + safetensors_of(self.engine.trained, dtype=self.snapshot_dtype).size
+
     def snapshot(self, step: int) -> None:
         """Keep the trainable parameters as they are after ``step`` steps, which rank 0 does, and probe. A
         second call at the same step does nothing."""
@@ -311,13 +328,14 @@ class Recorder:
         self.prober.at_snapshot(step, lr_sum, self._batch_per_step)
 
     def _keep_parameters(self, step: int) -> bool:
-        parameters = {
-            name: parameter.detach().cpu().contiguous() for name, parameter in self.engine.trained.items()
-        }
+        trained = self.engine.trained
+        for device in {parameter.device for parameter in trained.values()}:
+            torch.get_device_module(device).synchronize()  # they are read in another thread
         snapshot = Snapshot(step, self._lr, self.lr_sum)
-        return self.writer.snapshot(snapshot, safetensors.torch.save(parameters), self._divisors(step))
+        parameters = safetensors_of(trained, dtype=self.snapshot_dtype)
+        return self.writer.snapshot(snapshot, parameters, self._divisors(step))
 
-    def _divisors(self, step: int) -> bytes | None:
+    def _divisors(self, step: int) -> Content | None:
         if self._preconditioner is None:
             return None
         try:
@@ -327,7 +345,7 @@ class Recorder:
                 self._reasons.add(str(reason))
                 logger.warning("snapshots keep no preconditioner (from step %d on), because %s", step, reason)
             return None
-        return safetensors.torch.save({name: factor.contiguous() for name, factor in factors.items()})
+        return safetensors_of(factors, like=self.engine.parameters, dtype=torch.float32)
 
     def close(self, *, mid_pass: bool = False) -> None:
         """Flush and let go of model and log. Idempotent.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
@@ -28,6 +29,8 @@ class Settings:
         overhead: instead, the share of the training time that capture may add, such as 0.05.
         snapshot_every: optimiser steps between snapshots, besides those at checkpoints and at the
             end.
+        snapshot_dtype: "float16" or "bfloat16": snapshots hold the parameters rounded to half precision, so
+            that queries are of slightly other models than events and probes; None: as they are.
         keep_preconditioner: snapshots also keep Adam's 1/(√v̂ + ε), which the methods "adam-tracin" and
             "adam-retrac" need: as many numbers again as the trained parameters. Training steps cost the
             same.
@@ -61,6 +64,7 @@ class Settings:
     every: int = 1
     overhead: float | None = None
     snapshot_every: int | None = None
+    snapshot_dtype: Literal["float16", "bfloat16"] | None = None
     keep_preconditioner: bool = False
     probe: Probe | None = None
     objective: Objective | None = None
@@ -82,6 +86,8 @@ class Settings:
         for name in ("snapshot_every", "workspace"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
+        if self.snapshot_dtype is not None:
+            check_choice("snapshot_dtype", self.snapshot_dtype, ("float16", "bfloat16"))
         check_choice("reduction", self.reduction, ("mean", "sum"))
         check_objective(self.objective)
         if self.probe is not None:
@@ -114,6 +120,10 @@ class Settings:
                     f"no option {name!r}; there are {', '.join(known)}.{guess(name, known)}"
                 )
         return cls(**given)
+
+    def snapshot_precision(self) -> torch.dtype | None:
+        """Of the parameters in snapshots; None: their own."""
+        return None if self.snapshot_dtype is None else getattr(torch, self.snapshot_dtype)
 
     def plan(self) -> Plan:
         """Which steps to capture."""

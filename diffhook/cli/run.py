@@ -23,6 +23,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--every", type=int, default=1, metavar="N", help="capture one step in N (1)")
     command.add_argument("--overhead", type=float, metavar="SHARE", help="instead, as many as fit, say 0.05")
     command.add_argument("--snapshot-every", type=int, metavar="N", help="optimiser steps between snapshots")
+    command.add_argument(
+        "--snapshot-dtype", choices=("float16", "bfloat16"), help="of their parameters, in half precision"
+    )
     command.add_argument("--probe", type=int, metavar="N", help="probe N of the samples at each snapshot")
     command.add_argument("--keep-preconditioner", action="store_true", help="snapshots hold Adam's, too")
     command.add_argument("--sample-ids", metavar="KEY", help="key of the batch that holds sample ids")
@@ -44,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
     # By name: nothing under integrations/ is imported unless a training is to be watched.
     launcher = import_module("diffhook.integrations.launcher")
     names = (
-        "projection_dim", "seed", "every", "overhead", "snapshot_every", "keep_preconditioner", "sample_ids",
-        "thumbnails", "layers", "reuse_products", "workspace", "strict",
+        "projection_dim", "seed", "every", "overhead", "snapshot_every", "snapshot_dtype",
+        "keep_preconditioner", "sample_ids", "thumbnails", "layers", "reuse_products", "workspace", "strict",
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     if args.probe is not None:

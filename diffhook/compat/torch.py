@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d
+from torch.nn.modules import module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
     "BatchNorm",
     "NormBase",
     "WeakIdKeyDictionary",
+    "compiler_is_loaded",
+    "every_modules_hook",
     "function_modes",
     "gradient_hooks",
+    "has_compiled_call",
     "in_backward",
     "own_children",
     "own_parameters",
@@ -76,10 +83,30 @@ def own_children(module: nn.Module) -> Mapping[str, nn.Module | None]:
     return module._modules
 
 
+def compiler_is_loaded() -> bool:
+    """Whether anything can be compiled. To import the compiler takes seconds."""
+    return "torch._dynamo.eval_frame" in sys.modules
+
+
+def has_compiled_call(module: nn.Module) -> bool:
+    """Whether a module's call is compiled, by ``torch.compile(module)`` or ``module.compile()``. That it is a
+    wrapper shows in its class, that it was compiled in place nowhere in public."""
+    wrapper = sys.modules["torch._dynamo.eval_frame"].OptimizedModule
+    return isinstance(module, wrapper) or module._compiled_call_impl is not None
+
+
 def padding_amounts(convolution: Any) -> Sequence[int]:
     """What a convolution pads its input by, last axis first, where it is not symmetric zeros."""
     amounts: Sequence[int] = convolution._reversed_padding_repeated_twice
     return amounts
+
+
+def every_modules_hook(hook: Callable[..., Any]) -> RemovableHandle:
+    """Have ``hook`` called with (module, args, kwargs, output) after the calls of all modules, failed ones as
+    well. torch itself never forgets such a hook, and compiled modules warn of it."""
+    handle = module.register_module_forward_hook(hook, with_kwargs=True, always_call=True)
+    handle.extra_dict_ref = (*handle.extra_dict_ref, weakref.ref(module._global_forward_hooks_with_kwargs))
+    return handle
 
 
 # ── function modes ────────────────────────────────────────────────────────────────────────────────

@@ -20,6 +20,7 @@ from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse
 from diffhook.gradients.sample_axis import Layout
+from diffhook.gradients.sharding import refuse_sharded
 from diffhook.gradients.sketch import FullGradient, make_sketch
 from diffhook.gradients.tape import OnBackward, Tape
 from diffhook.gradients.totals import Totals
@@ -70,7 +71,8 @@ class PerSampleGradients:
             the largest layer is. None: 8 MiB on a CPU, 256 MiB elsewhere.
 
     Raises:
-        ConfigurationError: nothing in the model is trainable, or an argument is out of range.
+        ConfigurationError: nothing in the model is trainable, its parameters are sharded over processes, or
+            an argument is out of range.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class PerSampleGradients:
             raise ConfigurationError(f"group_size is {group_size}; expected a positive integer")
         if workspace is not None and workspace < 1:
             raise ConfigurationError(f"workspace is {workspace}; expected a positive number of bytes")
+        refuse_sharded(model)
         self.model = model
         self.reduction = reduction
         self.weight_gradients = weight_gradients
@@ -338,6 +341,11 @@ class PerSampleGradients:
         warnings.warn(f"per-sample gradients {said}: {self.coverage}", stacklevel=4)
 
     # ── results ───────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def samples(self) -> int:
+        """How many rows the results have: B, or B/M groups."""
+        return self._totals.samples
 
     @property
     def norms(self) -> Tensor:

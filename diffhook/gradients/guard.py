@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.utils import checkpoint
 
 
@@ -14,9 +15,17 @@ class Guarded(ABC):
 
     Its work is done by :meth:`run`. An error there goes to :meth:`failed`, and the caller gets what that
     returns: by default None, which torch takes for "unchanged".
+
+    Attributes:
+        compiled: it was called within compiled code, where it does nothing: the graph is the loop's own.
     """
 
+    compiled = False
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            self.compiled = True
+            return None
         try:
             return self.run(*args, **kwargs)
         except Exception as error:

@@ -7,6 +7,11 @@ from typing import Any
 from torch import Tensor
 
 
+def waits(tensor: Tensor) -> bool:
+    """Whether to read a tensor's values is to wait for its device."""
+    return tensor.device.type != "cpu"
+
+
 def read(values: Tensor) -> list[Any]:
     """The values of a tensor of one axis, as Python numbers.
 

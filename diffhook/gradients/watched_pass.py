@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from diffhook.compat.torch import in_backward
 from diffhook.errors import CaptureError, RecheckNeeded
 from diffhook.gradients.accumulator import PassAccumulator
+from diffhook.gradients.compiled import is_compiled, uncompiled
 from diffhook.gradients.coverage import Assignment
 from diffhook.gradients.coverage_check import CoverageCheck
 from diffhook.gradients.fallback import Fallback
@@ -90,6 +91,8 @@ class WatchedPass:
         """
         parameters = self._assignment.parameters
         with ExitStack() as undo:
+            if is_compiled(self._model):
+                undo.enter_context(uncompiled())
             if untouched is not None:
                 # The fallback differentiates with respect to its parameters; the check to all.
                 undo.enter_context(frozen(untouched, parameters if self.checked else self._watched()))

@@ -131,6 +131,29 @@ class Backlog:
             self._add(job, size)
             return True
 
+    def finish(self, job: Job) -> bool:
+        """Hand a job over, and wait until it is done, as long as the disk works.
+
+        Returns:
+            False: it fails or hangs; the job stays, and is done when it works again.
+
+        Raises:
+            LogError: a job failed for good.
+        """
+        done = threading.Event()
+
+        def noted() -> None:
+            job()
+            done.set()
+
+        with self._changed:
+            self._raise()
+            self._add(noted, 0)
+            timeout = self._patience if self._stalled else HANGS
+            self._stalled = not self._wait_while_it_works(done.is_set, timeout, self._patience)
+            self._raise()
+            return done.is_set()
+
     def drain(self, timeout: float) -> None:
         """Wait until every job is done: ``timeout`` seconds at most, and 2 where the disk fails.
 

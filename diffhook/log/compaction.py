@@ -23,7 +23,8 @@ from diffhook.log.reader import RunLog, open_log
 from diffhook.log.root import write_root
 from diffhook.log.samples import NameWriter
 from diffhook.log.schema import Rows, differences, projection_dtype
-from diffhook.log.snapshots import Snapshot, copy_snapshot
+from diffhook.log.snapshot_writer import copy_snapshot
+from diffhook.log.snapshots import Snapshot
 from diffhook.log.store import Location
 from diffhook.log.table import Table
 from diffhook.log.table_writer import TableWriter

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
@@ -88,8 +88,8 @@ class DurableStore(LocalStore):
             _sync(self._changed)
         self._changed.clear()
 
-    def write(self, key: str, parts: Sequence[bytes | memoryview]) -> None:
-        """Set a key to the parts, one after the other, which are not copied."""
+    def write(self, key: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Set a key to the parts, one after the other, which are not copied and may be made on the way."""
         check_writable(self)
         path = self.root / key
         self._make(path.parent)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice, starmap
 from typing import Any
 
@@ -15,7 +14,7 @@ from zarr.abc.store import Store
 from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log.reference import Reference
-from diffhook.log.seal import parse, seal, unseal
+from diffhook.log.seal import parse, unseal
 
 ROOT = "snapshots"
 _FOLDER = re.compile(r"step-\d{8,18}(-session-\d{1,6})?")
@@ -94,34 +93,6 @@ class Snapshot:
         return content
 
 
-def write_snapshot(
-    store: Store, snapshot: Snapshot, parameters: bytes | None, preconditioner: bytes | None = None
-) -> None:
-    """Write parameters, then the description: a snapshot without it does not exist.
-
-    Args:
-        parameters: None of a snapshot that refers to a checkpoint.
-    """
-    digests: dict[str, Any] = {}
-    if snapshot.reference is not None:
-        digests = {"sha256": snapshot.reference.digest, "reference": snapshot.reference.describe()}
-    elif parameters is not None:
-        files.put(store, f"{snapshot.key}/parameters.safetensors", parameters)
-        digests = {"sha256": hashlib.sha256(parameters).hexdigest()}
-    if preconditioner is not None:
-        files.put(store, f"{snapshot.key}/preconditioner.safetensors", preconditioner)
-        digests["preconditioner_sha256"] = hashlib.sha256(preconditioner).hexdigest()
-    description = {
-        "step": snapshot.step,
-        "lr": snapshot.lr,
-        "lr_sum": snapshot.lr_sum,
-        "session": snapshot.session,
-        **digests,
-        **snapshot.details,
-    }
-    files.put(store, f"{snapshot.key}/snapshot.json", json.dumps(seal(description), indent=1).encode())
-
-
 def folder_of(step: int, session: int) -> str:
     """The name of a snapshot's folder. No session writes over the snapshot of another."""
     return f"step-{step:08d}" + (f"-session-{session}" if session else "")
@@ -174,10 +145,3 @@ def read_snapshot(store: Store, folder: str) -> Snapshot | None:
     except (ValueError, KeyError, TypeError) as error:
         raise LogError(f"{files.describe(store)}: {place} is damaged: {error!r}") from error
     return snapshot
-
-
-def copy_snapshot(snapshot: Snapshot, store: Store, session: int) -> None:
-    """Write the same snapshot into another log, as of another session there."""
-    parameters = snapshot.parameters() if snapshot.reference is None else None
-    own = replace(snapshot, session=session, folder="")
-    write_snapshot(store, own, parameters, snapshot.preconditioner())

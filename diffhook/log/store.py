@@ -7,9 +7,10 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +97,14 @@ def is_folder(store: Store) -> bool:
     return isinstance(store, LocalStore)
 
 
+def free_bytes(store: Store) -> int | None:
+    """What the disk of a folder still takes; None where it is a network, or cannot be known."""
+    if isinstance(store, LocalStore):
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(store.root).free
+    return None
+
+
 def is_name(name: str) -> bool:
     """Whether it is safe as one component of a key."""
     return _NAME.fullmatch(name) is not None and ".." not in name
@@ -129,6 +138,21 @@ def put(store: Store, key: str, content: bytes) -> None:
     """Publish a small file whole, after everything that was set before it."""
     set_uncommitted(store, key, content)
     commit(store)
+
+
+def put_parts(store: Store, key: str, parts: Iterable[bytes | memoryview]) -> None:
+    """Publish a large file, likewise. In a folder, one part at a time is held in memory."""
+    if isinstance(store, DurableStore):
+        store.write(key, _told(parts))
+    else:
+        set_uncommitted(store, key, *parts)
+    commit(store)
+
+
+def _told(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    for part in parts:
+        yield part
+        _tell_write()
 
 
 def commit(store: Store) -> None:

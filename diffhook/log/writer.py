@@ -17,6 +17,7 @@ from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import alerts, opening
 from diffhook.log import store as files
 from diffhook.log.backlog import Backlog
+from diffhook.log.content import Content
 from diffhook.log.index import LogIndex
 from diffhook.log.lineage import Session, continued, is_known
 from diffhook.log.lock import lock_rank, release_rank
@@ -24,13 +25,15 @@ from diffhook.log.reader import RunLog
 from diffhook.log.root import write_root
 from diffhook.log.samples import NameWriter
 from diffhook.log.schema import COLUMNS, SCALARS, Rows, projection_dtype
-from diffhook.log.snapshots import Snapshot, write_snapshot
+from diffhook.log.snapshot_writer import SnapshotWriter
+from diffhook.log.snapshots import Snapshot
 from diffhook.log.store import Location
 from diffhook.log.table_writer import TableWriter
 from diffhook.log.thumbnails import ThumbnailWriter, check_png
 
 logger = logging.getLogger("diffhook")
 
+_COPIED = 32 << 20  # bytes of a snapshot that are copied, so that training need not wait for the disk
 _OPENING = 5.0  # seconds that the loop waits for a store to be opened; it then goes on without
 
 
@@ -193,13 +196,15 @@ class LogWriter:
         return False
 
     def snapshot(
-        self, snapshot: Snapshot, parameters: bytes | None, preconditioner: bytes | None = None
+        self,
+        snapshot: Snapshot,
+        parameters: bytes | Content | None,
+        preconditioner: bytes | Content | None = None,
     ) -> bool:
         """Write a snapshot, after the rows handed over before it, which it waits for where memory holds
-        not both: as long as the disk works.
-
-        Args:
-            parameters: None of a snapshot that refers to a checkpoint.
+        not both: as long as the disk works. Content that may change later is copied up to 32 MiB, and for a
+        network. More is written to a folder while this waits: it is of one moment, and nobody holds a copy.
+        A snapshot that refers to a checkpoint has no ``parameters`` of its own.
 
         Returns:
             False: the disk fails or hangs, and the snapshot is left out; the log says how many were.
@@ -208,10 +213,14 @@ class LogWriter:
             LogError: writing failed for good.
         """
         self._submit(self._flush_tables)
-        size = len(parameters or b"") + len(preconditioner or b"")
-        taken = self._backlog.offer_patiently(
-            lambda: self._write_snapshot(snapshot, parameters, preconditioner), size
-        )
+        writing = SnapshotWriter(parameters, preconditioner)
+        if writing.size <= _COPIED or not files.is_folder(self.store):
+            writing.copy()
+        job = partial(self._write_snapshot, snapshot, writing)
+        if writing.settled:
+            taken = self._backlog.offer_patiently(job, writing.size)
+        else:
+            taken = self._backlog.finish(job) or not writing.withdraw()
         if not taken:
             self.dropped_snapshots += 1
             logger.warning(
@@ -328,14 +337,12 @@ class LogWriter:
         self._table("train").commit()
         self._table("train").check_ours()
 
-    def _write_snapshot(
-        self, snapshot: Snapshot, parameters: bytes | None, preconditioner: bytes | None
-    ) -> None:
+    def _write_snapshot(self, snapshot: Snapshot, writing: SnapshotWriter) -> None:
         self._begin()
         own = replace(snapshot, session=self.session, folder="")
-        write_snapshot(self.store, own, parameters, preconditioner)
-        self._table("train").note_snapshots(own.step)
-        self._table("train").commit()
+        if writing.write(self.store, own):
+            self._table("train").note_snapshots(own.step)
+            self._table("train").commit()
 
     def _add_thumbnail(self, sample_id: int, png: bytes) -> None:
         if self._thumbnails is None:

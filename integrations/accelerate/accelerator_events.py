@@ -18,12 +18,12 @@ from diffhook.capture.loop import Capture, events
 from diffhook.capture.loop.checkpoint import read_state, write_state
 from diffhook.capture.loop.identity import RowIds
 from diffhook.capture.loop.loader_tracker import LoaderTracker
-from diffhook.capture.loop.models import is_trained, refuse_compiled, sharded
+from diffhook.capture.loop.models import is_trained
 from diffhook.capture.loop.optimizers import scale_of
-from diffhook.capture.loop.origin import Origin
 from diffhook.capture.settings import Settings
 from diffhook.compat.accelerate import prepared
 from diffhook.errors import ConfigurationError
+from diffhook.gradients.sharding import sharded
 from diffhook.integrations.accelerate import loaders, quarantine
 from diffhook.integrations.notify import Trackers
 from diffhook.log.store import Location
@@ -106,7 +106,7 @@ class AcceleratorEvents:
         found = prepared(self._accelerator)
         for model in found.models:
             if is_trained(model):
-                self._capture.watch(self._accelerator.unwrap_model(model))
+                self._capture.watch(model)
         for optimizer in found.optimizers:
             self._capture.watch(optimizer.optimizer)
         for loader in found.loaders:
@@ -146,8 +146,7 @@ class AcceleratorEvents:
             if loaders.can_tag(argument):
                 self._add_loader(argument, result)
             elif isinstance(result, nn.Module) and is_trained(result):
-                refuse_compiled(result)
-                self._capture.watch(self._accelerator.unwrap_model(result))
+                self._capture.watch(result)
             elif isinstance(result, AcceleratedOptimizer):
                 self._capture.watch(result.optimizer)
 
@@ -162,11 +161,17 @@ class AcceleratorEvents:
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
-    def _on_batch(self, batch: Any, origin: Origin) -> None:
+    def _on_batch(self, batch: Any, arrival: loaders.Arrival) -> None:
+        source, steps = arrival.unknown.source, self._capture.session.steps
         if batch is None:
-            self._send(None, events.LoaderEnded(origin.source))
+            self._send(None, events.LoaderEnded(source))
             return
-        waits = self._capture.session.steps.captured
+        needed = steps.captured or steps.captured_next or self._capture.alerts.quarantine
+        if arrival.waits and not needed:
+            self._data.received(arrival.unknown.dataset)
+            self._send(batch, events.BatchReceived(None, batch, source=source))
+            return
+        origin, waits = arrival.origin(), steps.captured
         found = self._capture.identity.of(batch, origin, waits=waits)
         self._data.received(origin.dataset)
         self._send(batch, events.BatchReceived(found, batch, source=origin.source))
@@ -185,6 +190,8 @@ class AcceleratorEvents:
 
     def _before_backward(self, *_: Any, **__: Any) -> None:
         self._data.trained()
+        if not self._capture.session.in_pass:  # to ask a scaler is to wait for its device
+            return
         divided = self._loss_divided_by() * self._accelerator.gradient_accumulation_steps
         self._capture.on(events.LossScaled(scale_of(self._accelerator.scaler), 1 / divided))
 

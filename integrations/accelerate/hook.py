@@ -26,9 +26,10 @@ class DiffHook(Hook):
 
     The loop stays as it is. The hook learns of the models, optimiser and data from ``prepare``, of
     timesteps from the models' arguments, and sees every backward. Training results are bit-identical with
-    and without it. An error of ours costs the micro-batch at hand, is logged once, and never stops the
-    training. It ends with ``accelerator.end_training()``, :meth:`close`, a ``with``
-    block or the interpreter; the accelerator keeps it, so a notebook's cell need not.
+    and without it, unless the model is compiled: captured steps then run uncompiled. An error of ours costs
+    the micro-batch at hand, is logged once, and never stops the training. It ends with
+    ``accelerator.end_training()``, :meth:`close`, a ``with`` block or the interpreter; the accelerator keeps
+    it, so a notebook's cell need not.
 
     After an error in the loop it waits, and the loop may go on. Run the cell again instead, and the
     new hook on the same accelerator or model sees the old one off; so does dropping the accelerator.
@@ -37,9 +38,9 @@ class DiffHook(Hook):
     Args:
         accelerator: the loop's.
         path: the log: a folder, an fsspec URL, or a zarr Store.
-        projection_dim, seed, every, overhead, snapshot_every, keep_preconditioner, probe, objective, alerts,
-            sample_ids, thumbnails, models, layers, reduction, reuse_products, workspace, strict, enabled: see
-            :class:`~diffhook.capture.settings.Settings`.
+        projection_dim, seed, every, overhead, snapshot_every, snapshot_dtype, keep_preconditioner, probe,
+            objective, alerts, sample_ids, thumbnails, models, layers, reduction, reuse_products, workspace,
+            strict, enabled: see :class:`~diffhook.capture.settings.Settings`.
 
     Raises:
         ConfigurationError: an option out of range, or parameters sharded over processes.
@@ -55,6 +56,7 @@ class DiffHook(Hook):
         every: int = 1,
         overhead: float | None = None,
         snapshot_every: int | None = None,
+        snapshot_dtype: Literal["float16", "bfloat16"] | None = None,
         keep_preconditioner: bool = False,
         probe: Probe | None = None,
         objective: Objective | None = None,
@@ -75,6 +77,7 @@ class DiffHook(Hook):
             every=every,
             overhead=overhead,
             snapshot_every=snapshot_every,
+            snapshot_dtype=snapshot_dtype,
             keep_preconditioner=keep_preconditioner,
             probe=probe,
             objective=objective,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from operator import getitem
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSam
 from diffhook.capture.loop.batch_ids import KEYS, as_ids
 from diffhook.capture.loop.matching import Items, Order, guarded
 from diffhook.capture.loop.origin import Origin, pack, unpack
-from diffhook.gradients import Guarded
+from diffhook.gradients import Guarded, host
 from diffhook.integrations.accelerate.fetching import FetchCheck, Reference, reference
 from diffhook.integrations.accelerate.stand_in import StandIn
 
@@ -181,10 +181,34 @@ _LOADERS = (
     data_loader.DataLoaderDispatcher,
     data_loader.SkipDataLoader,
 )
-# Called with (batch, origin) just before the loop gets the batch, and with (None, origin), of which only the
-# dataset is known then, once the pass over the loader is over.
+# Called with (batch, arrival) just before the loop gets the batch, and with (None, arrival) once the pass
+# over the loader is over.
 _listeners: list[Guarded] = []
 _originals: dict[type, Any] = {}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Where a batch came from, as that has travelled with it.
+
+    Attributes:
+        packed: see :func:`~diffhook.capture.loop.origin.pack`.
+        unknown: what is known without it.
+    """
+
+    packed: Any
+    unknown: Origin
+
+    @property
+    def waits(self) -> bool:
+        """Whether an accelerator is waited for to read it."""
+        return isinstance(self.packed, Tensor) and host.waits(self.packed)
+
+    def origin(self) -> Origin:
+        """Read it."""
+        return guarded(_origin, self.packed, self.unknown) or Origin(
+            kind="failed", source=self.unknown.source
+        )
 
 
 class _Listening:
@@ -225,14 +249,13 @@ def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Itera
         try:
             for item in iterate(loader):
                 batch, packed = item if isinstance(item, Tagged) else (item, _UNTAGGED)
-                origin = guarded(_origin, packed, unknown) or Origin(kind="failed", source=source)
                 for listener in list(listeners):
-                    listener(batch, origin)
+                    listener(batch, Arrival(packed, unknown))
                 yield batch
         finally:
             for listener in list(listeners):
                 if not finalizing():
-                    listener(None, unknown)
+                    listener(None, Arrival(_UNTAGGED, unknown))
 
     return untagged
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from diffhook.capture.loop import Capture, events
 from diffhook.capture.loop.attachment import shielded
-from diffhook.capture.loop.models import sharded
 from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.settings import Settings
+from diffhook.gradients.sharding import sharded
 from diffhook.log.store import Location
 
 try:
@@ -65,6 +65,8 @@ class DiffHookCallback(Callback):
 
     @shielded()
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        if not self.capture.session.in_pass:  # to ask a scaler is to wait for its device
+            return
         scale = scale_of(getattr(trainer.precision_plugin, "scaler", None))
         self.capture.on(events.LossScaled(scale, 1 / trainer.accumulate_grad_batches))
 

@@ -53,6 +53,6 @@ class TorchHook(Hook):
         """Watch trained models' calls, an optimiser's steps, or a scaler's scale.
 
         Raises:
-            ConfigurationError: a model is compiled, or its parameters are sharded over processes.
+            ConfigurationError: the model's parameters are sharded over processes.
         """
         self.capture.watch(*given)

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import diffhook
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
+from tests.devices import DEVICE
 from tests.runs import TinyDenoiser, denoising_losses, identified
 from tests.twins import rows
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", pytest.param(DEVICE, marks=pytest.mark.gpu, id="gpu")]
 OPTIMISERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.01),
     "fused": lambda p: torch.optim.AdamW(p, 0.01, fused=True),  # skips within its own step

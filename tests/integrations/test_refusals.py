@@ -14,13 +14,13 @@ from accelerate.utils import DistributedType
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-from torch.utils.data import DataLoader, TensorDataset
 
 from diffhook.errors import ConfigurationError
+from diffhook.gradients import PerSampleGradients
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
 from tests.integrations.traces import Traces
-from tests.runs import TinyDenoiser, identified
+from tests.runs import TinyDenoiser
 
 
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
@@ -85,10 +85,11 @@ def test_a_sharded_model_is_refused_in_one_sentence(
 ) -> None:
     by, shard = SHARDINGS[kind]
     model = shard(TinyDenoiser(), one_process_group)
-    with pytest.raises(ConfigurationError) as told:
-        TorchHook(tmp_path / "log", model)
-    assert str(told.value).startswith(f"{by} shards parameters over processes")
-    assert str(told.value).endswith("train with plain DDP or without diffhook (enabled=False)")
+    for refusing in (lambda: TorchHook(tmp_path / "log", model), lambda: PerSampleGradients(model)):
+        with pytest.raises(ConfigurationError) as told:
+            refusing()
+        assert str(told.value).startswith(f"{by} shards parameters over processes")
+        assert str(told.value).endswith("train with plain DDP or without diffhook (enabled=False)")
     assert not (tmp_path / "log").exists()
 
 
@@ -102,35 +103,3 @@ def test_a_model_sharded_after_prepare_is_refused_at_its_first_call(
     with pytest.raises(ConfigurationError, match="FSDP shards parameters over processes"):
         traces.loop()
     assert not (tmp_path / "log").exists()
-
-
-def _compiled(model: torch.nn.Module) -> Any:
-    return torch.compile(model, backend="eager")
-
-
-def _in_place(model: torch.nn.Module) -> Any:
-    model.compile(backend="eager")
-    return model
-
-
-@pytest.mark.parametrize("compiled", [_compiled, _in_place], ids=["wrapped", "in place"])
-def test_a_compiled_model_is_refused_in_one_sentence(tmp_path: Path, compiled: Any) -> None:
-    accelerator = Accelerator(cpu=True)
-    DiffHook(accelerator, tmp_path / "log")
-    with pytest.raises(ConfigurationError, match="TinyDenoiser is compiled, and a compiled model"):
-        accelerator.prepare(compiled(TinyDenoiser()))
-    assert "prepare" not in vars(accelerator), "and nothing of ours is left"
-
-
-@pytest.mark.parametrize("compiled", [_compiled, _in_place], ids=["wrapped", "in place"])
-def test_a_model_compiled_after_prepare_is_refused_at_its_first_call(tmp_path: Path, compiled: Any) -> None:
-    accelerator = Accelerator(cpu=True)
-    DiffHook(accelerator, tmp_path / "log")
-    model, loader = accelerator.prepare(TinyDenoiser(), DataLoader(TensorDataset(identified()), 4))
-    model = compiled(model)
-    for (clean,) in loader:
-        with pytest.raises(ConfigurationError, match="TinyDenoiser is compiled, and a compiled model"):
-            model(clean, torch.zeros(4).long())
-        break
-    assert not (tmp_path / "log").exists()
-    assert model(clean, torch.zeros(4).long())[0].shape == clean.shape, "the model itself goes on"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
+
+from diffhook.capture.loop.identity import Unmatched
 
 logger = logging.getLogger("diffhook")
 
@@ -79,6 +82,18 @@ class Absences:
             rows // count,
             rows // count,
         )
+
+    def leave_out_unnamed(self, found: object) -> None:
+        """A step whose samples are not known, for what is found out in their place; None: for no batch."""
+        if isinstance(found, Unmatched):
+            self.leave_out(found.kind, "such micro-batches are left out: %s", found.reason)
+        else:
+            self.leave_out("no-batch")
+
+    def tell_models(self, models: Iterable[object]) -> None:
+        """Trained models that count no longer, if there are any."""
+        if names := ", ".join(sorted({type(model).__name__ for model in models})):
+            self.tell("other-models", None, names)
 
     def tell(self, kind: str, reason: str | None = None, *found: object) -> None:
         """Say once what is true of many steps; see :meth:`leave_out`."""

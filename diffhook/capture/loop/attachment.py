@@ -9,8 +9,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-import torch
-
 from diffhook.compat.python import before_threads_end
 from diffhook.gradients import Guard, Guarded
 
@@ -192,9 +190,6 @@ class _WeakHook(Guarded):
     def hang(self, register: Callable[[Guarded], Handle]) -> None:
         # Reached from where the hook hangs: of garbage, weak references such as the handle's die first.
         self._handle = register(self)
-
-    # Or it would trace all of us before a compiled model is refused.
-    __call__ = torch.compiler.disable(Guarded.__call__)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         _call(self._method, *args, **kwargs)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from diffhook.capture.loop.attachment import Attachment, Handle
 from diffhook.capture.loop.call_inspection import find_timesteps, takes_timesteps
@@ -26,7 +26,7 @@ from diffhook.capture.loop.events import (
     OutputSeen,
     tensors_of,
 )
-from diffhook.compat.torch import in_backward
+from diffhook.compat.torch import every_modules_hook, in_backward
 from diffhook.gradients import Guarded, LocalHook
 
 Emit = Callable[[Event], None]
@@ -111,10 +111,7 @@ class CallWatch:
         if not self._looking:
             self._looking = [
                 self._attachment.hook(self._before_any, register_module_forward_pre_hook),
-                self._attachment.hook(
-                    self._after_any,
-                    lambda hook: register_module_forward_hook(hook, with_kwargs=True, always_call=True),
-                ),
+                self._attachment.hook(self._after_any, every_modules_hook),
             ]
 
     def stop(self) -> None:
@@ -203,17 +200,27 @@ class CallWatch:
 
 def watch_calls(
     attachment: Attachment, module: nn.Module, before: Callable[..., None], after: Callable[..., None]
-) -> None:
+) -> list[Guarded]:
     """Have methods called with (module, args, kwargs) before and (module, args, output) after its calls.
 
     After one that fails, with None as its output. Copies of the module have no such hooks.
+
+    Returns:
+        What is called, first of all, before and after.
     """
+    hooks: list[Guarded] = []
+
+    def local(hook: Guarded) -> LocalHook:
+        made = LocalHook(module, hook, hook.failed)
+        hooks.append(made)
+        return made
 
     def first(hook: Guarded) -> Handle:
-        return module.register_forward_pre_hook(LocalHook(module, hook, hook.failed), with_kwargs=True)
+        return module.register_forward_pre_hook(local(hook), with_kwargs=True)
 
     def then(hook: Guarded) -> Handle:
-        return module.register_forward_hook(LocalHook(module, hook, hook.failed), always_call=True)
+        return module.register_forward_hook(local(hook), always_call=True)
 
     attachment.hook(before, first)
     attachment.hook(after, then)
+    return hooks

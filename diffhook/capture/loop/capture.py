@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,16 +25,17 @@ from diffhook.capture.loop.describe import describe_run
 from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
-from diffhook.capture.loop.models import ModelWatch, refuse_compiled, refuse_sharded
+from diffhook.capture.loop.models import ModelWatch
 from diffhook.capture.loop.objective_told import await_objective, settle_objective
 from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.optimizer_watch import OptimizerWatch
-from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.loop.probing import training_probe
 from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.staging import Staging
 from diffhook.capture.loop.succession import Succession
 from diffhook.capture.loop.summary import summary, tell_plan, why_nothing
+from diffhook.capture.loop.uncompiled_steps import UncompiledSteps
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.capture.recorder import Recorder
 from diffhook.capture.settings import Settings
@@ -80,7 +82,6 @@ class Capture:
         self.reasons_for_nothing: Callable[[], str | None] = lambda: None
         self._process = os.getpid()
         self._failures = Failures(settings.strict)
-        self._scaler: GradScaler | None = None
         self._ranks: Ranks | None = None
         self._succession = Succession()
         self._resumed = False
@@ -93,11 +94,14 @@ class Capture:
             self._start,
             lambda: self._optimizers.sees_steps,
             snapshot_every=settings.snapshot_every,
-            reduction=settings.reduction,
             rank=rank,
             processes=processes,
-            thumbnails=settings.thumbnails,
-            objective=ObjectiveWatch.of(settings, self.attachment, self._judged),
+            staging=partial(
+                Staging,
+                objective=ObjectiveWatch.of(settings, self.attachment, self._judged),
+                reduction=settings.reduction,
+                thumbnails=settings.thumbnails,
+            ),
             shield=self.shield,
         )
         if not self.closed:
@@ -108,6 +112,7 @@ class Capture:
         self._calls = CallWatch(self.attachment, self.on, self.models, self.session)
         self._backward = BackwardWatch(self.attachment, self.on, self.session.rows.pause)
         self._optimizers = OptimizerWatch(self.attachment, self.on, self.models.moved_by)
+        self._uncompiled = UncompiledSteps(self.attachment, self.models, self.session)
         self.attachment.on_detach(self.session.rows.rest)
         close_at_exit(self.close)
 
@@ -115,8 +120,9 @@ class Capture:
 
     def on(self, event: events.Event) -> None:
         """Take the next event of the loop. What fails in us does not reach the loop."""
-        if not self.closed:
-            self.shield(self._take, event)
+        for take in (self.session.staging.read_before, self._take):
+            if not self.closed:
+                self.shield(take, event)
 
     def _take(self, event: events.Event) -> None:
         session = self.session
@@ -129,12 +135,13 @@ class Capture:
         else:
             self._backward.disarm()
         self._calls.follow(event)
+        self._uncompiled.follow(event)
 
     def watch(self, *given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:
         """Watch trained models' calls, an optimiser's steps, or a scaler's scale.
 
         Raises:
-            ConfigurationError: a model is compiled, or its parameters are sharded over processes.
+            ConfigurationError: the model's parameters are sharded over processes.
         """
         for one in () if self.closed else given:
             self.shield(self._watch, one)
@@ -142,8 +149,6 @@ class Capture:
     def _watch(self, given: nn.Module | torch.optim.Optimizer | GradScaler) -> None:
         if isinstance(given, nn.Module):
             self.models.add(given)
-        elif isinstance(given, GradScaler):
-            self._scaler = given
         else:
             self._optimizers.add(given)
 
@@ -168,7 +173,8 @@ class Capture:
         ids = self.identity.named(sample_ids, "sample_ids")
         named = None if timesteps is None else named_timesteps(timesteps)
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
-        self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
+        scale = self._optimizers.scale() if self.session.steps.captured else 1.0
+        self.on(events.LossScaled(scale, loss_scale))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
@@ -231,12 +237,9 @@ class Capture:
     def _start(self, batch: MicroBatch) -> Recorder:
         """At the first training forward: adapters, freezing and resuming are settled by then."""
         settings, session = self.settings, self.session
-        self._tell_left_out(self.models.settle(self._optimizers.known))
-        model = self.models.together()
-        refuse_compiled(model)
-        refuse_sharded(model)
+        session.absences.tell_models(self.models.settle(self._optimizers.known))
         engine = PerSampleGradients(
-            model,
+            self.models.together(),
             layers=settings.layers,
             projection_dim=settings.projection_dim,
             seed=settings.seed,
@@ -248,7 +251,7 @@ class Capture:
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
-        session.staging.objective.begin(model, self.loader, probes=ranks.probes)
+        session.staging.objective.begin(engine.model, self.loader, probes=ranks.probes)
         recorder = Recorder(
             engine,
             self.path,
@@ -264,6 +267,7 @@ class Capture:
             probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
             sharing=ranks.shared_probe,
             preconditioner=self._optimizers.preconditioner if settings.keep_preconditioner else None,
+            snapshot_dtype=settings.snapshot_precision(),
             strict=settings.strict,
         )
         with ExitStack() as undo:
@@ -280,17 +284,13 @@ class Capture:
         self._failures.started = True
         return recorder
 
-    def _tell_left_out(self, models: list[nn.Module]) -> None:
-        if models:
-            names = ", ".join(sorted({type(model).__name__ for model in models}))
-            self.session.absences.tell("other-models", None, names)
-
     def _judged(self, verdict: Recognised | Refusal) -> None:
         settle_objective(verdict, self.settings.objective, self.session)
 
     def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
         rows, found = len(batch.ids) * self.session.steps.processes, self.identity.found
-        tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
+        if recorder.rank == 0:
+            tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
@@ -369,7 +369,7 @@ class Capture:
             return
         if session.steps.count:
             session.on(events.SnapshotDue())
-        recorder.skipped()  # what was staged for a step that never came
+        session.on(events.GradientsZeroed())  # what was staged for a step that never came moves nothing
         session.staging.objective.end()
         seconds = time.perf_counter() - self._began
         numbers, text = summary(session.plan, recorder, seconds, session.absences.counts)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,9 @@ from diffhook.capture.loop.call_inspection import takes_timesteps
 from diffhook.capture.loop.call_watch import watch_calls
 from diffhook.capture.loop.events import Event, ForwardBegan, OutputSeen
 from diffhook.errors import ConfigurationError
+from diffhook.gradients import Guarded
+from diffhook.gradients.compiled import compiled_wrapper, is_compiled, without_wrappers
+from diffhook.gradients.sharding import refuse_sharded
 
 
 class ModelWatch:
@@ -34,8 +36,10 @@ class ModelWatch:
     ) -> None:
         self._attachment = attachment
         self._emit = emit
-        self._chosen = None if chosen is None else [_unwrapped(model) for model in chosen]
+        self._chosen = None if chosen is None else [_origin(model) for model in chosen]
         self._models: list[nn.Module] = []
+        self._called: list[nn.Module] = []  # the same, or the compiled wrappers that the loop calls
+        self._hooks: list[Guarded] = []
 
     def __len__(self) -> int:
         return len(self._models)
@@ -43,22 +47,36 @@ class ModelWatch:
     def add(self, model: nn.Module) -> None:
         """Watch a model's calls, unless it is watched, frozen, or not one of those chosen.
 
+        Args:
+            model: as the loop calls it, or what is inside of the wrappers of DDP.
+
         Raises:
-            ConfigurationError: the model is compiled, or its parameters are sharded over processes.
+            ConfigurationError: its parameters are sharded over processes, or it is compiled and torch is
+                older than 2.6.
         """
+        refuse_sharded(model)
+        called, model = model, without_wrappers(model)
         if any(model is known for known in self._models) or not is_trained(model):
             return
-        if self._chosen is not None and not any(model is chosen for chosen in self._chosen):
+        if self._chosen is not None and not any(_origin(model) is chosen for chosen in self._chosen):
             return
-        refuse_compiled(model)
-        refuse_sharded(model)
+        if is_compiled(called):
+            refuse_old_compiler()
         self._models.append(model)
         self._attachment.own(model)
-        watch_calls(self._attachment, model, self._before, self._after)
+        wrapper = compiled_wrapper(called)  # within which a compiled call shows nothing
+        called = model if wrapper is None else wrapper
+        self._called.append(called)
+        self._hooks += watch_calls(self._attachment, called, self._before, self._after)
 
     def contains(self, module: nn.Module) -> bool:
         """Whether the module is a watched model, or has one inside."""
         return any(any(part is model for part in module.modules()) for model in self._models)
+
+    @property
+    def are_compiled(self) -> bool:
+        """Whether they, or parts of them, are compiled, or were called by compiled code."""
+        return any(hook.compiled for hook in self._hooks) or any(is_compiled(model) for model in self._called)
 
     def moved_by(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimiser has a parameter of the models that count."""
@@ -98,18 +116,15 @@ class ModelWatch:
             named[f"{kind}_{same + 1}" if same else kind] = model
         return nn.ModuleDict(named)
 
-    def _before(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        model = without_wrappers(called)
         if any(model is known for known in self._models):
             self._emit(ForwardBegan(model, args, kwargs, torch.is_grad_enabled()))
 
-    def _after(self, model: nn.Module, args: Any, output: Any) -> None:
+    def _after(self, called: nn.Module, args: Any, output: Any) -> None:
+        model = without_wrappers(called)
         if torch.is_grad_enabled() and any(model is known for known in self._models):
             self._emit(OutputSeen(model, output))
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    inner = getattr(model, "module", None)
-    return inner if isinstance(model, nn.parallel.DistributedDataParallel) and inner is not None else model
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> set[int]:
@@ -120,61 +135,21 @@ def _trained_in(models: Iterable[nn.Module]) -> set[int]:
     return {id(p) for model in models for p in model.parameters() if p.requires_grad}
 
 
+def _origin(model: nn.Module) -> nn.Module:
+    """What a model was before it was wrapped; accelerate compiles regions of a shallow copy."""
+    model = without_wrappers(model)
+    origin = model.__dict__.get("_orig_mod", model)
+    return origin if isinstance(origin, nn.Module) else model
+
+
 def is_trained(model: nn.Module) -> bool:
     return any(p.requires_grad for p in model.parameters())
 
 
-def refuse_compiled(model: nn.Module) -> None:
-    """Raises ConfigurationError if the model or a part of it is compiled, or called by what is.
-
-    A compiled model's layers make no calls of their own, so nothing can be seen of their gradients.
-    """
-    from torch._dynamo.eval_frame import OptimizedModule
-
-    parts = (isinstance(m, OptimizedModule) or m._compiled_call_impl is not None for m in model.modules())
-    if any(parts) or _called_by(OptimizedModule):
+def refuse_old_compiler() -> None:
+    """Raises ConfigurationError if this torch cannot run a compiled model uncompiled for a step."""
+    if not hasattr(torch.compiler, "set_stance"):
         raise ConfigurationError(
-            f"{type(getattr(model, '_orig_mod', model)).__name__} is compiled, and a compiled model does "
-            "not show its layers' gradients: train it uncompiled (accelerate: dynamo_backend 'no') or "
-            "without diffhook (enabled=False)"
+            f"the model is compiled, and torch {torch.__version__} cannot run it uncompiled for the captured "
+            "steps: use torch 2.6 or later, train it uncompiled, or without diffhook (enabled=False)"
         )
-
-
-def refuse_sharded(model: nn.Module) -> None:
-    """Raises ConfigurationError if this process has only its share of the model's parameters."""
-    for part in model.modules():
-        for by in _sharded_by(part):
-            raise sharded(by)
-
-
-def sharded(by: str) -> ConfigurationError:
-    """That ``by`` shards parameters, and what to do."""
-    return ConfigurationError(
-        f"{by} shards parameters over processes, and no process sees a sample's whole gradient: train with "
-        "plain DDP or without diffhook (enabled=False)"
-    )
-
-
-def _sharded_by(module: nn.Module) -> Iterator[str]:
-    """What has sharded a module's own parameters. Told by names: their imports take seconds."""
-    parameters = list(module.parameters(recurse=False))
-    origin = type(module).__module__
-    if origin.startswith("deepspeed.") or any(hasattr(p, "ds_id") for p in parameters):
-        yield "DeepSpeed"
-    if origin.startswith("torch.distributed.fsdp"):
-        yield "FSDP"
-    if any(type(p.data).__name__ == "DTensor" for p in parameters):
-        yield "a device mesh"
-
-
-def _called_by(kind: type[nn.Module]) -> bool:
-    """Whether a call of such a module is under way."""
-    # Only these frames are asked for their locals: a frame that was keeps them alive until it ends,
-    # and the loop's own would keep its first batch.
-    calls = {method.__code__ for method in (kind.__call__, nn.Module._wrapped_call_impl)}
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code in calls and isinstance(frame.f_locals.get("self"), kind):
-            return True
-        frame = frame.f_back
-    return False

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -15,7 +16,7 @@ from torch.optim.optimizer import (
 
 from diffhook.capture.loop.attachment import Attachment
 from diffhook.capture.loop.events import Event, GradientsZeroed, StepBegan, StepEnded
-from diffhook.capture.loop.optimizers import overflowed, steps_taken
+from diffhook.capture.loop.optimizers import overflowed, scale_of, steps_taken
 from diffhook.capture.preconditioner import adam_preconditioner
 
 
@@ -40,6 +41,7 @@ class OptimizerWatch:
         self._turns: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # that have taken this step
         self._counted: weakref.ref[torch.optim.Optimizer] | None = None
         self._under_way: weakref.ref[torch.optim.Optimizer] | None = None  # the outermost, as SAM's
+        self._scaler: GradScaler | None = None
         attachment.hook(self._before_step, register_optimizer_step_pre_hook, again=True)
         attachment.hook(self._after_step, register_optimizer_step_post_hook, again=True)
 
@@ -52,11 +54,17 @@ class OptimizerWatch:
         """See :func:`~diffhook.capture.preconditioner.adam_preconditioner`."""
         return adam_preconditioner(self.optimizer, parameters)
 
-    def add(self, optimizer: torch.optim.Optimizer) -> None:
-        """Watch an optimiser from before its first step."""
-        if optimizer not in self._watched:
-            self._watched.add(optimizer)
-            self._attachment.replace(optimizer, "zero_grad", after=self._after_zeroed)
+    def add(self, given: torch.optim.Optimizer | GradScaler) -> None:
+        """Watch an optimiser from before its first step, or ask a scaler for its scale."""
+        if isinstance(given, GradScaler):
+            self._scaler = given
+        elif given not in self._watched:
+            self._watched.add(given)
+            self._attachment.replace(given, "zero_grad", after=self._after_zeroed)
+
+    def scale(self) -> float:
+        """By what the scaler multiplies losses, if there is one. Waits for its device."""
+        return scale_of(self._scaler)
 
     def new_step(self) -> None:
         """Gradients are made anew: the next optimiser to step takes another step."""

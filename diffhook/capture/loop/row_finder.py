@@ -57,31 +57,34 @@ class RowFinder:
         self._beyond = False  # follow further: the loop uses what it made of a batch after a step
         self._first_steps = _FIRST_STEPS  # still to come
         self._stepped = False  # since the batch came
-        self.unused = 0  #: batches that have come since a model was called
+        self.unused = 0  #: batches of captured steps that have come since a model was called
+        self.ahead = True  #: follow batches from the step before a captured one on: not into compiled code,
+        # which would be compiled once more for that
         self._shows = False  # images, which can be followed
         self._places = 0  # rows that came
         self._images: deque[tuple[int, Tensor]] = deque(maxlen=2)  # and the place of their first rows
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
-    def received(self, event: BatchReceived, *, follow: bool) -> None:
+    def received(self, event: BatchReceived, *, captured: bool, captured_next: bool) -> None:
         """A batch has come.
 
         Args:
-            follow: its way to the model, from now on.
+            captured, captured_next: whether the step under way, and the one after it, are: then its way to
+                the model is followed.
         """
         self.trace.stop()
         self._order.received(event.source, event.batch)
         self._named = event.source is None
         self._shows = self._given_up = self._stepped = False
-        self.unused += not self._named
+        self.unused += captured and not self._named
         if not isinstance(event.ids, RowIds):
             self.last = event.ids
             ids, images = None, None
         else:
             ids, images = event.ids.ids, None if event.batch is None else images_of(event.batch)
             self.last = MicroBatch(ids, images, timesteps=event.timesteps)
-        self._follows = follow and not self._named
+        self._follows = (captured or (captured_next and self.ahead)) and not self._named
         if self._follows:
             self._note(event.batch, ids, images)
             self.trace.start()

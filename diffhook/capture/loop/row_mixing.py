@@ -62,7 +62,7 @@ def chosen(args: Sequence[Any], result: Tensor, known: Known) -> Tensor | None:
         return carried(sources, {}, result, known)
     if codes[0] is codes[1] or max(lengths) == min(lengths) == 1 or len(result) not in lengths:
         return carried(sources, {}, result, known)
-    rows = condition.expand(result.shape).flatten(1)
+    rows = condition.expand(result.shape).reshape(len(result), -1)
     merged = carried(sources, {}, result, known)
     for source, own, whole, length in zip(sources, codes, (rows.all(1), ~rows.any(1)), lengths, strict=True):
         if length == len(result) and merged is not None and isinstance(source, Tensor):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -62,6 +63,17 @@ class RowTrace:
         if self._thread == threading.get_ident() and not self._mode.depth:
             self._thread = None
             take_off_function_mode(self._mode)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """See nothing of what is done within."""
+        seeing = self._thread is not None and not self._mode.mute
+        self.stop()
+        try:
+            yield
+        finally:
+            if seeing:
+                self.start()
 
     def note(self, tensor: Tensor, codes: Tensor | None) -> None:
         """Say what is known of a tensor's rows."""

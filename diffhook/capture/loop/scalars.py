@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
 
 _WINDOW = 4096  # norms remembered, should nobody ask
 
@@ -18,7 +18,7 @@ class Scalars:
         self._norms: deque[float] = deque(maxlen=_WINDOW)  # numbers: kept tensors would break up the heap
         self._alerts = 0  # of the run, already told
 
-    def add(self, norms: Tensor) -> None:
+    def add(self, norms: np.ndarray) -> None:
         """(B,) norms of a pass."""
         self._norms.extend(norms.tolist())
 

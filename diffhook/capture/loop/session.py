@@ -17,7 +17,6 @@ from diffhook.capture.loop.denoiser_calls import DenoiserCalls
 from diffhook.capture.loop.identity import Unmatched
 from diffhook.capture.loop.losses import unexplained_factor
 from diffhook.capture.loop.micro_batch import MicroBatch
-from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.row_finder import UNSHOWN, RowFinder
 from diffhook.capture.loop.staging import Staging
 from diffhook.capture.loop.steps import Steps
@@ -36,10 +35,8 @@ class Session:
         start: makes the recorder at the first training forward, given that micro-batch.
         steps_are_seen: whether an optimiser of the trained parameters is known.
         snapshot_every: optimiser steps between snapshots.
-        reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
         rank, processes: this process's number, and how many share the batch.
-        thumbnails: longest side of those to keep; 0: none.
-        objective: recognises the training loss.
+        staging: makes rows of passes.
         shield: through which runs what is called by the loop's own operations.
     """
 
@@ -50,11 +47,9 @@ class Session:
         steps_are_seen: Callable[[], bool],
         *,
         snapshot_every: int | None = None,
-        reduction: str = "mean",
         rank: int = 0,
         processes: int = 1,
-        thumbnails: int = 0,
-        objective: ObjectiveWatch,
+        staging: Callable[..., Staging],
         shield: Callable[..., Any],
     ) -> None:
         self.plan = plan
@@ -62,9 +57,7 @@ class Session:
         self.absences = Absences()
         self.rows = RowFinder(shield)
         self.steps = Steps(plan, self.absences, steps_are_seen, rank, processes)
-        self.staging = Staging(
-            plan, self.steps, self.absences, objective, reduction=reduction, thumbnails=thumbnails
-        )
+        self.staging = staging(plan, self.steps, self.absences, self.rows.trace.aside)
         self._start = start
         self._snapshot_every = snapshot_every
         self._whose: MicroBatch | Unmatched | None = None  # of the last training forward
@@ -95,6 +88,7 @@ class Session:
 
     def on(self, event: events.Event) -> None:
         """Take the next event."""
+        self.staging.read_before(event)
         if not self._own_forward:
             self._handlers[type(event)](event)
 
@@ -156,8 +150,10 @@ class Session:
     def failed(self, reason: str) -> None:
         """An error of ours costs the batch at hand; once that is staged, what was captured for its step."""
         self.steps.end_missed = self.steps.inside
+        self.staging.forget()
         self.give_up()
-        lost = self.recorder.forget_staged() if self._staged and self.recorder is not None else 1
+        staged = self._staged and self.staging.made
+        lost = self.recorder.forget_staged() if staged and self.recorder is not None else 1
         self.absences.count(reason, max(lost, 1))
 
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
@@ -174,7 +170,7 @@ class Session:
         self._staged = False
         self._scales = {"scale": 1.0, "accumulation": 1.0}
         self.staging.objective.batch_received()
-        self.rows.received(event, follow=self.steps.captured or self.steps.captured_next)
+        self.rows.received(event, captured=self.steps.captured, captured_next=self.steps.captured_next)
 
     def _count_missing_backward(self) -> None:
         """A loss that is not finite is skipped now and then. Where no backward ever comes, that is told."""
@@ -306,6 +302,8 @@ class Session:
             self._pass_ended(event)
         finally:
             self.rows.resume()
+            if self.steps.ended_within:
+                self.staging.read()
             if self.steps.backward_ended():
                 self._after_step()
 
@@ -361,7 +359,7 @@ class Session:
         self.rows.stepped()
         captured = self.recorder is None or self.steps.captured
         if self.steps.unnamed and not self.steps.samples and captured and not self.steps.in_backward:
-            self._tell_unnamed()
+            self.absences.leave_out_unnamed(self._whose)
         if self.steps.ended(event):
             self._after_step()
 
@@ -373,15 +371,9 @@ class Session:
         if self.steps.settle_unseen():
             self._after_step()
 
-    def _tell_unnamed(self) -> None:
-        found = self._whose
-        if isinstance(found, Unmatched):
-            self.absences.leave_out(found.kind, "such micro-batches are left out: %s", found.reason)
-        else:
-            self.absences.leave_out("no-batch")
-
     def settle_held(self) -> None:
         """Complete rows need not wait for the next call of the model: a checkpoint or the end comes first."""
+        self.staging.read()
         if self.recorder is not None:
             self.steps.check_restored(self.recorder)
 

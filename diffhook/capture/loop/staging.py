@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
 from torch import Tensor
 
 from diffhook.capture.appearance import appearance
 from diffhook.capture.loop.absences import Absences
 from diffhook.capture.loop.denoiser_calls import DenoiserCalls, timesteps_of
+from diffhook.capture.loop.events import Event, StepBegan
 from diffhook.capture.loop.identity import blocks
 from diffhook.capture.loop.loss_reader import LossReader
 from diffhook.capture.loop.micro_batch import MicroBatch
@@ -27,7 +32,8 @@ class Staging:
     Args:
         plan, steps: of the run.
         absences: where what is left out is counted.
-        objective: is shown every pass that made rows.
+        aside: within it, what we do is not taken for the loop's.
+        objective: recognises the training loss; is shown every pass that made rows.
         reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
         thumbnails: longest side of those to keep; 0: none.
 
@@ -35,7 +41,8 @@ class Staging:
         losses: reads the rows' own losses.
         objective: as given.
         scalars: sums up the rows, for trackers.
-        passes: of which rows were made.
+        passes: of which rows were made, or are to be.
+        made: the rows of the last one are.
     """
 
     def __init__(
@@ -43,17 +50,21 @@ class Staging:
         plan: Plan,
         steps: Steps,
         absences: Absences,
-        objective: ObjectiveWatch,
+        aside: Callable[[], AbstractContextManager[None]],
         *,
-        reduction: str,
-        thumbnails: int,
+        objective: ObjectiveWatch,
+        reduction: str = "mean",
+        thumbnails: int = 0,
     ) -> None:
         self.losses = LossReader(reduction)
         self.scalars = Scalars()
         self.passes = 0
+        self.made = False
         self._plan, self._steps, self._absences = plan, steps, absences
         self.objective = objective
         self._thumbnails = ThumbnailTaker(thumbnails)
+        self._aside = aside
+        self._unread: Callable[[], None] | None = None
 
     def timesteps(self, found: MicroBatch, calls: DenoiserCalls, recorder: Recorder) -> Tensor | None:
         """(B,) of the calls that the loss came from, in the scheduler's units; None: they are several.
@@ -81,19 +92,56 @@ class Staging:
         return told[0] if scale == 1 else told[0].float() / scale
 
     def stage(self, found: MicroBatch, timesteps: Tensor, calls: DenoiserCalls, recorder: Recorder) -> bool:
-        """The engine has finished the pass. Returns whether there are rows of it."""
-        engine = recorder.engine
-        rows = len(engine.norms)
+        """The engine has finished the pass. Returns whether there will be rows of it, by :meth:`read`.
+
+        Nothing is waited for, unless thumbnails are taken: values are read once the step is under way.
+        """
+        rows = recorder.engine.samples
         if not self._fits(rows, found, timesteps, recorder):
             return False
-        found = found.knowing(prediction=calls.prediction)
-        reading, mean_of = self.losses.read(found, engine)
         looks = None
         if found.images is not None and len(found.images) == rows:
             looks = appearance(found.images)
             self._thumbnails.take(recorder.writer, found.ids, found.images)
+        loss = None if found.loss is None else found.loss.detach().clone()  # to which loops add
+        found = found.knowing(prediction=calls.prediction, loss=loss)
+        self._unread = partial(self._read, found, timesteps, looks, calls, recorder)
+        self.passes += 1
+        self.made = False
+        return True
+
+    def read_before(self, event: Event) -> None:
+        """:meth:`read` once the optimiser's step is under way: at the next event but its beginning."""
+        if not isinstance(event, StepBegan):
+            self.read()
+
+    def read(self) -> None:
+        """Make the rows of the pass that was staged last, unless they are made. Waits for its device."""
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            began = self._steps.clock.now()
+            with self._aside():
+                unread()
+            self.made = True
+            self._steps.clock.captured(self._steps.clock.now() - began)
+
+    def forget(self) -> None:
+        """Rows that are still to be made will not be."""
+        self._unread = None
+
+    def _read(
+        self,
+        found: MicroBatch,
+        timesteps: Tensor,
+        looks: Tensor | None,
+        calls: DenoiserCalls,
+        recorder: Recorder,
+    ) -> None:
+        engine = recorder.engine
+        rows = engine.samples
+        reading, mean_of = self.losses.read(found, engine)
         coefficient = found.accumulation * found.factor / (mean_of * self._steps.processes)
-        recorder.captured(
+        norms = recorder.captured(
             found.ids,
             timesteps.expand(rows),
             step=self._steps.count,
@@ -101,15 +149,13 @@ class Staging:
             losses=reading.losses,
             appearance=looks,
         )
-        self.scalars.add(engine.norms)
-        self.passes += 1
+        self.scalars.add(norms)
         deciding = calls.deciding if calls.observed else None
         self.objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale, found.ids)
-        return True
 
     def samples(self, found: MicroBatch, recorder: Recorder) -> int:
         """Of the rows that the pass has made."""
-        return len(recorder.engine.norms) // blocks(found.ids)
+        return recorder.engine.samples // blocks(found.ids)
 
     def _fits(self, rows: int, found: MicroBatch, timesteps: Tensor, recorder: Recorder) -> bool:
         for count in (len(found.ids), len(timesteps)):

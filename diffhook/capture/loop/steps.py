@@ -63,6 +63,11 @@ class Steps:
         self._due: events.StepEnded | None = None  # taken inside the backward
 
     @property
+    def ended_within(self) -> bool:
+        """Whether a step was taken inside the backward under way."""
+        return self._due is not None
+
+    @property
     def captured(self) -> bool:
         """Whether the step under way is one to capture."""
         return self._plan.captures(self.count)
@@ -118,7 +123,8 @@ class Steps:
             self.settle_lost()
         self.inside = True
         if not self.in_backward:
-            self._settle_zeroed()
+            if self._gradients is not None:
+                self._gradients.suspect()  # read once the step is under way: until then nobody waits
             if self._restored is not None:
                 self._restored.step_began()
 
@@ -136,6 +142,8 @@ class Steps:
         if recorder is None:
             self.unlogged += 1
             return False
+        if self._gradients is not None and self._gradients.are_gone(at_end=True):
+            self.moved_nothing()
         try:
             began = self.clock.now()
             if self._restored is not None:
@@ -188,8 +196,10 @@ class Steps:
 
     def _settle_zeroed(self) -> None:
         """The loop may have thrown gradients away without a word."""
-        if self._gradients is not None and self._gradients.are_gone():
-            self.moved_nothing()
+        if self._gradients is not None:
+            self._gradients.suspect()
+            if self._gradients.are_gone():
+                self.moved_nothing()
 
     def check_restored(self, recorder: Recorder) -> None:
         """Rows of steps whose parameters the loop put back held what it threw away."""

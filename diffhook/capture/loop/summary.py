@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -10,41 +11,47 @@ from torch.utils.data import IterableDataset
 
 from diffhook import words
 from diffhook.capture import Plan, Recorder
+from diffhook.capture.loop.volume import Volume
 from diffhook.capture.plan import CAPTURED_STEP
 from diffhook.console import announce
+
+logger = logging.getLogger("diffhook")
 
 
 def tell_plan(
     plan: Plan, recorder: Recorder, batch: int, loader: Any, snapshot_every: int | None, ids_from: str
 ) -> None:
-    """To the terminal and the log, see :func:`plan_text`. The first rank's to tell."""
+    """To the terminal and the log, see :func:`plan_text`. The first rank's to tell.
+
+    Args:
+        loader: the training's; None: not known.
+        snapshot_every: steps, where the user says so.
+    """
     if recorder.rank > 0:
         return
-    text = plan_text(plan, recorder, batch, loader, snapshot_every, ids_from)
+    sized = loader is not None and not isinstance(loader.dataset, IterableDataset)  # streams warn
+    volume = Volume.of(plan, recorder, batch, len(loader) if sized else None, snapshot_every)
+    text = plan_text(plan, recorder, batch, volume, ids_from)
     recorder.writer.record("plan.json", {"text": text.splitlines()})
     announce(text)
+    if shortage := volume.shortage():
+        logger.warning("%s", shortage)
 
 
 def plan_text(
     plan: Plan,
     recorder: Recorder,
     batch: int,
-    loader: Any,
-    snapshot_every: int | None,
+    volume: Volume,
     ids_from: str,
 ) -> str:
     """Rows, bytes and snapshots to expect.
 
     Args:
         batch: rows of a micro-batch, of all processes.
-        loader: the training's; None: not known.
-        snapshot_every: steps, where the user says so.
         ids_from: where the samples' ids come from.
     """
-    sized = loader is not None and not isinstance(loader.dataset, IterableDataset)  # streams warn
-    batches_per_epoch = len(loader) if sized else None
     engine, per_row = recorder.engine, recorder.writer.bytes_per_row
-    snapshot = sum(p.numel() * p.element_size() for p in engine.trained.values())
     stride = f"one step in {plan.stride}" if plan.stride > 1 else "every step"
     if plan.overhead is not None:
         stride = f"as many steps as fit {plan.overhead:.0%} overhead"
@@ -54,14 +61,13 @@ def plan_text(
         f"D = {engine.sketch.dim if engine.sketch else 0}",
         f"  {batch} rows of {per_row:,} bytes a micro-batch"
         + (
-            f"; {batch * batches_per_epoch / plan.stride:,.0f} rows, "
-            f"{words.size(batch * batches_per_epoch / plan.stride * per_row)} an epoch"
-            if batches_per_epoch
+            f"; {batch * volume.epoch / plan.stride:,.0f} rows, "
+            f"{words.size(batch * volume.epoch / plan.stride * per_row)} an epoch"
+            if volume.epoch
             else ""
         ),
         f"  expected to add about {_expected(plan, recorder):.1%} to the training; measured as it goes",
-        f"  snapshots of {words.size(snapshot)}: at each save_state, at the end"
-        + (f", every {snapshot_every} steps" if snapshot_every else ""),
+        f"  {volume.snapshots_text()}",
         f"  sample ids: {ids_from}",
     ]
     if recorder.prober.probe is not None and recorder.prober.probe.dataset is None:
@@ -75,7 +81,7 @@ def plan_text(
             + (f" × {grid.replicates} replicates" if grid.replicates > 1 else "")
             + f", {words.size(samples * grid.rows * per_row)} each"
         )
-    lines += [f"  {told}" for told in [recorder.writer.will_supersede()] if told]
+    lines += [f"  {told}" for told in [volume.room_text(), recorder.writer.will_supersede()] if told]
     return "\n".join(lines)
 
 

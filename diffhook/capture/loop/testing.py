@@ -103,11 +103,11 @@ class LoopContract(ABC):
         captured = Recorder.captured
         calls: list[int] = []
 
-        def failing(recorder: Recorder, *args: Any, **kwargs: Any) -> None:
+        def failing(recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
             calls.append(len(calls))
             if calls[-1] == 1:
                 raise MemoryError("not today")
-            captured(recorder, *args, **kwargs)
+            return captured(recorder, *args, **kwargs)
 
         Recorder.captured = failing  # type: ignore[assignment,method-assign]
         try:
