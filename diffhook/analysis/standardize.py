@@ -80,14 +80,24 @@ class Standard:
 
         NaN where the value is zero or unknown; +∞ where it is infinite, for norms also where it is NaN.
         """
+        result, logs, cell, known = self._placed(rows)
+        result[known] = (logs - self.medians.flat[cell]) / self.spreads.flat[cell]
+        return result
+
+    def ratios(self, rows: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        """(rows,) the value over what is usual. NaN and +∞ as for :meth:`deviations`."""
+        result, logs, cell, known = self._placed(rows)
+        result[known] = np.exp(logs - self.medians.flat[cell])
+        return result
+
+    def _placed(self, rows: Mapping[str, npt.NDArray[Any]]) -> tuple[Any, Any, Any, Any]:
+        """(rows,) NaN or +∞; logs and cells of the rows whose value is known; (rows,) which these are."""
         values = rows[self.column].astype(np.float64)
         known = np.isfinite(values) & (values > 0)
         broken = ~np.isfinite(values) if self.column == "grad_norm" else np.isposinf(values)
-        result = np.where(broken, np.inf, np.nan)
         timestep = np.nan_to_num(rows["timestep"][known])
         cell = _cells(timestep, rows["step"][known].astype(np.float64), self.timesteps, self.stages)
-        result[known] = (np.log(values[known]) - self.medians.flat[cell]) / self.spreads.flat[cell]
-        return result
+        return np.where(broken, np.inf, np.nan), np.log(values[known]), cell, known
 
 
 def _cells(

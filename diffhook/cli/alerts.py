@@ -6,16 +6,15 @@ example: diffhook alerts runs/butterflies --follow
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from diffhook import words
+from diffhook.cli.interrupt import ctrl_c
 from diffhook.cli.printing import print_json, print_table
 from diffhook.cli.values import count
 from diffhook.log import RunLog, open_log
@@ -36,7 +35,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
     if args.follow:
-        with _ctrl_c() as pressed:
+        with ctrl_c() as pressed:
             _follow(log, args.top, args.json, pressed)
         return
     alerts = log.alerts()
@@ -46,23 +45,6 @@ def run(args: argparse.Namespace) -> None:
         return
     rows = [(a["step"], a["level"], a["kind"], a["message"]) for a in shown]
     print_table(f"{len(alerts)} alerts, the last {len(rows)}", ["step", "level", "kind", "message"], rows)
-
-
-@contextlib.contextmanager
-def _ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed, which breaks off no read of the log; a second time, it does."""
-    pressed: list[bool] = []
-    usual = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
-
-    def once(*_: object) -> None:
-        pressed.append(True)
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, once)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, usual)
 
 
 def _follow(log: RunLog, top: int, as_json: bool, stopped: Callable[[], bool]) -> None:

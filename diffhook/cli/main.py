@@ -26,6 +26,7 @@ COMMANDS = {
     "bias": "Show how gradient norms depend on the timestep, and what that does to the rankings.",
     "report": "Write one HTML page: what stands out, what made the queries' images, and what the run did.",
     "alerts": "List the alerts raised while the model trained, or follow them while it trains.",
+    "watch": "Show a live table of the samples while a run trains: visits, losses, norms, alerts.",
     "evaluate": "Judge scores: against known sources, known outliers, and retrained models.",
 }
 

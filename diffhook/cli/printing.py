@@ -40,16 +40,10 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
         rows: numbers stand to the right, in three digits; everything else to the left, as it is.
         reading: what the numbers mean.
     """
-    cells = [list(row) for row in rows]
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPED)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for index, name in enumerate(header):
-        numeric = any(cells) and all(_is_number(row[index]) for row in cells)
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(_cell(value)) for value in row))  # Text: brackets are not markup
+    table = table_of(header, rows)
     if title:
         console.print(Text(words.one_line(title), style="bold"))
         console.print()
@@ -58,6 +52,18 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[Any]]
     if reading:
         console.print(Text(words.printable(reading)))
         console.print()
+
+
+def table_of(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """The table that :func:`print_table` prints."""
+    cells = [list(row) for row in rows]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        numeric = any(cells) and all(_is_number(row[index]) for row in cells)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(_cell(value)) for value in row))  # Text: brackets are not markup
+    return table
 
 
 def sample_cell(sample: int, names: Mapping[int, str]) -> int | str:

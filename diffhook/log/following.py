@@ -1,4 +1,4 @@
-"""Alerts as they come, of a run that trains."""
+"""A run that trains, looked at again and again."""
 
 from __future__ import annotations
 
@@ -23,12 +23,27 @@ def follow_alerts(
         What is new at each look, perhaps nothing. Ends when the last session of every rank has.
     """
     read: dict[int, int] = {}
-    while True:
-        found = all_lines(log.store)
+    for found in follow(log, interval, stopped):
         new = [line for rank, lines in found.items() for line in lines[read.get(rank, 0) :]]
         read = {rank: len(lines) for rank, lines in found.items()}
         yield sorted((n for n in new if n.get("kind") != END), key=lambda n: (n.get("time", 0.0), n["step"]))
-        if _have_ended(found, log.refresh()):
+
+
+def follow(
+    log: RunLog, interval: float = 1.0, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[dict[int, list[Line]]]:
+    """The log refreshed at each look, until the last session of every rank has ended.
+
+    Arguments are those of :func:`follow_alerts`.
+
+    Yields:
+        Rank → all lines of its alerts, read before the log was refreshed: the last look sees every row.
+    """
+    while True:
+        found = all_lines(log.store)
+        log.refresh()
+        yield found
+        if _have_ended(found, log):
             return
         for _ in range(10):
             if stopped():
