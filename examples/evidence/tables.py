@@ -86,7 +86,7 @@ def lds(result: Result) -> str:
     for row in [*result["rows"], *({**row, "method": "ceiling: another seed"} for row in result["ceilings"])]:
         by_method.setdefault(row["method"], {})[row["case"], row["queries"]] = row
     for method, found in by_method.items():
-        lines.append(_row([method, *(_told(found[group]) for group in groups)]))
+        lines.append(_row([method, *(_told(found[g]) if g in found else "–" for g in groups)]))
     check = result["outside"]
     judged = "; ".join(f"{each['case']}: {each['halves']} halves" for each in result["settings"])
     more = (
