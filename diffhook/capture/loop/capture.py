@@ -81,7 +81,7 @@ class Capture:
         self.reasons_for_nothing: Callable[[], str | None] = lambda: None
         self._process = os.getpid()
         self._failures = Failures(settings.strict)
-        self._scaler: GradScaler | None = None
+        self.scaler: GradScaler | None = None  #: by which the loop scales its losses
         self._ranks: Ranks | None = None
         self._succession = Succession()
         self._resumed = False
@@ -144,7 +144,7 @@ class Capture:
         if isinstance(given, nn.Module):
             self.models.add(given)
         elif isinstance(given, GradScaler):
-            self._scaler = given
+            self.scaler = given
         else:
             self._optimizers.add(given)
 
@@ -169,7 +169,7 @@ class Capture:
         ids = self.identity.named(sample_ids, "sample_ids")
         named = None if timesteps is None else named_timesteps(timesteps)
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
-        self.on(events.LossScaled(scale_of(self._scaler), loss_scale))
+        self.on(events.LossScaled(scale_of(self.scaler), loss_scale))
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.
