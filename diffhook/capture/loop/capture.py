@@ -161,7 +161,7 @@ class Capture:
         try:
             yield
         finally:
-            self.shield(lambda: self.on(events.LoaderEnded(object())))
+            self.shield(lambda: self.on(events.LoaderEnded()))
 
     def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
         if self._is_over():
