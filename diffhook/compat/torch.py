@@ -16,15 +16,18 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data.dataloader import _BaseDataLoaderIter as LoaderIterator
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
     "BatchNorm",
+    "LoaderIterator",
     "NormBase",
     "WeakIdKeyDictionary",
     "compiler_is_loaded",
     "every_modules_hook",
+    "fetched_dataset",
     "function_modes",
     "gradient_hooks",
     "has_compiled_call",
@@ -144,6 +147,14 @@ def _taken_off() -> Iterator[TorchFunctionMode]:
     """All modes, uppermost first."""
     for _ in range(function_modes()):
         yield _pop_mode()
+
+
+# ── loaders ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def fetched_dataset(iterator: LoaderIterator) -> Any:
+    """The dataset that a DataLoader's iterator goes over."""
+    return iterator._dataset
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────

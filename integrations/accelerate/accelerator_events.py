@@ -15,6 +15,7 @@ from torch import nn
 
 from diffhook.capture.alerts import Alerts
 from diffhook.capture.loop import Capture, events
+from diffhook.capture.loop.batch_ids import shown_by
 from diffhook.capture.loop.checkpoint import read_state, write_state
 from diffhook.capture.loop.identity import RowIds
 from diffhook.capture.loop.loader_tracker import LoaderTracker
@@ -26,6 +27,7 @@ from diffhook.errors import ConfigurationError
 from diffhook.gradients.sharding import sharded
 from diffhook.integrations.accelerate import loaders, quarantine
 from diffhook.integrations.notify import Trackers
+from diffhook.integrations.torch import fetches
 from diffhook.log.store import Location
 from diffhook.words import brief
 
@@ -83,6 +85,7 @@ class AcceleratorEvents:
         self._deliver = None if deliver is None else weakref.WeakMethod(deliver)
         self._loss_divided_by = loss_divided_by
         self._data = LoaderTracker()
+        self._prepares = False  # the loop trains on batches of prepared loaders
         if not capture.closed:
             self._attach(accelerator, keeper)
 
@@ -97,7 +100,8 @@ class AcceleratorEvents:
         attachment.replace(accelerator, "end_training", before=self._end, after=self._end)
         attachment.hook(self._before_save, accelerator.register_save_state_pre_hook)
         attachment.hook(self._before_load, accelerator.register_load_state_pre_hook)
-        attachment.hook(self._on_batch, loaders.listen)
+        attachment.hook(self._on_prepared, loaders.listen)
+        attachment.hook(self._on_fetched, fetches.listen)
         self._capture.reasons_for_nothing = self.why_nothing
         shield(self._adopt)
 
@@ -161,6 +165,15 @@ class AcceleratorEvents:
 
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
+    def _on_prepared(self, batch: Any, arrival: loaders.Arrival) -> None:
+        self._prepares = True
+        self._on_batch(batch, arrival)
+
+    def _on_fetched(self, batch: Any, dataset: Any) -> None:
+        """Of a loader that was not prepared: some trainers use such loaders only."""
+        if not self._prepares:
+            self._on_batch(batch, loaders.Arrival.untagged(dataset))
+
     def _on_batch(self, batch: Any, arrival: loaders.Arrival) -> None:
         source, steps = arrival.unknown.source, self._capture.session.steps
         if batch is None:
@@ -174,7 +187,7 @@ class AcceleratorEvents:
         origin, waits = arrival.origin(), steps.captured
         found = self._capture.identity.of(batch, origin, waits=waits)
         self._data.received(origin.dataset)
-        self._send(batch, events.BatchReceived(found, batch, source=origin.source))
+        self._send(batch, events.BatchReceived(found, shown_by(batch), source=origin.source))
         named = self._capture.alerts.quarantine and not self._capture.identity.by_index(origin.dataset)
         if named and isinstance(found, RowIds) and origin.rows is not None:
             self._data.note(origin.dataset, found.ids, origin.rows)

@@ -27,6 +27,7 @@ from diffhook.capture.loop.origin import Origin, pack, unpack
 from diffhook.gradients import Guarded, host
 from diffhook.integrations.accelerate.fetching import FetchCheck, Reference, reference
 from diffhook.integrations.accelerate.stand_in import StandIn
+from diffhook.integrations.torch import fetches
 
 
 class Tagged(NamedTuple):
@@ -199,6 +200,11 @@ class Arrival:
     packed: Any
     unknown: Origin
 
+    @classmethod
+    def untagged(cls, dataset: Any) -> Arrival:
+        """Of a batch from a loader that was not prepared, with which nothing has travelled."""
+        return cls(_UNTAGGED, Origin(dataset, kind="no-ids", source=dataset))
+
     @property
     def waits(self) -> bool:
         """Whether an accelerator is waited for to read it."""
@@ -247,7 +253,7 @@ def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Itera
         source = object()
         unknown = guarded(_unknown_origin, loader, source) or Origin(kind="failed", source=source)
         try:
-            for item in iterate(loader):
+            for item in _fetched_for(loader, iterate):
                 batch, packed = item if isinstance(item, Tagged) else (item, _UNTAGGED)
                 for listener in list(listeners):
                     listener(batch, Arrival(packed, unknown))
@@ -258,6 +264,18 @@ def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Itera
                     listener(None, Arrival(_UNTAGGED, unknown))
 
     return untagged
+
+
+def _fetched_for(loader: Any, iterate: Callable[[Any], Iterator[Any]]) -> Iterator[Any]:
+    """What the loader iterates over, while the plain loader within it tells nobody of its batches."""
+    items = iterate(loader)
+    while True:
+        with fetches.by_another():
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item
 
 
 def _unknown_origin(loader: Any, source: object) -> Origin:

@@ -22,6 +22,7 @@ from diffhook.capture.loop.thumbnails import ThumbnailTaker
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
+from tests.integrations.watched import Watched
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified, train
 
 OBJECTIVE = diffhook.DiffusionObjective(SCHEDULER)
@@ -366,3 +367,17 @@ def test_a_step_in_which_tokens_seemed_to_be_samples_is_left_out_and_told_once(
     np.testing.assert_allclose(table["loss"], [events[key].loss for key in keys], rtol=1e-4)
     told = [r for r in caplog.records if "this pass is discarded" in r.message]
     assert len(told) == tokens_first
+
+
+def test_a_pass_that_the_loop_left_early_may_end_within_a_micro_batch_of_another(tmp_path: Path) -> None:
+    loop = Watched(tmp_path / "log").prepare()
+    left = iter(loop.accelerator.prepare(DataLoader(TensorDataset(identified()), 3)))
+    next(left)
+    for (clean,) in loop.loader:
+        batch = loop.batch(clean)
+        loop.note(batch)
+        loss = denoising_losses(loop.model, batch).mean()
+        left = None  # its generator is closed here
+        loop.accelerator.backward(loss)
+        loop.step()
+    loop.assert_rows()

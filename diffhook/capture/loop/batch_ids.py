@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,45 @@ KEYS = (
     "uids", "uid", "__key__",
 )  # fmt: skip
 """Keys under which batches are looked through for ids, the first that fits."""
+
+
+def fields_of(batch: Any) -> Any:
+    """A batch that is an object of the loop's own, as its attributes by name; any other as it is."""
+    if isinstance(batch, Mapping | Sequence | Tensor) or not getattr(batch, "__dict__", None):
+        return batch
+    return vars(batch)
+
+
+def shown_by(batch: Any) -> Any:
+    """What a batch shows of its rows: of an object, its own tensors. What its items hold is no row."""
+    fields = fields_of(batch)
+    if fields is batch:
+        return batch
+    return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+
+def candidates(batch: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What may be ids in a batch, with words for where: values under :data:`KEYS`, in their order; then what
+    objects in a list call themselves by ("batch['items'][…].path"), if there is one such list."""
+    for key in KEYS:
+        if key in batch:
+            yield f"batch[{key!r}]", batch[key]
+    named = [(key, found) for key, values in batch.items() if (found := _called(values)) is not None]
+    if len(named) == 1:
+        key, (name, values) = named[0]
+        yield f"batch[{key!r}][…].{name}", values
+
+
+def _called(values: Any) -> tuple[str, list[str]] | None:
+    """The attribute that names the objects of a list, and each one's."""
+    if not isinstance(values, list | tuple) or not values or not all(hasattr(v, "__dict__") for v in values):
+        return None
+    for name in KEYS:
+        found = [getattr(value, name, None) for value in values]
+        texts = [os.fspath(own) for own in found if isinstance(own, str | os.PathLike)]
+        if len(texts) == len(values) and all(texts):
+            return name, texts
+    return None
 
 
 def leading(batch: Any) -> tuple[int, ...] | None:

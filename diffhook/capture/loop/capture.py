@@ -165,7 +165,7 @@ class Capture:
         try:
             yield
         finally:
-            self.shield(lambda: self.on(events.LoaderEnded(object())))
+            self.shield(lambda: self.on(events.LoaderEnded()))
 
     def _name(self, sample_ids: Any, timesteps: Any, loss_scale: float, batch: Any) -> None:
         if self._is_over():
@@ -173,8 +173,11 @@ class Capture:
         ids = self.identity.named(sample_ids, "sample_ids")
         named = None if timesteps is None else named_timesteps(timesteps)
         self.on(events.BatchReceived(RowIds(ids, "hook.step"), batch, named))
-        scale = self._optimizers.scale() if self.session.steps.captured else 1.0
-        self.on(events.LossScaled(scale, loss_scale))
+        self.on(events.LossScaled(self.scale(), loss_scale))
+
+    def scale(self) -> float:
+        """By what the loop's scaler multiplies losses. Read in captured steps alone, for it waits."""
+        return self._optimizers.scale() if self.session.steps.captured else 1.0
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint that is being written; takes a snapshot, and sees all rows to disk.

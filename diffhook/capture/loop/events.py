@@ -56,7 +56,7 @@ class BatchReceived(Event):
 
 @dataclass(frozen=True)
 class LoaderEnded(Event):
-    """A pass over a loader is over, or the loop has left the batch that it named."""
+    """A pass over a loader is over; without a source, the loop has left the batch that it named."""
 
     source: object | None = None
 

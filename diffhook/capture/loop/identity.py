@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from diffhook.capture.appearance import images_of
-from diffhook.capture.loop.batch_ids import KEYS, as_ids, describe, flat, leading
+from diffhook.capture.loop.batch_ids import as_ids, candidates, describe, fields_of, flat, leading
 from diffhook.capture.loop.dataset_names import DatasetNames
 from diffhook.capture.loop.index_check import IndexCheck
 from diffhook.capture.loop.origin import Origin
@@ -140,6 +140,7 @@ class Identity:
     def _of(self, batch: Any, origin: Origin | None) -> RowIds | Unmatched | None:
         if callable(self._source):
             return self._by_function(self._source, batch, origin)
+        batch = fields_of(batch)
         if self._source is False:
             return self._by_index(batch, origin)
         if self._source:
@@ -178,11 +179,8 @@ class Identity:
         if origin is not None and origin.kind == "contradiction":
             return _unknown(origin)
         lifted: RowIds | Unmatched | None = None
-        for key in KEYS:
-            source = f"batch[{key!r}]"
-            ids = (
-                self._ids(batch[key], leading(batch)) if key in batch and settled in (None, source) else None
-            )
+        for source, values in candidates(batch):
+            ids = self._ids(values, leading(batch)) if settled in (None, source) else None
             lifted = lifted if ids is None else self._lifted(ids, source, batch, origin)
             if isinstance(lifted, RowIds):
                 return lifted
@@ -215,7 +213,7 @@ class Identity:
         """Of batches that lack what earlier ones of their dataset had."""
         if origin is None or id(origin.dataset) not in self._settled:
             return None
-        key = source.removeprefix("batch[").rstrip("]").strip("'\"")
+        key = source.removeprefix("batch[").partition("]")[0].strip("'\"")
         held = describe(batch.get(key)) if isinstance(batch, Mapping) else describe(batch)
         return Unmatched(
             "no-ids",

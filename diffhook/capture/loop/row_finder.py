@@ -50,6 +50,7 @@ class RowFinder:
         self.trace = RowTrace(shield)
         self.last: MicroBatch | Unmatched | None = None  #: the batch that came last
         self._order = FetchOrder()
+        self._source: object | None = None  # of the batch that came last
         self._fit = InputFit()
         self._named = False  # by the loop itself
         self._given_up = False
@@ -75,7 +76,7 @@ class RowFinder:
         """
         self.trace.stop()
         self._order.received(event.source, event.batch)
-        self._named = event.source is None
+        self._source, self._named = event.source, event.source is None
         self._shows = self._given_up = self._stepped = False
         self.unused += captured and not self._named
         if not isinstance(event.ids, RowIds):
@@ -89,13 +90,16 @@ class RowFinder:
             self._note(event.batch, ids, images)
             self.trace.start()
 
-    def ended(self, source: object | None) -> None:
-        """A pass over a loader is over."""
+    def ended(self, source: object | None) -> bool:
+        """A pass over a loader is over. Returns whether the batch that came last was of that pass."""
+        self._order.ended(source)
+        if source is not self._source:
+            return False
         if not self._beyond and self._first_steps <= 0:
             self.rest()
-        self._order.ended(source)
         if not self._given_up:
             self.last = None
+        return True
 
     def give_up(self, reason: Unmatched) -> None:
         """The batch that came last is not to be captured."""

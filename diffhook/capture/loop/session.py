@@ -182,10 +182,10 @@ class Session:
             self.absences.tell("no-backward", None, _IN_A_ROW)
 
     def _loader_ended(self, event: events.LoaderEnded) -> None:
-        self._count_missing_backward()
-        self.abandon()
-        self._settle_unseen_step()
-        self.rows.ended(event.source)
+        if self.rows.ended(event.source):  # a pass that the loop left early ends as garbage, at any time
+            self._count_missing_backward()
+            self.abandon()
+            self._settle_unseen_step()
 
     # ── forward ───────────────────────────────────────────────────────────────────────────────
 

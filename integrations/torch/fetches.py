@@ -1,0 +1,76 @@
+"""Batches as a loop fetches them from its own DataLoaders, which no framework has wrapped.
+
+The iterators of DataLoaders are listened to, and nothing is put in their place: a loop that calls ``next``,
+or makes an iterator for every batch, draws the random numbers that it draws without us.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from diffhook.compat.torch import LoaderIterator, fetched_dataset
+from diffhook.gradients import Guarded
+
+_listeners: list[tuple[Guarded, int]] = []  # and the thread of each
+_originals: list[Any] = []  # LoaderIterator.__next__, while anybody listens
+_within = threading.local()
+
+
+class _Listening:
+    """Has a hook told of fetches until it is removed."""
+
+    def __init__(self, hook: Guarded) -> None:
+        self._hook = hook
+
+    def remove(self) -> None:
+        """With the last one gone, torch's class is as it was."""
+        _listeners[:] = [known for known in _listeners if known[0] is not self._hook]
+        if not _listeners and _originals:
+            LoaderIterator.__next__ = _originals.pop()  # type: ignore[method-assign]
+
+
+def listen(hook: Guarded) -> _Listening:
+    """Have ``hook`` called with (batch, dataset) at every fetch of this thread, and with (None, dataset) at
+    the end of a pass."""
+    if not _originals:
+        _originals.append(LoaderIterator.__next__)
+        LoaderIterator.__next__ = _telling(_originals[0])  # type: ignore
+    _listeners.append((hook, threading.get_ident()))
+    return _Listening(hook)
+
+
+@contextmanager
+def by_another() -> Iterator[None]:
+    """While entered, what is fetched is for another loader, which tells of its batches itself."""
+    before = getattr(_within, "other", False)
+    _within.other = True
+    try:
+        yield
+    finally:
+        _within.other = before
+
+
+def _telling(fetch: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @wraps(fetch)
+    def told(iterator: Any) -> Any:
+        try:
+            batch = fetch(iterator)
+        except StopIteration:
+            _tell(None, iterator)
+            raise
+        _tell(batch, iterator)
+        return batch
+
+    return told
+
+
+def _tell(batch: Any, iterator: Any) -> None:
+    if getattr(_within, "other", False):
+        return
+    for hook, thread in list(_listeners):
+        if thread == threading.get_ident():
+            hook(batch, fetched_dataset(iterator))

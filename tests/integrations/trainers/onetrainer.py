@@ -1,0 +1,84 @@
+"""OneTrainer: no Accelerate, a pipeline of its own, noise by the number of the step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from diffhook.integrations.torch import TorchHook
+from tests.integrations.trainers.trainer import BATCH, Trainer, files
+from tests.runs import SCHEDULER
+
+
+class _Pipeline(IterableDataset[Any]):
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def start_next_epoch(self) -> None:
+        self.epoch += 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        draws = random.Random(self.epoch)
+        batches = []
+        for bucket in files():
+            mixed = draws.sample(bucket, len(bucket))
+            batches += [mixed[start : start + BATCH] for start in range(0, len(mixed), BATCH)]
+        draws.shuffle(batches)
+        for batch in batches:
+            for file in batch:
+                yield {"image_path": file.path, "latent_image": file.latent, "loss_weight": 1.0}
+
+
+class _PipelineLoader(DataLoader[Any]):
+    def __init__(self, dataset: _Pipeline) -> None:
+        super().__init__(dataset, batch_size=BATCH, drop_last=True)
+
+
+class OneTrainer(Trainer):
+    accumulation = 2
+
+    def set_up(self, log: Path | None, checkpoint: Path | None) -> None:
+        self.loader = _PipelineLoader(_Pipeline())
+        self.batches = 0  # that is the trainer's global step
+        self.hook: Any = None
+        if checkpoint is not None:
+            saved = torch.load(checkpoint / "backup.pt")
+            self.trained.load_state_dict(saved["weights"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.batches, self.steps, self.loader.dataset.epoch = saved["progress"]  # type: ignore[attr-defined]
+        if log is not None:
+            options = {"projection_dim": 0, "strict": True, "alerts": ()}
+            watched = self.unet, self.trained, self.optimizer, self.loader
+            self.hook = TorchHook(log, *watched, **options)
+
+    def epoch(self, number: int) -> None:
+        self.loader.dataset.start_next_epoch()  # type: ignore[attr-defined]
+        for batch in self.loader:
+            draws = torch.Generator().manual_seed(self.batches)
+            latents = batch["latent_image"] * 1.0
+            timesteps = torch.randint(0, 1000, (len(latents),), generator=draws)
+            noise = torch.randn(latents.shape, generator=draws)
+            inputs = SCHEDULER.add_noise(latents, noise, timesteps), timesteps, noise
+            self.note(batch["image_path"], *inputs)
+            loss = (self.losses(*inputs) * batch["loss_weight"]).float().mean()
+            (loss / self.accumulation).backward()
+            self.batches += 1
+            if self.batches % self.accumulation == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                self.steps += 1
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir()
+        progress = self.batches, self.steps, self.loader.dataset.epoch  # type: ignore[attr-defined]
+        state = {"weights": self.trained.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({**state, "progress": progress}, folder / "backup.pt")
+
+    def end(self) -> None:
+        if self.hook is not None:
+            self.hook.close()
