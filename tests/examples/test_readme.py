@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from diffusers import DDPMPipeline
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,6 +77,14 @@ def _train(accelerator: Accelerator) -> None:
     accelerator.end_training()
 
 
+def _train_unwatched(out: Path) -> None:
+    """A pipeline, and two checkpoints of its denoiser."""
+    model: Any = unet().model
+    DDPMPipeline(model, SCHEDULER).save_pretrained(out)
+    for step in (10, 20):
+        model.save_pretrained(out / f"checkpoint-{step}" / "unet")
+
+
 def _save(folder: Path, count: int, channels: int) -> None:
     folder.mkdir(parents=True)
     for index, picture in enumerate(images(12)[:count, :channels]):
@@ -116,6 +125,8 @@ def _shell(line: str) -> None:
     if words[0] == "diffhook" and words[1] != "run":
         if "models/sd" in words and not Path("models/sd").exists():
             train_lora(save_stable_diffusion(Path("models/sd")), Path("runs/lora"), projection_dim=64)
+        if "checkpoints" in words:
+            _train_unwatched(Path("out"))
         if "runs/second" in words:
             accelerator = Accelerator()
             DiffHook(accelerator, "runs/second")
@@ -133,6 +144,7 @@ def test_its_blocks_run_in_their_order(workspace: Path) -> None:
     names: dict[str, Any] = {
         "dataset": Pictures(),
         "images": PICTURES[:2],
+        "objective": diffhook.DiffusionObjective(SCHEDULER),
         "noise_scheduler": SCHEDULER,
         "model": model,
         "optimizer": torch.optim.AdamW(model.parameters()),
