@@ -156,7 +156,8 @@ def test_its_blocks_run_in_their_order(workspace: Path) -> None:
     }
     for language, code in BLOCKS:
         if language == "python":
-            _python(code, names)
+            whole = {"dataset": Pictures()} if "from_checkpoints" in code else {}
+            _python(code, {**names, **whole} if whole else names)
         else:
             for line in code.splitlines():
                 _shell(line)
