@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -114,6 +114,16 @@ def _python(code: str, names: dict[str, Any]) -> None:
         _train(names["accelerator"])
 
 
+def _own(code: str) -> dict[str, Any]:
+    """What blocks are given that do not go on from those before them."""
+    if "from_checkpoints" in code:
+        return {"dataset": Pictures()}  # of which nothing is excluded
+    if "Trajectory" in code:
+        pipe = StableDiffusionPipeline.from_pretrained("models/sd")
+        return {"pipe": pipe, "log": diffhook.open_log("runs/lora")}
+    return {}
+
+
 def _shell(line: str) -> None:
     words = shlex.split(line, comments=True)
     if "pip" in words:  # the test command installs; that the extras exist is what is left to see
@@ -156,8 +166,8 @@ def test_its_blocks_run_in_their_order(workspace: Path) -> None:
     }
     for language, code in BLOCKS:
         if language == "python":
-            whole = {"dataset": Pictures()} if "from_checkpoints" in code else {}
-            _python(code, {**names, **whole} if whole else names)
+            own = _own(code)
+            _python(code, {**names, **own} if own else names)
         else:
             for line in code.splitlines():
                 _shell(line)
