@@ -108,6 +108,13 @@ class Captioned:
         return {"pixel_values": self.pixels[index], "input_ids": self.tokens[index]}
 
 
+def lora_run(root: Path) -> Path:
+    """The folder, with a pipeline in it, and the log of a LoRA run on it without any objective."""
+    save_stable_diffusion(root / "pipeline")
+    train_lora(root / "pipeline", root / "log", projection_dim="full")
+    return root
+
+
 def train_lora(pipeline: Path, log: Path, **options: Any) -> nn.Module:
     """Four steps of a text-to-image LoRA loop with the hook attached. Returns the denoiser."""
     pipe = StableDiffusionPipeline.from_pretrained(pipeline)

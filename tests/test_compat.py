@@ -161,6 +161,12 @@ class TestTorch:
             assert "lowest" not in seen[count:]
         assert of_torch.function_modes() == 0
 
+    def test_an_iterator_of_a_loader_tells_its_dataset(self) -> None:
+        data = [torch.zeros(1)] * 3
+        iterator = iter(DataLoader(data))  # type: ignore[arg-type]
+        assert isinstance(iterator, of_torch.LoaderIterator)
+        assert of_torch.fetched_dataset(iterator) is data
+
     def test_the_processes_store_is_the_one_they_met_by(self, tmp_path: Path) -> None:
         script = (
             "import sys, torch.distributed as dist\n"

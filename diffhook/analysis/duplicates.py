@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -113,13 +114,30 @@ def nearest_several(
     """Ids (N,) ascending, and of each sample the k others of highest cosine, (N, k): their positions, and the
     cosines, descending. NaN for a sample without a usable gradient, −∞ where there are fewer others."""
     ids = distinct_samples(table, execution)
+    nearest = partial(_nearest, k=k)
+    index, cosines = compare_units(table, ids, nearest, execution, "comparing samples")
+    return ids, index, cosines
+
+
+def compare_units(
+    table: Table,
+    ids: npt.NDArray[np.int64],
+    nearest: Callable[[str, int, int], tuple[npt.NDArray[Any], ...]],
+    execution: Execution,
+    title: str,
+    tile: int = _TILE,
+) -> tuple[npt.NDArray[Any], ...]:
+    """What ``nearest`` finds of every sample's mean unit gradient among those of all, tile by tile.
+
+    Args:
+        nearest: (file of the units, D, a tile's first sample) → arrays, a row for each sample of the tile.
+    """
     with execution.scratch() as folder:
         path = os.path.join(folder, "units")
         write_units(path, table, ids, execution)
-        tasks = [delayed(_nearest)(path, table.dim, start, k) for start in range(0, len(ids), _TILE)]
-        tiles = execution.compute(delayed(list)(tasks), "comparing samples")
-        index, cosines = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
-    return ids, index, cosines
+        tasks = [delayed(nearest)(path, table.dim, start) for start in range(0, len(ids), tile)]
+        tiles = execution.compute(delayed(list)(tasks), title)
+        return tuple(np.concatenate(parts) for parts in zip(*tiles, strict=True))
 
 
 def write_units(path: str, table: Table, ids: npt.NDArray[np.int64], execution: Execution) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-from dask import delayed
 
-from diffhook.analysis.duplicates import write_units
+from diffhook.analysis.duplicates import compare_units
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.raw_arrays import mapped
@@ -34,19 +33,14 @@ def label_neighbours(
     ids = distinct_samples(table, execution)
     codes: dict[Hashable, int] = {}
     numbered = [codes.setdefault(labels[i], len(codes)) if i in labels else -1 for i in ids.tolist()]
-    known = np.array(numbered, np.int64)
-    with execution.scratch() as folder:
-        path = os.path.join(folder, "units")
-        write_units(path, table, ids, execution)
-        tasks = [delayed(_nearer)(path, table.dim, known, start) for start in range(0, len(ids), _TILE)]
-        tiles = execution.compute(delayed(list)(tasks), "comparing labels")
-    nearer, others = (np.concatenate(parts) for parts in zip(*tiles, strict=True))
+    known = partial(_nearer, labels=np.array(numbered, np.int64))
+    nearer, others = compare_units(table, ids, known, execution, "comparing labels", _TILE)
     texts = [*codes, None]
     return nearer, [texts[code] for code in others.tolist()]
 
 
 def _nearer(
-    path: str, dim: int, labels: npt.NDArray[np.int64], start: int
+    path: str, dim: int, start: int, labels: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     units = mapped(path, np.float32, dim)
     mine = np.asarray(units[start : start + _TILE])

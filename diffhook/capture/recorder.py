@@ -84,15 +84,9 @@ class Recorder:
         if probe is not None:
             config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
         self.writer = LogWriter(
-            location,
-            config,
-            rank=rank,
-            processes=processes,
-            start_step=start_step,
-            after=after,
-            run=run,
+            location, config, rank=rank, processes=processes, start_step=start_step, after=after, run=run,
             strict=strict,
-        )
+        )  # fmt: skip
         self.rank = rank
         self.prober = Prober(
             engine, self.writer.put, self.settle, objective, probe, sharing=sharing, strict=strict

@@ -38,7 +38,7 @@ def listen(hook: Guarded) -> _Listening:
     the end of a pass."""
     if not _originals:
         _originals.append(LoaderIterator.__next__)
-        LoaderIterator.__next__ = _telling(_originals[0])  # type: ignore
+        LoaderIterator.__next__ = _telling(_originals[0])  # type: ignore[method-assign,assignment]
     _listeners.append((hook, threading.get_ident()))
     return _Listening(hook)
 

@@ -14,8 +14,8 @@ from diffhook.analysis.methods import TRAK
 from diffhook.analysis.samples import sample_sums
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.table_writer import TableWriter
+from tests.analysis.formulas import feature, nearest_step, query_direction
 from tests.analysis.synthetic import DIM, SAMPLES, STEPS, Synthetic, config, synthetic
-from tests.analysis.test_methods import _feature, _nearest, _query
 
 TIMES = (100.0, 500.0, 900.0)
 
@@ -38,15 +38,15 @@ def test_errors_on_events_add_the_scatter_of_rows_to_the_queries_jackknife(
             for step in STEPS:
                 mine = [
                     r for r in range(len(made.train))
-                    if columns["sample"][r] == sample and _nearest(columns["step"][r]) == step
+                    if columns["sample"][r] == sample and nearest_step(columns["step"][r]) == step
                 ]  # fmt: skip
                 rate = np.array([columns["lr"][r] * columns["weight"][r] for r in mine])
                 products = np.array([made.train.gradient[r] for r in mine])
-                whole = rate * (products @ _query(made.queries["new"], q, step, "tracin", [0, 1, 2]))
+                whole = rate * (products @ query_direction(made.queries["new"], q, step, "tracin", [0, 1, 2]))
                 variance[q, i] += len(mine) * whole.var(ddof=1)
                 for gone in range(3):
                     kept = [r for r in range(3) if r != gone]
-                    asked = _query(made.queries["new"], q, step, "tracin", kept)
+                    asked = query_direction(made.queries["new"], q, step, "tracin", kept)
                     without[gone] += (rate * (products @ asked)).sum()
             variance[q, i] += np.square(without - without.mean()).sum() * 2 / 3
     assert found.errors is not None
@@ -61,7 +61,7 @@ def test_whitening_lets_through_what_the_leverage_leaves(made: Synthetic) -> Non
     sums = sample_sums(made.log, made.log.train, method, rows.sample_ids, rows.steps, Execution())
     share = method.variance_share(sums, len(STEPS))
     for k, step in enumerate(STEPS):
-        means = np.array([_feature(made.train, s, step, "trak") for s in SAMPLES])
+        means = np.array([feature(made.train, s, step, "trak") for s in SAMPLES])
         gram = means.T @ means
         kernel = np.linalg.inv(gram + 0.1 * np.trace(gram) / DIM * np.eye(DIM))
         assert share[k] == pytest.approx(1 - np.trace(means @ kernel @ means.T) / len(SAMPLES), rel=1e-4)

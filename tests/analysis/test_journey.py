@@ -24,7 +24,7 @@ from diffhook.capture.diffusion import make_scheduler
 from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.errors import ConfigurationError
-from tests.pipelines import save_stable_diffusion, train_lora
+from tests.pipelines import lora_run
 from tests.twins import sample_gradients
 
 GRID = diffhook.Grid(4, replicates=2)
@@ -33,10 +33,7 @@ TEXTS = ["a cat", "the red sea"]
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("lora")
-    save_stable_diffusion(root / "pipeline")
-    train_lora(root / "pipeline", root / "log", projection_dim="full")
-    return root
+    return lora_run(tmp_path_factory.mktemp("lora"))
 
 
 def generated(

@@ -16,164 +16,23 @@ from diffhook.analysis.execution import Execution
 from diffhook.analysis.methods import METHODS, TRAK, find_method, whitening
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError
-from tests.analysis.synthetic import SAMPLES, STEPS, TIMES, Rows, Synthetic, synthetic
+from tests.analysis.formulas import (
+    RIDGE,
+    close,
+    direct,
+    kernel_of,
+    left_out,
+    moment,
+    of_events,
+    query_direction,
+    rows_of_sample,
+)
+from tests.analysis.synthetic import SAMPLES, STEPS, Rows, Synthetic, synthetic
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     return synthetic(tmp_path_factory.mktemp("methods") / "log")
-
-
-UNIT = ("retrac", "das", "whitened-retrac")
-WHITENED = ("trak", "d-trak", "das", "whitened-retrac")
-
-
-def _query(rows: Rows, query: int, step: int, method: str, kept: list[int]) -> np.ndarray:
-    """1/|S| Σ_t of the mean over noise that is kept, for ReTrac over the norm of that over all."""
-    return np.mean(_by_time(rows, query, step, method, kept), axis=0)
-
-
-def _by_time(rows: Rows, query: int, step: int, method: str, kept: list[int]) -> list[np.ndarray]:
-    by_time = []
-    for timestep in TIMES:
-        draws = {
-            seed: gradient for gradient, s, k, t, seed in _each(rows) if (s, k, t) == (query, step, timestep)
-        }
-        mean = np.mean([draws[seed] for seed in kept], axis=0)
-        whole = np.linalg.norm(np.mean(list(draws.values()), axis=0))
-        by_time.append(mean / whole if method in UNIT else mean)
-    return by_time
-
-
-def _each(rows: Rows) -> list[tuple[np.ndarray, int, int, float, int]]:
-    columns = (rows.columns[c].tolist() for c in ("sample", "step", "timestep", "noise_seed"))
-    return list(zip(rows.gradient, *columns, strict=True))
-
-
-def _nearest(step: int) -> int:
-    return min(STEPS, key=lambda k: (abs(k - step), k))
-
-
-def _sample_rows(rows: Rows, sample: int, snapshot: int) -> list[tuple[np.ndarray, float, float]]:
-    """(gradient, lr · weight, weight) of a sample's rows nearest to a snapshot."""
-    lr, weight = rows.columns["lr"].astype(float), rows.columns["weight"].astype(float)
-    return [
-        (gradient, lr[r] * weight[r], weight[r])
-        for r, (gradient, s, step, _, _) in enumerate(_each(rows))
-        if s == sample and _nearest(step) == snapshot
-    ]
-
-
-RIDGE = {"trak": 0.1, "d-trak": 0.1, "das": 0.1, "whitened-retrac": 0.03}
-
-
-def direct(
-    rows: Rows, asked: Rows, method: str, kept: list[int] | None = None, ridge: float | None = None
-) -> np.ndarray:
-    kept = [0, 1, 2] if kept is None else kept
-    ridge = RIDGE.get(method) if ridge is None else ridge
-    scores = np.zeros((4, len(SAMPLES)))
-    for step in STEPS:
-        queries = [_query(asked, q, step, method, kept) for q in range(4)]
-        if method in WHITENED:
-            features = np.zeros((len(SAMPLES), rows.gradient.shape[1]))
-            for i, sample in enumerate(SAMPLES):
-                mine = _sample_rows(rows, sample, step)
-                each = [(g / np.linalg.norm(g) if method in UNIT else g, w) for g, _, w in mine]
-                features[i] = sum(w * g for g, w in each) / sum(w for _, w in each)
-            gram = _moment(rows) if method == "whitened-retrac" else features.T @ features
-            scores += np.array(queries) @ _kernel(gram, ridge) @ features.T / len(STEPS)
-            continue
-        for i, sample in enumerate(SAMPLES):
-            mine = _sample_rows(rows, sample, step)
-            total, rate = sum(rate * g for g, rate, _ in mine), sum(rate for _, rate, _ in mine)
-            for q, asking in enumerate(queries):
-                if method == "tracin":
-                    scores[q, i] += sum(rate * (g @ asking) for g, rate, _ in mine)
-                elif method == "retrac":
-                    scores[q, i] += sum(rate * (g / np.linalg.norm(g) @ asking) for g, rate, _ in mine)
-                else:
-                    cosine = total @ asking / np.linalg.norm(total) / np.linalg.norm(asking)
-                    scores[q, i] += rate * cosine
-    return scores
-
-
-def of_events(rows: Rows, asked: Rows) -> np.ndarray:
-    """Whitened ReTrac of the training's events, each against the queries around the centre next to its
-    timestep, by Gaussian weights as wide as centres are apart."""
-    kernel = _kernel(_moment(rows), RIDGE["whitened-retrac"])
-    centres = np.linspace(min(TIMES), max(TIMES), 8)
-    scores = np.zeros((4, len(SAMPLES)))
-    for step in STEPS:
-        queries = [_by_time(asked, q, step, "whitened-retrac", [0, 1, 2]) for q in range(4)]
-        for i, sample in enumerate(SAMPLES):
-            mine = [
-                (gradient / np.linalg.norm(gradient), timestep)
-                for gradient, s, taken, timestep, _ in _each(rows)
-                if s == sample and _nearest(taken) == step
-            ]
-            for unit, timestep in mine:
-                centre = min(centres, key=lambda c: (abs(c - timestep), c))
-                near = np.exp(-(((np.array(TIMES) - centre) / (centres[1] - centres[0])) ** 2) / 2)
-                for q, by_time in enumerate(queries):
-                    asking = near @ np.array(by_time) / near.sum()
-                    scores[q, i] += asking @ kernel @ unit / len(mine) / len(STEPS)
-    return scores
-
-
-def _moment(rows: Rows) -> np.ndarray:
-    """The mean over all rows of the outer product of the unit gradient with itself."""
-    units = rows.gradient / np.linalg.norm(rows.gradient, axis=1, keepdims=True)
-    return sum(np.outer(unit, unit) for unit in units) / len(units)
-
-
-def _kernel(gram: np.ndarray, ridge: float) -> np.ndarray:
-    return np.linalg.inv(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)))
-
-
-def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
-    """(Q, N) without one replicate on either side; what a method takes from all samples is that of all, but
-    for the second moment of rows, whose change counts to first order."""
-    kept = [r for r in range(3) if r != gone]
-    asked = made.queries["new"]
-    if method not in ("cosine", *WHITENED):
-        return direct(some(made.probe, kept), asked, method, kept)
-    scores = np.zeros((4, len(SAMPLES)))
-    for step in STEPS:
-        whole, left = (
-            np.array([_feature(rows, sample, step, method) for sample in SAMPLES])
-            for rows in (made.probe, some(made.probe, kept))
-        )
-        queries = np.array([_query(asked, q, step, method, kept) for q in range(4)])
-        if method == "cosine":
-            rates = [sum(rate for _, rate, _ in _sample_rows(made.probe, s, step)) for s in SAMPLES]
-            norms = np.linalg.norm(whole, axis=1)
-            units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-            scores += units @ left.T * rates / norms
-        else:
-            gram = _moment(made.probe) if method == "whitened-retrac" else whole.T @ whole
-            kernel = _kernel(gram, RIDGE[method])
-            if method == "whitened-retrac":
-                of_all = np.array([_query(asked, q, step, method, [0, 1, 2]) for q in range(4)])
-                queries = queries - of_all @ kernel @ (_moment(some(made.probe, kept)) - gram)
-            scores += queries @ kernel @ left.T / len(STEPS)
-    return scores
-
-
-def some(rows: Rows, kept: list[int]) -> Rows:
-    """The rows of some replicates, in the place of all."""
-    chosen = np.isin(rows.columns["replicate"], kept)
-    columns = {name: values[chosen] for name, values in rows.columns.items()}
-    return Rows(rows.gradient[chosen], {**columns, "weight": columns["weight"] * 3 / len(kept)})
-
-
-def _feature(rows: Rows, sample: int, step: int, method: str) -> np.ndarray:
-    mine = _sample_rows(rows, sample, step)
-    return np.mean([g / np.linalg.norm(g) if method in UNIT else g for g, _, _ in mine], axis=0)
-
-
-def close(found: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("source", ["train", "probe"])
@@ -209,12 +68,12 @@ def test_many_dimensions_are_whitened_in_blocks(made: Synthetic, monkeypatch: py
         for step in STEPS:
             features, queries = np.zeros((len(SAMPLES), 24)), np.zeros((4, 24))
             for i, sample in enumerate(SAMPLES):
-                mine = [g / np.linalg.norm(g) for g, _, _ in _sample_rows(made.probe, sample, step)]
+                mine = [g / np.linalg.norm(g) for g, _, _ in rows_of_sample(made.probe, sample, step)]
                 features[i] = np.mean(mine, axis=0)
             for q in range(4):
-                queries[q] = _query(made.queries["new"], q, step, "whitened-retrac", [0, 1, 2])
+                queries[q] = query_direction(made.queries["new"], q, step, "whitened-retrac", [0, 1, 2])
             mine, asked = features[:, part], queries[:, part]
-            kernel = _kernel(_moment(made.probe)[part, part], RIDGE["whitened-retrac"])
+            kernel = kernel_of(moment(made.probe)[part, part], RIDGE["whitened-retrac"])
             expected += asked @ kernel @ mine.T / len(STEPS)
     close(diffhook.influence(made.log, "new", source="probe").values, expected)
     tight = diffhook.influence(made.log, "new", source="probe", execution=Execution(memory=512)).values
@@ -228,7 +87,7 @@ def test_of_many_rows_the_second_moment_is_that_of_a_share_of_them(
     """Drawn by their positions: again the same, and near what all rows give."""
     rows, method, table = getattr(made, source), find_method("whitened-retrac"), getattr(made.log, source)
     (whole,) = second_moment.second_moment(table, method, Execution())
-    np.testing.assert_allclose(whole, _moment(rows), atol=1e-6)
+    np.testing.assert_allclose(whole, moment(rows), atol=1e-6)
     monkeypatch.setattr(second_moment, "ROWS", len(rows) * 3 // 4)
     (some,) = second_moment.second_moment(table, method, Execution())
     (again,) = second_moment.second_moment(table, method, Execution(scheduler="synchronous"))
@@ -255,7 +114,7 @@ def test_the_effective_dimension_is_that_of_the_samples_features(made: Synthetic
     for step in STEPS:
         features = []
         for sample in SAMPLES:
-            units = [g / np.linalg.norm(g) for g, _, _ in _sample_rows(made.probe, sample, step)]
+            units = [g / np.linalg.norm(g) for g, _, _ in rows_of_sample(made.probe, sample, step)]
             features.append(np.mean(units, axis=0))
         gram = np.array(features).T @ np.array(features)
         ridge = 0.03 * np.trace(gram) / len(SAMPLES)

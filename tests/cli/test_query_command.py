@@ -25,7 +25,7 @@ from diffhook.cli.query import _objective
 from diffhook.cli.samples import Pictures, to_pixels
 from diffhook.errors import ConfigurationError
 from tests.models import unet
-from tests.pipelines import LORA, SIZE, images, save_stable_diffusion, train_lora
+from tests.pipelines import LORA, SIZE, images, lora_run, train_lora
 from tests.runs import SCHEDULER, train
 from tests.twins import sample_gradients
 
@@ -36,9 +36,7 @@ TEXTS = ["a cat", "the red sea"]
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline, the log of a LoRA run on it without any objective, and images to ask about."""
-    root = tmp_path_factory.mktemp("lora")
-    save_stable_diffusion(root / "pipeline")
-    train_lora(root / "pipeline", root / "log", projection_dim="full")
+    root = lora_run(tmp_path_factory.mktemp("lora"))
     _save(root / "asked", ASKED)
     (root / "asked.txt").write_text("\n".join(TEXTS) + "\n")
     return root

@@ -21,8 +21,8 @@ from diffhook.capture.loop.testing import LoopContract, items, losses_of
 from diffhook.errors import ConfigurationError
 from diffhook.gradients.rules import registry
 from diffhook.gradients.rules.testing import LayerRuleContract
+from tests.analysis.formulas import close, direct
 from tests.analysis.synthetic import synthetic
-from tests.analysis.test_methods import close, direct
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")

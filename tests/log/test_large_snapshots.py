@@ -54,8 +54,13 @@ def test_it_is_of_the_step_at_which_it_was_asked_for_and_is_never_held_whole(tmp
         assert snapshot.parameters() == bytes([snapshot.step]) * (256 * PART)
 
 
-def _assert_left_out(log: Path) -> None:
-    """The snapshot of step 1 was left out, and the training went on: its files hold no mixture."""
+def _assert_left_out(writer: LogWriter, parameters: Parameters, log: Path) -> None:
+    """The snapshot of step 1 was left out, and the training goes on: its files hold no mixture."""
+    writer.flush()
+    parameters.step = 3
+    writer.put("train", make_rows(4, 4))
+    assert writer.snapshot(Snapshot(3, 0.1, 0.1), parameters.content())
+    writer.close()
     found = open_log(log)
     assert [snapshot.step for snapshot in found.snapshots] == [3]
     assert found.snapshots[0].parameters() == bytes([3]) * (4 * PART)
@@ -76,12 +81,7 @@ def test_where_the_disk_hangs_half_way_it_is_left_out(
     assert not writer.snapshot(Snapshot(1, 0.1, 0.1), parameters.content())
     parameters.step = 2
     released.set()
-    writer.flush()
-    parameters.step = 3
-    writer.put("train", make_rows(4, 4))
-    assert writer.snapshot(Snapshot(3, 0.1, 0.1), parameters.content())
-    writer.close()
-    _assert_left_out(tmp_path / "log")
+    _assert_left_out(writer, parameters, tmp_path / "log")
 
 
 def test_where_the_disk_fails_it_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,9 +102,4 @@ def test_where_the_disk_fails_it_is_left_out(tmp_path: Path, monkeypatch: pytest
     assert not writer.snapshot(Snapshot(1, 0.1, 0.1), parameters.content())
     parameters.step = 2
     full.clear()
-    writer.flush()
-    parameters.step = 3
-    writer.put("train", make_rows(4, 4))
-    assert writer.snapshot(Snapshot(3, 0.1, 0.1), parameters.content())
-    writer.close()
-    _assert_left_out(tmp_path / "log")
+    _assert_left_out(writer, parameters, tmp_path / "log")
