@@ -115,27 +115,29 @@ def nearest_several(
     cosines, descending. NaN for a sample without a usable gradient, −∞ where there are fewer others."""
     ids = distinct_samples(table, execution)
     nearest = partial(_nearest, k=k)
-    index, cosines = compare_units(table, ids, nearest, execution, "comparing samples")
+    index, cosines = compare_units(table, ids, nearest, _TILE, execution, "comparing samples")
     return ids, index, cosines
 
 
 def compare_units(
     table: Table,
     ids: npt.NDArray[np.int64],
-    nearest: Callable[[str, int, int], tuple[npt.NDArray[Any], ...]],
+    nearest: Callable[[str, int, int, int], tuple[npt.NDArray[Any], ...]],
+    tile: int,
     execution: Execution,
     title: str,
-    tile: int = _TILE,
 ) -> tuple[npt.NDArray[Any], ...]:
     """What ``nearest`` finds of every sample's mean unit gradient among those of all, tile by tile.
 
     Args:
-        nearest: (file of the units, D, a tile's first sample) → arrays, a row for each sample of the tile.
+        nearest: (file of the units, D, a tile's first sample, ``tile``) → arrays, a row for each sample of
+            the tile.
+        tile: samples of a tile.
     """
     with execution.scratch() as folder:
         path = os.path.join(folder, "units")
         write_units(path, table, ids, execution)
-        tasks = [delayed(nearest)(path, table.dim, start) for start in range(0, len(ids), tile)]
+        tasks = [delayed(nearest)(path, table.dim, start, tile) for start in range(0, len(ids), tile)]
         tiles = execution.compute(delayed(list)(tasks), title)
         return tuple(np.concatenate(parts) for parts in zip(*tiles, strict=True))
 
@@ -163,14 +165,16 @@ class _Units:
         return None
 
 
-def _nearest(path: str, dim: int, start: int, k: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+def _nearest(
+    path: str, dim: int, start: int, tile: int, k: int
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
     """Positions and cosines of the k nearest other samples, for those of one tile; of equals, the lower."""
     units = mapped(path, np.float32, dim)
-    mine = np.asarray(units[start : start + _TILE])
+    mine = np.asarray(units[start : start + tile])
     best = np.full((len(mine), k), -np.inf, np.float32)
     index = np.zeros((len(mine), k), np.intp)
-    for other in range(0, len(units), _TILE):
-        cosines = mine @ np.asarray(units[other : other + _TILE]).T
+    for other in range(0, len(units), tile):
+        cosines = mine @ np.asarray(units[other : other + tile]).T
         if other == start:
             np.fill_diagonal(cosines, -np.inf)
         here, found = _highest(cosines, k)

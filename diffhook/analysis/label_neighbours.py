@@ -34,16 +34,16 @@ def label_neighbours(
     codes: dict[Hashable, int] = {}
     numbered = [codes.setdefault(labels[i], len(codes)) if i in labels else -1 for i in ids.tolist()]
     known = partial(_nearer, labels=np.array(numbered, np.int64))
-    nearer, others = compare_units(table, ids, known, execution, "comparing labels", _TILE)
+    nearer, others = compare_units(table, ids, known, _TILE, execution, "comparing labels")
     texts = [*codes, None]
     return nearer, [texts[code] for code in others.tolist()]
 
 
 def _nearer(
-    path: str, dim: int, start: int, labels: npt.NDArray[np.int64]
+    path: str, dim: int, start: int, tile: int, labels: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     units = mapped(path, np.float32, dim)
-    mine = np.asarray(units[start : start + _TILE])
+    mine = np.asarray(units[start : start + tile])
     own = labels[start : start + len(mine)]
     cosines = (mine @ np.asarray(units).T).astype(np.float64)
     cosines[np.arange(len(mine)), start + np.arange(len(mine))] = -np.inf
