@@ -195,7 +195,7 @@ def test_two_hooks_on_two_models_of_one_loop_leave_in_any_order(tmp_path: Path) 
     models = [TinyDenoiser(), TinyDenoiser()]
     optimizers = [torch.optim.SGD(model.parameters(), 0.1) for model in models]
     before = torch.autograd.backward, torch.Tensor.backward
-    hooks = [TorchHook(tmp_path / str(i), *pair) for i, pair in enumerate(zip(models, optimizers, strict=True))]
+    hooks = [TorchHook(tmp_path / str(i), models[i], optimizers[i]) for i in range(2)]
     clean = identified()[:4]
     batch = clean, torch.randn_like(clean), torch.randint(0, 1000, (4,))
     for _ in range(2):

@@ -72,7 +72,7 @@ class Surrounded:
         return known if isinstance(known, cls) and known._stand_in is found else cls(owner, name)
 
     def add(self, layer: Layer) -> Callable[[], None]:
-        """Call the function within ``layer``, too. Returns how to end that; a call under way goes on in it."""
+        """Call the function within ``layer``, too. Returns how to end that: a call under way stays in it."""
         self._layers.append(layer)
 
         def remove() -> None:
