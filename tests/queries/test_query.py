@@ -16,11 +16,11 @@ from torch.utils.data import TensorDataset
 from transformers import BatchEncoding
 
 import diffhook
-from diffhook.analysis.digest import digest
 from diffhook.capture.noise import noise_seed
 from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import Sketch
+from diffhook.queries.digest import digest
 from tests.models import unet
 from tests.runs import SCHEDULER, TinyDenoiser, identified, train
 
