@@ -11,7 +11,10 @@ import numpy.typing as npt
 from diffhook.analysis.duplicates import compare_units
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
-from diffhook.analysis.raw_arrays import mapped
+from diffhook.analysis.methods import WhitenedReTrac
+from diffhook.analysis.methods.whitening import half_whitened
+from diffhook.analysis.raw_arrays import fill, mapped
+from diffhook.analysis.second_moment import second_moment
 from diffhook.log import Table
 
 _TILE = 1024  # samples against all
@@ -24,8 +27,9 @@ def label_neighbours(
     """(N,) mean cosine with the ten nearest samples of another label, less that with the ten of the same; and
     N labels, that which most of those ten others have.
 
-    Of mean unit gradients over all rows. NaN for a sample without a label, or without a usable gradient, or
-    where its label is the only one.
+    Of mean unit gradients over all rows, whitened as by :class:`~diffhook.analysis.methods.WhitenedReTrac`:
+    what all gradients share says nothing of a label. NaN for a sample without a label, or without a usable
+    gradient, or where its label is the only one.
 
     Args:
         labels: sample id → label.
@@ -34,9 +38,21 @@ def label_neighbours(
     codes: dict[Hashable, int] = {}
     numbered = [codes.setdefault(labels[i], len(codes)) if i in labels else -1 for i in ids.tolist()]
     known = partial(_nearer, labels=np.array(numbered, np.int64))
-    nearer, others = compare_units(table, ids, known, _TILE, execution, "comparing labels")
+    whiten = partial(_whiten, table=table, execution=execution)
+    nearer, others = compare_units(table, ids, known, _TILE, execution, "comparing labels", whiten)
     texts = [*codes, None]
     return nearer, [texts[code] for code in others.tolist()]
+
+
+def _whiten(path: str, table: Table, execution: Execution) -> None:
+    """The units of a file, in place; they keep their length."""
+    method = WhitenedReTrac()
+    moment = second_moment(table, method, execution)
+    units = mapped(path, np.float32, table.dim)
+    for start in range(0, len(units), _TILE):
+        vectors = half_whitened(np.asarray(units[start : start + _TILE], np.float64), moment, method.ridge)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        fill(path, start, (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32))
 
 
 def _nearer(
