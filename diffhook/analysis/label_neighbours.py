@@ -23,9 +23,9 @@ _NEAREST = 10
 
 def label_neighbours(
     table: Table, labels: Mapping[int, Hashable], execution: Execution
-) -> tuple[npt.NDArray[np.float64], list[Hashable]]:
-    """(N,) mean cosine with the ten nearest samples of another label, less that with the ten of the same; and
-    N labels, that which most of those ten others have.
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], list[Hashable]]:
+    """(N,) ids, ascending; (N,) mean cosine with the ten nearest samples of another label, less that with the
+    ten of the same; and N labels, that which most of those ten others have.
 
     Of mean unit gradients over all rows, whitened as by :class:`~diffhook.analysis.methods.WhitenedReTrac`:
     what all gradients share says nothing of a label. NaN for a sample without a label, or without a usable
@@ -41,7 +41,7 @@ def label_neighbours(
     whiten = partial(_whiten, table=table, execution=execution)
     nearer, others = compare_units(table, ids, known, _TILE, execution, "comparing labels", whiten)
     texts = [*codes, None]
-    return nearer, [texts[code] for code in others.tolist()]
+    return ids, nearer, [texts[code] for code in others.tolist()]
 
 
 def _whiten(path: str, table: Table, execution: Execution) -> None:

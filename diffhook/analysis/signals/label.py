@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.class_names import class_names
-from diffhook.analysis.fisher import combined
+from diffhook.analysis.fisher import combined, log10_tail
 from diffhook.analysis.label_neighbours import label_neighbours
 from diffhook.analysis.ranking import Labels
 from diffhook.analysis.reason import Reason
 from diffhook.analysis.signals.signal import PAIRWISE, Floats, Found, Signal, View, register
+from diffhook.log import Table
 from diffhook.words import one_line
 
 _FAR = 2.5  # −log10 of a probability: of a wrong label, which few samples have
@@ -40,13 +41,12 @@ class Label(Signal):
     meaning = "loss under the sample's own label or caption against that under others, and neighbours' labels"
 
     def look(self, view: View) -> Found | None:
-        losses, neighbours = _Losses.read(view), None
+        losses = _Losses.read(view)
         labels = view.labels
         if labels is None and losses is not None and len(view.sample_ids) <= PAIRWISE:
             labels = losses.labels(view)
-        if labels and view.table.dim:
-            neighbours = label_neighbours(view.table, labels, view.execution)
-        evidence = [*([losses.contrasts] if losses else []), *([neighbours[0]] if neighbours else [])]
+        neighbours = _neighbours(view, labels or {}, view.table if losses is None else view.log.probe)
+        evidence = [each[0] for each in (losses, neighbours) if each is not None]
         if not evidence:
             return None
         scores = _joined(evidence)
@@ -69,8 +69,30 @@ def _log_odds(values: Floats) -> float:
     return float(np.log(right / (1 - right)))
 
 
-@dataclass(frozen=True)
-class _Losses:
+class _Neighbours(NamedTuple):
+    """What :func:`label_neighbours` says of N samples.
+
+    Attributes:
+        nearer: (N,) NaN where it knows nothing.
+        others: N labels; None where it knows none.
+    """
+
+    nearer: Floats
+    others: list[Hashable]
+
+
+def _neighbours(view: View, labels: Mapping[int, Hashable], table: Table) -> _Neighbours | None:
+    """None without labels or projections."""
+    if not labels or not table.dim:
+        return None
+    ids, nearer, others = label_neighbours(table, labels, view.execution)
+    place = {sample: i for i, sample in enumerate(ids.tolist())}
+    at = [place.get(sample, -1) for sample in view.sample_ids.tolist()]
+    found = np.where(np.array(at) < 0, np.nan, nearer[at])
+    return _Neighbours(found, [None if i < 0 else others[i] for i in at])
+
+
+class _Losses(NamedTuple):
     """What probes say that tried other labels or captions.
 
     Attributes:
@@ -114,43 +136,46 @@ class _Words:
         view: View,
         labels: Mapping[int, Hashable],
         losses: _Losses | None,
-        neighbours: tuple[Floats, list[Hashable]] | None,
+        neighbours: _Neighbours | None,
     ) -> None:
         ids = view.sample_ids.tolist()
         self._losses = losses
         self._class: Callable[[int], str] = str
+        self._louder = np.zeros(len(ids), bool)
         if losses is not None:
             self._class = class_names(dict(zip(ids, losses.own.tolist(), strict=True)), view.labels, view.log)
+            self._louder = log10_tail(losses.contrasts) < (log10_tail(neighbours.nearer) if neighbours else 0)
         quoted = view.labels is not None
 
         def text(label: Hashable) -> str:
             return f"'{one_line(str(label))}'" if quoted else self._class(int(str(label)))
 
-        self.own = [text(labels[i]) if i in labels else "" for i in ids]
-        others = [None] * len(ids) if neighbours is None else neighbours[1]
-        self.nearer = ["" if other is None else text(other) for other in others]
+        self._own = [text(labels[i]) if i in labels else "" for i in ids]
+        others = neighbours.others if neighbours else [None] * len(ids)
+        self._nearer = ["" if other is None else text(other) for other in others]
 
     def labels(self) -> Labels | None:
         """None of captions."""
-        if not any(self.own):
+        if not any(self._own):
             return None
-        return Labels(tuple(self.own), tuple(self.better(i) for i in range(len(self.own))))
-
-    def better(self, i: int) -> str:
-        """The label that fits better, "" where nothing says which."""
-        return self.nearer[i] or (self._by_loss(i) if self._losses is not None else "")
+        return Labels(tuple(self._own), tuple(self._better(i) for i in range(len(self._own))))
 
     def reason(self, i: int) -> Reason:
         said = []
         if self._losses is not None and self._losses.contrasts[i] > 0:
             less = f"loss {1 - np.exp(-self._losses.contrasts[i]):.0%} less"
-            said.append(f"the model fits {self._by_loss(i) or 'another label or caption'} better ({less})")
-        if self.nearer[i]:
-            said.append(f"its gradients are near those of {self.nearer[i]}")
-        labelled = f"labelled {self.own[i]}; " if self.own[i] else ""
-        return Reason(labelled + ", and ".join(said), "wrong label", f"rather {self.better(i) or 'another'}?")
+            said.append(f"the model fits {self._fitting(i) or 'another label or caption'} better ({less})")
+        if self._nearer[i]:
+            said.append(f"its gradients are near those of {self._nearer[i]}")
+        labelled = f"labelled {self._own[i]}; " if self._own[i] else ""
+        brief = f"rather {self._better(i) or 'another'}?"
+        return Reason(labelled + ", and ".join(said), "wrong label", brief)
 
-    def _by_loss(self, i: int) -> str:
-        assert self._losses is not None
-        number = int(self._losses.better[i])
+    def _better(self, i: int) -> str:
+        """The label that fits better, by what speaks louder; "" where nothing says which."""
+        by_loss, near = self._fitting(i), self._nearer[i]
+        return (by_loss or near) if self._louder[i] else (near or by_loss)
+
+    def _fitting(self, i: int) -> str:
+        number = -1 if self._losses is None else int(self._losses.better[i])
         return self._class(number) if number >= 0 else ""
