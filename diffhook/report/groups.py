@@ -44,4 +44,4 @@ def closeness(ranking: Ranking, group: list[int]) -> str:
     if "near copy" not in kinds:
         return "identical"
     apart = ranking.parts.get("duplicate", np.full(len(ranking), np.nan))[group]
-    return f"the next is {np.exp(np.nanmax(apart)):.1f} × as far" if np.isfinite(apart).any() else ""
+    return f"next nearest {np.exp(np.nanmax(apart)):.1f} × as far" if np.isfinite(apart).any() else ""

@@ -17,7 +17,7 @@ class Doubts {
 
   of(i) {
     const made = this.made.get(i) ?? this.make(i);
-    made.prepend(this.tiles.of(i));
+    made.querySelector("ol").replaceChildren(this.tiles.of(i));
     return made;
   }
 

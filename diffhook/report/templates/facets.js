@@ -1,5 +1,5 @@
-// Narrows the samples down: of one facet any value, of several all. A value's name chooses it alone, its checkbox
-// adds it to the others. Counts are of what the other facets leave.
+// Narrows the samples down: of one facet any value, of several all. A value's name chooses it alone, with Alt all but
+// it; its checkbox adds it to the others. Counts are of what the other facets leave.
 class Facet {
   constructor({ name, of }) {
     Object.assign(this, { name, of, frame: document.getElementById(`facet-${name}`) });
@@ -9,7 +9,10 @@ class Facet {
     this.frame.addEventListener("change", () => this.narrow());
     this.frame.addEventListener("click", (event) => {
       const value = this.values.indexOf(event.target.closest(".value"));
-      if (value >= 0) this.pick(value, event.shiftKey || event.ctrlKey || event.metaKey);
+      if (value < 0) return;
+      if (event.altKey) this.choose((other) => other !== value);
+      else if (event.shiftKey || event.ctrlKey || event.metaKey) this.choose((other) => this.boxes[other].checked !== (other === value));
+      else this.pick(value);
     });
     filters.watch(() => this.count());
     this.narrow(); // a browser keeps ticks over a reload
@@ -19,13 +22,14 @@ class Facet {
     return this.boxes.flatMap((box, value) => (box.checked ? [value] : []));
   }
 
-  // What alone is chosen already is let go.
-  pick(value, also = false) {
+  // It alone; what alone is chosen already is let go.
+  pick(value) {
     const only = this.chosen.length === 1 && this.boxes[value].checked;
-    this.boxes.forEach((box, other) => {
-      if (other === value) box.checked = also ? !box.checked : !only;
-      else if (!also) box.checked = false;
-    });
+    this.choose((other) => other === value && !only);
+  }
+
+  choose(keep) {
+    this.boxes.forEach((box, value) => { box.checked = keep(value); });
     this.narrow();
   }
 

@@ -75,7 +75,7 @@ class SelectionBar {
   tell() {
     const many = excluded.names().length;
     const told = `${many.toLocaleString("en")} ${many === 1 ? "sample" : "samples"} selected`;
-    this.find("selection-count").textContent = many ? told : "Select what the next run should leave out";
+    this.find("selection-count").textContent = many ? told : "Nothing selected";
     for (const name of ["select-none", "copy", "download"]) this.find(name).disabled = !many;
     this.find("undo").disabled = !excluded.past.length;
     this.bar.classList.toggle("active", many > 0);
