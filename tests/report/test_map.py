@@ -235,6 +235,8 @@ def test_counts_are_of_what_all_else_leaves(page_map: Map) -> None:
     left = points[:, 0] < points[:, 0].mean().round()
     assert page_map.shown() == page_map.ids(both & left)
     assert _counts(tab, "reason")["high norm"] == (both & left).sum()
+    tab.get_by_role("button", name="Filtered by alert: show all").click()
+    assert page_map.shown() == page_map.ids(fit & left)
 
 
 def test_samples_without_pictures_are_dots_and_can_be_marked(browser: Any, tmp_path: Path) -> None:

@@ -35,8 +35,6 @@ from tests.report.logs import CONFIG, QUERIES, SUMMARY, photographs, write_log, 
 
 NONE = Thumbnails(None)
 VALUES = re.compile(r'class="value"[^>]*>([^<]+)<.*?class="number">(\d+)<')
-    r'class="value"[^>]*>([^<]+)</button><span class="done"></span><span class="number">(\d+)<'
-)
 
 
 def test_it_stays_under_5_megabytes_and_names_no_address(page_file: Path) -> None:

@@ -53,6 +53,27 @@ class Facet {
   }
 }
 const facets = new Map((table?.facets ?? []).map((facet) => [facet.name, new Facet(facet)]));
+
+// Says above the gallery what else than the reason narrows it down, and lets go of it.
+class Widening {
+  constructor(button) {
+    this.button = button;
+    button.addEventListener("click", () => this.others.forEach((facet) => facet.choose(() => false)));
+    filters.watch(() => this.tell());
+  }
+
+  get others() {
+    return [...facets.values()].filter(({ name, chosen }) => name !== "reason" && chosen.length);
+  }
+
+  tell() {
+    const names = this.others.map(({ frame }) => frame.querySelector("legend").textContent.toLowerCase());
+    this.button.hidden = names.length === 0;
+    this.button.textContent = `Filtered by ${names.join(" and ")}: show all`;
+  }
+}
+if (table) new Widening(document.getElementById("widen"));
+
 const facetList = document.getElementById("facets");
 if (facetList) {
   facetList.hidden = false;
