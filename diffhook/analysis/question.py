@@ -74,7 +74,7 @@ class Question:
 
     def _digest(self) -> str | None:
         """None where the description of the objective does not say all that it does."""
-        if not getattr(self.objective, "self_contained", False):
+        if not self.objective.self_contained:
             return None
         trained = (self.model, describe_adapters(self.model))  # an adapter's scale is no parameter
         divided = ["preconditioned", self.preconditioned] if self.preconditioned else []

@@ -20,8 +20,8 @@ import diffhook
 from diffhook.capture import Grid
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.testing import CONFIG, make_rows
 from tests.log.faults import FaultyStore, fails, sound
-from tests.log.test_log import CONFIG, make_rows
 from tests.runs import TinyDenoiser, identified, probed, train
 from tests.waiting import wait_until
 
