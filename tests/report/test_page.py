@@ -215,7 +215,7 @@ def test_reasons_are_filtered_by_kind_shown_in_brief_and_told_in_a_sentence(log:
     explorer = Explorer.make(log, ranking, None, "train", None, Execution())
     drawn = outliers_part(ranking, NONE, explorer=explorer)
     assert drawn is not None
-    facet = re.search(r'<fieldset id="facet-reason">.*?</fieldset>', drawn.html, re.DOTALL)
+    facet = re.search(r'<fieldset id="facet-reason".*?</fieldset>', drawn.html, re.DOTALL)
     assert facet is not None
     offered = VALUES.findall(facet[0])
     assert {"high norm", "not finite", "none"} <= {kind for kind, _ in offered}

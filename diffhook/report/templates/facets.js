@@ -1,5 +1,5 @@
-// Narrows the samples down: of one facet any value, of several all. A value's name chooses it alone, with Alt all but
-// it; its checkbox adds it to the others. Counts are of what the other facets leave.
+// Narrows the samples down: of one facet any value, of several all. A value's name chooses it alone, its checkbox adds
+// it to the others. Counts are of what the other facets leave.
 class Facet {
   constructor({ name, of }) {
     Object.assign(this, { name, of, frame: document.getElementById(`facet-${name}`) });
@@ -10,10 +10,11 @@ class Facet {
     this.frame.addEventListener("click", (event) => {
       const value = this.values.indexOf(event.target.closest(".value"));
       if (value < 0) return;
-      if (event.altKey) this.choose((other) => other !== value);
-      else if (event.shiftKey || event.ctrlKey || event.metaKey) this.choose((other) => this.boxes[other].checked !== (other === value));
+      if (event.shiftKey || event.ctrlKey || event.metaKey) this.choose((other) => this.boxes[other].checked !== (other === value));
       else this.pick(value);
     });
+    this.invert = this.frame.querySelector(".invert");
+    this.invert.addEventListener("click", () => this.choose((value) => !this.boxes[value].checked));
     filters.watch(() => this.count());
     this.narrow(); // a browser keeps ticks over a reload
   }
@@ -36,6 +37,7 @@ class Facet {
   narrow() {
     const chosen = this.boxes.map((box) => box.checked);
     this.values.forEach((value, n) => value.setAttribute("aria-pressed", chosen[n]));
+    this.invert.hidden = !chosen.some(Boolean);
     const keep = (values) => (values.some((value) => chosen[value]) ? 1 : 0);
     filters.set(this.name, chosen.some(Boolean) ? Uint8Array.from(this.of, keep) : null);
     this.frame.dispatchEvent(new CustomEvent("narrowed", { bubbles: true }));
@@ -53,26 +55,6 @@ class Facet {
   }
 }
 const facets = new Map((table?.facets ?? []).map((facet) => [facet.name, new Facet(facet)]));
-
-// Says above the gallery what else than the reason narrows it down, and lets go of it.
-class Widening {
-  constructor(button) {
-    this.button = button;
-    button.addEventListener("click", () => this.others.forEach((facet) => facet.choose(() => false)));
-    filters.watch(() => this.tell());
-  }
-
-  get others() {
-    return [...facets.values()].filter(({ name, chosen }) => name !== "reason" && chosen.length);
-  }
-
-  tell() {
-    const names = this.others.map(({ frame }) => frame.querySelector("legend").textContent.toLowerCase());
-    this.button.hidden = names.length === 0;
-    this.button.textContent = `Filtered by ${names.join(" and ")}: show all`;
-  }
-}
-if (table) new Widening(document.getElementById("widen"));
 
 const facetList = document.getElementById("facets");
 if (facetList) {
