@@ -73,7 +73,7 @@ def _nearer(
 
 def _label_of_most(cosines: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """(rows,) the label of most of the nearest; −1 where none is finite."""
-    nearest = np.argsort(-cosines, axis=1)[:, :_NEAREST]
+    nearest = _nearest(cosines)
     finite = np.isfinite(np.take_along_axis(cosines, nearest, 1))
     numbers = [each[known] for each, known in zip(labels[nearest], finite, strict=True)]
     return np.array([np.bincount(each).argmax() if len(each) else -1 for each in numbers], np.int64)
@@ -81,8 +81,14 @@ def _label_of_most(cosines: npt.NDArray[np.float64], labels: npt.NDArray[np.int6
 
 def _mean_nearest(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(rows,) mean of the highest finite ones; NaN where there is none."""
-    nearest = -np.sort(-cosines, axis=1)[:, :_NEAREST]
+    nearest = np.take_along_axis(cosines, _nearest(cosines), 1)
     finite = np.isfinite(nearest)
     count = finite.sum(1)
     total = np.where(finite, nearest, 0.0).sum(1)
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def _nearest(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """(rows, _NEAREST or all) columns of the highest, in any order."""
+    last = min(_NEAREST, cosines.shape[1]) - 1
+    return np.argpartition(-cosines, last, axis=1)[:, : last + 1]

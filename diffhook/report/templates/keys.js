@@ -6,6 +6,7 @@ class Keys {
     this.sheet.addEventListener("pointerover", (event) => { this.pointed = event.target.closest("li.tile"); });
     this.sheet.addEventListener("pointerleave", () => { this.pointed = null; });
     frame.addEventListener("keydown", (event) => this.press(event));
+    document.getElementById("keyboard").hidden = false;
   }
 
   press(event) {
