@@ -90,7 +90,7 @@ class Gallery {
     const button = (name, hidden, text) => Object.assign(document.getElementById(name), { hidden, textContent: text });
     const spare = this.view?.spare ? this.view.spare(this.items).length : 0;
     button("select-all", Boolean(this.view?.spare), `Select all found (${this.found.length.toLocaleString("en")})`);
-    button("keep-one", !this.view?.spare, `Keep one of each group (select ${spare.toLocaleString("en")})`);
+    button("keep-one", !this.view?.spare, `Keep one of each (select ${spare.toLocaleString("en")})`);
     document.getElementById("gallery-empty").hidden = this.found.length > 0;
   }
 

@@ -23,6 +23,7 @@ class SelectionBar {
     for (const name of ["select-none", "copy", "download"]) this.find(name).disabled = !many;
     this.find("undo").disabled = !excluded.past.length;
     this.bar.classList.toggle("active", many > 0);
+    this.find("next-run").hidden = !many;
   }
 
   async copy() {
