@@ -29,7 +29,7 @@ class Groups {
   make(members) {
     const made = this.blank.content.firstElementChild.cloneNode(true);
     made.querySelector(".closeness").textContent = this.closeness.get(members);
-    made.querySelector(".keep").addEventListener("click", () => excluded.toggle(members.slice(1)));
+    made.querySelector(".keep").addEventListener("click", () => this.keep(members));
     this.made.set(members, made);
     return made;
   }
@@ -37,8 +37,17 @@ class Groups {
   tell(members) {
     const button = this.made.get(members)?.querySelector(".keep");
     if (!button) return;
-    const done = members.slice(1).every((i) => excluded.has(i));
-    button.textContent = done ? "Keep all" : members.length > 2 ? `Keep the first of ${members.length.toLocaleString("en")}` : "Keep the first";
+    button.textContent = this.done(members) ? "Keep all" : members.length > 2 ? `Keep the first of ${members.length.toLocaleString("en")}` : "Keep the first";
+  }
+
+  done(members) {
+    return members.slice(1).every((i) => excluded.has(i));
+  }
+
+  // The first alone; then, at a second click, all.
+  keep(members) {
+    if (this.done(members)) excluded.set(members, false);
+    else excluded.set(members.slice(1), true);
   }
 
   spare(groups) {
