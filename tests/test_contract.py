@@ -49,7 +49,7 @@ def test_a_name_is_one_classs_own() -> None:
 
         @methods.register
         class Other(methods.Method):
-            name, title, formula, source = "retrac", "mine", "Σ", "here"
+            name, title, formula, reference = "retrac", "mine", "Σ", "here"
 
     assert isinstance(methods.METHODS["retrac"], methods.ReTrac)
 

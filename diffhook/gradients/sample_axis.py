@@ -16,7 +16,7 @@ def leading_axis(values: Iterable[Any]) -> int | None:
     return next((v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() > 0), None)
 
 
-class Layout:
+class AxisLayout:
     """The operations of a forward whose results have something else than samples in front.
 
     Learned from shapes, and by the check of separability; it holds for later batches, where a first axis
@@ -49,7 +49,7 @@ class SampleAxis:
         batch: number of samples B, once the model has been called.
     """
 
-    def __init__(self, layout: Layout, check: SeparabilityCheck | None) -> None:
+    def __init__(self, layout: AxisLayout, check: SeparabilityCheck | None) -> None:
         self.batch: int | None = None
         self._layout = layout
         self._check = check
