@@ -14,7 +14,7 @@ from diffhook.errors import ConfigurationError
 WHOLE = {
     methods.register: (
         methods.Method,
-        {"name": "late", "title": "late rows", "formula": "Σ_r", "source": "here"},
+        {"name": "late", "title": "late rows", "formula": "Σ_r", "reference": "here"},
     ),
     signals.register: (
         Signal,

@@ -129,9 +129,7 @@ class LogWriter:
             LogError: it cannot be read, or not yet.
         """
         if self._sessions is None:
-            raise LogUnavailableError(
-                f"{files.describe(self.store)} is not available yet; still waiting for it"
-            )
+            raise LogUnavailableError(f"{files.describe(self.store)} is not available yet")
         store = files.open_store(self._location, read_only=True)  # not what waits to be published
         return RunLog(store, self._location, sessions=self._sessions)
 
