@@ -1,4 +1,4 @@
-"""Which samples are broken, mislabelled, or pull the model alone."""
+"""Which samples are broken, mislabelled, or move the model by themselves."""
 
 from __future__ import annotations
 

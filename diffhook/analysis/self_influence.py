@@ -1,4 +1,4 @@
-"""Self-influence: how much a sample pulls the model by itself."""
+"""Self-influence: how much a sample moves the model by itself."""
 
 from __future__ import annotations
 

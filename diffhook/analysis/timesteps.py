@@ -57,7 +57,7 @@ def influence_by_timestep(
     check_query_name(queries)
     log = as_log(log)
     prepared = prepare(log, queries, method, source, execution)
-    source_table(log, prepared.source)  # raises where there are but sums over timesteps
+    source_table(log, prepared.source)  # raises for a log of sums over timesteps
     asked = np.asarray(sample_ids, np.int64)
     count = len(prepared.query_ids)
     if bins < 1:

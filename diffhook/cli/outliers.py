@@ -83,5 +83,5 @@ def _ranking(log: RunLog, args: argparse.Namespace) -> Ranking:
 
 def _reading(by: str) -> str:
     if by.startswith("self-"):
-        return "High: the sample pulls the model by itself."
+        return "High: the sample moves the model by itself."
     return "Sum over the signals of −log10 of the chance of so high a value (Fisher's method)."

@@ -208,7 +208,7 @@ class Backlog:
 
     @property
     def trouble(self) -> str:
-        """Why it does not come on, in words."""
+        """Why writing is stalled, in words."""
         return f"it fails: {self._trouble}" if self._trouble is not None else "it hangs"
 
     @property

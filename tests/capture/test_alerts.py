@@ -178,7 +178,7 @@ def test_a_sample_that_is_a_bit_too_hard_every_time_is_found() -> None:
     others = 0.003 * 32 * len(run)
     assert len(named) - named.count(17) < others, "samples of no fault are named"
     first = next(a for a in alarms(RepeatedOffender(), run) if a.samples == [17])
-    assert re.search(r"sample 17 keeps pulling hard: on its last [2-8] visits only", first.message)
+    assert re.search(r"sample 17 keeps having large gradients: on its last [2-8] visits only", first.message)
 
 
 def test_visits_that_have_named_a_sample_do_not_name_it_again() -> None:

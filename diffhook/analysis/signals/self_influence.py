@@ -1,4 +1,4 @@
-"""Self-influence: samples that pull the model by themselves."""
+"""Self-influence: samples that move the model by themselves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TracInSelfInfluence(_SelfInfluence):
     title = "TracIn self-influence"
     meaning = "TracIn self-influence"
     method = "tracin"
-    words = "pulls the model by itself (TracIn self-influence)"
+    words = "moves the model by itself (TracIn self-influence)"
 
 
 @register

@@ -11,4 +11,4 @@ class NormOutlier(Outlier):
     kind = "norm-outlier"
 
     column = "grad_norm"
-    words = "pulls {:.1f} times as hard as is usual"
+    words = "has a gradient norm {:.1f} times the typical one"

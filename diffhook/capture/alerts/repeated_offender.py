@@ -66,6 +66,6 @@ class RepeatedOffender(Detector):
                 int(index),
                 float(joint[index]),
                 level,
-                f"{self.who(sample)} keeps pulling hard: on its last {count} visits only "
-                f"{typical:.1%} of other samples pulled harder at such timesteps, on average",
+                f"{self.who(sample)} keeps having large gradients: on its last {count} visits only "
+                f"{typical:.1%} of other samples had larger ones at such timesteps, on average",
             )
