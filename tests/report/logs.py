@@ -146,5 +146,5 @@ def _alert(step: int, samples: list[int]) -> dict[str, Any]:
         "timestep": 36.0,
         "value": 5.1,
         "threshold": 4.0,
-        "message": f"sample {samples[0]} has a gradient norm 6.6 times the typical one near timestep 36 <now>",
+        "message": f"sample {samples[0]} has 6.6 times the typical gradient norm near timestep 36 <now>",
     }

@@ -11,4 +11,4 @@ class NormOutlier(Outlier):
     kind = "norm-outlier"
 
     column = "grad_norm"
-    words = "has a gradient norm {:.1f} times the typical one"
+    words = "has {:.1f} times the typical gradient norm"
