@@ -41,8 +41,9 @@ def _uniform(statistics: Values) -> str:
 class ReferenceStatistics:
     """What statistics are usual, learned from some samples of which a few may be broken.
 
-    A sample's statistics are set against the median, scaled by the spread on the same side of it, and together
-    as Mahalanobis's distance under the correlation of deviations clipped at 3, which broken samples cannot bend.
+    A sample's statistics are set against the median, scaled by the spread on the same side of it, and
+    together as Mahalanobis's distance under the correlation of deviations clipped at 3, which broken samples
+    cannot bend.
 
     Args:
         seen: (rows, 3) of :func:`on_scale`, all finite.

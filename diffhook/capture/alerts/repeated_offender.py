@@ -19,7 +19,7 @@ _SAMPLES = 1 << 20  # remembered by each process
 
 @register
 class RepeatedOffender(Detector):
-    """Names samples whose gradients are large on visit after visit, though perhaps never so that one visit tells.
+    """Names samples whose gradients are large visit after visit, though one visit may never tell.
 
     The surprises of a sample's last visits, −log of the share of rows that deviate further at such
     timesteps, are summed (Fisher's method). Were visits independent, the sum would have a Gamma
