@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from PIL import Image
@@ -37,17 +37,21 @@ class Atlas:
     places: dict[int, int]
 
 
-def make_atlas(images: Images | None, samples: Iterable[int]) -> Atlas | None:
-    """The pictures of these samples; None where there is none. One that cannot be read is left out."""
+def small_pictures(images: Images | None, samples: Iterable[int]) -> dict[int, Image.Image]:
+    """Sample id → its picture in RGBA, so small that all fit into a sheet; of those that can be read."""
     if images is None:
-        return None
+        return {}
     ids = list(samples)
     room = min(max(math.isqrt(_PIXELS // max(len(ids), 1)) // _STEP * _STEP, _SMALLEST), _LARGEST)
-    found = {sample: small for sample in ids if (small := _small(images, sample, room)) is not None}
+    return {sample: small for sample in ids if (small := _small(images, sample, room)) is not None}
+
+
+def make_atlas(found: Mapping[int, Image.Image]) -> Atlas | None:
+    """Of :func:`small_pictures`; None where there is none."""
     if not found:
         return None
     longest = max(max(picture.size) for picture in found.values())
-    cell = min(-(-max(longest, _SMALLEST) // _STEP) * _STEP, room)
+    cell = -(-max(longest, _SMALLEST) // _STEP) * _STEP
     columns = math.ceil(math.sqrt(len(found)))
     sheet = Image.new("RGBA", (columns * cell, -(-len(found) // columns) * cell))
     for number, picture in enumerate(found.values()):

@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import count, product
 from typing import Any
 
@@ -23,11 +22,12 @@ from diffhook.console import progress_bar
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog
 from diffhook.log.samples import sample_words, short_names, split_id
-from diffhook.report.atlas import Atlas, make_atlas
+from diffhook.report.atlas import Atlas, make_atlas, small_pictures
 from diffhook.report.doubts import Doubts, find_doubts
 from diffhook.report.facets import Facet, facets_of
-from diffhook.report.groups import COPIES, closeness, copy_groups
+from diffhook.report.groups import COPIES, CopyGroup, compared_groups
 from diffhook.report.likeness import Images
+from diffhook.report.nearness import Nearest
 
 MOST = 20_000  # samples that a page carries
 _STEPS = 10_000  # of a position along either side of the map
@@ -46,6 +46,7 @@ class Explorer:
         homeless: how many have no usable gradient, and stand at the map's lower edge.
         atlas: their pictures; None where there are none.
         doubts: their labels to compare; None where there are none.
+        groups: copies.
     """
 
     ranking: Ranking
@@ -55,6 +56,7 @@ class Explorer:
     homeless: int
     atlas: Atlas | None
     doubts: Doubts | None
+    groups: list[CopyGroup]
 
     @classmethod
     def make(
@@ -73,22 +75,18 @@ class Explorer:
             labels: sample id → label, where they are known.
         """
         ranking = ranking.take(slice(MOST))
-        doubts = find_doubts(ranking)
+        with progress_bar(execution.progress) as bar:
+            samples = bar.track(ranking.sample_ids.tolist(), description="pictures of the map")
+            pictures = small_pictures(images, samples)
+        doubts = find_doubts(ranking, Nearest(pictures, ranking.sample_ids))
         facets = facets_of(log, ranking, labels, execution, set() if doubts is None else {*doubts.positions})
         found = _map(log, source, ranking.sample_ids, execution)
         places, homeless = None, 0
         if found is not None:
             places, homeless = _places(found, ranking.sample_ids)
-        with progress_bar(execution.progress) as bar:
-            samples = bar.track(ranking.sample_ids.tolist(), description="pictures of the map")
-            atlas = make_atlas(images, samples)
         shares = (0.0, 0.0) if found is None else found.shares
-        return cls(ranking, facets, places, shares, homeless, atlas, doubts)
-
-    @cached_property
-    def groups(self) -> list[list[int]]:
-        """Copies, as :func:`~diffhook.report.groups.copy_groups` has them."""
-        return copy_groups(self.ranking)
+        groups = compared_groups(ranking, pictures)
+        return cls(ranking, facets, places, shares, homeless, make_atlas(pictures), doubts, groups)
 
     def data(self) -> dict[str, Any]:
         """Columns, each with a value for every sample, as JSON has them."""
@@ -107,9 +105,10 @@ class Explorer:
                 if flags
             },
             "chips": [len(Reason.telling(flags)) for flags in self.ranking.flags],
-            "groups": self.groups,
+            "groups": [group.members for group in self.groups],
             "copies": COPIES,
-            "closeness": [closeness(self.ranking, group) for group in self.groups],
+            "closeness": [group.closeness for group in self.groups],
+            "variants": [group.variant for group in self.groups],
             "doubts": self.doubts and self.doubts.data(),
             "facets": [{"name": facet.name, "values": facet.values, "of": facet.of} for facet in self.facets],
             "places": None if self.places is None else _apart((self.places * _STEPS).round().astype(int)),

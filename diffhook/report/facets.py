@@ -21,6 +21,7 @@ from diffhook.log.samples import split_id
 from diffhook.report.doubts import TITLE
 
 _NONE = "none"
+_MINOR = KINDS[KINDS.index("unusual in sum") :]  # they tell of the training more than of a picture
 _LABELS = {"wrong label": TITLE}  # where there is something to compare
 _RANGES = 6  # of visits, where their numbers are many
 _MOST = 200  # values; the others are one
@@ -35,6 +36,7 @@ class Facet:
         title: what it is called.
         values: in the order in which they are offered.
         of: for each sample the positions of its values; one or more.
+        folded: of how many values, the last, one rarely asks.
         counts: of samples, for each value.
     """
 
@@ -42,6 +44,7 @@ class Facet:
     title: str
     values: tuple[str, ...]
     of: tuple[tuple[int, ...], ...]
+    folded: int = 0
 
     @property
     def counts(self) -> list[int]:
@@ -82,7 +85,7 @@ def facets_of(
 
 
 def reasons(flags: Sequence[Sequence[str]], doubts: Set[int] = frozenset()) -> Facet:
-    """By the kinds of their reasons, in the order in which one acts on them; none and others come last.
+    """By the kinds of their reasons, in the order in which one acts on them; the minor ones after "none".
 
     Args:
         doubts: positions of samples whose labels are to be compared: one kind, whether flagged or not.
@@ -93,10 +96,14 @@ def reasons(flags: Sequence[Sequence[str]], doubts: Set[int] = frozenset()) -> F
         for kinds in [[Reason.of(flag).kind for flag in each] + [TITLE] * (i in doubts)]
     ]
     met = {kind for each in given for kind in each}
-    known = [name for kind in KINDS for name in (kind, _LABELS.get(kind, kind)) if name in met]
-    values = [*dict.fromkeys(known), *sorted(met - {*known, _NONE}), *met & {_NONE}]
+    ordered = dict.fromkeys(name for kind in KINDS for name in (kind, _LABELS.get(kind, kind)))
+    known = [name for name in ordered if name in met]
+    main = [name for name in known if name not in _MINOR]
+    minor = [name for name in known if name in _MINOR]
+    values = [*main, *sorted(met - {*known, _NONE}), *met & {_NONE}, *minor]
     place = {value: i for i, value in enumerate(values)}
-    return Facet("reason", "Reason", tuple(values), tuple(tuple(place[v] for v in each) for each in given))
+    of = tuple(tuple(place[value] for value in each) for each in given)
+    return Facet("reason", "Reason", tuple(values), of, len(minor))
 
 
 def _labels(own: Sequence[int], labels: Mapping[int, Hashable] | None) -> Facet | None:

@@ -17,10 +17,12 @@ from diffhook.analysis.execution import Execution
 from diffhook.analysis.ranking import Labels, Ranking
 from diffhook.analysis.reason import Reason
 from diffhook.log import RunLog
-from diffhook.report.atlas import make_atlas
+from diffhook.report.atlas import make_atlas, small_pictures
 from diffhook.report.doubts import find_doubts
 from diffhook.report.explorer import Explorer
 from diffhook.report.facets import Facet, alerts, folders, reasons, visits
+from diffhook.report.groups import compared_groups
+from diffhook.report.nearness import Nearest
 from tests.report.conftest import SAMPLES
 from tests.report.logs import photographs, write_log
 
@@ -32,7 +34,7 @@ def _sheet(uri: str) -> Image.Image:
 @pytest.mark.parametrize(("count", "side"), [(5, 16), (40, 96), (3000, 8)])
 def test_each_cell_of_the_atlas_is_its_samples_picture(count: int, side: int) -> None:
     pixels = photographs(count, side)
-    atlas = make_atlas(lambda sample: pixels[sample % count], range(count))
+    atlas = make_atlas(small_pictures(lambda sample: pixels[sample % count], range(count)))
     assert atlas is not None
     sheet = np.asarray(_sheet(atlas.uri), float)
     rng = np.random.default_rng(0)
@@ -51,18 +53,20 @@ def test_pictures_that_cannot_be_read_have_no_cell() -> None:
             raise OSError("torn")
         return None if sample == 2 else photographs(1, 8)[0]
 
-    atlas = make_atlas(images, range(4))
+    atlas = make_atlas(small_pictures(images, range(4)))
     assert atlas is not None
     assert set(atlas.places) == {0, 3}
-    assert make_atlas(lambda sample: None, range(4)) is None
-    assert make_atlas(None, range(4)) is None
+    assert make_atlas(small_pictures(lambda sample: None, range(4))) is None
+    assert make_atlas(small_pictures(None, range(4))) is None
 
 
 def test_ten_thousand_pictures_fit_into_a_page() -> None:
     rng = np.random.default_rng(0)
     pixels = photographs(200, 96)
     pick = rng.integers(0, 200, 10_000)
-    atlas = make_atlas(lambda sample: np.roll(pixels[pick[sample]], sample % 96, axis=1), range(10_000))
+    atlas = make_atlas(
+        small_pictures(lambda sample: np.roll(pixels[pick[sample]], sample % 96, axis=1), range(10_000))
+    )
     assert atlas is not None
     assert atlas.cell == 48
     assert len(atlas.uri) < 12e6
@@ -70,10 +74,10 @@ def test_ten_thousand_pictures_fit_into_a_page() -> None:
 
 def test_pictures_that_compress_badly_are_kept_more_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 64, 64, 3), np.uint8)
-    fine = make_atlas(noise.__getitem__, range(300))
+    fine = make_atlas(small_pictures(noise.__getitem__, range(300)))
     assert fine is not None
     monkeypatch.setattr("diffhook.report.atlas._BYTES", len(fine.uri) // 2)
-    coarse = make_atlas(noise.__getitem__, range(300))
+    coarse = make_atlas(small_pictures(noise.__getitem__, range(300)))
     assert coarse is not None
     assert len(coarse.uri) * 3 / 4 <= len(fine.uri) // 2
     assert (coarse.cell, coarse.places) == (fine.cell, fine.places)
@@ -95,8 +99,9 @@ def test_too_many_values_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_facets_are_what_the_log_says() -> None:
     kinds = reasons([(Reason("a", "high norm", "b"), Reason("c", "high loss", "c")), (), ("plain",)])
-    assert kinds.values == ("high loss", "high norm", "note", "none"), "as one acts on them"
-    assert kinds.of == ((1, 0), (3,), (2,))
+    assert kinds.values == ("high loss", "note", "none", "high norm"), "as one acts on them"
+    assert kinds.folded == 1
+    assert kinds.of == ((3, 0), (2,), (1,))
     found = folders([1, 2, 3], {1: "/d/cat/new/1.png", 2: "/d/dog/2.png", 3: "/d/3.png"})
     assert found is not None
     assert found.values == ("cat", "dog", "none")
@@ -118,14 +123,51 @@ def test_labels_in_doubt_are_one_kind_and_typical_members_are_sound() -> None:
     assert doubts.positions == [3, 8], "strongest first"
     assert [doubts.labels[n] for n in doubts.own] == ["a", "b"]
     assert [doubts.labels[n] for n in doubts.better] == ["b", "a"]
-    for label, members in zip(doubts.labels, doubts.typical, strict=True):
-        assert {own[i] for i in members} == {f"'{label}'"}
-        assert not {3, 4, 6, 8} & set(members)
-        assert scores[members].max() <= np.median(scores[[i for i in range(40) if own[i] == f"'{label}'"]])
+    for labels, pair in zip(zip(doubts.own, doubts.better, strict=True), doubts.members, strict=True):
+        for label, members in zip(labels, pair, strict=True):
+            name = f"'{doubts.labels[label]}'"
+            assert {own[i] for i in members} == {name}
+            assert not {3, 4, 6, 8} & set(members)
+            assert scores[members].max() <= np.median(scores[[i for i in range(40) if own[i] == name]])
+    assert doubts.strengths == ["1 in 1,000", "1 in 32"]
     kinds = reasons(flags, {*doubts.positions})
     assert kinds.values == ("labels to compare", "note", "none")
     assert [i for i, of in enumerate(kinds.of) if 0 in of] == [3, 8]
     assert find_doubts(replace(ranking, labels=None)) is None
+
+
+def test_the_members_beside_a_sample_are_those_that_look_like_it() -> None:
+    own = tuple("a" if i < 20 else "b" for i in range(40))
+    scores = np.full(40, -1.0)
+    scores[0] = 3.0
+    grey = {i: np.full((8, 8, 3), 6 * i, np.uint8) for i in range(40)}
+    pictures = small_pictures(grey.get, range(40))
+    ranking = Ranking(np.arange(40), scores, ((),) * 40, "", {"label": scores}, labels=Labels(own, own[::-1]))
+    doubts = find_doubts(ranking, Nearest(pictures, ranking.sample_ids))
+    assert doubts is not None
+    assert doubts.members == [([1, 2, 3], [20, 21, 22])]
+    without = {i: picture for i, picture in pictures.items() if i}
+    typical = find_doubts(ranking, Nearest(without, ranking.sample_ids))
+    assert typical == find_doubts(ranking), "typical ones where it has no picture itself"
+
+
+def test_variants_that_differ_in_one_place_come_after_files_saved_again() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(40, 200, (3, 16, 16, 3)).astype(np.uint8).repeat(2, axis=0)
+    pixels[1, :4, :4] += 20  # a variant, though it is the closest pair
+    pixels[3] = pixels[3] + rng.integers(2, 30, pixels[3].shape).astype(np.uint8)
+    kinds = ("near copy", "near copy", "exact copy")
+    flags = tuple((Reason("", kinds[i // 2], "", (i ^ 1,)),) for i in range(6))
+    sure = np.repeat([2.0, 1.0, 6.0], 2)
+    ranking = Ranking(np.arange(6), np.arange(6, 0, -1.0), flags, "", {"duplicate": sure})
+    found = compared_groups(ranking, small_pictures(pixels.__getitem__, range(6)))
+    assert [(group.members, group.closeness, group.variant) for group in found] == [
+        ([5, 4], "identical", False),
+        ([3, 2], "differ slightly throughout", False),
+        ([1, 0], "differ in 6% of the picture", True),
+    ]
+    told = [group.closeness for group in compared_groups(ranking, {})]
+    assert told == ["identical", *["much more alike than any other pair"] * 2]
 
 
 @pytest.mark.parametrize("seen", [np.array([0, 1, 1, 3]), np.arange(100), np.array([*[1] * 50, *range(20)])])

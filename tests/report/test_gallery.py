@@ -83,7 +83,7 @@ def test_who_asks_for_copies_sees_them_side_by_side_and_keeps_one_of_each(visit:
     assert sorted(map(sorted, shown)) == [[20, 21], [30, 31, 32]]
     assert visit.tab.locator(".closeness").all_inner_texts()[0] == "identical"
     assert visit.tab.get_by_role("button", name="Select all found").is_hidden(), "it would take both"
-    visit.tab.get_by_role("button", name="Keep one of each (select 3)").click()
+    visit.tab.get_by_role("button", name="Keep one of each (3)").click()
     visit.tab.get_by_role("button", name="Copy ids").click()
     spare = sorted(sample for group in shown for sample in group[1:])
     text = "".join(f"{sample}\\n" for sample in spare)
@@ -91,20 +91,46 @@ def test_who_asks_for_copies_sees_them_side_by_side_and_keeps_one_of_each(visit:
     visit.tab.get_by_role("button", name="Keep all").first.click()
     assert visit.tab.get_by_text(f"{3 - len(shown[0]) + 1} samples selected").is_visible()
     visit.tab.get_by_label("Also near copy").uncheck()
-    pick(visit, "exact copy")
+    visit.tab.get_by_label("Also exact copy").uncheck()
     assert len(visit.ids()) == 60, "and anything else one by one"
+
+
+def test_of_copies_already_excluded_no_further_one_is_selected(visit: Visit) -> None:
+    pick(visit, "exact copy")
+    pair = visit.tab.locator("#gallery > .group")
+    [left, right] = groups(visit)[0]
+    pair.get_by_role("button", name="Keep right").click()
+    assert selected(visit) == {left}
+    assert visit.tab.get_by_role("button", name="Keep one of each (0)").is_visible()
+    assert pair.get_by_role("button", name="Keep left").is_hidden(), "the left one is excluded"
+    assert visit.tab.locator("#left").inner_text() == "0 left."
+    visit.tab.get_by_label(f"Select sample {right}", exact=True).check()
+    pair.get_by_role("button", name="Both excluded · restore").click()
+    assert selected(visit) == set()
+    pick(visit, "near copy")
+    three = groups(visit)[0]
+    visit.tab.get_by_label(f"Select sample {three[0]}", exact=True).check()
+    visit.tab.get_by_role("button", name="Keep one of each (1)").click()
+    assert selected(visit) == {three[0], three[2]}, "the first of those that are left stays"
+
+
+def selected(visit: Visit) -> set[int]:
+    found = visit.tab.locator("#gallery .tile.chosen").evaluate_all("all => all.map(t => +t.dataset.sample)")
+    return set(found)
 
 
 def test_a_reason_is_alone_by_its_name_added_by_its_box_and_inverted(visit: Visit) -> None:
     pick(visit, "exact copy")
     pick(visit, "near copy")
+    pick(visit, "near copy")
     assert [sorted(group) for group in groups(visit)] == [[30, 31, 32]]
     visit.tab.get_by_label("Also exact copy").check()
     assert len(groups(visit)) == 2
-    pick(visit, "none")
+    pick(visit, "exact copy")
     visit.tab.locator("#facet-reason").get_by_role("button", name="all but these").click()
-    boxes = visit.tab.locator("#facet-reason").get_by_role("checkbox").all()
-    assert [box.is_checked() for box in boxes] == [True] * (len(boxes) - 1) + [False]
+    boxes = visit.tab.locator("#facet-reason input").all()
+    names = [str(box.get_attribute("aria-label")) for box in boxes]
+    assert [box.is_checked() for box in boxes] == ["exact copy" not in name for name in names]
 
 
 def test_labels_stand_beside_what_they_mean_strongest_first(visit: Visit) -> None:
@@ -120,17 +146,35 @@ def test_labels_stand_beside_what_they_mean_strongest_first(visit: Visit) -> Non
     pick(visit, "exact copy")
     pick(visit, "labels to compare")
     assert tiles.evaluate_all(samples) == [*DOUBTED[1:], DOUBTED[0]], "what is decided comes last"
+    assert visit.tab.locator("#left").inner_text() == "2 left."
+
+
+def test_labels_that_stand_out_less_wait_for_a_click(browser: Any, log: RunLog, tmp_path: Path) -> None:
+    ranking = in_doubt(diffhook.outliers(log))
+    strong = {**ranking.parts, "label": ranking.parts["label"] + 1}  # all are in doubt
+    write_page(tmp_path / "page.html", log, replace(ranking, parts=strong), queries={})
+    visit = Visit(browser, tmp_path / "page.html")
+    pick(visit, "labels to compare")
+    rows = visit.tab.locator("#gallery > .doubt")
+    assert rows.count() == round(0.07 * SAMPLES)
+    assert rows.first.locator(".strength").inner_text() == "1 in 100,000 by chance"
+    visit.tab.get_by_role("button", name="Show the other").click()
+    assert f"of {SAMPLES} samples" in visit.tab.locator("#gallery-controls .where").inner_text()
+    pick(visit, "labels to compare")
+    assert visit.said == []
+    visit.context.close()
 
 
 def test_the_way_through_the_reasons_is_the_curators_and_counts(visit: Visit) -> None:
-    names = visit.tab.locator("#facet-reason .value").all_inner_texts()
+    names = visit.tab.locator("#facet-reason .value").all_text_contents()
     turn = visit.tab.locator("#next-reason")
-    for name in names[:-1]:
+    assert not visit.tab.locator("#facet-reason .minor").get_by_role("button", name="high norm").is_visible()
+    for name in names[: names.index("none")]:
         assert turn.inner_text().endswith(f"{name} ›")
         turn.click()
         assert visit.tab.locator("#facet-reason [aria-pressed=true]").all_inner_texts() == [name]
-    assert names[-1] == "none"
     assert turn.is_disabled()
+    assert turn.inner_text() == "Main checks done"
     pick(visit, "labels to compare")
     visit.tab.get_by_role("button", name="Select all found (3)").click()
     row = visit.tab.locator("#facet-reason li", has_text="labels to compare")

@@ -1,5 +1,5 @@
 // Narrows the samples down: of one facet any value, of several all. A value's name chooses it alone, its checkbox adds
-// it to the others. Counts are of what the other facets leave.
+// it to the others or lets go of it. Counts are of what the other facets leave.
 class Facet {
   constructor({ name, of }) {
     Object.assign(this, { name, of, frame: document.getElementById(`facet-${name}`) });
@@ -23,10 +23,10 @@ class Facet {
     return this.boxes.flatMap((box, value) => (box.checked ? [value] : []));
   }
 
-  // It alone; what alone is chosen already is let go.
+  // It alone.
   pick(value) {
-    const only = this.chosen.length === 1 && this.boxes[value].checked;
-    this.choose((other) => other === value && !only);
+    this.choose((other) => other === value);
+    this.rows[value].closest("details.minor")?.setAttribute("open", "");
   }
 
   choose(keep) {

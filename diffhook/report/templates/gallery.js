@@ -8,11 +8,13 @@ class Gallery {
     this.orders = [this.all, ...data.keys, data.ids]; // as the menu names them
     this.words = this.all.map((i) => (data.reasons[i] ?? []).flat().join(" ").toLowerCase());
     this.found = this.all;
+    this.remainder = new Remainder(document.getElementById("left"), document.getElementById("show-rest"), () => this.show());
     this.listen();
     this.controls.hidden = false;
     this.narrow();
     this.turnSize();
     filters.watch(() => this.follow());
+    excluded.watch(() => this.tell());
   }
 
   listen() {
@@ -66,7 +68,8 @@ class Gallery {
     const kinds = facet ? facet.chosen.map((value) => facet.values[value].textContent) : [];
     const asked = Object.keys(this.views).find((name) => kinds.length && kinds.every((kind) => this.views[name].kinds.has(kind)));
     if (asked !== this.asked) this.controls.order.value = asked ?? "0";
-    this.asked = asked;
+    if (String(kinds) !== this.kinds) this.remainder.forget();
+    Object.assign(this, { asked, kinds: String(kinds) });
     this.show();
   }
 
@@ -76,10 +79,15 @@ class Gallery {
     return keys === this.all ? found : found.sort((a, b) => (keys[a] ?? Infinity) - (keys[b] ?? Infinity) || a - b);
   }
 
+  // Of those with a reason that one works through.
+  decided(item) {
+    return this.view ? this.view.decided(item) : Boolean(this.kinds) && excluded.has(item);
+  }
+
   show() {
     const name = this.controls.order.value;
     this.view = this.views[name];
-    this.items = this.view ? this.view.items() : this.sorted();
+    this.items = this.remainder.arrange(this.view ? this.view.items() : this.sorted(), (item) => this.decided(item), this.view);
     this.found = this.view ? this.items.flatMap((item) => this.view.ranks(item)) : this.items;
     for (const each of Object.keys(this.views)) this.sheet.classList.toggle(each, each === name);
     this.pager.show(this.items, (item) => (this.view ?? this.tiles).of(item), this.view?.noun);
@@ -87,10 +95,11 @@ class Gallery {
   }
 
   tell() {
+    this.remainder.tell((item) => this.decided(item));
     const button = (name, hidden, text) => Object.assign(document.getElementById(name), { hidden, textContent: text });
     const spare = this.view?.spare ? this.view.spare(this.items).length : 0;
     button("select-all", Boolean(this.view?.spare), `Select all found (${this.found.length.toLocaleString("en")})`);
-    button("keep-one", !this.view?.spare, `Keep one of each (select ${spare.toLocaleString("en")})`);
+    button("keep-one", !this.view?.spare, `Keep one of each (${spare.toLocaleString("en")})`);
     document.getElementById("gallery-empty").hidden = this.found.length > 0;
   }
 

@@ -1,10 +1,11 @@
-// Copies of one picture, side by side. Of a group its first member is kept, the others are to spare.
+// Copies of one picture, side by side. Of two a click keeps either; of more the first that is left, and the others go.
 class Groups {
   static most = 12; // that are shown of one
 
   constructor(data, tiles, blank) {
     Object.assign(this, { tiles, blank, all: data.groups, noun: "groups", kinds: new Set(data.copies), made: new Map() });
     this.closeness = new Map(data.groups.map((members, n) => [members, data.closeness[n]]));
+    this.variants = new Set(data.groups.filter((_, n) => data.variants[n]));
     this.group = new Map(data.groups.flatMap((members) => members.map((i) => [i, members])));
     excluded.watch((changed) => {
       for (const members of new Set(changed.map((i) => this.group.get(i)))) this.tell(members);
@@ -19,6 +20,22 @@ class Groups {
     return members;
   }
 
+  left(members) {
+    return members.filter((i) => !excluded.has(i));
+  }
+
+  decided(members) {
+    return this.left(members).length < 2;
+  }
+
+  worth(members) {
+    return !this.variants.has(members);
+  }
+
+  told(shown, others) {
+    return others ? `${others} more groups differ in one place only, as variants of a motif do.` : "";
+  }
+
   of(members) {
     const made = this.made.get(members) ?? this.make(members);
     made.querySelector("ol").replaceChildren(...members.slice(0, Groups.most).map((i) => this.tiles.of(i)));
@@ -28,29 +45,31 @@ class Groups {
 
   make(members) {
     const made = this.blank.content.firstElementChild.cloneNode(true);
+    made.classList.toggle("two", members.length === 2);
     made.querySelector(".closeness").textContent = this.closeness.get(members);
-    made.querySelector(".keep").addEventListener("click", () => this.keep(members));
+    made.querySelector(".keep").addEventListener("click", () => this.keep(members, this.left(members)[0]));
+    made.querySelector(".keep-right").addEventListener("click", () => this.keep(members, members[1]));
+    made.querySelector(".restore").addEventListener("click", () => excluded.set(members, false));
     this.made.set(members, made);
     return made;
   }
 
   tell(members) {
-    const button = this.made.get(members)?.querySelector(".keep");
-    if (!button) return;
-    button.textContent = this.done(members) ? "Keep all" : members.length > 2 ? `Keep the first of ${members.length.toLocaleString("en")}` : "Keep the first";
+    const made = this.made.get(members);
+    if (!made) return;
+    const left = this.left(members), two = members.length === 2, decided = left.length < 2;
+    const button = (where, hidden, text) => Object.assign(made.querySelector(where), { hidden, textContent: text });
+    button(".keep", decided, two ? "Keep left" : left[0] === members[0] ? `Keep the first of ${members.length.toLocaleString("en")}` : `Keep one of the ${left.length} left`);
+    button(".keep-right", decided || !two, "Keep right");
+    button(".restore", !decided, left.length ? "Keep all" : `${two ? "Both" : "All"} excluded · restore`);
   }
 
-  done(members) {
-    return members.slice(1).every((i) => excluded.has(i));
+  keep(members, kept) {
+    excluded.set(members.filter((i) => i !== kept), true);
   }
 
-  // The first alone; then, at a second click, all.
-  keep(members) {
-    if (this.done(members)) excluded.set(members, false);
-    else excluded.set(members.slice(1), true);
-  }
-
+  // What is still to be selected so that one of each is left.
   spare(groups) {
-    return groups.flatMap((members) => members.slice(1));
+    return groups.flatMap((members) => this.left(members).slice(1));
   }
 }

@@ -6,7 +6,8 @@ class Keys {
     this.sheet.addEventListener("pointerover", (event) => { this.pointed = event.target.closest("li.tile"); });
     this.sheet.addEventListener("pointerleave", () => { this.pointed = null; });
     frame.addEventListener("keydown", (event) => this.press(event));
-    document.getElementById("keyboard").hidden = false;
+    this.help = document.getElementById("keyboard");
+    this.help.hidden = false;
   }
 
   press(event) {
@@ -19,6 +20,7 @@ class Keys {
       p: () => review?.turn(-1),
       u: () => excluded.undo(),
       x: () => this.toggle(tile ?? this.pointed),
+      "?": () => { this.help.open = !this.help.open; },
       ...(tile && {
         ArrowLeft: () => this.move(tile, -1),
         ArrowRight: () => this.move(tile, 1),

@@ -33,7 +33,7 @@ class Review {
   tell() {
     const to = this.beside(1);
     this.next.disabled = to < 0;
-    this.next.textContent = to < 0 ? "No further reason" : `${this.facet.chosen.length ? "Next" : "Begin"}: ${this.facet.values[to].textContent} ›`;
+    this.next.textContent = to < 0 ? "Main checks done" : `${this.facet.chosen.length ? "Next" : "Begin"}: ${this.facet.values[to].textContent} ›`;
   }
 
   count() {
