@@ -66,6 +66,7 @@ def test_it_turns_pages(visit: Visit) -> None:
 
 
 def test_it_filters(visit: Visit) -> None:
+    visit.tab.locator("#facet-reason .minor summary").click()
     kinds = visit.tab.locator("#facet-reason li").filter(has_not_text="none").get_by_role("checkbox")
     for box in kinds.all():
         box.check()

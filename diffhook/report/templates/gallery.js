@@ -100,6 +100,7 @@ class Gallery {
     const spare = this.view?.spare ? this.view.spare(this.items).length : 0;
     button("select-all", Boolean(this.view?.spare), `Select all found (${this.found.length.toLocaleString("en")})`);
     button("keep-one", !this.view?.spare, `Keep one of each (${spare.toLocaleString("en")})`);
+    document.getElementById("keep-one").disabled = spare === 0;
     document.getElementById("gallery-empty").hidden = this.found.length > 0;
   }
 
