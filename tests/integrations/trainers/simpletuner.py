@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tests.integrations.trainers.trainer import BATCH, File, Trainer, files, hooked
+from tests.integrations.trainers.trainer import BATCH, File, Trainer, files
 from tests.runs import SCHEDULER
 
 
@@ -56,10 +56,15 @@ def _gathered(batch: list[dict[str, Any]]) -> dict[str, Any]:
 
 class SimpleTuner(Trainer):
     low_rank = False
+    files: ClassVar = {
+        "simpletuner/train.py": """
+            from tests.integrations.trainers.simpletuner import SimpleTuner
+            SimpleTuner.main()
+        """
+    }
 
-    def set_up(self, log: Path | None, checkpoint: Path | None) -> None:
+    def set_up(self, checkpoint: Path | None) -> None:
         self.accelerator = Accelerator(cpu=True)
-        hooked(log, self.accelerator)
         self.backends = {
             f"backend-{number}": DataLoader(
                 _Examples(), batch_size=1, sampler=_Drawn([bucket]), collate_fn=_gathered
