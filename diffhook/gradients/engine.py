@@ -373,6 +373,11 @@ class PerSampleGradients:
         return None if totals is None else totals.first_nonfinite()
 
     @property
+    def uses(self) -> int:
+        """How many uses of trained parameters the forward under way has shown so far."""
+        return self._pass.uses
+
+    @property
     def hook_seconds(self) -> float:
         """Time that the last pass spent on per-sample gradients and checks (CPU: exact; GPU: launches)."""
         return self.tape.seconds

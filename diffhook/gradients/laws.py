@@ -125,6 +125,12 @@ def _settle_unreached(separability: SeparabilityCheck, assignment: Assignment, m
 def _refuse_obstacles(watched: WatchedPass) -> None:
     for name, reason in watched.obstacles.items():
         raise RecheckNeeded(f"{name}: {reason}; this pass is discarded", names=watched.obstacles)
+    if missed := watched.axis.missed:
+        raise RecheckNeeded(
+            f"{_some(missed)} went through a function that cannot be seen, in another place than when coverage "
+            "was checked; this pass is discarded and the next one re-checks",
+            names=missed,
+        )
 
 
 def _settle(failures: dict[str, str], watched: WatchedPass, assignment: Assignment, *, first: bool) -> None:

@@ -166,7 +166,8 @@ class AcceleratorEvents:
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
     def _on_prepared(self, batch: Any, arrival: loaders.Arrival) -> None:
-        self._prepares = True
+        # One that ends, perhaps another training's as garbage, says nothing of this one.
+        self._prepares = self._prepares or batch is not None
         self._on_batch(batch, arrival)
 
     def _on_fetched(self, batch: Any, dataset: Any) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from diffhook.integrations.accelerate import DiffHook
 from diffhook.report.images import find_images
 from tests.integrations.trainers import TRAINERS, Trainer
 from tests.integrations.trainers.commands import COMMANDS, install, run, start
@@ -111,3 +115,25 @@ def test_onetrainers_fused_back_pass_is_refused_before_the_first_step(
     install(OneTrainer, Path())
     assert run("OneTrainer", *OneTrainer.arguments(EPOCHS)) != 0
     assert not Trainer.last.visits
+
+
+def test_a_prepared_loader_that_ends_as_garbage_says_nothing_of_the_trainers_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as that of a training that came before in the same process."""
+    kind = TRAINERS["SimpleTuner"]
+    install(kind, Path())
+    accelerator = Accelerator(cpu=True)
+    with DiffHook(accelerator, "runs/before"):
+        left = iter(accelerator.prepare(DataLoader(TensorDataset(torch.zeros(4)), 1)))
+        next(left)
+    prepared, loaders = kind.prepared, [left]
+    del left
+
+    def prepared_meanwhile(trainer: Any, batch: Any) -> Any:
+        loaders.clear()
+        return prepared(trainer, batch)
+
+    monkeypatch.setattr(kind, "prepared", prepared_meanwhile)
+    assert run("SimpleTuner", *kind.arguments(EPOCHS)) == 0
+    assert_same(logged(), Trainer.last.expected())

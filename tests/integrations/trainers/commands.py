@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 
 from accelerate.state import AcceleratorState
 
@@ -68,10 +69,11 @@ def _own_interpreter() -> Iterator[None]:
         yield
     finally:
         sys.argv, sys.path[:] = argv, path
-        for name in set(sys.modules) - modules:
-            places = [
-                sys.modules[name].__dict__.get("__file__"),
-                *sys.modules[name].__dict__.get("__path__", ()),
-            ]
-            if any(str(place).startswith(str(Path.cwd())) for place in places):
-                del sys.modules[name]
+        here = {name for name in set(sys.modules) - modules if _is_here(sys.modules[name])}
+        for name in here:
+            del sys.modules[name]
+
+
+def _is_here(module: ModuleType) -> bool:
+    places = [module.__dict__.get("__file__"), *module.__dict__.get("__path__", ())]
+    return any(str(place).startswith(str(Path.cwd())) for place in places)
