@@ -241,8 +241,8 @@ class Fallback(TorchFunctionMode):
         others = [t for t in leaves if id(t) not in sources]
         if _name(func) in _TAKE_FORM and any(operation.args[0] is alias for _, alias in pairs):
             others = []
-        for source, _ in pairs if followed else ():  # else it was asked what it is: dim(), is_floating_point()
-            if source.edge is None:
+        for source, _ in pairs:
+            if source.edge is None and followed:  # else it was asked what it is: dim(), is_floating_point()
                 self._seen |= source.names
         for result in followed:
             self._follow(result, pairs, others)

@@ -63,6 +63,16 @@ def test_rows_are_a_batch_1_loops_by_file_name_and_the_training_is_bit_identical
     assert_same(logged(), expected)
 
 
+def test_adapters_that_nobody_prepares_are_found_in_the_frozen_model_that_runs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As SimpleTuner trains LyCORIS."""
+    monkeypatch.setattr(TRAINERS["SimpleTuner"], "low_rank", True)
+    install(TRAINERS["SimpleTuner"], Path())
+    assert run("SimpleTuner", *TRAINERS["SimpleTuner"].arguments(EPOCHS)) == 0
+    assert_same(logged(), Trainer.last.expected())
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_run_that_goes_on_from_a_checkpoint_has_the_rows_of_one_that_was_left_alone(name: str) -> None:
     kind = TRAINERS[name]
