@@ -182,9 +182,12 @@ class AcceleratorEvents:
         self._prepares = self._prepares or batch is not None
         self._on_batch(batch, arrival)
 
-    def _on_fetched(self, batch: Any, dataset: Any) -> None:
+    def _on_fetched(self, batch: Any, dataset: Any, here: bool) -> None:
         """Of a loader that was not prepared: some trainers use such loaders only."""
-        if not self._prepares:
+        if not here:
+            if self._capture.identity.datasets.knows(dataset):
+                self._capture.session.absences.tell("fetched-elsewhere")
+        elif not self._prepares:
             self._on_batch(batch, loaders.Arrival.untagged(dataset))
 
     def _on_batch(self, batch: Any, arrival: loaders.Arrival) -> None:

@@ -118,6 +118,18 @@ def test_without_the_recipe_ready_made_batches_are_refused_with_what_to_do(
     assert caplog.text.count("an item of the dataset is a batch already") == 1
 
 
+def test_simpletuners_prefetch_is_told_at_its_first_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = TRAINERS["SimpleTuner"]
+    monkeypatch.setattr(kind, "dataloader_prefetch", True)
+    install(kind, Path())
+    assert run("SimpleTuner", *kind.arguments(EPOCHS)) == 0
+    assert not LOG.exists()
+    assert "--dataloader_prefetch" in caplog.records[0].message
+    assert caplog.text.count("--dataloader_prefetch") == 1
+
+
 def test_onetrainers_fused_back_pass_is_refused_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
