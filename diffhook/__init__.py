@@ -18,14 +18,14 @@ if TYPE_CHECKING:
         self_influence,
         without,
     )
-    from diffhook.analysis.generated import generate
-    from diffhook.analysis.query import query
     from diffhook.capture import Alerts, DiffusionObjective, Grid, MinSNR, Probe, Quarantine
     from diffhook.capture.checkpoints import from_checkpoints
     from diffhook.capture.measurement import Measured
     from diffhook.capture.pipeline import SavedPipeline
     from diffhook.capture.trajectory import Trajectory
     from diffhook.log import RunLog, open_log
+    from diffhook.queries.generated import generate
+    from diffhook.queries.query import query
 
 _HOMES = {
     "Alerts": "diffhook.capture",
@@ -42,13 +42,13 @@ _HOMES = {
     "bias": "diffhook.analysis",
     "compare": "diffhook.analysis",
     "from_checkpoints": "diffhook.capture.checkpoints",
-    "generate": "diffhook.analysis.generated",
+    "generate": "diffhook.queries.generated",
     "influence": "diffhook.analysis",
     "influence_by_timestep": "diffhook.analysis",
     "near_duplicates": "diffhook.analysis",
     "open_log": "diffhook.log",
     "outliers": "diffhook.analysis",
-    "query": "diffhook.analysis.query",
+    "query": "diffhook.queries.query",
     "self_influence": "diffhook.analysis",
     "without": "diffhook.analysis",
 }

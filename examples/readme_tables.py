@@ -255,7 +255,16 @@ def _provenance(result: dict[str, Any], command: str, more: str = "") -> str:
     return f"`{command}`, {result['date']}, {result['machine']}{more}."
 
 
-EVIDENCE = ("specificity", "bias", "tracing", "outliers", "lds", "counterfactual", "ablations")
+EVIDENCE = (
+    "specificity",
+    "own_pictures",
+    "bias",
+    "tracing",
+    "outliers",
+    "lds",
+    "counterfactual",
+    "ablations",
+)
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "emoji": emoji,
     "capture": capture,

@@ -133,7 +133,8 @@ class TestTorch:
         handle.remove()
         nn.Identity()(input=2)
         assert seen == [({"input": 1}, 1)]
-        assert not nn.modules.module._has_any_global_hook()
+        assert not nn.modules.module._global_forward_hooks
+        assert not nn.modules.module._global_forward_hooks_always_called
 
     def test_a_mode_lies_under_the_others_and_comes_off_from_there(self) -> None:
         seen = []

@@ -1,4 +1,4 @@
-"""Scores from the log. No torch, except in :mod:`diffhook.analysis.query` and where datasets are cut."""
+"""Scores from the log. Needs no torch, but where a dataset is cut."""
 
 from diffhook.analysis.bias import BiasReport, bias
 from diffhook.analysis.comparison import Comparison, compare

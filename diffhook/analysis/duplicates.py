@@ -126,6 +126,7 @@ def compare_units(
     tile: int,
     execution: Execution,
     title: str,
+    prepare: Callable[[str], None] = lambda path: None,
 ) -> tuple[npt.NDArray[Any], ...]:
     """What ``nearest`` finds of every sample's mean unit gradient among those of all, tile by tile.
 
@@ -133,10 +134,12 @@ def compare_units(
         nearest: (file of the units, D, a tile's first sample, ``tile``) → arrays, a row for each sample of
             the tile.
         tile: samples of a tile.
+        prepare: changes the file of the units first.
     """
     with execution.scratch() as folder:
         path = os.path.join(folder, "units")
         write_units(path, table, ids, execution)
+        prepare(path)
         tasks = [delayed(nearest)(path, table.dim, start, tile) for start in range(0, len(ids), tile)]
         tiles = execution.compute(delayed(list)(tasks), title)
         return tuple(np.concatenate(parts) for parts in zip(*tiles, strict=True))

@@ -11,13 +11,17 @@ import numpy.typing as npt
 _MIDDLE, _UPPER = 0.5, 0.8  # quantiles between which the tail's scale is read, where outliers are few
 
 
-def combined(signals: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+def combined(
+    signals: Sequence[npt.NDArray[Any]], weights: Sequence[float] | None = None
+) -> npt.NDArray[np.float64]:
     """(N,) Σ over signals of −log10 p (Fisher's method): one loud signal is heard among quiet ones.
 
     Args:
         signals: (N,) each, high: an outlier; NaN where a signal knows nothing, which counts as p = 1.
+        weights: of the signals (Good 1955); by default 1 each.
     """
-    return np.sum([-log10_tail(values) for values in signals], axis=0)
+    tails = np.stack([-log10_tail(values) for values in signals])
+    return np.asarray(np.ones(len(tails)) if weights is None else weights) @ tails
 
 
 def log10_tail(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

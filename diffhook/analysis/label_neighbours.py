@@ -11,7 +11,10 @@ import numpy.typing as npt
 from diffhook.analysis.duplicates import compare_units
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
-from diffhook.analysis.raw_arrays import mapped
+from diffhook.analysis.methods import WhitenedReTrac
+from diffhook.analysis.methods.whitening import half_whitened
+from diffhook.analysis.raw_arrays import fill, mapped
+from diffhook.analysis.second_moment import second_moment
 from diffhook.log import Table
 
 _TILE = 1024  # samples against all
@@ -20,12 +23,13 @@ _NEAREST = 10
 
 def label_neighbours(
     table: Table, labels: Mapping[int, Hashable], execution: Execution
-) -> tuple[npt.NDArray[np.float64], list[Hashable]]:
-    """(N,) mean cosine with the ten nearest samples of another label, less that with the ten of the same; and
-    N labels, that which most of those ten others have.
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], list[Hashable]]:
+    """(N,) ids, ascending; (N,) mean cosine with the ten nearest samples of another label, less that with the
+    ten of the same; and N labels, that which most of those ten others have.
 
-    Of mean unit gradients over all rows. NaN for a sample without a label, or without a usable gradient, or
-    where its label is the only one.
+    Of mean unit gradients over all rows, whitened as by :class:`~diffhook.analysis.methods.WhitenedReTrac`:
+    what all gradients share says nothing of a label. NaN for a sample without a label, or without a usable
+    gradient, or where its label is the only one.
 
     Args:
         labels: sample id → label.
@@ -34,9 +38,21 @@ def label_neighbours(
     codes: dict[Hashable, int] = {}
     numbered = [codes.setdefault(labels[i], len(codes)) if i in labels else -1 for i in ids.tolist()]
     known = partial(_nearer, labels=np.array(numbered, np.int64))
-    nearer, others = compare_units(table, ids, known, _TILE, execution, "comparing labels")
+    whiten = partial(_whiten, table=table, execution=execution)
+    nearer, others = compare_units(table, ids, known, _TILE, execution, "comparing labels", whiten)
     texts = [*codes, None]
-    return nearer, [texts[code] for code in others.tolist()]
+    return ids, nearer, [texts[code] for code in others.tolist()]
+
+
+def _whiten(path: str, table: Table, execution: Execution) -> None:
+    """The units of a file, in place; they keep their length."""
+    method = WhitenedReTrac()
+    moment = second_moment(table, method, execution)
+    units = mapped(path, np.float32, table.dim)
+    for start in range(0, len(units), _TILE):
+        vectors = half_whitened(np.asarray(units[start : start + _TILE], np.float64), moment, method.ridge)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        fill(path, start, (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32))
 
 
 def _nearer(
@@ -57,7 +73,7 @@ def _nearer(
 
 def _label_of_most(cosines: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """(rows,) the label of most of the nearest; −1 where none is finite."""
-    nearest = np.argsort(-cosines, axis=1)[:, :_NEAREST]
+    nearest = _nearest(cosines)
     finite = np.isfinite(np.take_along_axis(cosines, nearest, 1))
     numbers = [each[known] for each, known in zip(labels[nearest], finite, strict=True)]
     return np.array([np.bincount(each).argmax() if len(each) else -1 for each in numbers], np.int64)
@@ -65,8 +81,14 @@ def _label_of_most(cosines: npt.NDArray[np.float64], labels: npt.NDArray[np.int6
 
 def _mean_nearest(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(rows,) mean of the highest finite ones; NaN where there is none."""
-    nearest = -np.sort(-cosines, axis=1)[:, :_NEAREST]
+    nearest = np.take_along_axis(cosines, _nearest(cosines), 1)
     finite = np.isfinite(nearest)
     count = finite.sum(1)
     total = np.where(finite, nearest, 0.0).sum(1)
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def _nearest(cosines: npt.NDArray[np.float64]) -> npt.NDArray[np.intp]:
+    """(rows, _NEAREST or all) columns of the highest, in any order."""
+    last = min(_NEAREST, cosines.shape[1]) - 1
+    return np.argpartition(-cosines, last, axis=1)[:, : last + 1]

@@ -13,7 +13,7 @@ from diffhook.analysis.fisher import combined
 from diffhook.analysis.non_finite import non_finite_samples
 from diffhook.analysis.ranking import Ranking
 from diffhook.analysis.reason import Reason
-from diffhook.analysis.signals import SIGNALS, Found, Signal, View
+from diffhook.analysis.signals import PAIRWISE, SIGNALS, Found, Signal, View
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
@@ -23,8 +23,6 @@ from diffhook.words import guess
 UNUSUAL = 2.0
 """A score that about one sound sample in a hundred reaches in the sum of several signals. Each sample with
 more has a reason."""
-
-PAIRWISE = 20_000  # samples up to which all pairs are compared unless asked
 
 
 def outliers(
@@ -54,7 +52,8 @@ def outliers(
             count. By default all that the log can tell; "duplicate", which compares all pairs, for up
             to 20,000 samples. A log captured with projection_dim=0 has "norm", "repeat", "loss", "input"
             and, where probes tried labels, "label".
-        labels: of the samples, by id or in the dataset's order, for "label" where no probe tried others.
+        labels: of the samples, by id or in the dataset's order, for "label"; by default the classes that
+            probes were told.
         execution: as for :func:`diffhook.influence`.
 
     Raises:
@@ -81,6 +80,7 @@ def outliers(
         each.sort(key=lambda flag: Reason.of(flag).place)
     for i in np.flatnonzero(scores > UNUSUAL).tolist() if len(together) > 1 else ():
         flags[i] = flags[i] or [_in_sum(i, together)]
+    own = next((told.labels for told in found.values() if told.labels is not None), None)
     order = np.array([*broken, *(i for i in range(len(flags)) if i not in broken)], np.intp)
     return Ranking.sort(
         view.sample_ids[order],
@@ -91,6 +91,7 @@ def outliers(
         log.names(),
         log.thumbnails,
         list(together),
+        own and own.take(order.tolist()),
     )
 
 

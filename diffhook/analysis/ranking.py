@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,24 @@ _SHOWN = 10  # samples of a repr
 
 
 @dataclass(frozen=True)
+class Labels:
+    """Of N samples in words, "" where they are not known.
+
+    Attributes:
+        own: their labels.
+        better: of the other labels the one that fits best.
+    """
+
+    own: tuple[str, ...]
+    better: tuple[str, ...]
+
+    def take(self, positions: Iterable[int]) -> Labels:
+        """Of the samples at these positions."""
+        chosen = list(positions)
+        return Labels(tuple(self.own[i] for i in chosen), tuple(self.better[i] for i in chosen))
+
+
+@dataclass(frozen=True)
 class Ranking(Displayed):
     """Samples by descending score.
 
@@ -37,6 +55,7 @@ class Ranking(Displayed):
         names: id → name, of samples that have one.
         thumbnails: id → PNG, where the log keeps them: what a notebook shows.
         counted: names of the parts that are in the score.
+        labels: the samples' labels and those that fit better, where the log or the user tells them.
     """
 
     sample_ids: npt.NDArray[np.int64]
@@ -47,6 +66,7 @@ class Ranking(Displayed):
     names: Mapping[int, str] = field(default_factory=dict)
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
     counted: tuple[str, ...] = ()
+    labels: Labels | None = None
 
     @classmethod
     def sort(
@@ -59,13 +79,15 @@ class Ranking(Displayed):
         names: Mapping[int, str] | None = None,
         thumbnails: Mapping[int, bytes] | None = None,
         counted: Sequence[str] = (),
+        labels: Labels | None = None,
     ) -> Ranking:
         """From samples in any order."""
         order = np.argsort(-scores, kind="stable")
         said = tuple(tuple(flags[i]) for i in order)
         sorted_parts = {name: values[order] for name, values in (parts or {}).items()}
         ids, values = sample_ids[order], scores[order]
-        return cls(ids, values, said, title, sorted_parts, names or {}, thumbnails or {}, tuple(counted))
+        own = labels and labels.take(order.tolist())
+        return cls(ids, values, said, title, sorted_parts, names or {}, thumbnails or {}, tuple(counted), own)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -89,9 +111,11 @@ class Ranking(Displayed):
     def take(self, positions: Any) -> Ranking:
         """The samples at these positions, a slice, or where a mask (N,) is true; in that order."""
         parts = {name: values[positions] for name, values in self.parts.items()}
-        flags = tuple(self.flags[i] for i in np.arange(len(self))[positions].tolist())
+        chosen = np.arange(len(self))[positions].tolist()
+        flags = tuple(self.flags[i] for i in chosen)
         return replace(
             self,
+            labels=self.labels and self.labels.take(chosen),
             sample_ids=self.sample_ids[positions],
             scores=self.scores[positions],
             flags=flags,

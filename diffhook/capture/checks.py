@@ -8,6 +8,7 @@ from typing import Any
 
 from zarr.abc.store import Store
 
+from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError
 from diffhook.words import article, brief, guess
 
@@ -62,12 +63,12 @@ def check_location(path: Any) -> None:
 
 
 def check_objective(objective: Any) -> None:
-    """Raises ConfigurationError unless ``objective`` is None or has what probes need."""
-    if objective is None or (callable(objective) and hasattr(objective, "num_timesteps")):
+    """Raises ConfigurationError unless ``objective`` is None or an :class:`Objective`."""
+    if objective is None or isinstance(objective, Objective):
         return
     kind = type(objective).__name__
     hint = f": DiffusionObjective({kind.lower()}), say" if hasattr(objective, "add_noise") else ""
     raise ConfigurationError(
-        f"objective is a {kind}; expected a loss that is called with (model, batch, timesteps, noise seeds), "
-        f"such as DiffusionObjective(scheduler){hint}"
+        f"objective is a {kind}; expected an Objective, which is called with (model, batch, timesteps, noise "
+        f"seeds), such as DiffusionObjective(scheduler){hint}"
     )

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from diffhook.capture.distance import Distance, make_distance
 from diffhook.capture.inputs import Inputs, default_inputs
 from diffhook.capture.noise import noise_bank
-from diffhook.capture.objective import Prediction
+from diffhook.capture.objective import Predicting, Prediction
 from diffhook.capture.parametrization import find_parametrization
 from diffhook.capture.weighting import Custom, Weighting, make_weighting
 from diffhook.errors import ConfigurationError
 from diffhook.log.schema import json_like
 
 
-class DiffusionObjective:
+class DiffusionObjective(Predicting):
     """Weighted mean error of ε-, v-, sample- or flow-prediction.
 
     Example:
@@ -91,7 +91,6 @@ class DiffusionObjective:
         return self.parametrization.schedule(positions)
 
     def predict(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Prediction:
-        """What the model predicts of the noisy batch, and what it should; arguments as in a call."""
         clean, arguments = self.inputs(batch)
         noise = noise_bank(noise_seeds, clean, self.noise_offset)
         noisy = self.parametrization.noisy(clean, noise, timesteps)

@@ -95,8 +95,7 @@ class Grid:
     def timesteps_of(self, objective: Objective) -> list[Any]:
         """The timesteps for an objective: named ones as they are, others spaced on its schedule."""
         steps = self.steps(objective.num_timesteps)
-        schedule = getattr(objective, "schedule", None)
-        return schedule(steps) if schedule is not None and isinstance(self.timesteps, int) else steps
+        return objective.schedule(steps) if isinstance(self.timesteps, int) else steps
 
     def describe(self) -> dict[str, Any]:
         """As JSON; ``Grid(**description)`` is the same grid."""

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
-from diffhook.capture.objective import Objective
+from diffhook.capture.objective import Objective, Predicting
 from diffhook.errors import ConfigurationError
 
 MEASUREMENTS = ("squared-output", "mean-output")
 
 
-class Predicting(Objective, Protocol):
-    """An objective that shows what the model predicts, as :class:`diffhook.DiffusionObjective` does."""
-
-    def predict(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Any:
-        """What the call differentiates, with the model's output (B, …) as ``.output``."""
-        ...
-
-
-class Measured:
+class Measured(Objective):
     """An objective that gives a scalar of the model's output in place of the loss.
 
     For probes and queries: ``diffhook.query(log, samples, "squared", Measured(objective, "squared-output"))``
@@ -48,12 +40,11 @@ class Measured:
     @property
     def self_contained(self) -> bool:
         """Whether :meth:`describe` says all there is, as :class:`diffhook.DiffusionObjective` has it."""
-        return type(self) is Measured and bool(getattr(self.objective, "self_contained", False))
+        return type(self) is Measured and self.objective.self_contained
 
     def schedule(self, positions: list[int]) -> list[Any]:
         """The timesteps at positions of the training's schedule."""
-        schedule = getattr(self.objective, "schedule", None)
-        return positions if schedule is None else schedule(positions)
+        return self.objective.schedule(positions)
 
     def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
         """(B,) values of the measurement, with gradients."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -29,20 +30,24 @@ class Prediction(NamedTuple):
         return self.distance(self.output - self.target).flatten(1).mean(1) * self.weights
 
 
-@runtime_checkable
-class Objective(Protocol):
+class Objective(ABC):
     """The training loss, sample by sample, at timesteps and noise that the caller chooses.
 
-    :class:`diffhook.DiffusionObjective` makes one from a diffusers scheduler; any object of this
-    shape will do. One whose training does not draw timesteps evenly from [0, T) may have a method
-    ``schedule(positions) -> timesteps`` besides, see :meth:`DiffusionObjective.schedule`.
+    :class:`diffhook.DiffusionObjective` makes one from a diffusers scheduler. For another loss inherit from
+    this class; :class:`diffhook.capture.testing.ObjectiveContract` tests what must hold of it.
+
+    Attributes:
+        timestep_scale: factor on the timestep that the model is told, such as 1/1000 for Flux.
     """
 
+    timestep_scale: float = 1.0
+
     @property
+    @abstractmethod
     def num_timesteps(self) -> int:
         """T: timesteps run from 0 to T − 1."""
-        ...
 
+    @abstractmethod
     def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
         """Losses, (B,), with gradients.
 
@@ -52,8 +57,24 @@ class Objective(Protocol):
             timesteps: (B,) int64, or float32 where the schedule has fractions.
             noise_seeds: (B,) int64 on the CPU; equal seeds mean equal noise.
         """
-        ...
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the loss is, as JSON: part of the log's identity."""
-        ...
+
+    def schedule(self, positions: list[int]) -> list[Any]:
+        """The timesteps at positions 0 … T − 1 of the training's schedule: by default themselves."""
+        return positions
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether :meth:`describe` says all there is, so that equal descriptions mean equal losses."""
+        return False
+
+
+class Predicting(Objective):
+    """An objective that shows what the model predicts, so that something else of it may be differentiated."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Prediction:
+        """What the model predicts of the noisy batch, and what it should; arguments as in a call."""

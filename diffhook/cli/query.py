@@ -65,8 +65,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffhook.analysis.query import query
-    from diffhook.analysis.rebuilt import build_model
+    from diffhook.queries.query import query
+    from diffhook.queries.rebuilt import build_model
 
     log = open_log(args.log)
     device = device_of(args.device)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _grid(log: RunLog, args: argparse.Namespace) -> Any:
-    from diffhook.analysis.query import default_grid
+    from diffhook.queries.query import default_grid
 
     named = {name: getattr(args, name) for name in ("timesteps", "draws", "replicates")}
     return replace(default_grid(log), **{name: value for name, value in named.items() if value is not None})
@@ -127,7 +127,7 @@ def _pipeline(args: argparse.Namespace, device: Any) -> Any:
 
 def _objective(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
     """The log's, unless the command line describes another."""
-    from diffhook.analysis.rebuilt import build_objective
+    from diffhook.queries.rebuilt import build_objective
 
     named = named_objective(args, pipeline, lambda: _schedule(log, pipeline))
     return build_objective(log, pipeline) if named is None else named
@@ -151,8 +151,8 @@ def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
 def _generated(
     log: RunLog, args: argparse.Namespace, pipeline: Any, objective: Any, model: Any
 ) -> tuple[Any, dict[str, Any]]:
-    from diffhook.analysis.generated import generate
     from diffhook.cli.samples import one_each, read_captions, save_pictures
+    from diffhook.queries.generated import generate
 
     captions = [args.caption] * args.generate if args.caption is not None else None
     if args.captions is not None:

@@ -63,14 +63,15 @@ class _Kept:
     """A layer's input, until it is released."""
 
     def __init__(self, anchor: Tensor, inputs: Tensor) -> None:
-        self._node: Any = _Keep.apply(anchor, inputs.detach()).grad_fn
+        # The output, not its node alone, which torch 2.6 frees with its last tensor.
+        self._output: Any = _Keep.apply(anchor, inputs.detach())
 
     def tensor(self) -> Tensor | None:
         """The input; recomputed under checkpointing."""
-        return None if self._node is None else self._node.saved_tensors[0]
+        return None if self._output is None else self._output.grad_fn.saved_tensors[0]
 
     def let_go(self) -> None:
-        self._node = None
+        self._output = None
 
 
 def refuse_double_backward() -> None:

@@ -15,9 +15,9 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.checksum import parse, verified, with_checksum
 from diffhook.log.lineage import Path
 from diffhook.log.schema import json_like
-from diffhook.log.seal import parse, seal, unseal
 
 END = "end"
 
@@ -37,7 +37,7 @@ def key(rank: int) -> str:
 
 def to_line(alert: Mapping[str, Any]) -> str:
     """One line of a file."""
-    return json.dumps(seal(json_like(alert)))
+    return json.dumps(with_checksum(json_like(alert)))
 
 
 def end_line(session: int) -> str:
@@ -72,7 +72,7 @@ def readable_lines(store: Store, key: str) -> bytes:
 
 
 def _line(text: bytes, place: str) -> Line:
-    line = {**_LEAST, **unseal(parse(text, place), place)}
+    line = {**_LEAST, **verified(parse(text, place), place)}
     sound = (
         _is_count(line["session"])
         and type(line["step"]) is int

@@ -41,11 +41,11 @@ def encode(layout: Layout, rows: npt.NDArray[Any]) -> Parts:
     offset = 0
     for number, start in enumerate(range(0, len(rows), size)):
         chunk = _filled(layout, rows[start : start + size], size)
-        parts += _sealed(chunk)
+        parts += _with_checksum(chunk)
         index[number] = offset, chunk.nbytes + 4
         offset += chunk.nbytes + 4
     if layout.dim is not None:
-        parts += _sealed(index)
+        parts += _with_checksum(index)
     return parts
 
 
@@ -58,6 +58,6 @@ def _filled(layout: Layout, rows: npt.NDArray[Any], size: int) -> npt.NDArray[An
     return chunk
 
 
-def _sealed(content: npt.NDArray[Any]) -> tuple[memoryview, bytes]:
+def _with_checksum(content: npt.NDArray[Any]) -> tuple[memoryview, bytes]:
     content = content.reshape(-1).view(np.uint8)
     return content.data, google_crc32c.value(content).to_bytes(4, "little")

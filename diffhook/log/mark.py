@@ -11,7 +11,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
-from diffhook.log.seal import parse, seal, unseal
+from diffhook.log.checksum import parse, verified, with_checksum
 
 
 def read_mark(store: Store, path: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def read_mark(store: Store, path: str) -> dict[str, Any]:
     attributes = found.get("attributes") if isinstance(found, dict) else None
     if not isinstance(attributes, dict) or found.get("node_type") != "group":
         raise LogError(f"{place} is damaged: no zarr group")
-    fields = unseal(attributes, place) if attributes else {}
+    fields = verified(attributes, place) if attributes else {}
     _check_attributes(fields, place)
     return fields
 
@@ -42,7 +42,7 @@ def put_attributes(store: Store, path: str, attributes: dict[str, Any]) -> None:
 
 def mark_json(attributes: dict[str, Any]) -> bytes:
     """What :func:`put_attributes` writes."""
-    return group_json(seal(attributes))
+    return group_json(with_checksum(attributes))
 
 
 def group_json(attributes: dict[str, Any]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from zarr.abc.store import Store
 
 from diffhook.log import store as files
-from diffhook.log.seal import parse
+from diffhook.log.checksum import parse
 
 OBJECTIVE = "objective.json"
 """{"objective": its description or null, "words": what was recognised, or why nothing was}."""

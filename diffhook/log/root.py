@@ -9,9 +9,9 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import store as files
+from diffhook.log.checksum import parse, verified, with_checksum
 from diffhook.log.mark import group_json
 from diffhook.log.schema import SCHEMA_VERSION, json_like
-from diffhook.log.seal import parse, seal, unseal
 
 _KINDS = ("sketch", "full", "none")
 
@@ -20,7 +20,7 @@ def write_root(store: Store, config: Mapping[str, Any]) -> None:
     """Write what makes a place a log, and the groups of its tables."""
     for table in ("train", "probe"):
         files.set_uncommitted(store, f"{table}/zarr.json", group_json({}))
-    attributes = {"diffhook": seal({"schema": SCHEMA_VERSION, "config": json_like(config)})}
+    attributes = {"diffhook": with_checksum({"schema": SCHEMA_VERSION, "config": json_like(config)})}
     files.put(store, "zarr.json", group_json(attributes))
 
 
@@ -51,7 +51,7 @@ def find_config(store: Store) -> dict[str, Any] | None:
     if not isinstance(attributes, dict) or "schema" not in attributes:
         raise LogError(f"no diffhook log at {where}: a zarr group, but not one of diffhook's")
     _check_schema(attributes["schema"], where)
-    config: dict[str, Any] = unseal(attributes, place).get("config", {})
+    config: dict[str, Any] = verified(attributes, place).get("config", {})
     _check_config(config, place)
     return config
 

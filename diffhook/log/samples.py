@@ -20,7 +20,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
-from diffhook.log.seal import parse, seal, unseal
+from diffhook.log.checksum import parse, verified, with_checksum
 
 logger = logging.getLogger("diffhook")
 
@@ -122,7 +122,7 @@ class NameWriter:
             self._written = False
         while not self._written:
             names = {str(sample): name for sample, name in islice(self._part.items(), _PART_NAMES)}
-            content = json.dumps(seal(names)).encode()
+            content = json.dumps(with_checksum(names)).encode()
             files.put(self._store, self._key, content)
             self._written = len(self._part) <= _PART_NAMES
             if len(self._part) >= _PART_NAMES:
@@ -142,7 +142,7 @@ def read_name_file(store: Store, key: str) -> dict[int, str]:
         LogError: it is damaged.
     """
     place = f"{files.describe(store)}: {key}"
-    names = unseal(parse(files.get(store, key) or b"", place), place)
+    names = verified(parse(files.get(store, key) or b"", place), place)
     if not all(sample.isdecimal() and isinstance(name, str) for sample, name in names.items()):
         raise LogError(f"{place} is damaged: expected an object of sample id → name")
     return {int(sample): name for sample, name in names.items()}

@@ -11,8 +11,8 @@ from dataclasses import replace
 from zarr.abc.store import Store
 
 from diffhook.log import store as files
+from diffhook.log.checksum import with_checksum
 from diffhook.log.content import Content
-from diffhook.log.seal import seal
 from diffhook.log.snapshots import Snapshot
 
 
@@ -126,4 +126,4 @@ def _description(snapshot: Snapshot, digests: dict[str, str]) -> bytes:
         **{names[name]: digest for name, digest in digests.items()},
         **snapshot.details,
     }
-    return json.dumps(seal(description), indent=1).encode()
+    return json.dumps(with_checksum(description), indent=1).encode()

@@ -13,8 +13,8 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.checksum import parse, verified
 from diffhook.log.reference import Reference
-from diffhook.log.seal import parse, unseal
 
 ROOT = "snapshots"
 _FOLDER = re.compile(r"step-\d{8,18}(-session-\d{1,6})?")
@@ -128,7 +128,7 @@ def read_snapshot(store: Store, folder: str) -> Snapshot | None:
     content = files.get(store, place)
     if content is None:
         return None
-    fields = unseal(parse(content, place), place)
+    fields = verified(parse(content, place), place)
     try:
         digest = fields.pop("sha256")
         preconditioner = fields.pop("preconditioner_sha256", None)

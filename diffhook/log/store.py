@@ -44,15 +44,9 @@ def open_store(location: Location, *, read_only: bool) -> Store:
     Raises:
         LogError: nothing is there, or nothing that could be a log.
     """
-    if type(location) is LocalStore:
-        location = location.root
-    if isinstance(location, Store):
-        return location
-    if isinstance(location, str) and location.startswith("file://"):
-        location = location.removeprefix("file://")
-    if isinstance(location, str) and "://" in location:
-        return _open_url(location, read_only)
-    path = Path(location).expanduser()
+    path = folder_of(location)
+    if path is None:
+        return location if isinstance(location, Store) else _open_url(str(location), read_only)
     if path.exists() and not path.is_dir():
         raise LogError(f"{path} is a file; a log is a folder")
     if read_only and not path.exists():
@@ -60,6 +54,16 @@ def open_store(location: Location, *, read_only: bool) -> Store:
     if not read_only:
         _refuse_links(path)
     return DurableStore(path, read_only=read_only)
+
+
+def folder_of(location: Location) -> Path | None:
+    """The folder that a path, a file:// URL or zarr's LocalStore names; None for other stores."""
+    if type(location) is LocalStore:
+        return location.root
+    if isinstance(location, Store):
+        return None
+    path = str(location).removeprefix("file://")
+    return None if "://" in path else Path(path).expanduser()
 
 
 def _open_url(url: str, read_only: bool) -> Store:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,13 +21,13 @@ from diffhook.log.store import Location
 @contextmanager
 def new_store(target: Location) -> Iterator[Store]:
     """A store that appears at ``target`` when all is written, or not at all."""
-    if not isinstance(target, str | os.PathLike) or "://" in str(target):
+    path = files.folder_of(target)
+    if path is None:
         store = files.open_store(target, read_only=False)
         if list(files.names(store, "")):
             raise LogError(f"{files.describe(store)} is not empty: choose another place for the copy")
         yield store  # no log before its root is written
         return
-    path = Path(target)
     if path.exists():
         raise LogError(f"{path} exists: choose another place for the copy")
     _clear_killed(path)

@@ -24,8 +24,9 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import RunLog
 from diffhook.log.samples import sample_words, short_names, split_id
 from diffhook.report.atlas import Atlas, make_atlas
+from diffhook.report.doubts import Doubts, find_doubts
 from diffhook.report.facets import Facet, facets_of
-from diffhook.report.groups import COPIES, copy_groups
+from diffhook.report.groups import COPIES, closeness, copy_groups
 from diffhook.report.likeness import Images
 
 MOST = 20_000  # samples that a page carries
@@ -44,6 +45,7 @@ class Explorer:
         shares: of the variance, which the map's two axes have.
         homeless: how many have no usable gradient, and stand at the map's lower edge.
         atlas: their pictures; None where there are none.
+        doubts: their labels to compare; None where there are none.
     """
 
     ranking: Ranking
@@ -52,6 +54,7 @@ class Explorer:
     shares: tuple[float, float]
     homeless: int
     atlas: Atlas | None
+    doubts: Doubts | None
 
     @classmethod
     def make(
@@ -70,7 +73,8 @@ class Explorer:
             labels: sample id → label, where they are known.
         """
         ranking = ranking.take(slice(MOST))
-        facets = facets_of(log, ranking, labels, execution)
+        doubts = find_doubts(ranking)
+        facets = facets_of(log, ranking, labels, execution, set() if doubts is None else {*doubts.positions})
         found = _map(log, source, ranking.sample_ids, execution)
         places, homeless = None, 0
         if found is not None:
@@ -78,7 +82,8 @@ class Explorer:
         with progress_bar(execution.progress) as bar:
             samples = bar.track(ranking.sample_ids.tolist(), description="pictures of the map")
             atlas = make_atlas(images, samples)
-        return cls(ranking, facets, places, (0.0, 0.0) if found is None else found.shares, homeless, atlas)
+        shares = (0.0, 0.0) if found is None else found.shares
+        return cls(ranking, facets, places, shares, homeless, atlas, doubts)
 
     @cached_property
     def groups(self) -> list[list[int]]:
@@ -104,6 +109,8 @@ class Explorer:
             "chips": [len(Reason.telling(flags)) for flags in self.ranking.flags],
             "groups": self.groups,
             "copies": COPIES,
+            "closeness": [closeness(self.ranking, group) for group in self.groups],
+            "doubts": self.doubts and self.doubts.data(),
             "facets": [{"name": facet.name, "values": facet.values, "of": facet.of} for facet in self.facets],
             "places": None if self.places is None else _apart((self.places * _STEPS).round().astype(int)),
             "atlas": None if atlas is None else {"cell": atlas.cell, "columns": atlas.columns},

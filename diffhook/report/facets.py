@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,10 @@ from diffhook.analysis.reason import KINDS, Reason
 from diffhook.analysis.signals import View
 from diffhook.log import RunLog
 from diffhook.log.samples import split_id
+from diffhook.report.doubts import TITLE
 
 _NONE = "none"
+_LABELS = {"wrong label": TITLE}  # where there is something to compare
 _RANGES = 6  # of visits, where their numbers are many
 _MOST = 200  # values; the others are one
 
@@ -66,19 +68,33 @@ def facets_of(
     ranking: Ranking,
     labels: Mapping[int, Hashable] | None,
     execution: Execution,
+    doubts: Set[int] = frozenset(),
 ) -> list[Facet]:
-    """The facets of a ranking's samples that divide them at all."""
+    """The facets of a ranking's samples that divide them at all.
+
+    Args:
+        doubts: positions of those whose labels are to be compared.
+    """
     own = [split_id(int(sample))[0] for sample in ranking.sample_ids]
-    found = [reasons(ranking.flags), _labels(own, labels), folders(own, ranking.names)]
+    found = [reasons(ranking.flags, doubts), _labels(own, labels), folders(own, ranking.names)]
     found += [alerts(own, log.alerts()), visits(_seen(log, ranking.sample_ids, execution))]
     return [facet for facet in found if facet is not None and len(facet.values) > 1]
 
 
-def reasons(flags: Sequence[Sequence[str]]) -> Facet:
-    """By the kinds of their reasons, in the order in which one acts on them; none and others come last."""
-    given = [list(dict.fromkeys(Reason.of(flag).kind for flag in each)) or [_NONE] for each in flags]
+def reasons(flags: Sequence[Sequence[str]], doubts: Set[int] = frozenset()) -> Facet:
+    """By the kinds of their reasons, in the order in which one acts on them; none and others come last.
+
+    Args:
+        doubts: positions of samples whose labels are to be compared: one kind, whether flagged or not.
+    """
+    given = [
+        list(dict.fromkeys(_LABELS.get(kind, kind) if i in doubts else kind for kind in kinds)) or [_NONE]
+        for i, each in enumerate(flags)
+        for kinds in [[Reason.of(flag).kind for flag in each] + [TITLE] * (i in doubts)]
+    ]
     met = {kind for each in given for kind in each}
-    values = [*(kind for kind in KINDS if kind in met), *sorted(met - {*KINDS, _NONE}), *met & {_NONE}]
+    known = [name for kind in KINDS for name in (kind, _LABELS.get(kind, kind)) if name in met]
+    values = [*dict.fromkeys(known), *sorted(met - {*known, _NONE}), *met & {_NONE}]
     place = {value: i for i, value in enumerate(values)}
     return Facet("reason", "Reason", tuple(values), tuple(tuple(place[v] for v in each) for each in given))
 

@@ -36,3 +36,12 @@ def copy_groups(ranking: Ranking) -> list[list[int]]:
     groups = [members[labels[members] == label][::-1].tolist() for label in np.unique(labels[members])]
     sure = ranking.parts.get("duplicate", np.zeros(len(ranking)))
     return sorted(groups, key=lambda group: (-float(np.nan_to_num(sure[group]).max()), group))
+
+
+def closeness(ranking: Ranking, group: list[int]) -> str:
+    """How surely a group's members are copies, in a few words."""
+    kinds = {Reason.of(flag).kind for i in group for flag in ranking.flags[i]}
+    if "near copy" not in kinds:
+        return "identical"
+    apart = ranking.parts.get("duplicate", np.full(len(ranking), np.nan))[group]
+    return f"next nearest {np.exp(np.nanmax(apart)):.1f} × as far" if np.isfinite(apart).any() else ""

@@ -21,6 +21,7 @@ from diffhook.analysis.directions import query_directions
 from diffhook.analysis.methods import find_method
 from diffhook.analysis.methods.whitening import whitened
 from diffhook.capture.noise import noise_bank, noise_seed
+from diffhook.capture.objective import Objective
 from diffhook.log import Table
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _ROWS = "training-random-output"
 
 
 @dataclass(frozen=True)
-class RandomOutput:
+class RandomOutput(Objective):
     """An objective that gives random outputs in place of the loss; its signs depend on the noise's seed."""
 
     objective: diffhook.DiffusionObjective

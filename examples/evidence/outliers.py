@@ -3,12 +3,12 @@
     python examples/evidence/outliers.py [--quick]
 
 For each of five seeds two trainings. In one, on MNIST at 16 × 16 without labels, photographic patches,
-inverted digits, digits with noise and blank images are planted; in the other, on scikit-learn's digits at
-8 × 8 with their classes, some labels are wrong. What the log tells (losses under other labels, self-influence
-on the training's events and on a grid, norms and losses against others of their timestep, the looks of the
-samples, those that count together) is set beside the plain mean loss and the distance in pixels to the ten
-nearest samples (of the same label, where labels may be wrong). AUROC and average precision, mean and standard
-error over seeds.
+inverted digits, digits with noise and blank images are planted; in the other, on scikit-learn's digits at 8 ×
+8 with their classes, some labels are wrong. What the log tells (losses under other labels with neighbours'
+labels, self-influence on the training's events and on a grid, norms and losses against others of their
+timestep, the looks of the samples, those that count together) is set beside the plain mean loss and the
+distance in pixels to the ten nearest samples (of the same label, where labels may be wrong). AUROC and
+average precision, mean and standard error over seeds.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def rankings(args: argparse.Namespace, samples: Samples, path: Any, seed: int) -
         "distance in pixels": pixel_distance(samples),
     }
     if samples.classes is not None:
-        found["loss under other labels, probes"] = by_sample(diffhook.outliers(log, parts=["label"]))
+        found["label signals, probes"] = by_sample(diffhook.outliers(log, parts=["label"]))
     return found
 
 

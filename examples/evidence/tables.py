@@ -43,6 +43,18 @@ def specificity(result: Result) -> str:
     return "\n".join([*lines, "", _made(result, "specificity", more)])
 
 
+def own_pictures(result: Result) -> str:
+    lines = [
+        "| rows | method | find themselves in their top-10 | median rank | worst rank |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        ranks = (_told(row[name], 1) for name in ("median_rank", "worst_rank"))
+        lines.append(_row([row["source"], _name(row["method"]), _told(row["within"]), *ranks]))
+    more = f"{result['asked']} of {result['training_samples']} pictures asked; {_seeds(result)}"
+    return "\n".join([*lines, "", _made(result, "own_pictures", more)])
+
+
 def tracing(result: Result) -> str:
     queries = list(dict.fromkeys(row["queries"] for row in result["rows"]))
     lines = [

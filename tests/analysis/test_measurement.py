@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import diffhook
+from diffhook.capture.objective import Predicting, Prediction
 from diffhook.errors import ConfigurationError
 from tests.runs import SCHEDULER, TinyDenoiser, train
 
 
-class Prediction(NamedTuple):
-    output: Tensor
-
-
-class Doubling:
+class Doubling(Predicting):
     """Predicts by the model alone."""
 
     num_timesteps = 10
 
     def predict(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Prediction:
-        return Prediction(model(batch + timesteps[:, None] + noise_seeds[:, None]))
+        output = model(batch + timesteps[:, None] + noise_seeds[:, None])
+        return Prediction(output, torch.zeros_like(output), torch.ones(len(output)))
 
     def __call__(self, *arguments: Any) -> Tensor:
         raise AssertionError("the loss is not what is measured")

@@ -180,11 +180,11 @@ def test_snapshots_without_one_are_left_out_by_name(tmp_path: Path, caplog: pyte
     """As of a run that was resumed with the option."""
     train(tmp_path / "log", keep_preconditioner=True, projection_dim=8, snapshot_every=4)
     described = tmp_path / "log/snapshots/step-00000008/snapshot.json"
-    from diffhook.log.seal import seal
+    from diffhook.log.checksum import with_checksum
 
     fields = {k: v for k, v in json.loads(described.read_text()).items() if k != "crc32"}
     del fields["preconditioner_sha256"]
-    described.write_text(json.dumps(seal(fields)))
+    described.write_text(json.dumps(with_checksum(fields)))
     log = diffhook.open_log(tmp_path / "log")
     with caplog.at_level(logging.WARNING, "diffhook"):
         table = diffhook.query(

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import diffhook
+from diffhook.analysis.execution import Execution
+from diffhook.analysis.fisher import log10_tail
+from diffhook.analysis.label_neighbours import label_neighbours
 from diffhook.capture import label_contrast
 from diffhook.capture.label_contrast import LabelContrasts
 from diffhook.capture.noise import noise_bank, noise_seed
@@ -199,6 +202,26 @@ def test_a_wrong_label_is_ranked_first_and_flagged(log: diffhook.RunLog) -> None
     at = whole.sample_ids.tolist().index(5)
     assert "fits class 1 better" in "; ".join(whole.flags[at]), "the flag stands in every ranking"
     assert "label" not in whole.title, "it does not count there"
+
+
+def test_losses_and_neighbours_count_as_often_as_they_find_the_own_label_right(
+    log: diffhook.RunLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, contrast = log.probe["sample"], log.probe["label_contrast"].astype(float)
+    losses = np.array([contrast[sample == i].mean() for i in range(24)])
+    told = dict(zip(sample.tolist(), log.probe["label"].tolist(), strict=True))
+    ids, nearer, _ = label_neighbours(log.probe, told, Execution())
+    assert ids.tolist() == list(range(24))
+    right = np.array([(np.sum(each < 0) + 1) / 26 for each in (losses, nearer)])
+    odds = np.log(right / (1 - right))
+    expected = -2 * (odds / odds.sum()) @ [log10_tail(losses), log10_tail(nearer)]
+    ranking = diffhook.outliers(log, parts=["label"])
+    np.testing.assert_allclose(ranking.parts["label"], expected[ranking.sample_ids], rtol=1e-5)
+    assert ranking.labels is not None
+    assert (ranking.labels.own[0], ranking.labels.better[0]) == ("class 0", "class 1")
+    monkeypatch.setattr("diffhook.analysis.signals.label.PAIRWISE", 10)
+    alone = diffhook.outliers(log, parts=["label"])
+    np.testing.assert_allclose(alone.parts["label"], -log10_tail(losses)[alone.sample_ids], rtol=1e-5)
 
 
 def test_probes_may_leave_labels_alone(tmp_path: Path) -> None:

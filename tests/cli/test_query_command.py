@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import diffhook
-from diffhook.analysis.rebuilt import build_model
 from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.cli import main
@@ -25,6 +24,7 @@ from diffhook.cli.main import parser
 from diffhook.cli.query import _objective
 from diffhook.cli.samples import Pictures, to_pixels
 from diffhook.errors import ConfigurationError
+from diffhook.queries.rebuilt import build_model
 from tests.checkpoints.test_formats import diffusers_lora, kohya_lora
 from tests.models import unet
 from tests.pipelines import LORA, SIZE, images, lora_run, train_lora

@@ -64,6 +64,12 @@ def test_specificity(quick: Callable[..., dict[str, Any]]) -> None:
     assert all(0 <= row["own_label"]["mean"] <= 1 for row in rows)
 
 
+def test_own_pictures(quick: Callable[..., dict[str, Any]]) -> None:
+    rows = quick("own_pictures")["rows"]
+    assert [row["source"] for row in rows] == [*["events"] * 3, *["probes"] * 3]
+    assert all(1 <= row["median_rank"]["mean"] <= row["worst_rank"]["mean"] <= 26 for row in rows)
+
+
 def test_tracing(quick: Callable[..., dict[str, Any]]) -> None:
     rows = quick("tracing")["rows"]
     assert len(rows) == 3 * 7

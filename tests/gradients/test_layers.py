@@ -290,6 +290,7 @@ UNBATCHED: Layers = {
 def test_a_rule_says_which_calls_have_no_samples_in_front(name: str) -> None:
     torch.manual_seed(1)
     layer, shape = UNBATCHED[name]
+    layer.reset_parameters()  # drawn at import, from no seed
     model = _Unbatched(layer, torch.randn(shape))
     rule = rule_for(layer)
     assert rule is not None

@@ -159,7 +159,7 @@ def test_what_the_page_calls_by_name_is_defined(name: str) -> None:
 def test_each_folder_imports_only_from_those_to_its_right() -> None:
     (line,) = re.findall(r"to its right: (.*?), which do not know each other", PAGE, re.DOTALL)
     floors = [re.findall(r"`(?:diffhook/)?(\w+)/`", part) for part in line.split("→")]
-    assert [len(floor) for floor in floors] == [1, 1, 1, 1, 1, 2], floors
+    assert [len(floor) for floor in floors] == [1, 1, 2, 1, 1, 2], floors
     for height, floor in enumerate(floors):
         under = {name for lower in floors[height + 1 :] for name in lower}
         for folder in floor:

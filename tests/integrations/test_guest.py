@@ -191,6 +191,25 @@ def test_what_others_put_over_ours_stays_and_what_fails_to_leave_keeps_nothing_e
     assert len(diffhook.open_log(tmp_path / "log").train) == 12
 
 
+def test_two_hooks_on_two_models_of_one_loop_leave_in_any_order(tmp_path: Path) -> None:
+    models = [TinyDenoiser(), TinyDenoiser()]
+    optimizers = [torch.optim.SGD(model.parameters(), 0.1) for model in models]
+    before = torch.autograd.backward, torch.Tensor.backward
+    hooks = [TorchHook(tmp_path / str(i), models[i], optimizers[i]) for i in range(2)]
+    clean = identified()[:4]
+    batch = clean, torch.randn_like(clean), torch.randint(0, 1000, (4,))
+    for _ in range(2):
+        with hooks[0].step(sample_ids=range(4)), hooks[1].step(sample_ids=range(4)):
+            sum(denoising_losses(model, batch).mean() for model in models).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    for hook in hooks:
+        hook.close()
+    assert (torch.autograd.backward, torch.Tensor.backward) == before
+    assert [len(diffhook.open_log(tmp_path / str(i)).train) for i in range(2)] == [8, 8]
+
+
 def test_an_interrupted_loop_may_go_on(tmp_path: Path) -> None:
     traces = Traces()
     DiffHook(traces.accelerator, tmp_path / "log", strict=True)

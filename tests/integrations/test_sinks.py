@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from diffhook import Alerts
 from diffhook.capture import Alert, Detector
 from diffhook.capture.alerts.delivery import Delivery
+from diffhook.capture.alerts.testing import SinkContract
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
-from diffhook.integrations.notify import Apprise, SampleTables, Trackers, Webhook
+from diffhook.integrations.notify import Apprise, SampleTables, Trackers, Webhook, to_logging
 from diffhook.log import Rows, open_log
 from tests.runs import TinyDenoiser, denoising_losses, identified, train
 from tests.waiting import wait_until
@@ -150,6 +152,61 @@ def server() -> Iterator[Any]:
     yield served
     served.shutdown()
     served.server_close()
+
+
+class _Served(SinkContract):
+    """Of sinks that post to a server."""
+
+    @pytest.fixture(autouse=True)
+    def _server(self, server: Any) -> None:
+        self.server = server
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.server_port}/hook"
+
+    def arrived(self) -> list[str]:
+        return [body["message"] for _, body in self.server.posts]
+
+
+class TestWebhook(_Served):
+    def make(self, folder: Path) -> Any:
+        return Webhook(f"http://{self.address}")
+
+
+class TestApprise(_Served):
+    def make(self, folder: Path) -> Any:
+        return Apprise(f"json://{self.address}")
+
+
+class TestLogging(SinkContract):
+    @pytest.fixture(autouse=True)
+    def _log(self, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+        self.log = caplog
+        with caplog.at_level(logging.INFO, "diffhook"):
+            yield
+
+    def make(self, folder: Path) -> Any:
+        return to_logging
+
+    def arrived(self) -> list[str]:
+        return [record.getMessage() for record in self.log.records]
+
+
+class Terse(TestLogging):
+    """Cuts long sentences."""
+
+    def make(self, folder: Path) -> Any:
+        return lambda alert: to_logging(replace(alert, message=alert.message[:12]))
+
+
+def test_a_sink_that_cuts_sentences_breaks_the_contract(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contract = Terse()
+    contract.log = caplog
+    with caplog.at_level(logging.INFO, "diffhook"), pytest.raises(AssertionError, match="sample 7 pul"):
+        contract.test_odd_alerts_arrive(tmp_path)
 
 
 def test_a_webhook_posts_the_alert(server: Any) -> None:

@@ -18,8 +18,8 @@ from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log import table_writer as writing
 from diffhook.log.table_writer import TableWriter
+from diffhook.log.testing import CONFIG, DIM, make_rows
 from diffhook.log.verification import verify
-from tests.log.test_log import CONFIG, DIM, make_rows
 
 Files = dict[str, bytes]
 Mutation = Callable[[random.Random, Files, str], None]
@@ -136,9 +136,9 @@ def hostile(rng: random.Random, files: Files, key: str) -> None:
     files[key] = json.dumps(document).encode()
 
 
-def resealed(rng: random.Random, files: Files, key: str) -> None:
+def rechecksummed(rng: random.Random, files: Files, key: str) -> None:
     """A hostile author computes the right checksum too."""
-    from diffhook.log.seal import seal
+    from diffhook.log.checksum import with_checksum
 
     hostile(rng, files, key)
     for name in [k for k in files if k.endswith("zarr.json")]:
@@ -146,16 +146,16 @@ def resealed(rng: random.Random, files: Files, key: str) -> None:
             document = json.loads(files[name])
             own = document.get("attributes", {})
             if "crc32" in own:
-                document["attributes"] = seal({k: v for k, v in own.items() if k != "crc32"})
+                document["attributes"] = with_checksum({k: v for k, v in own.items() if k != "crc32"})
             elif "diffhook" in own:
-                own["diffhook"] = seal({k: v for k, v in own["diffhook"].items() if k != "crc32"})
+                own["diffhook"] = with_checksum({k: v for k, v in own["diffhook"].items() if k != "crc32"})
             files[name] = json.dumps(document).encode()
         except (AttributeError, TypeError, ValueError):
             continue
 
 
 MUTATIONS: tuple[Mutation, ...] = (
-    truncated, flipped, removed, replaced, overwritten, nested, hostile, resealed,
+    truncated, flipped, removed, replaced, overwritten, nested, hostile, rechecksummed,
 )  # fmt: skip
 
 
@@ -182,8 +182,8 @@ def check(seed: int, files: Files, expected: dict[str, Any]) -> Outcome:
     what = f"seed {seed}: {mutation.__name__} {key}"
     began = time.perf_counter()
     try:
-        # Whoever can seal can write another log.
-        kind, words = _read(mutated, None if mutation is resealed else expected)
+        # Whoever can with_checksum can write another log.
+        kind, words = _read(mutated, None if mutation is rechecksummed else expected)
     except Exception as error:
         kind, words = "crashed", repr(error)
     if time.perf_counter() - began > _HANGS:

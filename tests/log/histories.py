@@ -21,8 +21,8 @@ from diffhook.log.index import LogIndex
 from diffhook.log.lock import release_rank
 from diffhook.log.repair import repair
 from diffhook.log.table_writer import TableWriter
+from diffhook.log.testing import CONFIG, DIM, make_rows
 from diffhook.log.verification import verify
-from tests.log.test_log import CONFIG, DIM, make_rows
 
 LENGTH = 14  # things that happen
 SHARD = 8  # rows

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from diffhook.cli import main
-from diffhook.log.seal import seal
+from diffhook.log.checksum import with_checksum
 from tests.log.fuzz import MUTATIONS, Files, Outcome
 
 HANGS, WAITS = 10, 60  # seconds of work, and of a clock that goes on while others have the machine
@@ -99,7 +99,7 @@ def escaped(rng: random.Random, log: Path, outside: Path) -> None:
         with contextlib.suppress(ValueError):
             lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
             path.write_text(
-                "".join(json.dumps(_sealed(_cursed(rng, json.loads(line)))) + "\n" for line in lines)
+                "".join(json.dumps(_with_checksum(_cursed(rng, json.loads(line)))) + "\n" for line in lines)
             )
 
 
@@ -135,14 +135,14 @@ def _cursed(rng: random.Random, value: Any) -> Any:
     return rng.choice(ESCAPES) if isinstance(value, str) and rng.random() < 0.3 else value
 
 
-def _sealed(value: Any) -> Any:
+def _with_checksum(value: Any) -> Any:
     """As FORMAT.md wants it: the root's part, a group's attributes, or the whole object."""
     own = value.get("attributes") if isinstance(value, dict) else None
     if isinstance(own, dict) and "diffhook" in own:
-        return {**value, "attributes": {"diffhook": seal(own["diffhook"])}}
+        return {**value, "attributes": {"diffhook": with_checksum(own["diffhook"])}}
     if isinstance(own, dict) and own:
-        return {**value, "attributes": seal(own)}
-    return seal(value) if isinstance(value, dict) and own is None else value
+        return {**value, "attributes": with_checksum(own)}
+    return with_checksum(value) if isinstance(value, dict) and own is None else value
 
 
 def check(seed: int, files: Files) -> Outcome:

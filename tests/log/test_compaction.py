@@ -17,7 +17,7 @@ from diffhook.gradients.sketch import Sketch
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.compaction import compact, fold, merge
 from diffhook.log.table_writer import TableWriter
-from tests.log.test_log import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, make_rows
 
 
 @pytest.fixture(autouse=True)

@@ -25,10 +25,10 @@ from diffhook.images import png, to_image
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.compaction import compact
 from diffhook.log.mark import put_attributes
+from diffhook.log.testing import CONFIG, make_rows
 from diffhook.report.charts import chart
 from diffhook.report.images import load_images
 from diffhook.report.thumbnails import Thumbnails
-from tests.log.test_log import CONFIG, make_rows
 
 ESC = "\x1b"
 EVIL = f"{ESC}]0;owned{ESC}[2J\x9b31m\u202egnp.exe\r\n\x00"

@@ -24,8 +24,8 @@ from diffhook.log import LogWriter, Snapshot, durable, open_log
 from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.store import put
 from diffhook.log.table_writer import TableWriter
+from diffhook.log.testing import CONFIG, DIM, make_rows
 from tests.log.faults import FaultyStore, fails, short, sound
-from tests.log.test_log import CONFIG, DIM, make_rows
 from tests.runs import TinyDenoiser, train
 from tests.waiting import wait_until
 

@@ -17,9 +17,9 @@ from diffhook.errors import LogError
 from diffhook.log import LogWriter, open_log
 from diffhook.log.mark import put_attributes
 from diffhook.log.store import check_name
+from diffhook.log.testing import CONFIG, make_rows
 from diffhook.log.verification import verify
 from tests.log import fuzz, hostile_folders
-from tests.log.test_log import CONFIG, make_rows
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffhook.errors import LogError
-from diffhook.log.seal import seal
+from diffhook.log.checksum import with_checksum
 from diffhook.log.store import check_name
 from diffhook.log.verification import verify
 from tests.log import fuzz
@@ -102,18 +102,18 @@ def test_no_attributes_of_a_group_do_harm_even_with_a_right_checksum(data: st.Da
     )
     found = document(key)
     own = {name: value for name, value in found["attributes"].items() if name != "crc32"}
-    read(key, {**found, "attributes": seal({**own, **changes})})
+    read(key, {**found, "attributes": with_checksum({**own, **changes})})
 
 
 @QUICK
 @given(
     where=st.sampled_from(["zarr.json", "snapshots/step-00000009/snapshot.json", "alerts/rank-0000.jsonl"]),
     value=VALUES | st.dictionaries(st.sampled_from(["step", "session", "lr", "sha256", "kind"]), VALUES),
-    sealed=st.booleans(),
+    checksummed=st.booleans(),
 )
-def test_no_json_in_a_small_file_does_harm(where: str, value: Any, sealed: bool) -> None:
-    if sealed and isinstance(value, dict):
-        value = seal(value)
+def test_no_json_in_a_small_file_does_harm(where: str, value: Any, checksummed: bool) -> None:
+    if checksummed and isinstance(value, dict):
+        value = with_checksum(value)
     if where == "zarr.json":
         value = {"zarr_format": 3, "node_type": "group", "attributes": {"diffhook": value}}
     assert where in FILES()

@@ -9,7 +9,7 @@ import pytest
 
 from diffhook.log import LogWriter, open_log
 from diffhook.log.icechunk import IcechunkStore
-from tests.log.test_log import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, make_rows
 from tests.log.test_s3 import check, write
 
 

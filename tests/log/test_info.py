@@ -11,7 +11,7 @@ from diffhook.cli import main
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.samples import name_id
 from diffhook.log.table_writer import TableWriter
-from tests.log.test_log import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, make_rows
 
 
 def test_it_says_what_is_in_a_log_and_how_large_it_is(

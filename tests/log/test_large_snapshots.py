@@ -13,7 +13,7 @@ import pytest
 
 from diffhook.log import Content, LogWriter, Snapshot, open_log
 from diffhook.log.durable import DurableStore
-from tests.log.test_log import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, make_rows
 
 PART = 1 << 16
 

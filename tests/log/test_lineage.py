@@ -12,8 +12,8 @@ from diffhook.cli import main
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.lineage import Session, Span, continued, longest, path_to
+from diffhook.log.testing import CONFIG, make_rows
 from diffhook.log.verification import verify
-from tests.log.test_log import CONFIG, make_rows
 
 
 @pytest.fixture(autouse=True)

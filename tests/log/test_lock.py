@@ -17,7 +17,7 @@ import pytest
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, open_log
 from diffhook.log.lock import query_lock
-from tests.log.test_log import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, make_rows
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
 ANOTHER_RUN = """
 import sys
 from diffhook.log import LogWriter
-from tests.log.test_log import CONFIG
+from diffhook.log.testing import CONFIG
 writer = LogWriter(sys.argv[1], CONFIG, rank=int(sys.argv[2]))
 print("writing", flush=True)
 sys.stdin.read()

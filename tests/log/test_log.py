@@ -12,42 +12,10 @@ import pytest
 import zarr
 import zarr.storage
 
-from diffhook.appearance import COLUMNS as LOOKS
+from diffhook.appearance import COLUMNS as APPEARANCE
 from diffhook.errors import LogError
-from diffhook.log import LogWriter, Rows, Snapshot, open_log, schema
-
-DIM = 8
-CONFIG = {
-    "identity": {
-        "projection": {"dim": DIM, "seed": 0, "kind": "sketch"},
-        "parameters": [["weight", [3, 4]]],
-        "model": {"class": "Tiny", "config": {"width": 3}},
-        "objective": None,
-    },
-    "versions": {},
-}
-
-
-def make_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
-    rng = np.random.default_rng(first)
-    sample = np.arange(first, first + count)
-    return {
-        "sample": sample,
-        "step": sample // 4 if step is None else np.full(count, step),
-        "timestep": rng.integers(0, 1000, count).astype(np.float32),
-        "noise_seed": np.full(count, -1),
-        "replicate": (sample % 3).astype(np.int16),
-        "own_noise": (sample % 2).astype(np.int8),
-        "lr": np.full(count, 0.1, np.float32),
-        "loss": rng.random(count, np.float32),
-        "weight": np.full(count, 0.25, np.float32),
-        "grad_norm": rng.random(count, np.float32),
-        "role": (sample % 2).astype(np.int8),
-        **{name: rng.random(count, np.float32) for name in (*LOOKS, "label_contrast")},
-        "label": sample % 5,
-        "better_label": sample % 7,
-        "projection": rng.standard_normal((count, DIM)).astype(np.float16),
-    }
+from diffhook.log import LogWriter, Snapshot, open_log, schema
+from diffhook.log.testing import CONFIG, make_rows
 
 
 @pytest.fixture(autouse=True)
@@ -88,24 +56,24 @@ def test_columns_that_nobody_names_are_as_good_as_absent(location: Any) -> None:
     writer.close()
     table = open_log(location).train
     assert table["role"].tolist() == [0] * 20
-    assert all(np.isnan(table[name]).all() for name in LOOKS)
+    assert all(np.isnan(table[name]).all() for name in APPEARANCE)
 
 
 def test_a_log_from_before_a_column_was_known_goes_on_without_it(
     location: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fewer = tuple(column for column in schema.COLUMNS if column.name not in LOOKS)
+    fewer = tuple(column for column in schema.COLUMNS if column.name not in APPEARANCE)
     with monkeypatch.context() as before:
         before.setattr("diffhook.log.table_writer.COLUMNS", fewer)
         writer = LogWriter(location, CONFIG)
-        writer.put("train", {name: v for name, v in make_rows(20).items() if name not in LOOKS})
+        writer.put("train", {name: v for name, v in make_rows(20).items() if name not in APPEARANCE})
         writer.close()
     writer = LogWriter(location, CONFIG, start_step=5)
     writer.put("train", make_rows(20, 20))
     writer.close()
     log = open_log(location)
     assert log.train["sample"].tolist() == list(range(40))
-    assert all(np.isnan(log.train[name]).all() for name in LOOKS)
+    assert all(np.isnan(log.train[name]).all() for name in APPEARANCE)
     assert log.verify() == []
 
 

@@ -15,7 +15,7 @@ from diffhook.cli import main
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.compaction import compact, merge
 from diffhook.log.table_writer import TableWriter
-from tests.log.test_log import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, make_rows
 
 STEPS = (5, 9)
 

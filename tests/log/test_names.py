@@ -15,8 +15,8 @@ from diffhook.cli import main
 from diffhook.integrations.torch import TorchHook
 from diffhook.log import LogWriter, open_log
 from diffhook.log.samples import NameWriter, read_names
+from diffhook.log.testing import CONFIG, make_rows
 from tests.log.faults import FaultyStore
-from tests.log.test_log import CONFIG, make_rows
 from tests.runs import TinyDenoiser, denoising_losses, identified
 from tests.waiting import wait_until
 

@@ -20,8 +20,8 @@ import diffhook
 from diffhook.capture import Grid
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.testing import CONFIG, make_rows
 from tests.log.faults import FaultyStore, fails, sound
-from tests.log.test_log import CONFIG, make_rows
 from tests.runs import TinyDenoiser, identified, probed, train
 from tests.waiting import wait_until
 
@@ -162,7 +162,7 @@ def test_queries_of_a_log_that_cannot_be_written_are_refused_before_they_are_com
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr("diffhook.log.lock._open", refuse)
-    monkeypatch.setattr("diffhook.analysis.query._answer", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr("diffhook.queries.query._answer", lambda *_: pytest.fail("computed"))
     with pytest.raises(
         LogError, match=r"Read-only file system. Make it writable, or use another place or a copy"
     ):

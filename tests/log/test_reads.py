@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore, WrapperStore
 from diffhook.analysis import bias
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.table_writer import TableWriter
-from tests.log.test_log import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, make_rows
 
 SETS = 5
 

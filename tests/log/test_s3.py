@@ -14,8 +14,8 @@ import pytest
 from diffhook.cli import main
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.testing import CONFIG, make_rows
 from tests.log import s3_faults
-from tests.log.test_log import CONFIG, make_rows
 
 
 @pytest.fixture(scope="module")

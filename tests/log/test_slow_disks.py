@@ -21,8 +21,8 @@ from diffhook.capture import Recorder
 from diffhook.cli.info import describe
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.testing import CONFIG, make_rows
 from tests.log.faults import FaultyStore, UnreachableStore, fails, hangs, slow, sound
-from tests.log.test_log import CONFIG, make_rows
 
 ROW_BYTES = sum(column.nbytes for column in make_rows(1).values())
 

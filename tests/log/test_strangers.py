@@ -15,8 +15,8 @@ from diffhook.capture import DiffusionObjective, Grid, Probe
 from diffhook.cli import main
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
+from diffhook.log.testing import CONFIG, make_rows
 from tests.log.test_lock import begin
-from tests.log.test_log import CONFIG, make_rows
 from tests.runs import SCHEDULER, identified, train
 
 LITTER = (".DS_Store", "Thumbs.db", "zarr.json~", "zarr (conflicted copy).json", ".zarr.json.Ab12C")
@@ -144,7 +144,7 @@ def test_a_place_that_a_networks_client_refuses_is_one_line(
 WITHOUT_AN_END = """
 import sys, threading
 from diffhook.log import LogWriter
-from tests.log.test_log import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, make_rows
 writer = LogWriter(sys.argv[1], CONFIG)
 writer.put("train", make_rows(4))
 writer.flush()

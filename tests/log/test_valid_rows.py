@@ -11,7 +11,7 @@ import pytest
 from diffhook.log import LogWriter, RunLog, open_log
 from diffhook.log.mark import put_attributes
 from diffhook.log.rank import RankGroup
-from tests.log.test_log import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, make_rows
 
 SHARD = 16
 # (rows, step of the first; 4 rows a step): the second supersedes within, the third all of the second.

@@ -12,7 +12,7 @@ import pytest
 from diffhook.cli import main
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.table_writer import TableWriter
-from tests.log.test_log import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, make_rows
 
 SHARD, INNER = 1024, 512
 

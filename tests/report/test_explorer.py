@@ -14,9 +14,11 @@ from PIL import Image
 
 import diffhook
 from diffhook.analysis.execution import Execution
+from diffhook.analysis.ranking import Labels, Ranking
 from diffhook.analysis.reason import Reason
 from diffhook.log import RunLog
 from diffhook.report.atlas import make_atlas
+from diffhook.report.doubts import find_doubts
 from diffhook.report.explorer import Explorer
 from diffhook.report.facets import Facet, alerts, folders, reasons, visits
 from tests.report.conftest import SAMPLES
@@ -100,6 +102,30 @@ def test_facets_are_what_the_log_says() -> None:
     assert found.values == ("cat", "dog", "none")
     raised = [{"kind": "norm", "samples": [5, 6]}, {"kind": "drift"}, {"kind": "norm", "samples": [5]}]
     assert alerts([5, 6, 7], raised).of == ((0,), (0,), (1,))
+
+
+def test_labels_in_doubt_are_one_kind_and_typical_members_are_sound() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(-1, 0.9, 40)
+    scores[[3, 8]] = 3.0, 1.5
+    wrong = Reason("labelled a", "wrong label", "rather b?")
+    flags = tuple((wrong,) if i == 3 else (("odd",) if i in (4, 6) else ()) for i in range(40))
+    own = tuple("'a'" if i % 2 else "'b'" for i in range(40))
+    better = tuple("'b'" if i % 2 else "'a'" for i in range(40))
+    ranking = Ranking(np.arange(40), scores, flags, "", {"label": scores}, labels=Labels(own, better))
+    doubts = find_doubts(ranking)
+    assert doubts is not None
+    assert doubts.positions == [3, 8], "strongest first"
+    assert [doubts.labels[n] for n in doubts.own] == ["a", "b"]
+    assert [doubts.labels[n] for n in doubts.better] == ["b", "a"]
+    for label, members in zip(doubts.labels, doubts.typical, strict=True):
+        assert {own[i] for i in members} == {f"'{label}'"}
+        assert not {3, 4, 6, 8} & set(members)
+        assert scores[members].max() <= np.median(scores[[i for i in range(40) if own[i] == f"'{label}'"]])
+    kinds = reasons(flags, {*doubts.positions})
+    assert kinds.values == ("labels to compare", "note", "none")
+    assert [i for i, of in enumerate(kinds.of) if 0 in of] == [3, 8]
+    assert find_doubts(replace(ranking, labels=None)) is None
 
 
 @pytest.mark.parametrize("seen", [np.array([0, 1, 1, 3]), np.arange(100), np.array([*[1] * 50, *range(20)])])

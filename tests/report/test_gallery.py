@@ -1,4 +1,5 @@
-"""The gallery in a real browser: copies side by side, small tiles, and reasons that open one by one."""
+"""The gallery in a real browser: copies and labels side by side, small tiles, keys, and the way through the
+reasons."""
 
 from __future__ import annotations
 
@@ -7,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 import diffhook
+from diffhook.analysis.ranking import Labels, Ranking
 from diffhook.analysis.reason import Reason
 from diffhook.log import RunLog
 from diffhook.report import write_page
@@ -21,6 +24,7 @@ from tests.report.visits import Visit
 pytestmark = pytest.mark.browser
 
 GROUPS = [(20, 21), (30, 31, 32)]  # exact, and near
+DOUBTED = [40, 12, 50]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,18 @@ def page_with_copies(log: RunLog, tmp_path_factory: pytest.TempPathFactory) -> P
 
     told = [flags(int(i), given) for i, given in zip(ranking.sample_ids, ranking.flags, strict=True)]
     path = tmp_path_factory.mktemp("copies") / "page.html"
-    write_page(path, log, replace(ranking, flags=tuple(told)), photographs(SAMPLES), queries={})
+    doubted = in_doubt(replace(ranking, flags=tuple(told)))
+    write_page(path, log, doubted, photographs(SAMPLES), queries={})
     return path
+
+
+def in_doubt(ranking: Ranking) -> Ranking:
+    """Samples of :data:`DOUBTED` are "cat" and seem to be "dog", by falling strength."""
+    order = ranking.sample_ids.tolist()
+    scores = np.array([4.0 - DOUBTED.index(i) if i in DOUBTED else 0.1 for i in order])
+    own = tuple("cat" if i in DOUBTED or i % 2 else "dog" for i in order)
+    better = tuple("dog" if each == "cat" else "cat" for each in own)
+    return replace(ranking, labels=Labels(own, better), parts={**ranking.parts, "label": scores})
 
 
 @pytest.fixture
@@ -57,27 +71,106 @@ def groups(visit: Visit) -> list[list[int]]:
     return list(found)
 
 
-def check(visit: Visit, kind: str, on: bool = True) -> None:
-    visit.tab.locator("#facet-reason li", has_text=kind).get_by_role("checkbox").set_checked(on)
+def pick(visit: Visit, kind: str) -> None:
+    visit.tab.locator("#facet-reason").get_by_role("button", name=kind, exact=True).click()
 
 
 def test_who_asks_for_copies_sees_them_side_by_side_and_keeps_one_of_each(visit: Visit) -> None:
-    check(visit, "exact copy")
+    pick(visit, "exact copy")
     assert [sorted(group) for group in groups(visit)] == [[20, 21]]
-    check(visit, "near copy")
+    visit.tab.get_by_label("Also near copy").check()
     shown = groups(visit)
     assert sorted(map(sorted, shown)) == [[20, 21], [30, 31, 32]]
+    assert visit.tab.locator(".closeness").all_inner_texts()[0] == "identical"
     assert visit.tab.get_by_role("button", name="Select all found").is_hidden(), "it would take both"
-    visit.tab.get_by_role("button", name="Keep one of each group (select 3)").click()
+    visit.tab.get_by_role("button", name="Keep one of each (select 3)").click()
     visit.tab.get_by_role("button", name="Copy ids").click()
     spare = sorted(sample for group in shown for sample in group[1:])
     text = "".join(f"{sample}\\n" for sample in spare)
     visit.tab.wait_for_function(f"navigator.clipboard.readText().then(text => text === '{text}')")
     visit.tab.get_by_role("button", name="Keep all").first.click()
     assert visit.tab.get_by_text(f"{3 - len(shown[0]) + 1} samples selected").is_visible()
-    check(visit, "exact copy", False)
-    check(visit, "near copy", False)
+    visit.tab.get_by_label("Also near copy").uncheck()
+    pick(visit, "exact copy")
     assert len(visit.ids()) == 60, "and anything else one by one"
+
+
+def test_a_reason_is_alone_by_its_name_added_by_its_box_and_inverted(visit: Visit) -> None:
+    pick(visit, "exact copy")
+    pick(visit, "near copy")
+    assert [sorted(group) for group in groups(visit)] == [[30, 31, 32]]
+    visit.tab.get_by_label("Also exact copy").check()
+    assert len(groups(visit)) == 2
+    pick(visit, "none")
+    visit.tab.locator("#facet-reason").get_by_role("button", name="all but these").click()
+    boxes = visit.tab.locator("#facet-reason").get_by_role("checkbox").all()
+    assert [box.is_checked() for box in boxes] == [True] * (len(boxes) - 1) + [False]
+
+
+def test_labels_stand_beside_what_they_mean_strongest_first(visit: Visit) -> None:
+    pick(visit, "labels to compare")
+    tiles = visit.tab.locator("#gallery > .doubt .tile")
+    samples = "all => all.map(tile => +tile.dataset.sample)"
+    assert tiles.evaluate_all(samples) == DOUBTED
+    first = visit.tab.locator("#gallery > .doubt").first
+    assert [first.locator(f".{side} b").inner_text() for side in ("own", "better")] == ["cat", "dog?"]
+    assert first.locator(".own canvas").count() == first.locator(".better canvas").count() == 3
+    tiles.first.locator("label").click()
+    assert tiles.evaluate_all(samples) == DOUBTED, "nothing moves under the pointer"
+    pick(visit, "exact copy")
+    pick(visit, "labels to compare")
+    assert tiles.evaluate_all(samples) == [*DOUBTED[1:], DOUBTED[0]], "what is decided comes last"
+
+
+def test_the_way_through_the_reasons_is_the_curators_and_counts(visit: Visit) -> None:
+    names = visit.tab.locator("#facet-reason .value").all_inner_texts()
+    turn = visit.tab.locator("#next-reason")
+    for name in names[:-1]:
+        assert turn.inner_text().endswith(f"{name} ›")
+        turn.click()
+        assert visit.tab.locator("#facet-reason [aria-pressed=true]").all_inner_texts() == [name]
+    assert names[-1] == "none"
+    assert turn.is_disabled()
+    pick(visit, "labels to compare")
+    visit.tab.get_by_role("button", name="Select all found (3)").click()
+    row = visit.tab.locator("#facet-reason li", has_text="labels to compare")
+    assert row.locator(".done").inner_text() == "3 selected"
+
+
+def test_keys_move_select_undo_open_and_turn_reasons(visit: Visit) -> None:
+    boxes = visit.tab.locator("#gallery > .tile input")
+    focused = "document.activeElement.closest('li.tile').dataset.sample"
+    boxes.first.focus()
+    ids = visit.ids()
+    visit.tab.keyboard.press("ArrowRight")
+    assert visit.tab.evaluate(focused) == str(ids[1])
+    visit.tab.keyboard.press("x")
+    visit.tab.keyboard.press("ArrowDown")
+    below = ids.index(int(visit.tab.evaluate(focused)))
+    assert below > 2, "a row further"
+    visit.tab.keyboard.press("Shift+Space")
+    assert visit.tab.get_by_text(f"{below} samples selected").is_visible(), "all between, with both ends"
+    visit.tab.keyboard.press("u")
+    assert visit.tab.get_by_text("1 sample selected").is_visible()
+    visit.tab.keyboard.press("Enter")
+    dialog = visit.tab.get_by_role("dialog")
+    assert dialog.get_by_role("heading").first.inner_text() == f"#{ids[below]}"
+    visit.tab.keyboard.press("x")
+    visit.tab.keyboard.press("Escape")
+    assert visit.tab.get_by_text("2 samples selected").is_visible()
+    visit.tab.keyboard.press("n")
+    assert visit.tab.locator("#facet-reason [aria-pressed=true]").count() == 1
+    visit.tab.get_by_label("Find").press("n")
+    assert visit.tab.get_by_label("Find").input_value() == "n", "who writes is left alone"
+
+
+def test_a_click_selects_and_two_open_without_selecting(visit: Visit) -> None:
+    picture = visit.tab.locator("#gallery > .tile img").first
+    picture.click()
+    assert visit.tab.get_by_text("1 sample selected").is_visible()
+    picture.dblclick()
+    assert visit.tab.get_by_role("dialog").is_visible()
+    assert visit.tab.get_by_text("1 sample selected").count() == 1
 
 
 def test_small_tiles_show_four_times_as_many_and_open(visit: Visit) -> None:
@@ -109,8 +202,11 @@ def test_a_reason_opens_its_own_sentence_only(visit: Visit) -> None:
     assert several.locator("[open]").count() == 1
 
 
-def test_groups_and_small_tiles_fit_every_width(visit: Visit, tmp_path: Path) -> None:
-    check(visit, "near copy")
+@pytest.mark.parametrize("kind", ["near copy", "labels to compare"])
+def test_what_stands_side_by_side_fits_every_width(visit: Visit, tmp_path: Path, kind: str) -> None:
+    pick(visit, kind)
     visit.look_at_every_width(tmp_path)
+    found = Axe().run(visit.tab).response["violations"]
+    assert {v["id"]: v["nodes"][0]["html"] for v in found if v["impact"] in ("serious", "critical")} == {}
     visit.tab.get_by_label("Small").check(force=True)
     visit.look_at_every_width(tmp_path)

@@ -53,7 +53,7 @@ class Map:
     def shown(self) -> list[int]:
         """Samples of all pages of the gallery."""
         found = self.visit.ids()
-        following = self.tab.get_by_label("Next page of samples")
+        following = self.tab.locator("#gallery-controls").get_by_label("Next page of samples")
         while following.is_visible() and following.is_enabled():
             following.click()
             found += self.visit.ids()
@@ -182,14 +182,17 @@ def test_two_fingers_zoom(browser: Any, page_file: Path) -> None:
     visit.context.close()
 
 
-def test_a_click_opens_a_sample_and_with_shift_it_marks_it(page_map: Map) -> None:
+def test_a_click_selects_a_sample_two_open_it_and_with_shift_it_is_marked(page_map: Map) -> None:
     tab, (first, second) = page_map.tab, page_map.data["ids"][:2]
     x, y = page_map.points()[0]
     page_map.stage.hover(position={"x": x, "y": y})
     assert tab.locator("#card").inner_text().startswith(f"#{first}")
     page_map.stage.click(position={"x": x, "y": y})
+    assert tab.get_by_label(f"Select sample {first}", exact=True).is_checked(), "the highest lies above all"
+    page_map.stage.dblclick(position={"x": x, "y": y})
     detail = tab.get_by_role("dialog")
-    assert detail.get_by_role("heading").first.inner_text() == f"#{first}", "the highest lies above all"
+    assert detail.get_by_role("heading").first.inner_text() == f"#{first}"
+    assert detail.get_by_label("Leave it out of the next run").is_checked(), "opening selects nothing"
     sentences = [sentence for _, sentence in page_map.data["reasons"]["0"]]
     assert detail.locator(".sentences li").all_inner_texts() == sentences
     tab.keyboard.press("ArrowRight")
@@ -232,6 +235,8 @@ def test_counts_are_of_what_all_else_leaves(page_map: Map) -> None:
     left = points[:, 0] < points[:, 0].mean().round()
     assert page_map.shown() == page_map.ids(both & left)
     assert _counts(tab, "reason")["high norm"] == (both & left).sum()
+    tab.get_by_role("button", name="Filtered by alert: show all").click()
+    assert page_map.shown() == page_map.ids(fit & left)
 
 
 def test_samples_without_pictures_are_dots_and_can_be_marked(browser: Any, tmp_path: Path) -> None:
@@ -297,8 +302,8 @@ def test_the_page_fits_every_width_in_both_schemes(browser: Any, page_file: Path
             visit.tab.emulate_media(color_scheme=scheme)
             visit.tab.screenshot(path=tmp_path / f"page-{width}-{scheme}.png")
         assert visit.tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-        outside = visit.tab.locator(".explorer").evaluate_all(
-            """([explorer]) => [...explorer.querySelectorAll("*")].filter(each =>
+        outside = visit.tab.locator("#review").evaluate_all(
+            """([review]) => [...review.querySelectorAll("*")].filter(each =>
                 each.offsetParent && each.getBoundingClientRect().right > innerWidth + 1).length"""
         )
         assert outside == 0

@@ -7,9 +7,10 @@ from diffhook.analysis.signals.loss import Loss
 from diffhook.analysis.signals.norm import Norm
 from diffhook.analysis.signals.repeat import Repeat
 from diffhook.analysis.signals.self_influence import ReTracSelfInfluence, TracInSelfInfluence
-from diffhook.analysis.signals.signal import SIGNALS, Found, Signal, View, register
+from diffhook.analysis.signals.signal import PAIRWISE, SIGNALS, Found, Signal, View, register
 
 __all__ = [
+    "PAIRWISE",
     "SIGNALS",
     "Duplicate",
     "Found",

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Plan, distinct_samples, grouped
+from diffhook.analysis.ranking import Labels
 from diffhook.analysis.reason import Reason
 from diffhook.analysis.samples import SampleMeans, Whole
 from diffhook.analysis.signals.visits import Visits, count_visits
@@ -20,6 +21,8 @@ from diffhook.contract import check_answers, check_name
 from diffhook.log import Block, RunLog, Table
 
 Floats = npt.NDArray[np.floating[Any]]
+
+PAIRWISE = 20_000  # samples up to which all pairs are compared unless asked
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,12 @@ class Found:
     Attributes:
         scores: (N,) float64, high: an outlier; NaN where it knows nothing.
         reasons: position of a sample → why, for those that stand out.
+        labels: of a signal that is about them: each sample's, and the best of the others.
     """
 
     scores: Floats
     reasons: dict[int, Reason]
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What holds of every detector: tests for a class of your own to inherit.
+"""What holds of every detector and of every sink: tests for a class of your own to inherit.
 
     class TestMine(DetectorContract):
         detector = Mine
@@ -8,11 +8,16 @@ pytest runs them.
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from diffhook.capture.alerts.alert import Alert
+from diffhook.capture.alerts.delivery import Delivery, Sink
 from diffhook.capture.alerts.detector import Detector
 
 _LEVELS = ("info", "warning", "error")
@@ -95,3 +100,53 @@ def sound_rows(step: int) -> dict[str, Any]:
         "loss": norm.astype(np.float32),
         "lr": np.full(_BATCH, 1e-3, np.float32),
     }
+
+
+class SinkContract(ABC):
+    """Give your sink by :meth:`make`, and what reached its other end by :meth:`arrived`."""
+
+    @abstractmethod
+    def make(self, folder: Path) -> Sink:
+        """The sink, into something that the test can look into; ``folder`` is empty."""
+
+    @abstractmethod
+    def arrived(self) -> list[str]:
+        """What has arrived, as text, in the order of its arrival."""
+
+    def test_every_alert_arrives_once_in_order_with_its_sentence(self, tmp_path: Path) -> None:
+        alerts = [some_alert(step, level) for step, level in enumerate(_LEVELS)]
+        sink = self.make(tmp_path)
+        for alert in alerts:
+            sink(alert)
+        self._assert_arrived(alerts)
+
+    def test_it_serves_in_a_thread_of_its_own(self, tmp_path: Path) -> None:
+        delivery = Delivery([self.make(tmp_path)], timeout=10)
+        alerts = [some_alert(step) for step in range(3)]
+        for alert in alerts:
+            delivery.send(alert)
+        delivery.close()
+        self._assert_arrived(alerts)
+
+    def test_odd_alerts_arrive(self, tmp_path: Path) -> None:
+        """Of no sample and no timestep, of many samples, with numbers that JSON lacks, in any script."""
+        odd = [
+            replace(some_alert(0), samples=[], timestep=math.nan, value=math.inf),
+            replace(some_alert(1), samples=list(range(1000)), layer="mid.weight"),
+            replace(some_alert(2), message="sample 7 (“猫.png”) pulls hard – 4.1 ×"),
+        ]
+        sink = self.make(tmp_path)
+        for alert in odd:
+            sink(alert)
+        self._assert_arrived(odd)
+
+    def _assert_arrived(self, alerts: list[Alert]) -> None:
+        arrived = self.arrived()
+        assert len(arrived) == len(alerts), arrived
+        for alert, text in zip(alerts, arrived, strict=True):
+            assert alert.message in text, text
+
+
+def some_alert(step: int, level: str = "warning") -> Alert:
+    """An alert about sample 7."""
+    return Alert("norm-outlier", level, [7], step, 500.0, 9.0, 4.0, f"sample 7 pulls hard at step {step}")

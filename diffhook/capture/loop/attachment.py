@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from diffhook.capture.loop.surrounded import Layer, Surrounded, call_if_there
 from diffhook.compat.python import before_threads_end
 from diffhook.gradients import Guard, Guarded
 
@@ -119,34 +120,10 @@ class Attachment:
             after: called with (result, \\*args, \\*\\*kwargs), the arguments as the caller gave them.
             failed: called with the arguments where the original has raised.
         """
-        own, original = vars(owner).get(name), getattr(owner, name)
-        ours = [None if m is None else weakref.WeakMethod(m) for m in (before, after, failed)]
-        shield = self.shield
-
-        @functools.wraps(original)  # callers look at signatures
-        def replaced(*args: Any, **kwargs: Any) -> Any:
-            first, then, instead = ours
-            given = shield(_call, first, *args, **kwargs)
-            try:
-                result = original(*args, **kwargs) if given is None else original(*given[0], **given[1])
-            except BaseException:
-                shield(_call, instead, *args, **kwargs)
-                raise
-            shield(_call, then, result, *args, **kwargs)
-            return result
-
-        def undo() -> None:
-            ours[:] = [None, None, None]
-            if vars(owner).get(name) is not replaced:  # someone has put theirs over ours
-                return
-            if own is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, own)
-
-        remove = self._removable(undo)
-        setattr(owner, name, replaced)
-        return remove
+        weak = [None if method is None else weakref.WeakMethod(method) for method in (before, after, failed)]
+        surrounded = Surrounded.of(owner, name)
+        undo = surrounded.add(Layer(self.shield, *weak))
+        return self._removable(undo)
 
     def _removable(self, undo: Callable[[], None]) -> Callable[[], None]:
         self.on_detach(undo)
@@ -173,11 +150,6 @@ class _Undo(Guarded):
         self._undo()
 
 
-def _call(method: weakref.WeakMethod[Any] | None, *args: Any, **kwargs: Any) -> Any:
-    found = None if method is None else method()
-    return None if found is None else found(*args, **kwargs)
-
-
 class _WeakHook(Guarded):
     """Calls a bound method as long as its object is there; keeps nobody alive."""
 
@@ -192,12 +164,12 @@ class _WeakHook(Guarded):
         self._handle = register(self)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
-        _call(self._method, *args, **kwargs)
+        call_if_there(self._method, *args, **kwargs)
 
     def failed(self, error: Exception, *args: Any, **kwargs: Any) -> None:
         self._shield.keep(error)
         if self._again:
-            self._shield(_call, self._method, *args, **kwargs)
+            self._shield(call_if_there, self._method, *args, **kwargs)
 
     def remove(self) -> None:
         if self._handle is not None:

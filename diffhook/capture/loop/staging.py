@@ -88,7 +88,8 @@ class Staging:
                 "micro-batches are left out. Call a backward for each, or name one: hook.step(timesteps=...)",
             )
             return None
-        scale = float(getattr(recorder.prober.objective, "timestep_scale", 1.0))
+        objective = recorder.prober.objective
+        scale = 1.0 if objective is None else objective.timestep_scale
         return told[0] if scale == 1 else told[0].float() / scale
 
     def stage(self, found: MicroBatch, timesteps: Tensor, calls: DenoiserCalls, recorder: Recorder) -> bool:

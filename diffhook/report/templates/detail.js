@@ -9,19 +9,16 @@ class Detail {
     on(".next", () => this.turn(1));
     frame.addEventListener("click", (event) => event.target === frame && frame.close()); // beside it
     this.box = frame.querySelector("input");
-    this.box.addEventListener("change", () => this.gallery.choose(this.sample, this.box.checked));
+    this.box.addEventListener("change", () => excluded.set([this.sample], this.box.checked));
     frame.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (by) this.turn(by);
+      if (event.key === "x") this.box.click();
     });
   }
 
-  use(gallery) {
-    this.gallery = gallery;
-  }
-
   open(i) {
-    this.order = this.gallery.order();
+    this.order = gallery.found;
     this.show(i);
     if (!this.frame.open) this.frame.showModal();
   }
@@ -32,13 +29,13 @@ class Detail {
   }
 
   show(i) {
-    const { tiles, groups, excluded } = this.gallery, find = (where) => this.frame.querySelector(where);
+    const find = (where) => this.frame.querySelector(where);
     this.sample = i;
     find("h3").replaceChildren(...breakable(tiles.title(i)));
     find(".score").textContent = `score ${tiles.data.scores[i]}`;
     const said = (tiles.data.reasons[i] ?? []).map(([, sentence]) => this.item(breakable(sentence)));
     find(".sentences").replaceChildren(...(said.length ? said : [this.item(["No reason to look at it."])]));
-    const twins = (groups.group.get(i) ?? []).filter((other) => other !== i).slice(0, Groups.most);
+    const twins = (gallery.views.groups?.group.get(i) ?? []).filter((other) => other !== i).slice(0, Groups.most);
     find(".twins").hidden = twins.length === 0;
     find(".twins ol").replaceChildren(...twins.map((other) => this.item([this.twin(other)])));
     this.box.checked = excluded.has(i);
@@ -56,20 +53,20 @@ class Detail {
 
   twin(i) {
     const button = Object.assign(document.createElement("button"), { type: "button" }), name = document.createElement("span");
-    name.append(...breakable(this.gallery.tiles.title(i)));
+    name.append(...breakable(tiles.title(i)));
     button.append(document.createElement("canvas"), name);
     button.addEventListener("click", () => this.show(i));
-    this.gallery.tiles.draw(i, button.firstElementChild);
+    tiles.draw(i, button.firstElementChild);
     return button;
   }
 
   // The one that the page has in large, or else out of the sheet.
   picture(place, i) {
-    const own = this.gallery.tiles.made.get(i)?.querySelector("img");
+    const own = tiles.made.get(i)?.querySelector("img");
     const made = own ? own.cloneNode() : Object.assign(document.createElement("canvas"), { className: "picture" });
     place.firstElementChild.remove();
     place.prepend(made);
-    if (!own) this.gallery.tiles.draw(i, made);
+    if (!own) tiles.draw(i, made);
   }
 }
 const detailFrame = document.getElementById("detail");

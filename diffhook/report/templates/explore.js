@@ -9,11 +9,12 @@ class Exploration {
       marked: (area) => this.mark(area),
       pointed: (i, at) => this.point(i, at),
       picked: (i, marks) => this.pick(i, marks),
+      opened: (i) => detail.open(i),
     });
     this.listenToButtons();
     this.listenToGallery();
     filters.watch(() => this.tell());
-    document.addEventListener("excluded", () => map.redraw());
+    excluded.watch(() => map.redraw());
     new MutationObserver(() => map.readColours()).observe(document.documentElement, { attributeFilter: ["data-theme"] });
     system.addEventListener("change", () => map.readColours());
   }
@@ -25,10 +26,10 @@ class Exploration {
     this.tell();
   }
 
-  // Opens a sample, or marks it, with a frame around it.
+  // Selects a sample, or marks it, with a frame around it.
   pick(i, marks) {
     if (i < 0) return this.mark(null);
-    if (!marks) return detail.open(i);
+    if (!marks) return excluded.toggle([i]);
     const only = new Uint8Array(this.map.count);
     only[i] = 1;
     this.mark(this.map.around(i), only);

@@ -1,7 +1,7 @@
 // Hands on the map: drag, wheel, pinch and keys become moves of the camera and marked areas.
 class Gestures {
-  constructor(map, { marked, pointed, picked }) {
-    Object.assign(this, { map, marked, pointed, picked });
+  constructor(map, { marked, pointed, picked, opened }) {
+    Object.assign(this, { map, marked, pointed, picked, opened });
     this.stage = map.stage;
     this.mode = "move";
     this.fingers = new Map();
@@ -12,6 +12,7 @@ class Gestures {
     for (const name of ["pointerdown", "pointermove", "pointerup", "pointercancel", "pointerleave"]) {
       this.stage.addEventListener(name, (event) => this[name]?.(event));
     }
+    this.stage.addEventListener("dblclick", (event) => this.dblclick(event));
     this.stage.addEventListener("keydown", (event) => this.keydown(event));
   }
 
@@ -87,6 +88,11 @@ class Gestures {
     if (!drag) return;
     if (!drag.moved) this.picked(this.map.at(...drag.from), drag.shape !== null);
     else if (drag.shape) this.marked(this.map.area);
+  }
+
+  dblclick(event) {
+    const i = event.shiftKey ? -1 : this.map.at(...this.place(event));
+    if (i >= 0) this.opened(i);
   }
 
   pointercancel(event) {

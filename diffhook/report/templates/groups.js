@@ -2,51 +2,55 @@
 class Groups {
   static most = 12; // that are shown of one
 
-  constructor(data, tiles, excluded, blank) {
-    Object.assign(this, { tiles, excluded, blank, all: data.groups, shown: data.groups, made: new Map(), asked: false });
+  constructor(data, tiles, blank) {
+    Object.assign(this, { tiles, blank, all: data.groups, noun: "groups", kinds: new Set(data.copies), made: new Map() });
+    this.closeness = new Map(data.groups.map((members, n) => [members, data.closeness[n]]));
     this.group = new Map(data.groups.flatMap((members) => members.map((i) => [i, members])));
-    this.reason = data.facets.find(({ name }) => name === "reason");
-    this.copies = new Set(data.copies);
+    excluded.watch((changed) => {
+      for (const members of new Set(changed.map((i) => this.group.get(i)))) this.tell(members);
+    });
+  }
+
+  items() {
+    return this.all.filter((members) => members.some((i) => filters.fits(i)));
+  }
+
+  ranks(members) {
+    return members;
   }
 
   of(members) {
     const made = this.made.get(members) ?? this.make(members);
     made.querySelector("ol").replaceChildren(...members.slice(0, Groups.most).map((i) => this.tiles.of(i)));
-    this.tell(members, made);
+    this.tell(members);
     return made;
   }
 
   make(members) {
     const made = this.blank.content.firstElementChild.cloneNode(true);
+    made.querySelector(".closeness").textContent = this.closeness.get(members);
+    made.querySelector(".keep").addEventListener("click", () => this.keep(members));
     this.made.set(members, made);
     return made;
   }
 
-  members(element) {
-    const frame = element.closest(".group");
-    return [...this.made].find(([, made]) => made === frame)?.[0];
+  tell(members) {
+    const button = this.made.get(members)?.querySelector(".keep");
+    if (!button) return;
+    button.textContent = this.done(members) ? "Keep all" : members.length > 2 ? `Keep the first of ${members.length.toLocaleString("en")}` : "Keep the first";
   }
 
-  refresh(i) {
-    const members = this.group.get(i), made = this.made.get(members);
-    if (made) this.tell(members, made);
+  done(members) {
+    return members.slice(1).every((i) => excluded.has(i));
   }
 
-  tell(members, made) {
-    const done = members.slice(1).every((i) => this.excluded.has(i));
-    made.querySelector(".keep").textContent = done ? "Keep all" : members.length > 2 ? `Keep the first of ${members.length.toLocaleString("en")}` : "Keep the first";
+  // The first alone; then, at a second click, all.
+  keep(members) {
+    if (this.done(members)) excluded.set(members, false);
+    else excluded.set(members.slice(1), true);
   }
 
-  spare() {
-    return this.shown.flatMap((members) => members.slice(1));
-  }
-
-  // The order of the gallery follows the reasons that are asked for, when these change.
-  follow(order) {
-    const boxes = [...document.querySelectorAll("#facet-reason input")];
-    const chosen = this.reason ? this.reason.values.filter((_, n) => boxes[n]?.checked) : [];
-    const asked = chosen.length > 0 && chosen.every((kind) => this.copies.has(kind));
-    if (asked !== this.asked) order.value = asked ? "groups" : "0";
-    this.asked = asked;
+  spare(groups) {
+    return groups.flatMap((members) => members.slice(1));
   }
 }

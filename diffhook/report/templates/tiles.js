@@ -3,11 +3,10 @@ const breakable = (name) => name.split(/(?<=[/_-])(?=[^/_-])/).flatMap((piece, n
 
 // A sample's tile in the gallery. The page has those of the first samples; the others are made when they are shown.
 class Tiles {
-  constructor(data, first, blank, atlas, excluded) {
-    Object.assign(this, { data, blank, atlas, excluded });
-    this.made = new Map();
-    this.ranks = new WeakMap();
+  constructor(data, first, blank, atlas) {
+    Object.assign(this, { data, blank, atlas, made: new Map(), ranks: new WeakMap() });
     first.forEach((tile, i) => this.keep(i, tile));
+    excluded.watch((changed) => changed.forEach((i) => this.refresh(i)));
   }
 
   of(i) {
@@ -35,8 +34,8 @@ class Tiles {
   // As the exclude list has it.
   refresh(i, tile = this.made.get(i)) {
     if (!tile) return;
-    tile.querySelector("input").checked = this.excluded.has(i);
-    tile.classList.toggle("chosen", this.excluded.has(i));
+    tile.querySelector("input").checked = excluded.has(i);
+    tile.classList.toggle("chosen", excluded.has(i));
   }
 
   title(i) {

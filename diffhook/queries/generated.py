@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.analysis.defaults import as_log
-from diffhook.analysis.rebuilt import build_model, build_objective
 from diffhook.capture.borrowing import borrowed
 from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.diffusion import DiffusionObjective
@@ -21,6 +20,7 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import RunLog, Snapshot
 from diffhook.log.store import Location
+from diffhook.queries.rebuilt import build_model, build_objective
 
 
 @dataclass(frozen=True)

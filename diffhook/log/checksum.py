@@ -12,12 +12,12 @@ from diffhook.errors import LogError
 _KEY = "crc32"
 
 
-def seal(fields: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields and, under "crc32", the checksum of their canonical JSON."""
     return {**fields, _KEY: _checksum(fields)}
 
 
-def unseal(fields: Any, place: str) -> dict[str, Any]:
+def verified(fields: Any, place: str) -> dict[str, Any]:
     """The fields without the checksum.
 
     Args:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffhook.analysis.digest import digest
-from diffhook.analysis.rebuilt import load_preconditioner
 from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.grid import Grid, measure, to_device
@@ -19,6 +17,8 @@ from diffhook.capture.refusal import refused
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows, Snapshot
 from diffhook.log.schema import json_like
+from diffhook.queries.digest import digest
+from diffhook.queries.rebuilt import load_preconditioner
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Question:
 
     def _digest(self) -> str | None:
         """None where the description of the objective does not say all that it does."""
-        if not getattr(self.objective, "self_contained", False):
+        if not self.objective.self_contained:
             return None
         trained = (self.model, describe_adapters(self.model))  # an adapter's scale is no parameter
         divided = ["preconditioned", self.preconditioned] if self.preconditioned else []

@@ -18,12 +18,12 @@ from diffusers import (
 from torch import Tensor, nn
 
 import diffhook
-from diffhook.analysis.rebuilt import build_model
 from diffhook.capture import DiffusionObjective
 from diffhook.capture.diffusion import make_scheduler
 from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.errors import ConfigurationError
+from diffhook.queries.rebuilt import build_model
 from tests.pipelines import lora_run
 from tests.twins import sample_gradients
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffhook.analysis.question import Part
 from diffhook.capture.borrowing import borrowed
 from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.diffusion import DiffusionObjective
@@ -18,6 +17,7 @@ from diffhook.capture.trajectory import Trajectory
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Snapshot
+from diffhook.queries.question import Part
 
 
 def path_parts(

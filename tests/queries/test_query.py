@@ -16,10 +16,11 @@ from torch.utils.data import TensorDataset
 from transformers import BatchEncoding
 
 import diffhook
-from diffhook.analysis.digest import digest
 from diffhook.capture.noise import noise_seed
+from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import Sketch
+from diffhook.queries.digest import digest
 from tests.models import unet
 from tests.runs import SCHEDULER, TinyDenoiser, identified, train
 
@@ -256,7 +257,7 @@ def test_generated_samples_come_from_the_snapshot_and_their_seeds(tmp_path: Path
     assert table.description["samples"] == made.details
 
 
-class Unlucky:
+class Unlucky(Objective):
     """An objective that fails in the midst of its work."""
 
     num_timesteps = 1000

@@ -12,13 +12,7 @@ from torch.utils.data import default_collate
 
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.directions import tell_broken
-from diffhook.analysis.journey import path_parts
 from diffhook.analysis.pairing import KINDS, probe_grid
-from diffhook.analysis.question import Part, Question
-from diffhook.analysis.rebuilt import (
-    build_model,
-    build_objective,
-)
 from diffhook.analysis.tables import check_query_name
 from diffhook.capture.appearance import images_of
 from diffhook.capture.borrowing import borrowed
@@ -35,6 +29,12 @@ from diffhook.log.lock import query_lock
 from diffhook.log.schema import differences, json_like, projection_dtype
 from diffhook.log.store import Location
 from diffhook.log.table_writer import TableWriter, empty_group
+from diffhook.queries.journey import path_parts
+from diffhook.queries.question import Part, Question
+from diffhook.queries.rebuilt import (
+    build_model,
+    build_objective,
+)
 
 logger = logging.getLogger("diffhook")
 
