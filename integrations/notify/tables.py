@@ -29,7 +29,7 @@ class SampleTables:
 
     Example:
         >>> hook = DiffHook(accelerator, "runs/butterflies")
-        >>> SampleTables(hook, every=500)
+        >>> tables = SampleTables(hook, every=500)
 
     Args:
         hook: a DiffHook, which keeps the tables coming until it is closed.
