@@ -194,14 +194,16 @@ class Fallback(TorchFunctionMode):
         if not met:
             return _Operation(leaves, [], args, kwargs)
         # An alias of its own for every use: the gradient of the output with respect to the alias is
-        # that of this operation alone, whatever else depends on the parameter.
+        # that of this operation alone, whatever else depends on the parameter. Autograd runs the alias that
+        # was made last first: so the first argument's gradient is added first, as it would be without us.
         changed = met.pop(id(args[0]), None) if args and _changes_in_place(func) else None
-        aliases = {key: source.tensor.view_as(source.tensor) for key, source in met.items()}
+        used = [met[id(leaf)] for leaf in leaves if id(leaf) in met]
+        aliases = [source.tensor.view_as(source.tensor) for source in reversed(used)]
+        pairs: list[_Pair] = list(zip(used, reversed(aliases), strict=True))
         args, kwargs = tree_map(
-            lambda leaf: aliases.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf,
+            lambda leaf: aliases.pop() if isinstance(leaf, Tensor) and id(leaf) in met else leaf,
             (args, kwargs),
         )
-        pairs: list[_Pair] = [(source, aliases[key]) for key, source in met.items()]
         if changed is not None and changed.edge is not None:  # an alias would be changed instead
             pairs.append((changed, changed.edge))
         return _Operation(leaves, pairs, args, kwargs)

@@ -233,6 +233,20 @@ class HiddenWeight(nn.Module):
         return F.linear(x * 1 if self.longer else x, self.weight(x)).tanh()
 
 
+class Series(nn.Module):
+    """A rotation by the first powers of a skew matrix, as in OFT: operations take it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper = nn.Parameter(torch.randn(WIDTH, WIDTH) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skew = self.upper - self.upper.T
+        square = skew @ skew
+        rotation = torch.eye(WIDTH) + 2 * skew + 2 * square + 2 * square @ skew + square @ square
+        return x @ rotation
+
+
 class Keywords(nn.Module):
     """Layers called by keyword, and a bias trained alone before an in-place change of its input."""
 
@@ -252,6 +266,6 @@ class Keywords(nn.Module):
 
 
 CASES = [
-    Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention,
-    HiddenWeight, WeightNormed, OfUnknownKind, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
+    Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention, HiddenWeight,
+    Series, WeightNormed, OfUnknownKind, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
 ]  # fmt: skip
