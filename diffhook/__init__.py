@@ -6,26 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from diffhook.analysis import (
-        Execution,
-        bias,
-        compare,
-        influence,
-        influence_by_timestep,
-        near_duplicates,
-        outliers,
-        self_influence,
-        without,
-    )
-    from diffhook.capture import Alerts, DiffusionObjective, Grid, MinSNR, Probe, Quarantine
-    from diffhook.capture.checkpoints import from_checkpoints
-    from diffhook.capture.measurement import Measured
-    from diffhook.capture.pipeline import SavedPipeline
-    from diffhook.capture.trajectory import Trajectory
-    from diffhook.log import RunLog, open_log
-    from diffhook.queries.generated import generate
-    from diffhook.queries.query import query
+if TYPE_CHECKING:  # for type checkers and editors
+    from diffhook.analysis import Execution as Execution
+    from diffhook.analysis import bias as bias
+    from diffhook.analysis import compare as compare
+    from diffhook.analysis import influence as influence
+    from diffhook.analysis import influence_by_timestep as influence_by_timestep
+    from diffhook.analysis import near_duplicates as near_duplicates
+    from diffhook.analysis import outliers as outliers
+    from diffhook.analysis import self_influence as self_influence
+    from diffhook.analysis import without as without
+    from diffhook.capture import Alerts as Alerts
+    from diffhook.capture import DiffusionObjective as DiffusionObjective
+    from diffhook.capture import Grid as Grid
+    from diffhook.capture import MinSNR as MinSNR
+    from diffhook.capture import Objective as Objective
+    from diffhook.capture import Probe as Probe
+    from diffhook.capture import Quarantine as Quarantine
+    from diffhook.capture.checkpoints import from_checkpoints as from_checkpoints
+    from diffhook.capture.measurement import Measured as Measured
+    from diffhook.capture.pipeline import SavedPipeline as SavedPipeline
+    from diffhook.capture.trajectory import Trajectory as Trajectory
+    from diffhook.log import RunLog as RunLog
+    from diffhook.log import open_log as open_log
+    from diffhook.queries.generated import generate as generate
+    from diffhook.queries.query import query as query
 
 _HOMES = {
     "Alerts": "diffhook.capture",
@@ -34,6 +39,7 @@ _HOMES = {
     "Grid": "diffhook.capture",
     "Measured": "diffhook.capture.measurement",
     "MinSNR": "diffhook.capture",
+    "Objective": "diffhook.capture",
     "Probe": "diffhook.capture",
     "Quarantine": "diffhook.capture",
     "RunLog": "diffhook.log",
@@ -52,31 +58,7 @@ _HOMES = {
     "self_influence": "diffhook.analysis",
     "without": "diffhook.analysis",
 }
-__all__ = [
-    "Alerts",
-    "DiffusionObjective",
-    "Execution",
-    "Grid",
-    "Measured",
-    "MinSNR",
-    "Probe",
-    "Quarantine",
-    "RunLog",
-    "SavedPipeline",
-    "Trajectory",
-    "bias",
-    "compare",
-    "from_checkpoints",
-    "generate",
-    "influence",
-    "influence_by_timestep",
-    "near_duplicates",
-    "open_log",
-    "outliers",
-    "query",
-    "self_influence",
-    "without",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

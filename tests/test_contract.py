@@ -14,7 +14,7 @@ from diffhook.errors import ConfigurationError
 WHOLE = {
     methods.register: (
         methods.Method,
-        {"name": "late", "title": "late rows", "formula": "Σ_r", "source": "here"},
+        {"name": "late", "title": "late rows", "formula": "Σ_r", "reference": "here"},
     ),
     signals.register: (
         Signal,
@@ -49,7 +49,7 @@ def test_a_name_is_one_classs_own() -> None:
 
         @methods.register
         class Other(methods.Method):
-            name, title, formula, source = "retrac", "mine", "Σ", "here"
+            name, title, formula, reference = "retrac", "mine", "Σ", "here"
 
     assert isinstance(methods.METHODS["retrac"], methods.ReTrac)
 

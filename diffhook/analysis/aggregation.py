@@ -22,7 +22,10 @@ from diffhook.errors import ConfigurationError
 from diffhook.log import Rows, RunLog
 from diffhook.log.samples import split_id
 
-KINDS = tuple(name for name, method in METHODS.items() if method.additive)
+
+def summable_methods() -> list[str]:
+    """Names of the methods for which rows may be summed up."""
+    return sorted((name for name, method in METHODS.items() if method.summable), reverse=True)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Aggregation:
     """Sums up a table's rows for one method; see :func:`diffhook.log.compaction.compact`.
 
     Attributes:
-        name: of a method whose scores are sums over rows, see :attr:`Method.additive`: "tracin" or "retrac".
+        name: of a method whose scores are sums over rows, see :attr:`Method.summable`: "tracin" or "retrac".
         memory: bytes that it may hold; larger sums go through files.
         progress: show a bar, on a terminal.
 
@@ -43,8 +46,8 @@ class Aggregation:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in KINDS:
-            known = " or ".join(sorted(KINDS, reverse=True))
+        if self.name not in summable_methods():
+            known = " or ".join(summable_methods())
             raise ConfigurationError(f"rows cannot be summed for {self.name!r}; expected {known}")
 
     def __call__(self, log: RunLog, source: str, write: Callable[[Rows], None]) -> None:

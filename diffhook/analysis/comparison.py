@@ -29,8 +29,8 @@ from diffhook.notebook import Displayed
 
 _LAST = 0.75  # of a run's steps are behind the rows that are compared
 _BINS = 20
-_FEWEST = 16  # samples by whose looks one can say whether two runs' ids mean the same
-_SAME = 0.5  # rank correlation of looks
+_FEWEST = 16  # samples by whose appearance one can say whether two runs' ids mean the same
+_SAME = 0.5  # rank correlation of their appearance
 
 Ids = npt.NDArray[np.int64]
 
@@ -137,7 +137,7 @@ def compare(
             f"{first.location} and {second.location} have no sample in common: are they of one dataset?"
         )
     if not first.names():
-        _check_looks(first, second, renamed, common, execution)
+        _check_appearance(first, second, renamed, common, execution)
     shared, other = (ranking.take(np.isin(ranking.sample_ids, common)) for ranking in rankings)
     rows = [_last_rows(log, source, rename, common) for log, rename in ((first, _same), (second, renamed))]
     return Comparison(
@@ -184,12 +184,14 @@ def _renamed(ranking: Ranking, rename: Callable[[Ids], Ids], names: dict[int, st
     return replace(ranking, sample_ids=rename(ranking.sample_ids), names={**ranking.names, **names})
 
 
-def _check_looks(
+def _check_appearance(
     first: RunLog, second: RunLog, rename: Callable[[Ids], Ids], common: Ids, execution: Execution
 ) -> None:
     """Raises ConfigurationError where samples of one id look unlike each other in the two runs."""
-    looks = [_looks(log, change, common, execution) for log, change in ((first, _same), (second, rename))]
-    for one, other in zip(*looks, strict=True):
+    appearances = [
+        _appearance(log, change, common, execution) for log, change in ((first, _same), (second, rename))
+    ]
+    for one, other in zip(*appearances, strict=True):
         known = np.isfinite(one) & np.isfinite(other)
         if known.sum() < _FEWEST or np.ptp(one[known]) == 0 or np.ptp(other[known]) == 0:
             continue
@@ -202,7 +204,7 @@ def _check_looks(
             )
 
 
-def _looks(
+def _appearance(
     log: RunLog, rename: Callable[[Ids], Ids], common: Ids, execution: Execution
 ) -> list[npt.NDArray[np.float64]]:
     """(M,) each: mean, contrast and roughness of the common samples; NaN where not known."""

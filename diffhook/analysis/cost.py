@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Plan
+from diffhook.analysis.grouped import Division
 from diffhook.log import Block, Table
 from diffhook.words import size
 
@@ -34,7 +34,7 @@ class Cost:
         return f"reads {self.rows:,} rows ({read}), holds at most {held}{spilled}"
 
 
-def cost_of(table: Table, plan: Plan, samples: int, kept: int, execution: Execution) -> Cost:
+def cost_of(table: Table, plan: Division, samples: int, kept: int, execution: Execution) -> Cost:
     """The cost of one pass.
 
     Args:

@@ -20,7 +20,7 @@ from diffhook.log.store import Location
 logger = logging.getLogger("diffhook")
 
 _told: WeakSet[RunLog] = WeakSet()
-"""Logs of whose rows in memory was told: a page asks a dozen times, of one look at the log."""
+"""Logs whose rows in memory have been told of: a page reads the same log a dozen times."""
 
 
 def as_log(log: RunLog | Location) -> RunLog:
@@ -41,7 +41,7 @@ def as_log(log: RunLog | Location) -> RunLog:
 
 
 def default_method(log: RunLog) -> str:
-    """The whitened one; of a log that holds sums of rows, that which they are for."""
+    """Whitened ReTrac; for a log of sums (``compact --aggregate``), the method that they were made for."""
     return str(log.config["identity"].get("aggregate", DEFAULT))
 
 

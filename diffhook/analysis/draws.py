@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Partial, Plan, Reduction, add_rows
+from diffhook.analysis.grouped import Division, Partial, Reduction, add_rows
 from diffhook.analysis.leave_outs import LeaveOuts
 from diffhook.analysis.row_scores import RowScores
 from diffhook.log import Block, Table
@@ -47,7 +47,7 @@ class Draws:
     variance_share: Callable[[], Floats]
 
 
-class Layout(NamedTuple):
+class DrawLayout(NamedTuple):
     """How sums over draws lie: sample by sample ``groups`` rows of 1 + 2 Q + L · Q numbers.
 
     Attributes:
@@ -93,11 +93,13 @@ class DrawSums:
         self.rows = replace(rows, directions=np.concatenate(parts, axis=2))
         self.paired = draws.paired
         groups = snapshots if draws.by_row else 1
-        self.layout = Layout(queries, draws.leave_outs, groups, draws.by_row, draws.paired)
+        self.layout = DrawLayout(queries, draws.leave_outs, groups, draws.by_row, draws.paired)
 
-    def plan(self, execution: Execution) -> Plan:
+    def plan(self, execution: Execution) -> Division:
         groups = self.layout.groups
-        return Plan.make(len(self.rows.sample_ids) * groups, self.layout.width, execution, together=groups)
+        return Division.make(
+            len(self.rows.sample_ids) * groups, self.layout.width, execution, together=groups
+        )
 
     def __call__(self, table: Table, block: Block) -> Partial:
         sample, snapshot, scores = self.rows.of_rows(table, block)
@@ -122,7 +124,7 @@ class DrawSums:
 class Spread:
     """The uncertainty of all scores, or of those at some positions ``at`` (Q, k) of each query."""
 
-    layout: Layout
+    layout: DrawLayout
     share: Floats  # (K,), see Draws.variance_share
     at: npt.NDArray[np.intp] | None = None
 
@@ -162,7 +164,7 @@ class Spread:
 class Without:
     """Another reduction, of the scores in each leave-out: (positions, L · Q)."""
 
-    layout: Layout
+    layout: DrawLayout
     inner: Reduction
 
     def reduce(self, start: int, values: npt.NDArray[np.float64]) -> Any:

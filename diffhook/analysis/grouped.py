@@ -47,7 +47,7 @@ class Reduction(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Division:
     """How the positions are divided.
 
     Attributes:
@@ -62,7 +62,7 @@ class Plan:
     together: int = 1
 
     @classmethod
-    def make(cls, count: int, width: int, execution: Execution, together: int = 1) -> Plan:
+    def make(cls, count: int, width: int, execution: Execution, together: int = 1) -> Division:
         whole = cls(count, width, 1, together)
         if whole.memory(execution) <= execution.memory:
             return whole
@@ -86,7 +86,7 @@ class Plan:
 def grouped(
     table: Table,
     sums: BlockSums,
-    plan: Plan,
+    plan: Division,
     reduction: Reduction,
     execution: Execution,
     title: str = "reading rows",

@@ -16,7 +16,7 @@ from diffhook.analysis.draws import Draws
 from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import Method, SampleSums, find_method
-from diffhook.analysis.pairing import KINDS, PROBE, TRAIN, check_noise, holds_replicates, kind_of
+from diffhook.analysis.pairing import PROBE, SOURCES, TRAIN, check_noise, holds_replicates, kind_of
 from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.samples import sample_sums
 from diffhook.analysis.score_pass import ScorePass
@@ -77,7 +77,7 @@ def influence(
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedScoring:
     """Everything that is known before the rows are scored."""
 
     method: Method
@@ -88,7 +88,7 @@ class Prepared:
 
 def prepare(
     log: RunLog, queries: str, method: str | Method | None, source: str | None, execution: Execution
-) -> Prepared:
+) -> PreparedScoring:
     """Read the queries, and of the training side what the method requires first."""
     method = find_method(default_method(log) if method is None else method)
     asked = query_table(log, queries)
@@ -103,7 +103,7 @@ def prepare(
     if method.requires:
         sums = sample_sums(log, table, method, sample_ids, directions.steps, execution)
         factors = method.factors(sums)
-    summed = source in KINDS and "aggregate" in log.config["identity"]  # sums know of no draws
+    summed = source in SOURCES and "aggregate" in log.config["identity"]  # sums know of no draws
     leave_outs = directions.leave_outs
     again = 0 if leave_outs is None else leave_outs.replicates
     paired = kind == PROBE and not summed and holds_replicates(log, source, again)
@@ -119,7 +119,7 @@ def prepare(
         variance_share=partial(method.variance_share, sums, len(directions.steps)),
     )
     known = draws if draws.by_row or leave_outs is not None else None
-    return Prepared(method, source, directions.query_ids, ScorePass(table, rows, known, execution))
+    return PreparedScoring(method, source, directions.query_ids, ScorePass(table, rows, known, execution))
 
 
 def _transformed(

@@ -16,10 +16,10 @@ from diffhook.log import RunLog, Table
 
 logger = logging.getLogger("diffhook")
 
-KINDS = ("train", "probe")
+SOURCES = ("train", "probe")
 """What a query set can be set against: the training's own rows, and rows on the grid with the same noise."""
 
-TRAIN, PROBE = KINDS
+TRAIN, PROBE = SOURCES
 
 
 def kind_of(source: str) -> str:

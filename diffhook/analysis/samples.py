@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Partial, Plan, Reduction, add_rows, grouped
+from diffhook.analysis.grouped import Division, Partial, Reduction, add_rows, grouped
 from diffhook.analysis.methods import Method, SampleSums
 from diffhook.analysis.methods.method import reciprocal
 from diffhook.analysis.methods.whitening import blocks
@@ -54,7 +54,7 @@ def reduce_samples(
     table: Table, rows: SampleRows, reduction: Reduction, execution: Execution, title: str
 ) -> Any:
     """The reduction of the sums that :class:`SampleRows` makes, in one pass over the table."""
-    plan = Plan.make(len(rows.sample_ids) * len(rows.steps), table.dim + 2, execution)
+    plan = Division.make(len(rows.sample_ids) * len(rows.steps), table.dim + 2, execution)
     return grouped(table, rows, plan, reduction, execution, title)
 
 
@@ -75,7 +75,7 @@ def sample_sums(
         sums = SampleSums(found.rate.reshape(shape), found.norm.reshape(shape), found.grams)
     else:
         rates = _Rates(method, sample_ids, steps)
-        plan = Plan.make(shape[0] * shape[1], 1, execution)
+        plan = Division.make(shape[0] * shape[1], 1, execution)
         sums = SampleSums(grouped(table, rates, plan, Whole(), execution, "counting rows").reshape(shape))
     if "moment" in needed:
         sums = replace(sums, moment=second_moment(table, method, execution))
@@ -165,7 +165,7 @@ def _residuals(log: RunLog, sample_ids: npt.NDArray[np.int64], execution: Execut
         LogError: there is none for some sample.
     """
     table = loss_table(log)
-    plan = Plan.make(len(sample_ids), 2, execution)
+    plan = Division.make(len(sample_ids), 2, execution)
     losses, roots = (
         grouped(table, SampleMeans(sample_ids, column), plan, Whole(), execution, "reading losses")
         for column in (_losses, _root_losses)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from diffhook.analysis.cost import Cost, cost_of
 from diffhook.analysis.draws import Draws, DrawSums, Spread, Uncertainty, Without
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Plan, Reduction, grouped
+from diffhook.analysis.grouped import Division, Reduction, grouped
 from diffhook.analysis.row_scores import RowScores
 from diffhook.log import Table
 
@@ -81,9 +81,9 @@ class ScorePass:
         sums = DrawSums(self.rows, self.draws)
         return self._cost(sums.rows, sums.plan(self.execution))
 
-    def _cost(self, rows: RowScores, plan: Plan | None = None) -> Cost:
+    def _cost(self, rows: RowScores, plan: Division | None = None) -> Cost:
         count, width = len(rows.sample_ids), rows.queries
-        plan = plan or Plan.make(count, width, self.execution)
+        plan = plan or Division.make(count, width, self.execution)
         kept = rows.directions.nbytes + count * width * 4
         if rows.factors is not None:
             kept += rows.factors.nbytes
@@ -94,7 +94,7 @@ class ScorePass:
         return grouped(self.table, sums, sums.plan(self.execution), reduction, self.execution, title)
 
     def _run(self, rows: RowScores, reduction: Reduction) -> Any:
-        plan = Plan.make(len(rows.sample_ids), rows.queries, self.execution)
+        plan = Division.make(len(rows.sample_ids), rows.queries, self.execution)
         return grouped(self.table, rows, plan, reduction, self.execution, "scoring rows")
 
 

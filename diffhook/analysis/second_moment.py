@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Partial, Plan, grouped
+from diffhook.analysis.grouped import Division, Partial, grouped
 from diffhook.analysis.leave_outs import LeaveOuts
 from diffhook.analysis.methods import Method
 from diffhook.analysis.methods.whitening import blocks
@@ -44,7 +44,7 @@ def change_without(
 def _held_whole(table: Table, sums: Any, count: int, width: int, execution: Execution) -> Floats:
     """Means over rows, (count, width), of sums whose last column is the number of rows. They do not grow with
     the log, and are not divided."""
-    plan = Plan.make(count, width + 1, execution, together=count)
+    plan = Division.make(count, width + 1, execution, together=count)
     found: Floats = grouped(table, sums, plan, _Means(), execution, "relating dimensions")
     return found
 

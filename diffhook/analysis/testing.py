@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from diffhook.analysis.aggregation import Aggregation, summable_methods
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.influence import influence
 from diffhook.analysis.methods import METHODS, Method
 from diffhook.analysis.signals import SIGNALS, Signal, View
 from diffhook.analysis.tables import source_table
 from diffhook.log import LogWriter, Rows, RunLog, Snapshot, open_log
+from diffhook.log.compaction import compact
 from diffhook.log.schema import BY_NAME, SCALARS
 from diffhook.log.table_writer import TableWriter
 
@@ -69,6 +71,16 @@ class MethodContract:
         assert np.isfinite(whole).all()
         assert np.ptp(whole) > 0, "all scores are equal"
 
+    def test_rows_that_are_summed_up_beforehand_score_as_they_did(self, tmp_path: Path) -> None:
+        """Or summing up is refused, as where rows are weighed by what a sum no longer has."""
+        log, name = random_log(tmp_path / "log", METHODS[self.method.name]), self.method.name
+        if not METHODS[name].summable:
+            assert name not in summable_methods()
+            return
+        compact(log.location, tmp_path / "sums", aggregation=Aggregation(name), progress=False)
+        whole, summed = (influence(found, "three", name) for found in (log, tmp_path / "sums"))
+        np.testing.assert_allclose(summed.values, whole.values, rtol=1e-3, atol=_least(whole.values))
+
 
 class SignalContract:
     """Set ``signal``; and ``log`` where a random log does not hold what it needs.
@@ -95,13 +107,13 @@ class SignalContract:
     def test_the_order_of_rows_changes_nothing(self, tmp_path: Path) -> None:
         count = len(_SAMPLES) * _VISITS
         orders = (None, np.random.default_rng(1).permutation(count).tolist())
-        looks = []
+        found_each = []
         for number, order in enumerate(orders):
             found = SIGNALS[self.signal.name].look(self._view(self.log(tmp_path / f"log-{number}", order)))
             assert found is not None
-            looks.append(found)
-        np.testing.assert_allclose(looks[1].scores, looks[0].scores, rtol=1e-4, atol=1e-4)
-        assert looks[1].reasons.keys() == looks[0].reasons.keys()
+            found_each.append(found)
+        np.testing.assert_allclose(found_each[1].scores, found_each[0].scores, rtol=1e-4, atol=1e-4)
+        assert found_each[1].reasons.keys() == found_each[0].reasons.keys()
 
     def test_of_a_log_without_projections_it_says_nothing_or_what_it_can(self, tmp_path: Path) -> None:
         log = random_log(tmp_path / "log", projected=False)

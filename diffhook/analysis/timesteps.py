@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.execution import HERE, Execution
-from diffhook.analysis.grouped import Partial, Plan, grouped
+from diffhook.analysis.grouped import Division, Partial, grouped
 from diffhook.analysis.influence import prepare
 from diffhook.analysis.methods import Method
 from diffhook.analysis.row_scores import RowScores
@@ -71,7 +71,7 @@ def influence_by_timestep(
     if len(unknown):
         raise ConfigurationError(f"sample {unknown[0]} has no rows in source {prepared.source!r}")
     edges = np.linspace(*_span(table), bins + 1)
-    plan = Plan(asked.size * bins, 1, 1)
+    plan = Division(asked.size * bins, 1, 1)
     sums = grouped(table, _Binned(rows, asked, edges), plan, Whole(), execution, "scoring timesteps")
     return TimestepInfluence(sums.reshape(*asked.shape, bins).astype(np.float32), edges)
 

@@ -37,7 +37,7 @@ class Familiarity:
 
     Args:
         ids: (rows,) sample ids of the log, in the order of their visits.
-        looks: (rows, 3) :data:`~diffhook.appearance.STATISTICS` of each.
+        appearance: (rows, 3) :data:`~diffhook.appearance.STATISTICS` of each.
         location: the log's, for the message.
         names: those that the log has, id → name.
         size: samples of the dataset, of which the log's has as many; None: not known.
@@ -46,13 +46,13 @@ class Familiarity:
     def __init__(
         self,
         ids: Ids,
-        looks: npt.NDArray[np.floating],
+        appearance: npt.NDArray[np.floating],
         location: str,
         names: Mapping[int, str] | None = None,
         size: int | None = None,
     ) -> None:
-        known = np.isfinite(looks).all(1)
-        looks, order = on_scale(looks[known]), np.argsort(ids[known], kind="stable")
+        known = np.isfinite(appearance).all(1)
+        appearance, order = on_scale(appearance[known]), np.argsort(ids[known], kind="stable")
         again = np.flatnonzero(np.diff(ids[known][order]) == 0)
         self._location = location
         self._names = dict(names or {})
@@ -60,13 +60,13 @@ class Familiarity:
         self._strangers: set[int] = set()  # ids that the log does not have
         self._met: set[int] = set()  # and all of this run
         self._size = size
-        self._looks = dict(zip(ids[known].tolist(), looks, strict=True))  # the last visit's
+        self._appearance = dict(zip(ids[known].tolist(), appearance, strict=True))  # the last visit's
         self._seen: dict[int, bool] = {}  # sample → whether it was recognised
         self._tolerance = np.zeros(len(STATISTICS))
-        if len(looks):
-            low, high = np.quantile(looks, [0.25, 0.75], axis=0)
+        if len(appearance):
+            low, high = np.quantile(appearance, [0.25, 0.75], axis=0)
             self._tolerance = _TOLERANCE * (high - low) + 1e-4
-        hits = self._alike(looks[order][again], looks[order][again + 1]).sum()
+        hits = self._alike(appearance[order][again], appearance[order][again + 1]).sum()
         self._usual = float(hits / (len(again) + 1))  # how often a sample is recognised
 
     @classmethod
@@ -79,15 +79,15 @@ class Familiarity:
             LogError: the log is damaged.
         """
         ids: list[Ids] = [np.empty(0, np.int64)]
-        looks: list[npt.NDArray[np.floating]] = [np.empty((0, len(STATISTICS)))]
+        appearance: list[npt.NDArray[np.floating]] = [np.empty((0, len(STATISTICS)))]
         for block in reversed(list(log.train.blocks())):
             ids.insert(1, log.train.read(block, "sample"))
-            looks.insert(1, np.stack([log.train.read(block, name) for name in COLUMNS], 1))
+            appearance.insert(1, np.stack([log.train.read(block, name) for name in COLUMNS], 1))
             if sum(map(len, ids)) >= _ROWS:
                 break
         dataset = log.config["identity"].get("dataset") or {}
         size = size if dataset.get("samples") == size else None
-        return cls(np.concatenate(ids), np.concatenate(looks), log.location, log.names(), size)
+        return cls(np.concatenate(ids), np.concatenate(appearance), log.location, log.names(), size)
 
     def meet(self, ids: Ids, names: Mapping[int, str]) -> None:
         """Compare what the samples of a batch are called.
@@ -114,21 +114,21 @@ class Familiarity:
                 "another path, or train on the log's samples to continue it"
             )
 
-    def see(self, ids: Ids, looks: npt.NDArray[np.floating]) -> None:
+    def see(self, ids: Ids, appearance: npt.NDArray[np.floating]) -> None:
         """Compare the samples of a batch.
 
         Args:
             ids: (rows,).
-            looks: (rows, 3) statistics, NaN where they are not known.
+            appearance: (rows, 3) statistics, NaN where they are not known.
 
         Raises:
             LogError: they are another dataset's.
         """
-        if len(self._seen) >= _ENOUGH or not self._looks:
+        if len(self._seen) >= _ENOUGH or not self._appearance:
             return
-        for sample, statistics in zip(ids.tolist(), on_scale(looks), strict=True):
-            if sample in self._looks and sample not in self._seen and np.isfinite(statistics).all():
-                self._seen[sample] = bool(self._alike(statistics, self._looks[sample]))
+        for sample, statistics in zip(ids.tolist(), on_scale(appearance), strict=True):
+            if sample in self._appearance and sample not in self._seen and np.isfinite(statistics).all():
+                self._seen[sample] = bool(self._alike(statistics, self._appearance[sample]))
         recognised = sum(self._seen.values())
         if recognised <= _FEW * len(self._seen) and self._chance(recognised) < _CHANCE:
             few = recognised or "none"

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffhook.capture.checks import check_whole
 from diffhook.capture.noise import noise_seed
 from diffhook.capture.objective import Objective
+from diffhook.capture.rows import make_rows
 from diffhook.errors import ConfigurationError, RecheckNeeded
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
@@ -187,31 +188,6 @@ def _pass(
         losses = objective(engine.model, take(batch, index.to(device)), timesteps.to(device), seeds)
         losses.mean().backward()
     return losses
-
-
-def make_rows(engine: PerSampleGradients, **columns: Any) -> Rows:
-    """Rows of the pass that the engine has just finished: norms, unit projections, and columns."""
-    dtypes = {
-        "sample": np.int64,
-        "step": np.int64,
-        "noise_seed": np.int64,
-        "replicate": np.int16,
-        "own_noise": np.int8,
-        "role": np.int8,
-    }
-    rows = {name: np.asarray(v, dtypes.get(name, np.float32)) for name, v in columns.items()}
-    norms = engine.norms
-    rows["grad_norm"] = norms.cpu().numpy()
-    if engine.sketch is not None:
-        # A gradient that is zero or not finite has no direction. Its norm says which it was.
-        usable = (torch.isfinite(norms) & (norms > 0))[:, None]
-        unit = torch.where(usable, engine.projections / norms[:, None], 0.0)
-        rows["projection"] = unit.to(projection_torch_dtype(engine)).cpu().numpy()
-    return rows
-
-
-def projection_torch_dtype(engine: PerSampleGradients) -> torch.dtype:
-    return torch.float32 if engine.full else torch.float16
 
 
 def take(batch: Any, index: Tensor) -> Any:

@@ -16,10 +16,10 @@ from diffhook.appearance import COLUMNS
 from diffhook.capture.alerts import Alerts, Detector, Watch
 from diffhook.capture.appearance import appearance as figures_of
 from diffhook.capture.familiarity import Familiarity
-from diffhook.capture.grid import make_rows
 from diffhook.capture.objective import Objective
 from diffhook.capture.probe import Probe
 from diffhook.capture.prober import Prober, Sharing
+from diffhook.capture.rows import make_rows
 from diffhook.capture.tensor_file import safetensors_of
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
@@ -204,10 +204,10 @@ class Recorder:
             weight=np.full(count, weight),
             role=sample_ids.cpu().numpy() // ROLE_STRIDE,
         )
-        looks = np.full((len(COLUMNS), count), np.nan, np.float32)
+        statistics = np.full((len(COLUMNS), count), np.nan, np.float32)
         if appearance is not None:
-            looks[:] = appearance.cpu().numpy().T
-        self._staged.append({**rows, **dict(zip(COLUMNS, looks, strict=True))})
+            statistics[:] = appearance.cpu().numpy().T
+        self._staged.append({**rows, **dict(zip(COLUMNS, statistics, strict=True))})
         if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
             self._layer = self.engine.first_nonfinite
         norms: np.ndarray = rows["grad_norm"]

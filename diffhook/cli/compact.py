@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from diffhook.analysis.aggregation import KINDS, Aggregation
+from diffhook.analysis.aggregation import Aggregation, summable_methods
 from diffhook.cli.info import describe
 from diffhook.cli.printing import print_json
 from diffhook.log import open_log
@@ -18,7 +18,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", required=True, metavar="NEW", help="where the copy appears")
     command.add_argument(
         "--aggregate",
-        choices=KINDS,
+        choices=summable_methods(),
         help="one row for each sample and snapshot: scores of this method stay as they are, and nothing else "
         "can be told any more",
     )

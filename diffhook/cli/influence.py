@@ -126,5 +126,5 @@ def _help(as_json: bool) -> None:
         keys = ("name", "formula", "measurement", "source")
         print_json([{key: getattr(method, key) for key in keys} for method in methods])
         return
-    rows = [(m.name, m.formula, m.measurement, m.source) for m in methods]
+    rows = [(m.name, m.formula, m.measurement, m.reference) for m in methods]
     print_table("methods", ["name", "formula", "gradients of", "source"], rows)

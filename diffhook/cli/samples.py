@@ -82,8 +82,8 @@ class Pictures(Sequence[Any]):
         image = self.images[index]
         if isinstance(image, np.ndarray) and not np.isfinite(image).all():
             raise ConfigurationError(
-                f"image {index} has values that are NaN or infinite, of which the model would make nothing "
-                "but NaN: leave it out, or mend it"
+                f"image {index} has values that are NaN or infinite; the model would return NaN alone. "
+                "Remove or repair the image"
             )
         pixels = to_pixels(image, self.channels, self.size)
         sample: Any = pixels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 
-class Prepared(NamedTuple):
+class PreparedParts(NamedTuple):
     """By an Accelerator: models and loaders as it wraps them, and AcceleratedOptimizers."""
 
     models: list[Any]
@@ -13,5 +13,5 @@ class Prepared(NamedTuple):
     loaders: list[Any]
 
 
-def prepared(accelerator: Any) -> Prepared:
-    return Prepared(accelerator._models, accelerator._optimizers, accelerator._dataloaders)
+def prepared(accelerator: Any) -> PreparedParts:
+    return PreparedParts(accelerator._models, accelerator._optimizers, accelerator._dataloaders)

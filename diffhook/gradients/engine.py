@@ -19,7 +19,7 @@ from diffhook.gradients.layers import chosen, find_layers, trainable_parameters
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse
-from diffhook.gradients.sample_axis import Layout
+from diffhook.gradients.sample_axis import AxisLayout
 from diffhook.gradients.sharding import refuse_sharded
 from diffhook.gradients.sketch import FullGradient, make_sketch
 from diffhook.gradients.tape import OnBackward, Tape
@@ -123,7 +123,7 @@ class PerSampleGradients:
         self.tape.let_go = self._reuse is None  # keep inputs: a second backward must refill reused gradients
         self._formed: set[str] = set()  # layers whose products may be reused
         self._assignment = Assignment(self.parameters, ruled)
-        self._layout = Layout()
+        self._layout = AxisLayout()
         self._schedule = Schedule()
         self._warned = False
         self._hooks = [0] * len(self.parameters)  # on the parameters, by others, when coverage was checked

@@ -21,7 +21,7 @@ def _named(tensors: Iterable[Tensor], names: Mapping[int, str]) -> set[str]:
     return {names[id(tensor)] for tensor in tensors if id(tensor) in names}
 
 
-class Layout:
+class AxisLayout:
     """The operations of a forward whose results have something else than samples in front.
 
     Learned from shapes, and by the check of separability; it holds for later batches, where a first axis
@@ -54,7 +54,7 @@ class SampleAxis:
         batch: number of samples B, once the model has been called.
     """
 
-    def __init__(self, layout: Layout, check: SeparabilityCheck | None) -> None:
+    def __init__(self, layout: AxisLayout, check: SeparabilityCheck | None) -> None:
         self.batch: int | None = None
         self._layout = layout
         self._check = check

@@ -22,7 +22,7 @@ from diffhook.gradients.freeze import frozen
 from diffhook.gradients.guard import PassGuard
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse, Sums
-from diffhook.gradients.sample_axis import Layout, SampleAxis, leading_axis
+from diffhook.gradients.sample_axis import AxisLayout, SampleAxis, leading_axis
 from diffhook.gradients.separability import SeparabilityCheck
 from diffhook.gradients.tape import OnBackward, Tape
 
@@ -49,7 +49,7 @@ class WatchedPass:
         self,
         model: nn.Module,
         assignment: Assignment,
-        layout: Layout,
+        layout: AxisLayout,
         tape: Tape,
         reuse: Reuse | None,
         accumulator: PassAccumulator,

@@ -23,7 +23,7 @@ _CHECKSUM = {"name": "crc32c"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """How a column's array is stored.
 
     Attributes:
@@ -87,7 +87,7 @@ class Layout:
         }
 
 
-def new_layout(name: str, dim: int, projection: str, rows: int) -> Layout:
+def new_layout(name: str, dim: int, projection: str, rows: int) -> ColumnLayout:
     """The layout in which columns are written today.
 
     Args:
@@ -95,11 +95,11 @@ def new_layout(name: str, dim: int, projection: str, rows: int) -> Layout:
         rows: of a shard.
     """
     if name != "projection":
-        return Layout(name, BY_NAME[name].dtype, rows)
-    return Layout(name, projection, rows, dim, 512 if rows % 512 == 0 else rows)
+        return ColumnLayout(name, BY_NAME[name].dtype, rows)
+    return ColumnLayout(name, projection, rows, dim, 512 if rows % 512 == 0 else rows)
 
 
-def read_layout(store: Store, path: str, name: str) -> tuple[Layout, int]:
+def read_layout(store: Store, path: str, name: str) -> tuple[ColumnLayout, int]:
     """The layout of a column found in a log, and its number of rows.
 
     Nothing is believed: a log may come from anywhere.
@@ -116,7 +116,7 @@ def read_layout(store: Store, path: str, name: str) -> tuple[Layout, int]:
 
 
 @lru_cache(maxsize=512)  # the columns of all ranks and tables are described in the same few ways
-def _checked(name: str, content: bytes) -> tuple[Layout, int]:
+def _checked(name: str, content: bytes) -> tuple[ColumnLayout, int]:
     found = json.loads(content)
     layout, length = _layout(name, found)
     _check(layout, length)
@@ -126,7 +126,7 @@ def _checked(name: str, content: bytes) -> tuple[Layout, int]:
     return layout, length
 
 
-def _layout(name: str, found: dict[str, Any]) -> tuple[Layout, int]:
+def _layout(name: str, found: dict[str, Any]) -> tuple[ColumnLayout, int]:
     shape = found["shape"]
     chunk = found["chunk_grid"]["configuration"]["chunk_shape"]
     if not all(type(n) is int for n in [*shape, *chunk]):
@@ -139,10 +139,10 @@ def _layout(name: str, found: dict[str, Any]) -> tuple[Layout, int]:
         raise ValueError(f"data type {found['data_type']!r}; expected {' or '.join(dtypes)}")
     inner = found["codecs"][0]["configuration"]["chunk_shape"][0] if projection else 0
     dim = shape[1] if projection else None
-    return Layout(name, found["data_type"], chunk[0], dim, inner), shape[0]
+    return ColumnLayout(name, found["data_type"], chunk[0], dim, inner), shape[0]
 
 
-def _check(layout: Layout, length: int) -> None:
+def _check(layout: ColumnLayout, length: int) -> None:
     if not (0 <= length <= _MOST_ROWS and 0 < layout.rows <= _MOST_CHUNK_ROWS) or (
         layout.dim is not None and layout.dim < 1
     ):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from zarr.abc.store import Store
 
 from diffhook.log import store as files
-from diffhook.log.columns import Layout
+from diffhook.log.columns import ColumnLayout
 from diffhook.log.schema import BY_NAME
 
 Parts = Sequence[bytes | memoryview]
@@ -22,13 +22,13 @@ Parts = Sequence[bytes | memoryview]
 _ABSENT = (1 << 64) - 1  # in a shard's index: no such chunk
 
 
-def put_chunk(store: Store, path: str, layout: Layout, start: int, rows: npt.NDArray[Any]) -> None:
+def put_chunk(store: Store, path: str, layout: ColumnLayout, start: int, rows: npt.NDArray[Any]) -> None:
     """Write the chunk or shard that begins with row ``start`` of a group's column; see :func:`encode`."""
     key = layout.chunk_key(path, start // layout.rows)
     files.set_uncommitted(store, key, *encode(layout, rows))
 
 
-def encode(layout: Layout, rows: npt.NDArray[Any]) -> Parts:
+def encode(layout: ColumnLayout, rows: npt.NDArray[Any]) -> Parts:
     """A chunk's or shard's file, in parts that follow each other.
 
     Args:
@@ -49,7 +49,7 @@ def encode(layout: Layout, rows: npt.NDArray[Any]) -> Parts:
     return parts
 
 
-def _filled(layout: Layout, rows: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+def _filled(layout: ColumnLayout, rows: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     dtype = np.dtype(layout.dtype).newbyteorder("<")
     if len(rows) == size:
         return np.ascontiguousarray(rows, dtype)

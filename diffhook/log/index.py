@@ -115,8 +115,9 @@ class LogIndex:
         """Those that count, by step. Tells of those that are missing: scores weigh by what is there."""
         if self.missing_snapshots:
             logger.warning(
-                "%s: snapshots are missing that the run has written (%s): queries cannot be asked there, and "
-                "scores go by the others. Restore %s/, or have `diffhook verify --repair` note the loss",
+                "%s: snapshots that the run wrote are missing (%s). Queries at these steps are not "
+                "available, and scores use the remaining snapshots. Restore %s/, or have "
+                "`diffhook verify --repair` note the loss",
                 files.describe(self.store), at_steps(self.missing_snapshots), SNAPSHOTS,
             )  # fmt: skip
         return [s for s in self.all_snapshots if self._counts(s.step, s.session)]

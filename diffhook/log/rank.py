@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError, LogUnavailableError
 from diffhook.log import store as files
-from diffhook.log.columns import Layout, read_layout
+from diffhook.log.columns import ColumnLayout, read_layout
 from diffhook.log.lineage import Path, Session, Span
 from diffhook.log.mark import read_mark
 from diffhook.log.schema import BY_NAME, REQUIRED
@@ -66,7 +66,7 @@ class RankGroup:
         self.path = path
         self._lineage = lineage
         self._of_probes = path.startswith("probe/")
-        self._stored: dict[str, tuple[Layout, int]] = {}
+        self._stored: dict[str, tuple[ColumnLayout, int]] = {}
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._masks: dict[int, npt.NDArray[np.bool_]] = {}  # first row of a shard → which of its rows count
 
@@ -111,7 +111,7 @@ class RankGroup:
         return list(zip(ranges[begins, 0].tolist(), until[ends].tolist(), strict=True))
 
     @cached_property
-    def _columns(self) -> dict[str, tuple[Layout, int]]:
+    def _columns(self) -> dict[str, tuple[ColumnLayout, int]]:
         if not self.attributes:
             return {}
         names = self.attributes["columns"]
@@ -123,7 +123,7 @@ class RankGroup:
             raise LogError(f"{self.path} is damaged: columns in chunks of {sorted(sizes)} rows")
         return found
 
-    def stored(self, column: str) -> tuple[Layout, int]:
+    def stored(self, column: str) -> tuple[ColumnLayout, int]:
         """Layout and length of one column, whether the mark names it or not."""
         if column not in self._stored:
             self._stored[column] = read_layout(self.store, self.path, column)
@@ -134,7 +134,7 @@ class RankGroup:
         """Names of the columns that are stored."""
         return frozenset(self._columns)
 
-    def layout(self, column: str) -> Layout:
+    def layout(self, column: str) -> ColumnLayout:
         return self._columns[column][0]
 
     @property
@@ -280,7 +280,7 @@ class RankGroup:
                     values[low - start : high - start] = self._rows(layout, array, low, high)
             return values
 
-    def _rows(self, layout: Layout, array: zarr.Array[Any], start: int, stop: int) -> Array:
+    def _rows(self, layout: ColumnLayout, array: zarr.Array[Any], start: int, stop: int) -> Array:
         self._check_chunks(layout, start, stop)
         values = np.asarray(array[start:stop])
         if files.is_folder(self.store):  # perhaps moved since it was listed: zarr then makes rows up
@@ -298,7 +298,7 @@ class RankGroup:
         """One column of all rows that count."""
         return self.read(name, 0, self.committed, self.valid)[self.valid]
 
-    def _check_chunks(self, layout: Layout, start: int, stop: int, *, listed: bool = True) -> None:
+    def _check_chunks(self, layout: ColumnLayout, start: int, stop: int, *, listed: bool = True) -> None:
         for index in range(start // layout.rows, -(-stop // layout.rows)):
             key = layout.chunk_key(self.path, index)
             if not (listed and key in self.keys) and not files.exists(self.store, key):

@@ -25,7 +25,7 @@ from diffhook.log.durable import DurableStore, is_partial
 T = TypeVar("T")
 Location = str | os.PathLike[str] | Store
 
-_writing = threading.local()  # .tell: whom a thread's writes are told
+_writing = threading.local()  # .tell: called after each write of this thread
 
 _S3: dict[str, Any] = {
     "use_listings_cache": False,  # what another process wrote since must be seen

@@ -25,7 +25,7 @@ from diffhook.log.schema import (
     rows_per_shard,
 )
 
-_AHEAD = 15  # shards by which arrays are longer than what is written, so that their length seldom is
+_AHEAD = 15  # shards by which arrays are extended in advance, so that their metadata is seldom rewritten
 _TOGETHER = 4  # shards that one commit vouches for at most, while more are waiting
 
 

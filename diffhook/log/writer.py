@@ -129,7 +129,7 @@ class LogWriter:
             LogError: it cannot be read, or not yet.
         """
         if self._sessions is None:
-            raise LogUnavailableError(f"{files.describe(self.store)} is waited for")
+            raise LogUnavailableError(f"{files.describe(self.store)} is not available yet")
         store = files.open_store(self._location, read_only=True)  # not what waits to be published
         return RunLog(store, self._location, sessions=self._sessions)
 
@@ -201,9 +201,9 @@ class LogWriter:
         parameters: bytes | Content | None,
         preconditioner: bytes | Content | None = None,
     ) -> bool:
-        """Write a snapshot, after the rows handed over before it, which it waits for where memory holds
-        not both: as long as the disk works. Content that may change later is copied up to 32 MiB, and for a
-        network. More is written to a folder while this waits: it is of one moment, and nobody holds a copy.
+        """Write a snapshot after all rows handed over before it; if memory does not hold both, this blocks
+        until the rows are on disk. Content that may change is copied if it is below 32 MiB or goes over a
+        network; larger content is written before this returns, so the snapshot is consistent without a copy.
         A snapshot that refers to a checkpoint has no ``parameters`` of its own.
 
         Returns:

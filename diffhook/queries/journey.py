@@ -17,12 +17,12 @@ from diffhook.capture.trajectory import Trajectory
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Snapshot
-from diffhook.queries.question import Part
+from diffhook.queries.question import QueryPart
 
 
 def path_parts(
     path: Trajectory, objective: Objective, model: nn.Module, grid: Grid, snapshot: Snapshot
-) -> list[Part]:
+) -> list[QueryPart]:
     """At each of the grid's timesteps, the samples that the model expects at the path's nearest step.
 
     So noise is shared with probes, whose grid it is.
@@ -53,7 +53,7 @@ def path_parts(
             ids = [image * path.ranges + number for image in range(len(expected[place]))]
             batch = {"latents": expected[place].cpu(), **path.conditions}
             own = replace(grid, timesteps=[timesteps[place]])
-            parts.append(Part(batch, ids, own, 1 / len(places)))
+            parts.append(QueryPart(batch, ids, own, 1 / len(places)))
     return parts
 
 

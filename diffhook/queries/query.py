@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.directions import tell_broken
-from diffhook.analysis.pairing import KINDS, probe_grid
+from diffhook.analysis.pairing import SOURCES, probe_grid
 from diffhook.analysis.tables import check_query_name
 from diffhook.capture.appearance import images_of
 from diffhook.capture.borrowing import borrowed
@@ -30,7 +30,7 @@ from diffhook.log.schema import differences, json_like, projection_dtype
 from diffhook.log.store import Location
 from diffhook.log.table_writer import TableWriter, empty_group
 from diffhook.queries.journey import path_parts
-from diffhook.queries.question import Part, Question
+from diffhook.queries.question import QueryPart, Question
 from diffhook.queries.rebuilt import (
     build_model,
     build_objective,
@@ -148,10 +148,10 @@ def _question(
     return Question(parts, objective, model, grid, kinds, snapshots, preconditioned)
 
 
-def _part(samples: Any, ids: Sequence[int] | None, grid: Grid) -> Part:
+def _part(samples: Any, ids: Sequence[int] | None, grid: Grid) -> QueryPart:
     batch, query_ids = _collated(samples, ids)
     _check_dtype(batch)
-    return Part(batch, query_ids, grid)
+    return QueryPart(batch, query_ids, grid)
 
 
 def _answered(log: RunLog, name: str, digest: str | None, overwrite: bool) -> Table | None:
@@ -199,15 +199,15 @@ def _kinds(log: RunLog, against: str | Sequence[str] | None, measurement: str) -
     """Of "train" and "probe", those that are asked for, or by default those that the log can serve."""
     if against is not None:
         kinds = [against] if isinstance(against, str) else list(against)
-        unknown = [kind for kind in kinds if kind not in KINDS]
+        unknown = [kind for kind in kinds if kind not in SOURCES]
         if unknown or not kinds:
             raise ConfigurationError(f"against is {against!r}; expected 'train', 'probe', or both")
-        return [kind for kind in KINDS if kind in kinds]
+        return [kind for kind in SOURCES if kind in kinds]
     if measurement != "loss":  # the training's own rows hold gradients of the loss
         return ["probe"]
     if probe_grid(log) is None:
         return ["train"]
-    return list(KINDS) if len(log.train) else ["probe"]
+    return list(SOURCES) if len(log.train) else ["probe"]
 
 
 def _difference(digests: tuple[str | None, str | None]) -> str:

@@ -22,7 +22,7 @@ from diffhook.queries.rebuilt import load_preconditioner
 
 
 @dataclass(frozen=True)
-class Part:
+class QueryPart:
     """Samples that are measured on the same timesteps.
 
     Attributes:
@@ -42,7 +42,7 @@ class Part:
 class Question:
     """Whose gradients are asked for, of what scalar, where, and against which kinds of rows."""
 
-    parts: list[Part]
+    parts: list[QueryPart]
     objective: Objective
     model: nn.Module
     grid: Grid

@@ -14,7 +14,7 @@ from diffhook.report.images import find_images, training_images
 from diffhook.report.likeness import Likeness
 from diffhook.report.parts.comparison import change_part, curves_part, moved_part
 from diffhook.report.rendering import check_page_path, write_parts
-from diffhook.report.thumbnails import Thumbnails
+from diffhook.report.thumbnails import PictureCache
 
 
 def write_comparison(
@@ -52,7 +52,7 @@ def write_comparison(
         pictures = find_images(first.thumbnails or None, ids)
     else:
         pictures, _ = training_images(images, ids, first.names(), Likeness.of(first, execution))
-    thumbnails = Thumbnails(pictures)
+    thumbnails = PictureCache(pictures)
     parts = [
         change_part(found, thumbnails, k),
         curves_part(found.loss, "loss", found.source),

@@ -42,7 +42,7 @@ class WrongPictureError(ConfigurationError):
 
 
 @dataclass(frozen=True)
-class Match:
+class Judgement:
     """What was found of a set of pictures.
 
     Attributes:
@@ -87,12 +87,12 @@ class Likeness:
         found = cls(view.sample_ids, np.column_stack(means).astype(np.float64), channels)
         return found if len(found.ids) >= _FEWEST else None
 
-    def judge(self, images: Images) -> Match:
+    def judge(self, images: Images) -> Judgement:
         """Compare some hundred pictures, evenly spaced; then each that is asked for."""
         every = np.unique(np.linspace(0, len(self.ids) - 1, _ASKED).round().astype(np.intp))
         seen = [(i, found) for i in every if (found := self._figures(images, int(self.ids[i]))) is not None]
         if len(seen) < _FEWEST:
-            return Match(None, 1.0, images)
+            return Judgement(None, 1.0, images)
         logged, pictures = self.statistics[[i for i, _ in seen]], np.stack([found for _, found in seen])
         scale = _Scale.fit(pictures, logged, len(STATISTICS))
         apart, strangers = scale.apart(pictures, logged), _strangers(pictures, logged, scale.used)
@@ -105,7 +105,7 @@ class Likeness:
             apart, strangers = scale.apart(pictures, logged), _strangers(pictures, logged, scale.used)
             limit = float(np.quantile(strangers, _ALIKE))
         fits = _everywhere(apart <= limit, _ALIKE_SHARE)
-        return Match(fits, float((apart <= limit).mean()), self._checked(images, scale, limit))
+        return Judgement(fits, float((apart <= limit).mean()), self._checked(images, scale, limit))
 
     def _checked(self, images: Images, scale: _Scale, limit: float) -> Images:
         def checked(sample: int) -> Any:

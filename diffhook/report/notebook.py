@@ -18,7 +18,7 @@ from diffhook.report.parts.queries import queries_part
 from diffhook.report.parts.run import run_part
 from diffhook.report.parts.top import top_part
 from diffhook.report.rendering import Part, render
-from diffhook.report.thumbnails import Thumbnails
+from diffhook.report.thumbnails import PictureCache
 
 _SAMPLES = 24
 _QUERIES = 8
@@ -30,9 +30,9 @@ def render_object(shown: Any) -> str | None:
     return words.printable(render("notebook.html.jinja", parts=found)) if found else None
 
 
-def _pictures(thumbnails: Mapping[int, bytes]) -> Thumbnails:
+def _pictures(thumbnails: Mapping[int, bytes]) -> PictureCache:
     """The log's own; those of queries are not in it."""
-    return Thumbnails(thumbnails.get if thumbnails else None)
+    return PictureCache(thumbnails.get if thumbnails else None)
 
 
 @singledispatch
@@ -50,7 +50,7 @@ def _(shown: Ranking) -> list[Part | None]:
 def _(shown: Scores) -> list[Part | None]:
     if "values" not in vars(shown):  # looking at an object must not start an hour's work
         return []
-    return [queries_part("", [shown], _pictures(shown.thumbnails), Thumbnails(None), queries=_QUERIES)]
+    return [queries_part("", [shown], _pictures(shown.thumbnails), PictureCache(None), queries=_QUERIES)]
 
 
 @parts_of.register

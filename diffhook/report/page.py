@@ -28,10 +28,10 @@ from diffhook.report.parts.alerts import alerts_part
 from diffhook.report.parts.generality import generality_part
 from diffhook.report.parts.norms import norms_part
 from diffhook.report.parts.outliers import outliers_part
-from diffhook.report.parts.queries import Timesteps, queries_part, shown
+from diffhook.report.parts.queries import TimestepShares, queries_part, shown
 from diffhook.report.parts.run import run_part
 from diffhook.report.rendering import Part, check_page_path, write_parts
-from diffhook.report.thumbnails import Thumbnails
+from diffhook.report.thumbnails import PictureCache
 
 _QUERIES = 100  # of a set
 _TOP = 10  # of each query, for cardinality
@@ -84,7 +84,7 @@ def write_page(
     ranking = outliers(log, source, labels=known, execution=execution) if ranking is None else ranking
     asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
     found, files = _pictures(log, images, ranking, execution)
-    ranking, thumbnails = replace(ranking, names=ranking.names or files), Thumbnails(found)
+    ranking, thumbnails = replace(ranking, names=ranking.names or files), PictureCache(found)
     names = short_names(ranking.names)
     placed_by = source or best_source(log, execution=execution)
     explorer = Explorer.make(log, ranking, found, placed_by, known, execution) if len(ranking) else None
@@ -128,13 +128,13 @@ def _queries(
     log: RunLog,
     asked: Mapping[str, Any],
     scores: Mapping[str, list[Scores]],
-    thumbnails: Thumbnails,
+    thumbnails: PictureCache,
     k: int,
     execution: Execution,
 ) -> list[Part | None]:
     found = []
     for index, (name, group) in enumerate(scores.items()):
-        pictures = Thumbnails(find_images(asked[name], group[0].query_ids), 128)
+        pictures = PictureCache(find_images(asked[name], group[0].query_ids), 128)
         when = [_timesteps(log, name, each, shown(each, k), execution) for each in group]
         part = queries_part(name, group, thumbnails, pictures, k=k, queries=_QUERIES, timesteps=when)
         pictures.check()
@@ -144,11 +144,11 @@ def _queries(
 
 def _timesteps(
     log: RunLog, name: str, scores: Scores, ids: npt.NDArray[np.int64], execution: Execution
-) -> Timesteps:
+) -> TimestepShares:
     found = influence_by_timestep(
         log, name, ids, method=scores.method, source=scores.source, bins=20, execution=execution
     )
-    return Timesteps(found.values, found.edges)
+    return TimestepShares(found.values, found.edges)
 
 
 def _generality(scores: Mapping[str, list[Scores]]) -> list[Generality]:

@@ -28,7 +28,7 @@ class Thumbnail:
     label: str = "cannot be read"
 
 
-class Thumbnails:
+class PictureCache:
     """Thumbnails by id, each made once.
 
     A picture that cannot be read is shown as such: it may be why its sample stands out.

@@ -52,7 +52,7 @@ def test_signals(signal: str, test: str, tmp_path: Path) -> None:
 def test_a_method_that_reads_a_column_in_secret_breaks_the_contract(tmp_path: Path) -> None:
     @register_method
     class Secret(Method):
-        name, title, formula, source = "secret", "secret", "?", "here"
+        name, title, formula, reference = "secret", "secret", "?", "here"
 
         def rates(self, columns: Mapping[str, Any]) -> Any:
             return np.asarray(columns["timestep"])

@@ -14,7 +14,7 @@ import diffhook
 from diffhook.analysis import grouped as module
 from diffhook.analysis.cost import cost_of
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Plan, add_rows, grouped
+from diffhook.analysis.grouped import Division, add_rows, grouped
 from diffhook.analysis.samples import Whole
 from diffhook.log import Block
 from tests.analysis.synthetic import synthetic
@@ -73,7 +73,7 @@ def test_sums_are_those_of_a_loop_over_rows(
     found = []
     for scheduler in ("synchronous", "threads"):
         execution = Execution(scheduler=scheduler, memory=memory)
-        plan = Plan.make(COUNT, WIDTH, execution)
+        plan = Division.make(COUNT, WIDTH, execution)
         assert (plan.parts == 1) == (memory == TREE)
         table: Any = rows
         found.append(grouped(table, rows.sums, plan, Whole(), execution))
@@ -93,13 +93,13 @@ def test_every_thread_has_partials_of_its_own() -> None:
     said = {}
     for threads in (1, 32):
         execution = Execution(client=client, memory=TREE)
-        plan = Plan.make(COUNT, WIDTH, execution)
+        plan = Division.make(COUNT, WIDTH, execution)
         assert plan.parts == 1
         said[threads] = plan.memory(execution)
         assert cost_of(empty, plan, 0, 0, execution).memory == said[threads]
     assert said[32] - said[1] == 31 * 2 * COUNT * WIDTH * 8
     tight = Execution(client=client, memory=said[32] - 1)
-    assert Plan.make(COUNT, WIDTH, tight).parts > 1, "held whole, the sums take more than they may"
+    assert Division.make(COUNT, WIDTH, tight).parts > 1, "held whole, the sums take more than they may"
 
 
 def test_spilled_sums_are_read_without_parsing_a_header(

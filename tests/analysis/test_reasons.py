@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffhook.analysis.reason import KINDS, Reason
-from diffhook.analysis.signals.visits import Visits, often
+from diffhook.analysis.signals.visits import VisitCounts, often
 from diffhook.appearance import ReferenceStatistics, on_scale
 
 
@@ -28,7 +28,7 @@ def test_a_reason_survives_a_pickle() -> None:
 @pytest.mark.parametrize(("mean", "notable", "told"), [(0.6, 2, False), (2.5, 2, True), (2.5, 1, False)])
 def test_a_sample_that_is_not_high_on_average_is_not_flagged(mean: float, notable: int, told: bool) -> None:
     columns = (np.array([float(value)]) for value in (8, mean, notable, notable, 0))
-    assert often(Visits(*columns)).tolist() == [told]
+    assert often(VisitCounts(*columns)).tolist() == [told]
 
 
 def test_a_sample_without_texture_is_told_so_and_not_in_deviations() -> None:

@@ -18,7 +18,7 @@ import diffhook
 from diffhook import words
 from diffhook.analysis.cost import Cost
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Plan, add_rows, distinct_samples, grouped
+from diffhook.analysis.grouped import Division, add_rows, distinct_samples, grouped
 from diffhook.analysis.samples import Whole
 from diffhook.log import LogWriter, Snapshot
 from tests.analysis.synthetic import SAMPLES, Synthetic, config, synthetic
@@ -150,7 +150,7 @@ def test_samples_are_listed_once_in_order(large: diffhook.RunLog) -> None:
 
 def test_every_position_belongs_to_one_part() -> None:
     for count, memory in ((1, 10), (7, 100), (1000, 4000), (1000, 10**9)):
-        plan = Plan.make(count, 3, Execution(scheduler="synchronous", memory=memory))
+        plan = Division.make(count, 3, Execution(scheduler="synchronous", memory=memory))
         covered = [i for start, stop in plan.bounds for i in range(start, stop)]
         assert covered == list(range(count))
 
@@ -162,7 +162,7 @@ def test_the_order_of_sums_is_that_of_the_rows(made: Synthetic) -> None:
 
     for memory in (1 << 30, 1):
         execution = Execution(scheduler="synchronous", memory=memory)
-        plan = Plan.make(len(SAMPLES), 2, execution)
+        plan = Division.make(len(SAMPLES), 2, execution)
         assert (grouped(made.log.train, ones, plan, Whole(), execution) == 10).all()
 
 

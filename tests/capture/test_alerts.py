@@ -28,7 +28,7 @@ from diffhook.capture import (
 from diffhook.capture.alerts import DETECTORS, Watch
 from diffhook.capture.alerts.limit import Limit
 from diffhook.capture.alerts.tail import Tail
-from diffhook.capture.alerts.visits import Visits
+from diffhook.capture.alerts.visits import VisitHistory
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows
 from tests.runs import TinyDenoiser, identified, train
@@ -196,7 +196,7 @@ def test_visits_that_have_named_a_sample_do_not_name_it_again() -> None:
 
 def test_last_visits_equal_those_of_a_loop() -> None:
     rng = np.random.default_rng(7)
-    visits, twin = Visits(last=3, most=50), dict[int, list[float]]()
+    visits, twin = VisitHistory(last=3, most=50), dict[int, list[float]]()
     for sample, number in zip(rng.integers(0, 60, 2000).tolist(), rng.random(2000).tolist(), strict=True):
         if sample not in twin and len(twin) == 50:
             twin.pop(next(iter(twin)))

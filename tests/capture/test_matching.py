@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
-from diffhook.capture.loop.matching import Items, Match, Order
+from diffhook.capture.loop.matching import Items, Order, RowMatch
 from diffhook.capture.loop.origin import at, pack, unpack
 from diffhook.log.samples import ROLE_STRIDE
 
@@ -291,14 +291,14 @@ def test_no_error_of_ours_reaches_the_loader(strange: Any) -> None:
 
 def test_where_rows_came_from_travels_as_one_tensor() -> None:
     indices = torch.tensor([7, 3, 9])
-    shown = at(indices, Match(torch.tensor([2, 0, 1 + ROLE_STRIDE])), "data")
+    shown = at(indices, RowMatch(torch.tensor([2, 0, 1 + ROLE_STRIDE])), "data")
     assert shown.rows is not None
     assert shown.rows.tolist() == [9, 7, 3 + ROLE_STRIDE]
-    hidden = at(indices, Match(None, "dropped"))
+    hidden = at(indices, RowMatch(None, "dropped"))
     assert (hidden.rows, hidden.kind) == (None, "dropped")
     assert hidden.indices is not None
     assert hidden.indices.tolist() == [7, 3, 9]
     joined = torch.cat(
-        [pack(indices, Match(torch.tensor([0, 1, 2]))), pack(indices, Match(None, "ambiguous"))]
+        [pack(indices, RowMatch(torch.tensor([0, 1, 2]))), pack(indices, RowMatch(None, "ambiguous"))]
     )
     assert unpack(joined, None).kind == "ambiguous", "known if all are"

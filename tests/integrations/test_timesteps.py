@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.capture.loop.call_inspection import find_timesteps
-from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.session import CaptureSession
 from diffhook.errors import CaptureError
 from diffhook.integrations.accelerate import DiffHook
 from tests.integrations.watched import Watched
@@ -164,8 +164,8 @@ def test_an_error_of_ours_between_forward_and_backward_leaves_checkpointed_train
 
     plain = Inversion(None, TinyDenoiser).run()
     with monkeypatch.context() as failing:
-        failing.setattr(Session, "_denoiser_called", broken)
-        failing.setattr(Session, "_output_seen", broken)
+        failing.setattr(CaptureSession, "_denoiser_called", broken)
+        failing.setattr(CaptureSession, "_output_seen", broken)
         run = Inversion(tmp_path / "log", TinyDenoiser, strict=False).run()
     assert torch.equal(run.encoder.scale.weight, plain.encoder.scale.weight)
     assert run.losses == plain.losses

@@ -28,7 +28,7 @@ from diffhook.log.mark import put_attributes
 from diffhook.log.testing import CONFIG, make_rows
 from diffhook.report.charts import chart
 from diffhook.report.images import load_images
-from diffhook.report.thumbnails import Thumbnails
+from diffhook.report.thumbnails import PictureCache
 
 ESC = "\x1b"
 EVIL = f"{ESC}]0;owned{ESC}[2J\x9b31m\u202egnp.exe\r\n\x00"
@@ -194,7 +194,7 @@ def test_an_image_that_claims_more_pixels_than_anyone_shows_is_told_and_not_deco
     (tmp_path / "0.png").write_bytes(bomb)
     Image.new("L", (8, 8)).save(tmp_path / "1.png")
     images = load_images(tmp_path)
-    thumbnails = Thumbnails(images.__getitem__)
+    thumbnails = PictureCache(images.__getitem__)
     made = [thumbnails(sample) for sample in (0, 1)]
     assert [bool(m and m.uri) for m in made] == [False, True], "told of the one image"
     assert made[0] is not None

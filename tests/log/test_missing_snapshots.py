@@ -52,7 +52,7 @@ def test_a_reader_is_told_once_and_queries_that_were_asked_there_still_count(
     found = open_log(log)
     assert list(found.queries) == ["asked"], "influence looks no further"
     (told,) = [r.message for r in caplog.records]
-    assert "snapshots are missing that the run has written (1, at step 5)" in told
+    assert "snapshots that the run wrote are missing (1, at step 5)" in told
     assert [s.step for s in found.snapshots] == [9]
     assert len(caplog.records) == 1
 

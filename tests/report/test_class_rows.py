@@ -21,7 +21,7 @@ from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log.samples import ROLE_STRIDE, sample_words
 from diffhook.report import find_images, write_page
 from diffhook.report.parts.outliers import outliers_part
-from diffhook.report.thumbnails import Thumbnails
+from diffhook.report.thumbnails import PictureCache
 from tests.report.logs import CONFIG, DIM, write_queries
 
 SAMPLES = 8
@@ -144,7 +144,7 @@ def test_class_images_of_samples_with_names_have_their_name() -> None:
     ids = np.array([7 + ROLE_STRIDE, 7, 9])
     ranking = Ranking(ids, np.array([3.0, 2.0, 1.0]), ((),) * 3, "outliers: norm", names={7: "a.png"})
     assert [r["name"] for r in ranking.records()] == ["a.png (class)", "a.png", ""]
-    part = outliers_part(ranking, Thumbnails(None))
+    part = outliers_part(ranking, PictureCache(None))
     assert part is not None
     assert part.html.count('data-sample="7" data-name="a.png"') == 2
     assert '<span class="name">a.png (class)</span>' in part.html

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 from diffhook.errors import ConfigurationError
 from diffhook.report import find_images, load_images, to_image
-from diffhook.report.thumbnails import Thumbnails, data_uri
+from diffhook.report.thumbnails import PictureCache, data_uri
 
 IDS = np.arange(3)
 PIXELS = np.stack([np.full((6, 5, 3), 40 * index, np.uint8) for index in range(3)])
@@ -163,7 +163,7 @@ def test_an_undecoded_image_may_be_a_path(tmp_path: Path) -> None:
 
 
 def test_a_mapping_may_know_only_some() -> None:
-    pictures = Thumbnails(find_images({1: PIXELS[1]}, IDS))
+    pictures = PictureCache(find_images({1: PIXELS[1]}, IDS))
     known = [pictures(int(index)) for index in IDS]
     assert [made is not None and made.uri != "" for made in known] == [False, True, False]
     pictures.check()

@@ -27,13 +27,13 @@ from diffhook.report import write_page
 from diffhook.report.explorer import Explorer
 from diffhook.report.parts.norms import norms_part, sentences
 from diffhook.report.parts.outliers import outliers_part
-from diffhook.report.parts.queries import Timesteps, queries_part, shown
+from diffhook.report.parts.queries import TimestepShares, queries_part, shown
 from diffhook.report.parts.run import run_part
-from diffhook.report.thumbnails import Thumbnails, data_uri
+from diffhook.report.thumbnails import PictureCache, data_uri
 from tests.report.conftest import SAMPLES
 from tests.report.logs import CONFIG, QUERIES, SUMMARY, photographs, write_log, write_queries
 
-NONE = Thumbnails(None)
+NONE = PictureCache(None)
 VALUES = re.compile(r'class="value"[^>]*>([^<]+)<.*?class="number">(\d+)<')
 
 
@@ -112,7 +112,7 @@ def test_errors_and_timesteps_are_drawn_where_known(log: RunLog) -> None:
     vars(scores)["_uncertainty"] = Uncertainty(error, np.full_like(error, 1e6))
     carried = np.zeros((QUERIES, 2 * k, 4), np.float32)
     carried[:, :, 1], carried[:, :, 3] = 1.0, -0.5
-    when = Timesteps(carried, np.array([0, 250, 500, 750, 1000]))
+    when = TimestepShares(carried, np.array([0, 250, 500, 750, 1000]))
     drawn = queries_part("held-out", [scores], NONE, NONE, k=k, timesteps=[when])
     assert drawn is not None
     value = scores.top(1).scores[0, 0]
@@ -183,7 +183,7 @@ def test_timesteps_from_0_to_1_are_told_apart(log: RunLog) -> None:
     scores = diffhook.influence(log, "held-out", "retrac")
     carried = np.zeros((QUERIES, 4, 4), np.float32)
     carried[:, :, 1] = 1.0
-    when = Timesteps(carried, np.array([0.003, 0.25, 0.5, 0.75, 0.998]))
+    when = TimestepShares(carried, np.array([0.003, 0.25, 0.5, 0.75, 0.998]))
     drawn = queries_part("held-out", [scores], NONE, NONE, k=2, timesteps=[when])
     assert drawn is not None
     assert "most of it at timesteps 0.2 to 0.5" in drawn.html

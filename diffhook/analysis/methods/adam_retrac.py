@@ -16,5 +16,5 @@ class AdamReTrac(ReTrac):
     name = "adam-retrac"
     title = "Adam ReTrac"
     formula = "Σ_k w_k ⟨g_i/‖g_i‖, mean_t (P_k mean_m g_q)/‖P_k mean_m g_q‖⟩,  P_k as in adam-tracin"
-    source = "Diffusion-ReTrac, arXiv 2401.09031, with the push of arXiv 2605.18814"
+    reference = "Diffusion-ReTrac, arXiv 2401.09031, with the push of arXiv 2605.18814"
     preconditioned = True

@@ -22,5 +22,5 @@ class AdamTracIn(TracIn):
     name = "adam-tracin"
     title = "Adam TracIn"
     formula = "Σ_k w_k ⟨g_i, P_k mean_t mean_m g_q⟩,  P_k = diag 1/(√v̂_k + ε) of the optimiser"
-    source = "TracIn with the push of AdamW-influence, arXiv 2605.18814, without its later steps"
+    reference = "TracIn with the push of AdamW-influence, arXiv 2605.18814, without its later steps"
     preconditioned = True

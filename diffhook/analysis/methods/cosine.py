@@ -15,7 +15,7 @@ class Cosine(Method):
     name = "cosine"
     title = "cosine"
     formula = "Σ_k w_k cos(mean_t g_i, mean_t mean_m g_q)"
-    source = "gradient aggregated similarity (GAS), Hammoudeh and Lowd 2022"
+    reference = "gradient aggregated similarity (GAS), Hammoudeh and Lowd 2022"
     requires = frozenset({"norm"})
 
     def factors(self, samples: SampleSums) -> Floats:

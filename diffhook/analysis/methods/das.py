@@ -23,7 +23,7 @@ class DAS(TRAK):
     formula = (
         "r_i · trak's, with φ = P·mean_t g/‖g‖, g = ∇ mean(ε_θ(x_t, t)),  r_i = mean_t √ℓ_t / √(mean_t ℓ_t)"
     )
-    source = "diffusion attribution score, arXiv 2410.18639, without its leverage term and square"
+    reference = "diffusion attribution score, arXiv 2410.18639, without its leverage term and square"
     measurement = "mean-output"
     unit = True
     requires = frozenset({"grams", "residual"})

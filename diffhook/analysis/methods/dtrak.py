@@ -13,5 +13,5 @@ class DTRAK(TRAK):
     name = "d-trak"
     title = "D-TRAK"
     formula = "as trak, with φ = P·mean_t ∇ mean(ε_θ(x_t, t)²)"
-    source = "D-TRAK, arXiv 2311.00500"
+    reference = "D-TRAK, arXiv 2311.00500"
     measurement = "squared-output"

@@ -49,7 +49,7 @@ class Method(ABC):
     Attributes:
         name: what a user calls it.
         title: what tables and pages call it.
-        formula, source: for ``--method help``.
+        formula, reference: for ``--method help``.
         measurement: the scalar whose gradients both sides must hold.
         unit: whether a gradient counts for its direction only.
         preconditioned: whether the queries' gradients must be divided by Adam's √v̂ + ε. Those of the
@@ -64,7 +64,7 @@ class Method(ABC):
     name: str
     title: str
     formula: str
-    source: str
+    reference: str
     measurement = "loss"
     unit = False
     preconditioned = False
@@ -74,9 +74,15 @@ class Method(ABC):
 
     @property
     def additive(self) -> bool:
-        """Whether a score is a sum over rows, each weighed by itself: then a sample's rows can be summed up
-        beforehand, and a sample has an influence on itself."""
+        """Whether a score is a sum over rows, each weighed by itself; then a sample has one on itself."""
         return not self.requires and not self.preconditioned
+
+    @property
+    def summable(self) -> bool:
+        """Whether a sample's rows may be summed up beforehand, as by ``diffhook compact --aggregate``: the
+        score is additive, and weighs rows by lr · weight alone. A sum has no timesteps any more."""
+        own = type(self).rates is not Method.rates or type(self).row_weights is not Method.row_weights
+        return self.additive and not own and set(self.columns) <= set(Method.columns)
 
     def norm_factor(self, norm: Floats) -> Floats:
         """(rows,) factor that stands for a gradient's norm."""

@@ -17,7 +17,7 @@ _QUESTIONS = {
     "name": 'name, by which influence(method="...") finds it',
     "title": "title, what tables and pages call it",
     "formula": "formula, for `diffhook influence --method help`",
-    "source": "source, where the formula is from",
+    "reference": "reference, where the formula is from",
 }
 
 

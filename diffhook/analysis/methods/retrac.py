@@ -13,5 +13,5 @@ class ReTrac(Method):
     name = "retrac"
     title = "ReTrac"
     formula = "Σ_k w_k ⟨g_i/‖g_i‖, mean_t (mean_m g_q)/‖mean_m g_q‖⟩"
-    source = "Diffusion-ReTrac, arXiv 2401.09031"
+    reference = "Diffusion-ReTrac, arXiv 2401.09031"
     unit = True

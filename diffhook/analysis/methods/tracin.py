@@ -13,4 +13,4 @@ class TracIn(Method):
     name = "tracin"
     title = "TracIn"
     formula = "Σ_k w_k ⟨g_i, mean_t mean_m g_q⟩"
-    source = "Diffusion-TracIn, arXiv 2401.09031; TracIn, Pruthi et al. 2020"
+    reference = "Diffusion-TracIn, arXiv 2401.09031; TracIn, Pruthi et al. 2020"

@@ -22,7 +22,7 @@ class TRAK(Whitened):
     name = "trak"
     title = "TRAK"
     formula = "mean_k φ_q (ΦᵀΦ + λI)⁻¹ φ_i,  φ = P·mean_t g,  λ = 0.1 · tr(ΦᵀΦ)/D"
-    source = "TRAK, Park et al. 2023; for diffusion models arXiv 2311.00500"
+    reference = "TRAK, Park et al. 2023; for diffusion models arXiv 2311.00500"
     requires = frozenset({"grams"})
     default_ridge = 0.1
 

@@ -34,7 +34,9 @@ class WhitenedReTrac(Whitened):
         "mean_k mean over rows r of φ_q(t_r) (G + λI)⁻¹ P g_r/‖g_r‖,  φ_q(t) = P·mean of g/‖g‖ over "
         "timesteps, for events those near t,  G = mean over all rows of P g gᵀ Pᵀ/‖g‖²,  λ = 0.03 · tr(G)/D"
     )
-    source = "Diffusion-ReTrac, arXiv 2401.09031, with the kernel of TRAK, Park et al. 2023, of single rows"
+    reference = (
+        "Diffusion-ReTrac, arXiv 2401.09031, with the kernel of TRAK, Park et al. 2023, of single rows"
+    )
     unit = True
     near_timesteps = True
     requires = frozenset({"moment"})

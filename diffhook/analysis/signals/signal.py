@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Plan, distinct_samples, grouped
+from diffhook.analysis.grouped import Division, distinct_samples, grouped
 from diffhook.analysis.ranking import Labels
 from diffhook.analysis.reason import Reason
 from diffhook.analysis.samples import SampleMeans, Whole
-from diffhook.analysis.signals.visits import Visits, count_visits
+from diffhook.analysis.signals.visits import VisitCounts, count_visits
 from diffhook.contract import check_answers, check_name
 from diffhook.log import Block, RunLog, Table
 
@@ -60,12 +60,12 @@ class View:
         return distinct_samples(self.table, self.execution)
 
     @cached_property
-    def norms(self) -> Visits:
+    def norms(self) -> VisitCounts:
         """By gradient norm."""
         return count_visits(self.table, self.sample_ids, "grad_norm", self.execution)
 
     @cached_property
-    def losses(self) -> Visits:
+    def losses(self) -> VisitCounts:
         """By the sample's own loss."""
         return count_visits(self.table, self.sample_ids, "loss", self.execution)
 
@@ -74,7 +74,7 @@ class View:
         sums = grouped(
             table,
             SampleMeans(self.sample_ids, partial(_column, name=column)),
-            Plan.make(len(self.sample_ids), 2, self.execution),
+            Division.make(len(self.sample_ids), 2, self.execution),
             Whole(),
             self.execution,
             f"reading {column}",

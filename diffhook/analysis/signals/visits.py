@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
-from diffhook.analysis.grouped import Partial, Plan, add_rows, grouped
+from diffhook.analysis.grouped import Division, Partial, add_rows, grouped
 from diffhook.analysis.samples import Whole
 from diffhook.analysis.standardize import Standard, looked_at
 from diffhook.log import Block, Table
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
-class Visits:
+class VisitCounts:
     """Visits of each sample, (N,) float64 each, by how far a column lies above what is usual.
 
     Attributes:
@@ -42,7 +42,7 @@ class Visits:
 
 def count_visits(
     table: Table, sample_ids: npt.NDArray[np.int64], column: str, execution: Execution
-) -> Visits:
+) -> VisitCounts:
     """Set the column against its usual values at each timestep and stage, row by row."""
     rows = looked_at(table, (column, "timestep", "step"))
     standard = Standard.learn(column, rows)
@@ -51,14 +51,14 @@ def count_visits(
     least = float(np.quantile(deviations[usable], 1 - HIGH_SHARE)) if usable.any() else np.inf
     del rows, deviations
     counts = _Counts(sample_ids, standard, least)
-    plan = Plan.make(len(sample_ids), 5, execution)
+    plan = Division.make(len(sample_ids), 5, execution)
     sums = grouped(table, counts, plan, Whole(), execution, f"reading {column}")
     seen, total, notable, high, infinite = sums.T
     mean = np.divide(total, seen, out=np.full(len(seen), np.nan), where=seen > 0)
-    return Visits(seen, mean, notable, high, infinite)
+    return VisitCounts(seen, mean, notable, high, infinite)
 
 
-def often(visits: Visits) -> npt.NDArray[np.bool_]:
+def often(visits: VisitCounts) -> npt.NDArray[np.bool_]:
     """Whether a quarter of the visits or more were notable, and all of them high on average: one of many is
     chance."""
     notable = (visits.notable > 0) & (4 * visits.notable >= visits.seen)

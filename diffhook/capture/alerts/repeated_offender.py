@@ -10,7 +10,7 @@ from scipy.special import gammaincc
 from diffhook.capture.alerts.alert import Alert, about_row
 from diffhook.capture.alerts.detector import DEFAULT_RATE, Detector, register
 from diffhook.capture.alerts.tail import Tail
-from diffhook.capture.alerts.visits import Visits
+from diffhook.capture.alerts.visits import VisitHistory
 from diffhook.log import Rows
 
 _VISITS = 8  # the last ones of a sample that count
@@ -40,7 +40,7 @@ class RepeatedOffender(Detector):
         super().__init__(rate)
         self._single = Tail(rate)
         self._joint = Tail(rate)
-        self._visits = Visits(_VISITS, _SAMPLES)
+        self._visits = VisitHistory(_VISITS, _SAMPLES)
 
     def look(self, rows: Rows) -> Iterator[Alert]:
         deviations, _ = self.deviations["grad_norm"](rows)

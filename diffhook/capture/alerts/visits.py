@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 
 
-class Visits:
+class VisitHistory:
     """A few numbers for each of many samples, in flat arrays.
 
     Args:

@@ -22,8 +22,8 @@ from zarr.abc.store import Store
 from diffhook.capture.borrowing import borrowed
 from diffhook.capture.checkpoints.finding import Checkpoint, Paths, find_checkpoints
 from diffhook.capture.checkpoints.held import HeldRows
-from diffhook.capture.checkpoints.plan import Measured, check_log, plan
-from diffhook.capture.checkpoints.same_data import check_looks, check_names
+from diffhook.capture.checkpoints.plan import PlannedSnapshots, check_log, plan
+from diffhook.capture.checkpoints.same_data import check_appearance, check_names
 from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.checks import check_location, check_objective, check_whole
 from diffhook.capture.loop.describe import describe_run
@@ -140,7 +140,7 @@ class _Work:
     @contextmanager
     def opened(
         self, checkpoints: Sequence[Checkpoint], learning_rates: Sequence[float] | None
-    ) -> Iterator[tuple[LogWriter, Measured]]:
+    ) -> Iterator[tuple[LogWriter, PlannedSnapshots]]:
         """A rank of the log that is ours, and the snapshots, which are in the log by now."""
         store = files.open_store(self.path, read_only=False)
         with _alone(store):  # one process at a time says what the log is of
@@ -168,10 +168,10 @@ class _Work:
         check_log(config, files.describe(store))
         log = open_log(self.path)
         check_names(log, self.names)
-        check_looks(log, self.probe)
+        check_appearance(log, self.probe)
         return log
 
-    def _check(self, measured: Measured) -> None:
+    def _check(self, measured: PlannedSnapshots) -> None:
         """Before anything is written: the last new checkpoint is of this model, which takes a sample."""
         if measured.new:
             load_snapshot(self.engine, measured.new[-1])
@@ -186,7 +186,7 @@ class _Work:
         run = log.sessions[0].id if log is not None and log.sessions else secrets.token_hex(8)
         return LogWriter(self.path, config, rank=_free_rank(store), run=run, strict=True)
 
-    def run(self, writer: LogWriter, measured: Measured, progress: bool) -> None:
+    def run(self, writer: LogWriter, measured: PlannedSnapshots, progress: bool) -> None:
         """Measure what is missing, until nothing is, whoever does it."""
         samples, grid = self.probe.ids(len(self.probe.dataset)), self.probe.grid
         steps = [snapshot.step for snapshot in measured.snapshots]

@@ -24,7 +24,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class PlannedSnapshots:
     """The snapshots that a log is to have.
 
     Attributes:
@@ -42,7 +42,9 @@ class Measured:
         return f"checkpoints count {_WORDS[self.weighted]}"
 
 
-def plan(checkpoints: Sequence[Checkpoint], log: RunLog | None, given: Sequence[float] | None) -> Measured:
+def plan(
+    checkpoints: Sequence[Checkpoint], log: RunLog | None, given: Sequence[float] | None
+) -> PlannedSnapshots:
     """The checkpoints' snapshots, with those that the log has.
 
     Raises:
@@ -68,7 +70,7 @@ def plan(checkpoints: Sequence[Checkpoint], log: RunLog | None, given: Sequence[
         logger.warning("the log also has checkpoints that are not named now (%s)", at_steps(absent))
     every = {**known, **{snapshot.step: snapshot for snapshot in planned}}
     new = [s for s in planned if s.step not in known or s.reference != known[s.step].reference]
-    return Measured([every[step] for step in sorted(every)], new, weighted)
+    return PlannedSnapshots([every[step] for step in sorted(every)], new, weighted)
 
 
 def _as_before(log: RunLog, weighted: str) -> str:

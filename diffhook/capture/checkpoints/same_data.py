@@ -30,7 +30,7 @@ def check_names(log: RunLog, names: Mapping[int, str]) -> None:
             )
 
 
-def check_looks(log: RunLog, probe: Probe) -> None:
+def check_appearance(log: RunLog, probe: Probe) -> None:
     """Raises a LogError where hardly any sample looks as in the log. Random crops leave some near what
     they were."""
     block = next(log.probe.blocks(), None)

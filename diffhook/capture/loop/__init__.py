@@ -5,6 +5,6 @@ Read :mod:`~diffhook.capture.loop.events` first: its docstring is the loop.
 
 from diffhook.capture.loop import events
 from diffhook.capture.loop.capture import Capture
-from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.session import CaptureSession
 
-__all__ = ["Capture", "Session", "events"]
+__all__ = ["Capture", "CaptureSession", "events"]

@@ -16,14 +16,16 @@ NAMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_labels"
 """What denoisers call their timestep."""
 
 
-class Timesteps(NamedTuple):
+class ToldTimesteps(NamedTuple):
     """(B,) timesteps of a call, and whether the argument has one of :data:`NAMES`."""
 
     values: Tensor
     by_name: bool
 
 
-def find_timesteps(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Timesteps | None:
+def find_timesteps(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> ToldTimesteps | None:
     """The timesteps of a model's call: by their name, or else the second positional argument.
 
     Returns:
@@ -39,9 +41,9 @@ def find_timesteps(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     values = timestep_last(model, args, kwargs)
     rows = next((len(v) for v in values if isinstance(v, Tensor) and v.dim() and v is not found), 1)
     if timesteps.numel() == 1:
-        return Timesteps(timesteps.flatten().expand(rows), by_name)
+        return ToldTimesteps(timesteps.flatten().expand(rows), by_name)
     if timesteps.dim() == 1 or timesteps.numel() == rows:
-        return Timesteps(timesteps.flatten(), by_name)
+        return ToldTimesteps(timesteps.flatten(), by_name)
     if not by_name:
         return None
     raise CaptureError(

@@ -31,7 +31,7 @@ from diffhook.capture.loop.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.optimizer_watch import OptimizerWatch
 from diffhook.capture.loop.probing import training_probe
 from diffhook.capture.loop.ranks import Ranks
-from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.session import CaptureSession
 from diffhook.capture.loop.staging import Staging
 from diffhook.capture.loop.succession import Succession
 from diffhook.capture.loop.summary import summary, tell_plan, why_nothing
@@ -89,7 +89,7 @@ class Capture:
         self._began = time.perf_counter()
         self.shield = Shield(self._failed)
         self.attachment = Attachment(self.shield, self._give_way)
-        self.session = Session(
+        self.session = CaptureSession(
             settings.plan(),
             self._start,
             lambda: self._optimizers.sees_steps,
@@ -120,7 +120,7 @@ class Capture:
 
     def on(self, event: events.Event) -> None:
         """Take the next event of the loop. What fails in us does not reach the loop."""
-        for take in (self.session.staging.read_before, self._take):
+        for take in (self.session.staging.read_before, self._take):  # rows that fail cost no event
             if not self.closed:
                 self.shield(take, event)
 

@@ -45,7 +45,7 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Column:
+class BatchColumn:
     """What a batch holds of each row, under one key: a tensor, or a sequence of values."""
 
     key: Hashable
@@ -103,18 +103,18 @@ def fields(value: Any) -> list[tuple[Hashable, Any]]:
     return _children(value) or []
 
 
-def columns(batch: Any) -> list[Column]:
+def columns(batch: Any) -> list[BatchColumn]:
     """All that the batch may hold by row."""
     return [column for column, _ in zip(_columns(batch, None, 0), range(_LEAVES), strict=False)]
 
 
-def _columns(value: Any, key: Hashable, depth: int) -> Iterator[Column]:
+def _columns(value: Any, key: Hashable, depth: int) -> Iterator[BatchColumn]:
     if isinstance(value, Tensor | np.ndarray):
         array = as_array(value)
         if array is not None and array.dim():
-            yield Column(key, array)
+            yield BatchColumn(key, array)
     elif isinstance(value, list | tuple) and value:
-        yield Column(key, value)
+        yield BatchColumn(key, value)
         if depth < _DEPTH:
             yield from _columns_of_elements(value, key, depth)
     elif depth < _DEPTH:
@@ -122,10 +122,10 @@ def _columns(value: Any, key: Hashable, depth: int) -> Iterator[Column]:
             yield from _columns(child, name, depth + 1)
 
 
-def _columns_of_elements(values: Sequence[Any], key: Hashable, depth: int) -> Iterator[Column]:
+def _columns_of_elements(values: Sequence[Any], key: Hashable, depth: int) -> Iterator[BatchColumn]:
     if all(isinstance(value, Mapping) for value in values):
         for name in values[0]:
-            yield Column(name, [value.get(name) for value in values])
+            yield BatchColumn(name, [value.get(name) for value in values])
     elif not _is_flat(values):
         for position, child in enumerate(values):
             yield from _columns(child, position if depth == 0 else key, depth + 1)

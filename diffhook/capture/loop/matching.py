@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffhook.capture.loop.alteration import altered
 from diffhook.capture.loop.content import (
-    Column,
+    BatchColumn,
     Leaf,
     Path,
     array_key,
@@ -46,7 +46,7 @@ _SURE = 16.0  # bits of evidence, from which on a collation is known to keep the
 
 
 @dataclass(frozen=True)
-class Match:
+class RowMatch:
     """What is known of a batch's rows.
 
     Attributes:
@@ -81,7 +81,7 @@ class Order:
 class _Found:
     """What one column of a batch tells: for each row the items it may be, with the path of the value."""
 
-    column: Column
+    column: BatchColumn
     options: list[set[tuple[int, Path]]]
     strong: bool  # equality by chance is out of the question
     alike: bool  # all rows are equal
@@ -117,13 +117,13 @@ class Items:
             if key is not None:
                 self._values[key].append(leaf)
 
-    def match(self, batch: Any) -> Match:
+    def match(self, batch: Any) -> RowMatch:
         """Which item each row of ``batch`` is. Never raises: anything can be in a batch."""
-        return guarded(self._match, batch) or Match(None, "failed")
+        return guarded(self._match, batch) or RowMatch(None, "failed")
 
-    def _match(self, batch: Any) -> Match:
+    def _match(self, batch: Any) -> RowMatch:
         if self._is_passed_on(batch):
-            return Match(None, "ready-made-batch")
+            return RowMatch(None, "ready-made-batch")
         held = columns(batch)
         found = [self._look_up(column) for column in held]
         strong = [f for f in found if f.strong and f.full and not f.alike]
@@ -132,22 +132,22 @@ class Items:
             strong = [f for f in strong if f.full]
         if not strong:
             if self._is_ready_made(held):
-                return Match(None, "ready-made-batch")
+                return RowMatch(None, "ready-made-batch")
             strong = [f for f in found if f.full and (not f.alike or len(f.options) == 1)]
         if not strong and self.count == 1 and self._has_one_row(held):
-            return Match(torch.zeros(1, dtype=torch.int64))
+            return RowMatch(torch.zeros(1, dtype=torch.int64))
         if not strong:  # equal rows, which a collation that is known to keep the order may still tell apart
             strong = [f for f in found if f.full]
         if not strong:
-            return Match(None, self._why_not(held))
+            return RowMatch(None, self._why_not(held))
         main = max(strong, key=lambda f: _numbers(f.column))
         if self._is_ready_made(_joined(batch, more_than=len(main.options))):
-            return Match(None, "ready-made-batch")  # lists of one have hidden it
+            return RowMatch(None, "ready-made-batch")  # lists of one have hidden it
         return self._assign(main, [f for f in [*strong, *found] if len(f.options) == len(main.options)])
 
     # ── what a column tells ───────────────────────────────────────────────────────────────────
 
-    def _look_up(self, column: Column) -> _Found:
+    def _look_up(self, column: BatchColumn) -> _Found:
         """By equality."""
         rows = column.rows
         arrays = [as_array(row) for row in rows]
@@ -189,7 +189,7 @@ class Items:
                         table[key].append(leaf)
         return self._arrays[dtype]
 
-    def _altered(self, column: Column) -> _Found | None:
+    def _altered(self, column: BatchColumn) -> _Found | None:
         """By resemblance: padded, cut, scaled and shifted rows."""
         rows = [as_array(row) for row in column.rows]
         if any(row is None or row.numel() < 2 for row in rows):
@@ -213,7 +213,7 @@ class Items:
         found = [whole[key,] == array.shape for key, array in arrays if (key,) in whole and array.dim() > 1]
         return bool(found) and all(found)
 
-    def _is_ready_made(self, held: list[Column]) -> bool:
+    def _is_ready_made(self, held: list[BatchColumn]) -> bool:
         """Whether rows are parts of what one item holds."""
         if not held:
             return False
@@ -226,34 +226,34 @@ class Items:
         } | {key for leaf in self._leaves if leaf.parts > 1 and (key := _key(leaf.value)) is not None}
         return any(len(c) > 1 and all(_key(row) in parts for row in c.rows) for c in held)
 
-    def _has_one_row(self, held: list[Column]) -> bool:
+    def _has_one_row(self, held: list[BatchColumn]) -> bool:
         """A single item has no order, whatever the collation has made of it."""
         lengths = [len(column) for column in held if isinstance(column.rows, Tensor)]
         return bool(lengths) and set(lengths) == {1}
 
-    def _why_not(self, held: list[Column]) -> Kind:
+    def _why_not(self, held: list[BatchColumn]) -> Kind:
         lengths = [len(column) for column in sorted(held, key=_numbers, reverse=True)]
         return "dropped" if lengths and self.count and lengths[0] % self.count else "unordered"
 
     # ── what they tell together ───────────────────────────────────────────────────────────────
 
-    def _assign(self, main: _Found, all_found: list[_Found]) -> Match:
+    def _assign(self, main: _Found, all_found: list[_Found]) -> RowMatch:
         roles, options = _roles(main)
         if max(roles, default=0) >= MAX_ROLES:
-            return Match(None, "unordered")
+            return RowMatch(None, "unordered")
         for found in all_found:
             if found is main or found.alike or not found.strong:
                 continue
             options = _narrowed(options, found)
             if not all(options):
-                return Match(None, "contradiction")
+                return RowMatch(None, "contradiction")
         for found in all_found:
             if not found.strong and not found.alike:
                 options = [a or b for a, b in zip(_narrowed(options, found), options, strict=True)]
         items = self._settle(roles, options)
         if items is None:
-            return Match(None, "ambiguous")
-        return Match(
+            return RowMatch(None, "ambiguous")
+        return RowMatch(
             torch.tensor([item + role * ROLE_STRIDE for item, role in zip(items, roles, strict=True)])
         )
 
@@ -285,11 +285,11 @@ class Items:
         return items
 
 
-def _joined(batch: Any, more_than: int) -> list[Column]:
+def _joined(batch: Any, more_than: int) -> list[BatchColumn]:
     """Arrays that a batch holds directly, and that have more rows than other columns have made out."""
     arrays = [(key, array) for key, value in fields(batch) if (array := as_array(value)) is not None]
     return [
-        Column(key, array)
+        BatchColumn(key, array)
         for key, array in arrays
         if array.dim() > 1 and len(array) > more_than and is_rich(sampled(array[0]))
     ]
@@ -359,7 +359,7 @@ def _equal(value: Tensor, row: Tensor) -> bool:
     return torch.equal(value.reshape(-1).to(row), row.reshape(-1))
 
 
-def _numbers(column: Column) -> int:
+def _numbers(column: BatchColumn) -> int:
     """Of a row; strings and objects count as one."""
     rows: Any = column.rows
     first = as_array(rows[0]) if len(rows) and isinstance(rows[0], Tensor) else None

@@ -11,7 +11,7 @@ import torch
 from diffhook.capture import Objective, Recorder
 from diffhook.capture.diffusion import DiffusionObjective
 from diffhook.capture.loop.probe_inputs import ProbeInputs
-from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.session import CaptureSession
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.console import announce
 from diffhook.errors import LogError
@@ -20,7 +20,7 @@ from diffhook.log.objective import OBJECTIVE
 logger = logging.getLogger("diffhook")
 
 
-def settle_objective(verdict: Recognised | Refusal, given: Objective | None, session: Session) -> None:
+def settle_objective(verdict: Recognised | Refusal, given: Objective | None, session: CaptureSession) -> None:
     """A verdict is told and recorded, and decides about probes.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from diffhook.capture.loop.matching import Kind, Match
+from diffhook.capture.loop.matching import Kind, RowMatch
 from diffhook.log.samples import ROLE_STRIDE
 
 _KINDS: tuple[Kind, ...] = (
@@ -49,7 +49,7 @@ class Origin:
         return isinstance(self.dataset, IterableDataset)
 
 
-def pack(indices: Tensor, match: Match) -> Tensor:
+def pack(indices: Tensor, match: RowMatch) -> Tensor:
     """Where a batch came from as one tensor, which Accelerate moves, joins and slices with the batch.
 
     The index of each row + role · ROLE_STRIDE; or, of rows not known, −1 − index − kind · ROLE_STRIDE of
@@ -71,6 +71,6 @@ def unpack(packed: Tensor, dataset: Any) -> Origin:
     return Origin(dataset, packed[packed < ROLE_STRIDE], packed)
 
 
-def at(indices: Tensor, match: Match, dataset: Any = None) -> Origin:
+def at(indices: Tensor, match: RowMatch, dataset: Any = None) -> Origin:
     """Of a batch that has not travelled."""
     return unpack(pack(indices, match), dataset)

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from diffhook.capture import Objective, Probe
 from diffhook.capture.loop.identity import Identity, RowIds, Unmatched
-from diffhook.capture.loop.matching import Items, Match, Order
+from diffhook.capture.loop.matching import Items, Order, RowMatch
 from diffhook.capture.loop.origin import Origin, at
 from diffhook.errors import ConfigurationError
 
@@ -54,7 +54,7 @@ class _Matching:
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._collate = collate
         self._order = Order()
-        self._last = Match(None)
+        self._last = RowMatch(None)
 
     def __call__(self, items: list[Any]) -> Any:
         before = Items(items, self._order)

@@ -24,10 +24,10 @@ from diffhook.capture.loop.trained_set import TrainedSet
 from diffhook.errors import RecheckNeeded
 
 _IN_A_ROW = 3  # forwards without a backward, or batches without a forward: then it is told
-_GIVEN_UP = Unmatched("given-up", "the rest of the batch is left out with what was left out of it")
+_GIVEN_UP = Unmatched("given-up", "another part of its batch was left out, and the rest goes with it")
 
 
-class Session:
+class CaptureSession:
     """One process's loop: :meth:`on` takes its events in the order of :mod:`diffhook.capture.loop.events`.
 
     Args:
@@ -88,7 +88,7 @@ class Session:
 
     def on(self, event: events.Event) -> None:
         """Take the next event."""
-        self.staging.read_before(event)
+        self.staging.read_before(event)  # once more, for events of our own, which come without Capture.on
         if not self._own_forward:
             self._handlers[type(event)](event)
 

@@ -41,8 +41,8 @@ class Staging:
         losses: reads the rows' own losses.
         objective: as given.
         scalars: sums up the rows, for trackers.
-        passes: of which rows were made, or are to be.
-        made: the rows of the last one are.
+        passes: how many were staged, whether or not their rows have been made.
+        made: whether the last one's rows have been.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Staging:
         rows = recorder.engine.samples
         if not self._fits(rows, found, timesteps, recorder):
             return False
-        looks = None
+        statistics = None
         if found.images is not None and len(found.images) == rows:
-            looks = appearance(found.images)
+            statistics = appearance(found.images)
             self._thumbnails.take(recorder.writer, found.ids, found.images)
         loss = None if found.loss is None else found.loss.detach().clone()  # to which loops add
         found = found.knowing(prediction=calls.prediction, loss=loss)
-        self._unread = partial(self._read, found, timesteps, looks, calls, recorder)
+        self._unread = partial(self._read, found, timesteps, statistics, calls, recorder)
         self.passes += 1
         self.made = False
         return True
@@ -127,14 +127,14 @@ class Staging:
             self._steps.clock.captured(self._steps.clock.now() - began)
 
     def forget(self) -> None:
-        """Rows that are still to be made will not be."""
+        """Discard the staged pass: no rows are made of it."""
         self._unread = None
 
     def _read(
         self,
         found: MicroBatch,
         timesteps: Tensor,
-        looks: Tensor | None,
+        statistics: Tensor | None,
         calls: DenoiserCalls,
         recorder: Recorder,
     ) -> None:
@@ -148,14 +148,14 @@ class Staging:
             step=self._steps.count,
             weight=coefficient * self._plan.stride,
             losses=reading.losses,
-            appearance=looks,
+            appearance=statistics,
         )
         self.scalars.add(norms)
         deciding = calls.deciding if calls.observed else None
         self.objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale, found.ids)
 
     def samples(self, found: MicroBatch, recorder: Recorder) -> int:
-        """Of the rows that the pass has made."""
+        """How many samples the pass's rows are of."""
         return recorder.engine.samples // blocks(found.ids)
 
     def _fits(self, rows: int, found: MicroBatch, timesteps: Tensor, recorder: Recorder) -> bool:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from diffhook.capture.loop.attachment import Attachment
 from diffhook.capture.loop.events import BatchReceived, Event
-from diffhook.capture.loop.session import Session
+from diffhook.capture.loop.session import CaptureSession
 from diffhook.console import announce
 from diffhook.gradients.compiled import uncompiled
 
@@ -33,7 +33,7 @@ class UncompiledSteps:
         session: knows which steps are captured.
     """
 
-    def __init__(self, attachment: Attachment, models: Models, session: Session) -> None:
+    def __init__(self, attachment: Attachment, models: Models, session: CaptureSession) -> None:
         attachment.on_detach(self.leave)
         self._models = models
         self._session = session

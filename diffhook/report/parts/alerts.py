@@ -9,7 +9,7 @@ from typing import Any
 from diffhook import words
 from diffhook.report import charts
 from diffhook.report.rendering import Part, part
-from diffhook.report.thumbnails import Thumbnail, Thumbnails
+from diffhook.report.thumbnails import PictureCache, Thumbnail
 
 _LISTED = 500
 _PICTURES = 3  # of an alert that names many samples
@@ -18,7 +18,7 @@ _PICTURES = 3  # of an alert that names many samples
 def alerts_part(
     alerts: list[dict[str, Any]],
     last_step: int,
-    thumbnails: Thumbnails,
+    thumbnails: PictureCache,
     names: Mapping[int, str] | None = None,
 ) -> Part:
     """A time line with a lane per kind, and the list.
@@ -53,7 +53,7 @@ def alerts_part(
     )
 
 
-def _pictures(alert: dict[str, Any], thumbnails: Thumbnails) -> list[tuple[int, Thumbnail | None]]:
+def _pictures(alert: dict[str, Any], thumbnails: PictureCache) -> list[tuple[int, Thumbnail | None]]:
     return [(int(sample), thumbnails(int(sample))) for sample in alert.get("samples", [])[:_PICTURES]]
 
 

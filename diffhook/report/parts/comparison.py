@@ -14,7 +14,7 @@ from diffhook.analysis.reason import Reason
 from diffhook.log.samples import sample_words, short_names, split_id
 from diffhook.report import charts
 from diffhook.report.rendering import Part, part
-from diffhook.report.thumbnails import Thumbnail, Thumbnails
+from diffhook.report.thumbnails import PictureCache, Thumbnail
 
 _SURE = 2.0  # standard errors
 
@@ -29,7 +29,7 @@ class Entry:
     reasons: tuple[Reason, ...]
 
 
-def change_part(found: Comparison, thumbnails: Thumbnails, k: int = 24) -> Part:
+def change_part(found: Comparison, thumbnails: PictureCache, k: int = 24) -> Part:
     """How the runs differ, what became of the loss, and the samples that were left out."""
     facts = {
         "Before": f"{found.locations[0]}, {words.plural(len(found.before) + len(found.left_out), 'sample')}",
@@ -102,7 +102,7 @@ def _draw(axes: charts.Axes, curves: Curves, column: str) -> None:
     axes.legend(frameon=False)
 
 
-def moved_part(found: Comparison, thumbnails: Thumbnails, k: int = 24) -> Part:
+def moved_part(found: Comparison, thumbnails: PictureCache, k: int = 24) -> Part:
     """The samples whose score rose or fell most."""
     lists = [_moved(found, found.moved(k, down=down), thumbnails) for down in (False, True)]
     return part(
@@ -116,7 +116,7 @@ def moved_part(found: Comparison, thumbnails: Thumbnails, k: int = 24) -> Part:
     )
 
 
-def _moved(found: Comparison, positions: npt.NDArray[np.intp], thumbnails: Thumbnails) -> list[Entry]:
+def _moved(found: Comparison, positions: npt.NDArray[np.intp], thumbnails: PictureCache) -> list[Entry]:
     places, now = found.places[positions], found.after
     entries = _entries(found.before.take(positions), thumbnails)
     return [
@@ -132,7 +132,7 @@ def _moved(found: Comparison, positions: npt.NDArray[np.intp], thumbnails: Thumb
     ]
 
 
-def _entries(ranking: Ranking, thumbnails: Thumbnails) -> list[Entry]:
+def _entries(ranking: Ranking, thumbnails: PictureCache) -> list[Entry]:
     short = short_names(ranking.names)
     return [
         Entry(

@@ -11,7 +11,7 @@ from diffhook.analysis import Scores
 from diffhook.analysis.bias import Generality
 from diffhook.analysis.methods import title_of
 from diffhook.report.rendering import Part, part
-from diffhook.report.thumbnails import Thumbnail, Thumbnails
+from diffhook.report.thumbnails import PictureCache, Thumbnail
 
 _SHOWN = 8
 
@@ -28,7 +28,7 @@ class Frequent:
 def generality_part(
     found: Sequence[Generality],
     scores: Mapping[str, Sequence[Scores]] | None = None,
-    thumbnails: Thumbnails | None = None,
+    thumbnails: PictureCache | None = None,
 ) -> Part | None:
     """A row per query set and method, with the samples that come back most often.
 
@@ -39,7 +39,7 @@ def generality_part(
     """
     if not found:
         return None
-    pictures = thumbnails or Thumbnails(None)
+    pictures = thumbnails or PictureCache(None)
     by_name = {(name, each.method): each for name, group in (scores or {}).items() for each in group}
     rows = []
     for figures in found:
@@ -57,7 +57,7 @@ def generality_part(
     )
 
 
-def most_frequent(scores: Scores, k: int, thumbnails: Thumbnails) -> list[Frequent]:
+def most_frequent(scores: Scores, k: int, thumbnails: PictureCache) -> list[Frequent]:
     """The samples in the top k of most queries, of two or more."""
     ids, counts = np.unique(scores.top(k).sample_ids, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:_SHOWN]

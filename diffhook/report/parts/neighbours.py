@@ -5,10 +5,10 @@ from __future__ import annotations
 from diffhook.analysis import Neighbours
 from diffhook.log.samples import short_names
 from diffhook.report.rendering import Part, part
-from diffhook.report.thumbnails import Thumbnails
+from diffhook.report.thumbnails import PictureCache
 
 
-def neighbours_part(found: Neighbours, thumbnails: Thumbnails, k: int) -> Part | None:
+def neighbours_part(found: Neighbours, thumbnails: PictureCache, k: int) -> Part | None:
     """The ``k`` closest pairs, side by side."""
     pairs = [
         ([(sample, thumbnails(sample)), (other, thumbnails(other))], f"{cosine:.3f}")

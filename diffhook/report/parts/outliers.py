@@ -11,7 +11,7 @@ from diffhook.analysis.signals import SIGNALS
 from diffhook.log.samples import sample_words, short_names, split_id
 from diffhook.report.explorer import Explorer
 from diffhook.report.rendering import Part, part
-from diffhook.report.thumbnails import Thumbnail, Thumbnails
+from diffhook.report.thumbnails import PictureCache, Thumbnail
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Tile:
 
 def outliers_part(
     ranking: Ranking,
-    thumbnails: Thumbnails,
+    thumbnails: PictureCache,
     top: int = 500,
     page: int = 60,
     explorer: Explorer | None = None,

@@ -14,7 +14,7 @@ from diffhook import words
 from diffhook.analysis import Scores
 from diffhook.analysis.methods import title_of
 from diffhook.report.rendering import Part, part
-from diffhook.report.thumbnails import Thumbnail, Thumbnails
+from diffhook.report.thumbnails import PictureCache, Thumbnail
 
 _LEVELS = 5  # shades of the heat strip
 
@@ -59,7 +59,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Timesteps:
+class TimestepShares:
     """Where along the timesteps the influence of some samples came from.
 
     Attributes:
@@ -74,12 +74,12 @@ class Timesteps:
 def queries_part(
     name: str,
     scores: Sequence[Scores],
-    thumbnails: Thumbnails,
-    query_thumbnails: Thumbnails,
+    thumbnails: PictureCache,
+    query_thumbnails: PictureCache,
     *,
     k: int = 8,
     queries: int | None = None,
-    timesteps: Sequence[Timesteps | None] = (),
+    timesteps: Sequence[TimestepShares | None] = (),
 ) -> Part | None:
     """A query set under each of ``scores``.
 
@@ -117,7 +117,7 @@ def shown(scores: Scores, k: int) -> npt.NDArray[np.int64]:
     return np.concatenate([scores.top(k).sample_ids, scores.top(k, opponents=True).sample_ids], axis=1)
 
 
-def _answers(scores: Scores, thumbnails: Thumbnails, k: int, when: Timesteps | None) -> list[Answer]:
+def _answers(scores: Scores, thumbnails: PictureCache, k: int, when: TimestepShares | None) -> list[Answer]:
     ids = shown(scores, k)
     columns = np.searchsorted(scores.sample_ids, ids)
     values = np.take_along_axis(scores.values, columns, 1).astype(np.float64)
@@ -166,7 +166,7 @@ def _bar(value: float, error: float, longest: float) -> tuple[float, float, floa
     return length / longest, max(length - spread, 0) / longest, (length + spread) / longest
 
 
-def _strip(when: Timesteps | None, row: int, column: int) -> tuple[list[int], str]:
+def _strip(when: TimestepShares | None, row: int, column: int) -> tuple[list[int], str]:
     """Shades, and the same in words."""
     if when is None:
         return [], ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from diffhook.analysis import Top
 from diffhook.log.samples import short_names
 from diffhook.report.rendering import Part, part
-from diffhook.report.thumbnails import Thumbnails
+from diffhook.report.thumbnails import PictureCache
 
 
-def top_part(top: Top, thumbnails: Thumbnails, queries: int, k: int) -> Part | None:
+def top_part(top: Top, thumbnails: PictureCache, queries: int, k: int) -> Part | None:
     """The first ``k`` of the first ``queries``."""
     if not top.sample_ids.size:
         return None
