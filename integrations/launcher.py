@@ -18,13 +18,20 @@ from accelerate import Accelerator
 from diffhook.capture.settings import Settings
 from diffhook.errors import ConfigurationError, DiffHookError
 from diffhook.integrations.accelerate import DiffHook
+from diffhook.integrations.notify import SampleTables
 from diffhook.log.store import Location, settled
 
 logger = logging.getLogger("diffhook")
 
 
 def launch(
-    script: str, arguments: Sequence[str], log: Location, *, module: bool = False, **settings: Any
+    script: str,
+    arguments: Sequence[str],
+    log: Location,
+    *,
+    module: bool = False,
+    table_every: int | None = None,
+    **settings: Any,
 ) -> None:
     """Run ``script`` as ``python script arguments…`` would, watched.
 
@@ -32,6 +39,7 @@ def launch(
         script: a file, or with ``module`` a module's name.
         arguments: the script's own.
         log: where the log goes.
+        table_every: see ``every`` of :class:`~diffhook.integrations.notify.SampleTables`; None: no tables.
         settings: see :class:`~diffhook.capture.settings.Settings`.
 
     Raises:
@@ -45,7 +53,7 @@ def launch(
     # As python does: the script's folder comes first, or for a module the working directory.
     sys.path.insert(0, os.getcwd() if module else str(Path(script).resolve().parent))
     sys.argv = [script, *arguments]
-    with _attaching(log, settings):
+    with _attaching(log, settings, table_every):
         try:
             if module:
                 runpy.run_module(script, run_name="__main__", alter_sys=True)
@@ -59,7 +67,7 @@ def launch(
 
 
 @contextmanager
-def _attaching(log: Location, settings: dict[str, Any]) -> Iterator[None]:
+def _attaching(log: Location, settings: dict[str, Any], table_every: int | None) -> Iterator[None]:
     """While entered, the first Accelerator made gets a hook; a transformers Trainer, its callback."""
     original = Accelerator.__init__
     attached: list[Callable[[], None]] = []
@@ -71,7 +79,10 @@ def _attaching(log: Location, settings: dict[str, Any]) -> Iterator[None]:
             return
         trainer = _trainer_that_makes_it()
         if trainer is None:
-            attached.append(DiffHook(accelerator, log, **settings).close)
+            hook = DiffHook(accelerator, log, **settings)
+            attached.append(hook.close)
+            if table_every is not None:
+                SampleTables(hook, every=table_every)
         else:
             attached.append(_attach_at_train(trainer, log, settings))
 

@@ -51,6 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "diffhook.log.icechunk": elsewhere("DiffHook", "IcechunkStore", "open_log", "accelerator", "repository"),
     "diffhook.integrations.accelerate.hook": HOST,
     "diffhook.integrations.torch.hook": denoiser_and_loop(),
+    "diffhook.integrations.notify.tables": elsewhere("DiffHook", "accelerator"),
     "diffhook.integrations.lightning.callback": elsewhere("Trainer", "DiffHookCallback", "module", "loader"),
     "diffhook.integrations.transformers.callback": elsewhere("Trainer", "DiffHookCallback"),
 }

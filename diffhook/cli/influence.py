@@ -123,8 +123,8 @@ def _print_certainty(scores: Scores, certainty: Certainty) -> None:
 def _help(as_json: bool) -> None:
     methods = [METHODS[name] for name in sorted(METHODS)]
     if as_json:
-        keys = ("name", "formula", "measurement", "source")
+        keys = ("name", "formula", "measurement", "reference")
         print_json([{key: getattr(method, key) for key in keys} for method in methods])
         return
     rows = [(m.name, m.formula, m.measurement, m.reference) for m in methods]
-    print_table("methods", ["name", "formula", "gradients of", "source"], rows)
+    print_table("methods", ["name", "formula", "gradients of", "reference"], rows)

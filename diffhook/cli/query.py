@@ -32,7 +32,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
     model = command.add_argument_group("the model and its loss, where the log does not hold them")
     model.add_argument("--pipeline", metavar="DIR", help="saved pipeline whose model was trained")
-    model.add_argument("--lora", metavar="DIR", help="folder with the adapter's adapter_config.json")
+    model.add_argument(
+        "--lora", metavar="PATH", help="LoRA file, or folder with the adapter's adapter_config.json"
+    )
     add_loss(model)
 
     made = command.add_argument_group("generated images")

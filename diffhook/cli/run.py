@@ -33,6 +33,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layers", metavar="NAME", action="append", help="modules that count, * for any part"
     )
+    command.add_argument(
+        "--table-every", type=int, metavar="N", help="optimiser steps between tables of samples in trackers"
+    )
     command.add_argument("--reuse-products", action="store_true", help="cheaper; rounds differently")
     command.add_argument("--workspace", type=int, metavar="BYTES", help="of products alive at once")
     command.add_argument("--strict", action="store_true", help="let an error of diffhook's end the run")
@@ -49,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
     names = (
         "projection_dim", "seed", "every", "overhead", "snapshot_every", "snapshot_dtype",
         "keep_preconditioner", "sample_ids", "thumbnails", "layers", "reuse_products", "workspace", "strict",
+        "table_every",
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     if args.probe is not None:

@@ -32,6 +32,7 @@ __all__ = [
     "gradient_hooks",
     "has_compiled_call",
     "in_backward",
+    "is_custom",
     "own_children",
     "own_parameters",
     "padding_amounts",
@@ -52,6 +53,11 @@ __all__ = [
 def in_backward() -> bool:
     """Whether autograd is running, as it is while a checkpointed block is recomputed."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def is_custom(node: Any) -> bool:
+    """Whether a node of autograd's graph is that of a ``torch.autograd.Function`` written in Python."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def saved(node: Any, name: str) -> Any:

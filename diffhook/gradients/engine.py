@@ -14,7 +14,7 @@ from diffhook.compat.torch import gradient_hooks
 from diffhook.errors import CaptureError, ConfigurationError, RecheckNeeded
 from diffhook.gradients.accumulator import PassAccumulator, check_preconditioner
 from diffhook.gradients.coverage import Assignment, Coverage
-from diffhook.gradients.laws import Schedule, judge
+from diffhook.gradients.laws import Schedule, judge, refuse_missed
 from diffhook.gradients.layers import chosen, find_layers, trainable_parameters
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
@@ -306,6 +306,7 @@ class PerSampleGradients:
             kind = error.kind if isinstance(error, CaptureError) else "failed"
             raise CaptureError(f"per-sample gradients failed: {error}", kind=kind) from error
         self._refuse_uncovered()
+        refuse_missed(watched)
         if accumulator.is_empty:
             raise CaptureError(
                 "no gradient of a trained parameter was seen: was backward() called inside the engine's "
@@ -371,6 +372,11 @@ class PerSampleGradients:
         """The parameter at which the last backward first met a gradient that is not finite, or None."""
         totals = self._pass.accumulator.totals
         return None if totals is None else totals.first_nonfinite()
+
+    @property
+    def uses(self) -> int:
+        """How many uses of trained parameters the forward under way has shown so far."""
+        return self._pass.uses
 
     @property
     def hook_seconds(self) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from diffhook.compat.torch import in_backward, tree_leaves, tree_map
@@ -30,6 +30,7 @@ OnGradient = Callable[[str, Tensor, torch.dtype], None]
 OnObstacle = Callable[[str, str], object]
 
 _NOT_IN_PLACE = {"__invert__", "__index__", "__int__"}
+_TAKE_FORM = {"to", "type_as", "view_as", "reshape_as", "expand_as"}  # of another tensor, and no value
 _TENSOR_PROPERTIES = {"T", "mT", "H", "mH", "real", "imag"}
 
 
@@ -137,6 +138,11 @@ class Fallback(TorchFunctionMode):
                     return True
         return claimed.isdisjoint(self._seen)
 
+    @property
+    def met(self) -> int:
+        """How many parameters the forward has used."""
+        return len(self._seen)
+
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether the tensor is known not to depend on the samples, whatever its shape."""
         source = self._sources.get(id(tensor))
@@ -188,14 +194,16 @@ class Fallback(TorchFunctionMode):
         if not met:
             return _Operation(leaves, [], args, kwargs)
         # An alias of its own for every use: the gradient of the output with respect to the alias is
-        # that of this operation alone, whatever else depends on the parameter.
+        # that of this operation alone, whatever else depends on the parameter. Autograd runs the alias that
+        # was made last first: so the first argument's gradient is added first, as it would be without us.
         changed = met.pop(id(args[0]), None) if args and _changes_in_place(func) else None
-        aliases = {key: source.tensor.view_as(source.tensor) for key, source in met.items()}
+        used = [met[id(leaf)] for leaf in leaves if id(leaf) in met]
+        aliases = [source.tensor.view_as(source.tensor) for source in reversed(used)]
+        pairs: list[_Pair] = list(zip(used, reversed(aliases), strict=True))
         args, kwargs = tree_map(
-            lambda leaf: aliases.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf,
+            lambda leaf: aliases.pop() if isinstance(leaf, Tensor) and id(leaf) in met else leaf,
             (args, kwargs),
         )
-        pairs: list[_Pair] = [(source, aliases[key]) for key, source in met.items()]
         if changed is not None and changed.edge is not None:  # an alias would be changed instead
             pairs.append((changed, changed.edge))
         return _Operation(leaves, pairs, args, kwargs)
@@ -205,7 +213,7 @@ class Fallback(TorchFunctionMode):
         for index, leaf in enumerate(leaves):
             if id(leaf) in self._sources or not leaf.requires_grad or leaf.grad_fn is None:
                 continue
-            names = self._axis.behind(index, leaf, self._names, self._seen)
+            names = self._axis.behind(index, leaf, self._names, self._seen, self._derived)
             if not names:
                 continue
             self._seen |= names
@@ -216,6 +224,9 @@ class Fallback(TorchFunctionMode):
             else:
                 self._source(leaf, parents, pure=True)
 
+    def _derived(self) -> set[Node]:
+        return {s.edge.node for s in self._sources.values() if s.pure and s.edge is not None}
+
     def _note(self, func: Any, operation: _Operation, output: Any) -> None:
         leaves, pairs = operation.leaves, operation.pairs
         if _name(func) == "__setitem__":  # which returns nothing, and makes another tensor of the first
@@ -223,18 +234,20 @@ class Fallback(TorchFunctionMode):
             self._constants.pop(id(output), None)
         self._axis.see(_name(func), leaves, output)
         results = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        followed = [t for t in results if t.requires_grad]
         if not pairs:
             if all(id(t) in self._constants for t in leaves):
                 self._constants.update({id(t): t for t in results})
             return
         sources = {id(source.tensor) for source, _ in pairs}
         others = [t for t in leaves if id(t) not in sources]
+        if _name(func) in _TAKE_FORM and any(operation.args[0] is alias for _, alias in pairs):
+            others = []
         for source, _ in pairs:
-            if source.edge is None:
+            if source.edge is None and followed:  # else it was asked what it is: dim(), is_floating_point()
                 self._seen |= source.names
-        for result in results:
-            if result.requires_grad:
-                self._follow(result, pairs, others)
+        for result in followed:
+            self._follow(result, pairs, others)
 
     def _follow(self, result: Tensor, pairs: list[_Pair], others: Sequence[Tensor]) -> None:
         # A table may have B rows by chance. Followed on, it is exact all the same, so a sample axis

@@ -61,6 +61,19 @@ class Schedule:
             raise CaptureError(f"{_PATIENCE} re-checks in a row have failed: {reason}", kind="unstable")
 
 
+def refuse_missed(watched: WatchedPass) -> None:
+    """
+    Raises:
+        RecheckNeeded: parameters have gradients that the pass has not seen.
+    """
+    if missed := watched.axis.missed:
+        raise RecheckNeeded(
+            f"{_some(missed)} went through a function that cannot be seen, elsewhere than when coverage was "
+            "checked; this pass is discarded and the next one re-checks",
+            names=missed,
+        )
+
+
 def judge(watched: WatchedPass, assignment: Assignment, model: nn.Module, *, first: bool) -> bool:
     """Hold a finished pass to the laws.
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
-from diffhook.compat.torch import WeakIdKeyDictionary, tree_leaves
+from diffhook.compat.torch import WeakIdKeyDictionary, is_custom, tree_leaves
 from diffhook.gradients.separability import Place, SeparabilityCheck
 
 
 def leading_axis(values: Iterable[Any]) -> int | None:
     """Length of the first axis of the first tensor that has one."""
     return next((v.shape[0] for v in values if isinstance(v, Tensor) and v.dim() > 0), None)
+
+
+def _named(tensors: Iterable[Tensor], names: Mapping[int, str]) -> set[str]:
+    return {names[id(tensor)] for tensor in tensors if id(tensor) in names}
 
 
 class AxisLayout:
@@ -54,6 +59,9 @@ class SampleAxis:
         self._layout = layout
         self._check = check
         self._count = 0  # of operations
+        self._met: set[Place] = set()  # where a tensor was that no operation has shown
+        if check is not None:
+            layout.foreign.clear()  # found anew
         self._otherwise = WeakIdKeyDictionary()  # tensors with something else in front
 
     def samples_first(self, tensor: Tensor) -> bool:
@@ -84,7 +92,12 @@ class SampleAxis:
         return self._check is not None or bool(self._layout.foreign)
 
     def behind(
-        self, index: int, tensor: Tensor, names: Mapping[int, str], explained: Collection[str]
+        self,
+        index: int,
+        tensor: Tensor,
+        names: Mapping[int, str],
+        explained: Collection[str],
+        derived: Callable[[], set[Node]],
     ) -> frozenset[str]:
         """Parameters directly behind a tensor that no operation has shown, such as the result of a custom
         autograd function.
@@ -92,18 +105,29 @@ class SampleAxis:
         Args:
             index: of the tensor among the inputs of the next operation.
             names: id of parameter → name, for those that may be found.
-            explained: names that need not be found.
+            explained: names that need not be found, unless by way of what is ``derived``.
+            derived: tells what operations have computed from parameters alone (a reshaped one, say).
         """
         place = Place(self._count, -1 - index)
         if self._check is not None:
-            leaves = self._check.leaves_behind(tensor)
-            found = {names[id(leaf)] for leaf in leaves if id(leaf) in names}.difference(explained)
+            direct = _named(self._check.leaves_behind(tensor), names)
+            found = direct.difference(explained)
+            if is_custom(tensor.grad_fn):
+                found |= _named(self._check.leaves_behind(tensor, derived), names) - direct
             if found:
                 self._layout.foreign[place] = frozenset(found)
         if place not in self._layout.foreign:
             return frozenset()
+        self._met.add(place)
         self._see(place, "foreign", (), tensor)
-        return self._layout.foreign[place].intersection(names.values()).difference(explained)
+        return self._layout.foreign[place].intersection(names.values())
+
+    @property
+    def missed(self) -> frozenset[str]:
+        """Parameters behind tensors that :meth:`behind` was not asked for, and that were there when it was
+        checked: their gradients would be missing."""
+        foreign = self._layout.foreign
+        return frozenset[str]().union(*(foreign[place] for place in foreign.keys() - self._met))
 
     def rely_on(self, tensor: Tensor, name: str) -> None:
         """Gradients of the layer or parameter ``name`` will be split along the tensor's first axis."""

@@ -15,7 +15,7 @@ alone does not tell; a row is then the sum over all losses that depend on the sa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -73,6 +73,7 @@ class SeparabilityCheck:
         self._guard = guard
         self._seed = seed
         self._relied: dict[Place, tuple[str, bool]] = {}
+        self._tested: set[str] = set()  # of several models that a pass calls, each is tested after its call
         self._handles: list[RemovableHandle] = []
         self._norms: dict[Place, Tensor] = {}  # of the rows that the backward under way has reached
         self._running = False
@@ -113,11 +114,15 @@ class SeparabilityCheck:
             self._half = self._half or tensor.dtype == torch.float16
             self._handles.append(tensor.register_hook(partial(self._guard, self._reach, place)))
 
-    def leaves_behind(self, tensor: Tensor) -> list[Tensor]:
-        """The leaves directly behind a tensor that no operation has shown; none if one has."""
+    def leaves_behind(self, tensor: Tensor, through: Callable[[], set[Node]] = set) -> list[Tensor]:
+        """The leaves directly behind a tensor that no operation has shown; none if one has.
+
+        Args:
+            through: tells results that may lie between.
+        """
         if tensor.grad_fn is None or tensor in self._places:
             return []
-        return leaves_behind(tensor.grad_fn, self._nodes)
+        return leaves_behind(tensor.grad_fn, self._nodes - through())
 
     def rely_on(self, tensor: Tensor, name: str) -> None:
         place = self._places.get(tensor)
@@ -149,8 +154,8 @@ class SeparabilityCheck:
         for place, (name, ambiguous) in self._relied.items():
             if judged.get(place) is False:
                 self.violated[name] = ambiguous
-        reached = {name for place, (name, _) in self._relied.items() if place in judged}
-        self.unreached |= set() if self.alone else set(layers) - reached
+        self._tested |= {name for place, (name, _) in self._relied.items() if place in judged}
+        self.unreached = set() if self.alone else set(layers) - self._tested
         found = [(place, self._noted[place]) for place, apart in judged.items() if not apart]
         self._forget()
         return found

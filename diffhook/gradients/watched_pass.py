@@ -77,6 +77,11 @@ class WatchedPass:
         return self.separability is not None
 
     @property
+    def uses(self) -> int:
+        """How many uses of trained parameters the forward has shown so far."""
+        return self._tape.calls.total() + (0 if self._fallback is None else self._fallback.met)
+
+    @property
     def batch(self) -> int | None:
         """Rows of the batch, once a model has been called."""
         return self.accumulator.batch

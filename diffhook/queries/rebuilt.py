@@ -10,6 +10,7 @@ import safetensors.torch
 from torch import nn
 
 from diffhook.capture.adapter import add_adapters, read_adapter
+from diffhook.capture.checkpoints import read_lora
 from diffhook.capture.diffusion import DiffusionObjective
 from diffhook.capture.pipeline import SavedPipeline
 from diffhook.errors import ConfigurationError, LogError
@@ -47,7 +48,8 @@ def build_model(
         log: the run.
         pipeline: the one whose denoiser was trained, wholly or in part; it gets the adapter. By
             default a model of diffusers is made from the configuration in the log.
-        lora: a folder with the adapter's configuration, where the log does not record it.
+        lora: a folder with the adapter's configuration, or a LoRA file (of diffusers, peft, kohya's scripts
+            and others that name layers as these do), where the log does not record the adapter.
 
     Raises:
         ConfigurationError: the model cannot be built, or it is not the one of the run.
@@ -62,13 +64,13 @@ def build_model(
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     if kind != described["class"]:
         raise ConfigurationError(f"the run trained a {described['class']}, the pipeline has a {kind}")
-    adapters: Mapping[str, Any] = described.get("adapters", {}) if lora is None else read_adapter(lora)
+    adapters = described.get("adapters", {}) if lora is None else _adapters(Path(lora))
     present = getattr(model, "peft_config", None) or {}
     add_adapters(model, {name: fields for name, fields in adapters.items() if name not in present})
     trained = {name for name, _ in log.config["identity"]["parameters"]}
     own = {name for name, _ in model.named_parameters()}
     if not trained <= own:
-        hint = ": name the adapter's folder (lora=, --lora)" if not adapters else ""
+        hint = ": name the adapter's folder or file (lora=, --lora)" if not adapters else ""
         raise ConfigurationError(
             f"the run trained {min(trained - own)!r} ({len(trained - own)} such), which the model lacks{hint}"
         )
@@ -80,6 +82,17 @@ def build_model(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return model
+
+
+def _adapters(lora: Path) -> dict[str, Any]:
+    if not lora.is_file():
+        return read_adapter(lora)
+    if not (found := read_lora([lora])):
+        raise ConfigurationError(
+            f"{lora} holds no LoRA of a denoiser: expected layers' lora_A and lora_B (diffusers, peft), or "
+            "lora_down and lora_up (kohya's scripts)"
+        )
+    return found
 
 
 def _from_config(described: Mapping[str, Any]) -> nn.Module:

@@ -48,8 +48,8 @@ class Folder(Sequence[Any]):
     def by_name(self, names: Mapping[int, str]) -> Callable[[int], Any]:
         """Id → image of a sample that has a name and a file here or further down; None of any other.
 
-        A sample's file is the one whose path its name is, from the folder or as it stands; or else
-        the only one that is called as the name ends, if no other sample's name ends so.
+        A sample's file is the one whose path its name is, from the folder or as it stands, with or without
+        its suffix; or else the only one that is called as the name ends, if no other sample's name ends so.
 
         Args:
             names: sample id → name.
@@ -58,9 +58,8 @@ class Folder(Sequence[Any]):
             ConfigurationError: there is no file of any of them.
         """
         files = _image_files(self.path.rglob("*"))
-        by_path = {os.path.abspath(file): file for file in files}
-        called = Counter(file.name for file in files)
-        by_end = {file.name: file for file in files if called[file.name] == 1}
+        by_path = _by(os.path.abspath, files)
+        by_end = _by(lambda file: file.name, files)
         ends = Counter(PurePath(name).name for name in names.values())
         found = {}
         for sample, name in names.items():
@@ -75,6 +74,15 @@ class Folder(Sequence[Any]):
                 f"knows {next(iter(names.values()))!r}: is it the same dataset?"
             )
         return lambda sample: _read(found[sample]) if sample in found else None
+
+
+def _by(key: Callable[[Path], str], files: Sequence[Path]) -> dict[str, Path]:
+    """The only file of each key; or else the only one that has it without its suffix."""
+    found: dict[str, Path] = {}
+    for named in ({file: key(file.with_suffix("")) for file in files}, {file: key(file) for file in files}):
+        count = Counter(named.values())
+        found |= {name: file for file, name in named.items() if count[name] == 1}
+    return found
 
 
 def _orders(path: Path) -> list[list[Path]]:

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
@@ -19,7 +20,7 @@ from diffhook.capture.loop.batch_ids import shown_by
 from diffhook.capture.loop.checkpoint import read_state, write_state
 from diffhook.capture.loop.identity import RowIds
 from diffhook.capture.loop.loader_tracker import LoaderTracker
-from diffhook.capture.loop.models import is_trained
+from diffhook.capture.loop.models import adapters_of, is_trained
 from diffhook.capture.loop.optimizers import scale_of
 from diffhook.capture.settings import Settings
 from diffhook.compat.accelerate import prepared
@@ -85,6 +86,7 @@ class AcceleratorEvents:
         self._deliver = None if deliver is None else weakref.WeakMethod(deliver)
         self._loss_divided_by = loss_divided_by
         self._data = LoaderTracker()
+        self._frozen: list[nn.Module] = []  # prepared before the optimiser
         self._prepares = False  # the loop trains on batches of prepared loaders
         if not capture.closed:
             self._attach(accelerator, keeper)
@@ -151,8 +153,18 @@ class AcceleratorEvents:
                 self._add_loader(argument, result)
             elif isinstance(result, nn.Module) and is_trained(result):
                 self._capture.watch(result)
+            elif isinstance(result, nn.Module):
+                self._frozen.append(result)
             elif isinstance(result, AcceleratedOptimizer):
+                self._watch_adapters(result.optimizer)
                 self._capture.watch(result.optimizer)
+
+    def _watch_adapters(self, optimizer: torch.optim.Optimizer) -> None:
+        """Some trainers prepare the frozen model alone, and an optimiser of the adapters within."""
+        if not self._capture.models.moved_by(optimizer):
+            for host in self._frozen:
+                self._capture.watch(adapters_of(host))
+        self._frozen.clear()
 
     def _add_loader(self, loader: Any, prepared: Any) -> None:
         capture = self._capture
@@ -166,12 +178,16 @@ class AcceleratorEvents:
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
     def _on_prepared(self, batch: Any, arrival: loaders.Arrival) -> None:
-        self._prepares = True
+        # One that ends, perhaps another training's as garbage, says nothing of this one.
+        self._prepares = self._prepares or batch is not None
         self._on_batch(batch, arrival)
 
-    def _on_fetched(self, batch: Any, dataset: Any) -> None:
+    def _on_fetched(self, batch: Any, dataset: Any, here: bool) -> None:
         """Of a loader that was not prepared: some trainers use such loaders only."""
-        if not self._prepares:
+        if not here:
+            if self._capture.identity.datasets.knows(dataset):
+                self._capture.session.absences.tell("fetched-elsewhere")
+        elif not self._prepares:
             self._on_batch(batch, loaders.Arrival.untagged(dataset))
 
     def _on_batch(self, batch: Any, arrival: loaders.Arrival) -> None:

@@ -34,8 +34,8 @@ class _Listening:
 
 
 def listen(hook: Guarded) -> _Listening:
-    """Have ``hook`` called with (batch, dataset) at every fetch of this thread, and with (None, dataset) at
-    the end of a pass."""
+    """Have ``hook`` called with (batch, dataset, here) at every fetch, and with None for the batch at the end
+    of a pass; ``here``: it is this thread that fetches."""
     if not _originals:
         _originals.append(LoaderIterator.__next__)
         LoaderIterator.__next__ = _telling(_originals[0])  # type: ignore[method-assign,assignment]
@@ -72,5 +72,4 @@ def _tell(batch: Any, iterator: Any) -> None:
     if getattr(_within, "other", False):
         return
     for hook, thread in list(_listeners):
-        if thread == threading.get_ident():
-            hook(batch, fetched_dataset(iterator))
+        hook(batch, fetched_dataset(iterator), thread == threading.get_ident())

@@ -78,10 +78,13 @@ class TorchHook(Hook):
             self.capture.attachment.hook(self._on_fetched, fetches.listen)
         self._datasets.append(loader.dataset)
 
-    def _on_fetched(self, batch: Any, dataset: Any) -> None:
+    def _on_fetched(self, batch: Any, dataset: Any, here: bool) -> None:
         if not any(dataset is known for known in self._datasets):
             return
         capture = self.capture
+        if not here:
+            capture.session.absences.tell("fetched-elsewhere")
+            return
         if batch is None:
             capture.on(events.LoaderEnded(dataset))
             return

@@ -270,4 +270,4 @@ def test_help_lists_every_method_with_formula_and_source(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     for method in METHODS.values():
         assert method.name in shown
-        assert method.source.split(",")[0] in shown
+        assert method.reference.split(",")[0] in shown

@@ -93,7 +93,7 @@ def test_planted_samples_come_first_with_their_reasons(log: diffhook.RunLog) -> 
     assert "gradient not finite on 1 of 12 visits" in flags_of(ranking, BROKEN)
     assert "deviations above its timesteps' usual" in flags_of(ranking, LOUD)
     assert "repeated: among the highest tenth of norms on 12 of 12 visits" in flags_of(ranking, LOUD)
-    assert "pulls the model by itself" in flags_of(ranking, LOUD)
+    assert "moves the model by itself" in flags_of(ranking, LOUD)
     assert "loss far above its timestep's on" in flags_of(ranking, LOSSY)
     assert "same picture" not in flags_of(ranking, TWIN), "events cannot tell"
     assert TWIN not in ranking.sample_ids[:8], "what occurs twice is no outlier for that"

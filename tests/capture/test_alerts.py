@@ -128,7 +128,7 @@ def test_a_norm_is_judged_within_its_timestep_bin() -> None:
     assert [a.samples for a in found] == [[1]]
     assert found[0].timestep == 980
     assert found[0].value > found[0].threshold
-    assert "sample 1 pulls" in found[0].message
+    assert "sample 1 has" in found[0].message
     assert "near timestep 980" in found[0].message
 
 

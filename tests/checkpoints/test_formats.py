@@ -113,13 +113,13 @@ def adapted() -> Any:
     return model
 
 
-def _diffusers_lora(model: Any, place: Path) -> None:
+def diffusers_lora(model: Any, place: Path) -> None:
     state = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
     metadata = {"unet_lora_adapter_metadata": LORA.to_dict()}
     StableDiffusionPipeline.save_lora_weights(place, unet_lora_layers=state, **metadata)
 
 
-def _kohya_lora(model: Any, place: Path) -> None:
+def kohya_lora(model: Any, place: Path) -> None:
     peft = {f"unet.{k}": v for k, v in get_peft_model_state_dict(model).items()}
     state = convert_state_dict_to_kohya(peft)
     state = {k.replace("unet.", "lora_unet_", 1) if k.startswith("unet.") else k: v for k, v in state.items()}
@@ -129,7 +129,7 @@ def _kohya_lora(model: Any, place: Path) -> None:
     safetensors.torch.save_file(state, place / "mine-000003.safetensors")
 
 
-@pytest.mark.parametrize("save", [_diffusers_lora, _kohya_lora])
+@pytest.mark.parametrize("save", [diffusers_lora, kohya_lora])
 def test_adapters_come_back_with_their_scale(save: Callable[[Any, Path], None], tmp_path: Path) -> None:
     model = adapted()
     save(model, tmp_path / "checkpoint-3")

@@ -213,8 +213,8 @@ def test_the_methods_are_listed_with_formula_and_source(
     listed = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}
     assert set(listed) == set(METHODS)
     for name, method in METHODS.items():
-        assert all(text in shown for text in (name, method.formula, method.source))
-        assert (listed[name]["formula"], listed[name]["source"]) == (method.formula, method.source)
+        assert all(text in shown for text in (name, method.formula, method.reference))
+        assert (listed[name]["formula"], listed[name]["reference"]) == (method.formula, method.reference)
 
 
 @pytest.mark.parametrize(

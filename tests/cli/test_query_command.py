@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffhook.cli.query import _objective
 from diffhook.cli.samples import Pictures, to_pixels
 from diffhook.errors import ConfigurationError
 from diffhook.queries.rebuilt import build_model
+from tests.checkpoints.test_formats import diffusers_lora, kohya_lora
 from tests.models import unet
 from tests.pipelines import LORA, SIZE, images, lora_run, train_lora
 from tests.runs import SCHEDULER, train
@@ -186,6 +188,37 @@ def test_captions_and_adapters_come_from_files_too(
     queries = diffhook.open_log(lora / "log").queries
     first = queries["named"]["sample"] == 0
     np.testing.assert_allclose(queries["named"]["grad_norm"][first], queries["same"]["grad_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("save", [diffusers_lora, kohya_lora])
+def test_an_adapter_comes_from_its_file_by_a_trainers_names(
+    lora: Path, tmp_path: Path, save: Callable[[Any, Path], None]
+) -> None:
+    save(_direct_model(lora, diffhook.open_log(lora / "log").snapshots[-1]), tmp_path / "file")
+    (file,) = (tmp_path / "file").glob("*.safetensors")
+    asked = ("query", lora / "log", "--images", lora / "asked", "--caption", TEXTS[0], "--overwrite",
+             "--pipeline", lora / "pipeline", "--timesteps", 1, "--draws", 1, "--name")  # fmt: skip
+    assert run(*asked, "recorded") == 0
+    assert run(*asked, "by-file", "--lora", file) == 0
+    queries = diffhook.open_log(lora / "log").queries
+    for column in ("grad_norm", "projection"):
+        np.testing.assert_array_equal(queries["by-file"][column], queries["recorded"][column])
+
+
+def test_a_file_without_a_lora_is_refused(lora: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file,) = (lora / "pipeline" / "unet").glob("*.safetensors")
+    asked = (
+        "query",
+        lora / "log",
+        "--images",
+        lora / "asked",
+        "--pipeline",
+        lora / "pipeline",
+        "--name",
+        "no",
+    )
+    assert run(*asked, "--caption", "x", "--lora", file) == 2
+    assert "holds no LoRA of a denoiser" in capsys.readouterr().err
 
 
 def test_a_lora_run_is_asked_about_what_it_generates(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -198,6 +200,53 @@ class Coincidence(nn.Module):
         return self.inner((x + table).tanh())
 
 
+class Hadamard(torch.autograd.Function):
+    """(a b) ∘ (c d), of which torch functions see nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, c, d)
+        return (a @ b) * (c @ d)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        a, b, c, d = ctx.saved_tensors
+        left, right = grads[0] * (c @ d), grads[0] * (a @ b)
+        return left @ b.T, a.T @ left, right @ d.T, c.T @ right
+
+
+class HiddenWeight(nn.Module):
+    """A weight that a custom function makes of parameters, reshaped before, as LyCORIS' LoHa has it."""
+
+    def __init__(self, rows: int = WIDTH, columns: int = WIDTH) -> None:
+        super().__init__()
+        shapes = (rows, 2), (2, columns), (rows, 2), (2, columns)
+        self.factors = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
+        self.longer = False  # there is an operation more
+
+    def weight(self, like: Tensor) -> Tensor:
+        parts = [p.to(like).reshape(p.size(0), -1) for p in self.factors if p.is_floating_point()]
+        product: Tensor = Hadamard.apply(*parts)  # type: ignore[no-untyped-call]
+        return product.reshape(product.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x * 1 if self.longer else x, self.weight(x)).tanh()
+
+
+class Series(nn.Module):
+    """A rotation by the first powers of a skew matrix, as in OFT: operations take it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper = nn.Parameter(torch.randn(WIDTH, WIDTH) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skew = self.upper - self.upper.T
+        square = skew @ skew
+        rotation = torch.eye(WIDTH) + 2 * skew + 2 * square + 2 * square @ skew + square @ square
+        return x @ rotation
+
+
 class Keywords(nn.Module):
     """Layers called by keyword, and a bias trained alone before an in-place change of its input."""
 
@@ -217,6 +266,6 @@ class Keywords(nn.Module):
 
 
 CASES = [
-    Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention,
-    WeightNormed, OfUnknownKind, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
+    Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention, HiddenWeight,
+    Series, WeightNormed, OfUnknownKind, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
 ]  # fmt: skip

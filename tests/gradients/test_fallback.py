@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from tests.gradients.odd_models import (
     BareTables,
     Excursion,
     Folded,
+    HiddenWeight,
     SamplesFirst,
     Tied,
     TokensFirst,
@@ -46,6 +47,21 @@ def test_every_parameter_is_exact(kind: type[nn.Module], weight_gradients: bool)
         assert engine.coverage.complete
         assert relative_error(engine.projections, expected) < 1e-5
         assert relative_error(engine.norms[:, None], expected.norm(dim=1, keepdim=True)) < 1e-5
+
+
+def test_a_hidden_weight_that_comes_elsewhere_in_the_forward_costs_its_pass_and_no_row_is_wrong() -> None:
+    torch.manual_seed(0)
+    model = HiddenWeight()
+    engine = PerSampleGradients(model, projection_dim="full")
+    for number in range(4):
+        batch = (torch.randn(BATCH, TOKENS, WIDTH),)
+        model.longer = number > 1
+        with pytest.raises(RecheckNeeded) if number == 2 else nullcontext(), engine:
+            _losses(model, batch).mean().backward()
+        if number != 2:
+            expected = sample_gradients(model, _losses, batch)
+            assert relative_error(engine.projections, expected) < 1e-5
+    assert engine.coverage.complete
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -184,16 +184,17 @@ def test_captured_steps_have_exact_rows_and_the_others_run_the_one_graph(
     assert len(log.probe) == 2 * 2 * len(log.snapshots)
 
 
-@pytest.mark.parametrize("form", [_wrapped, _in_place, _within_a_function])
+@pytest.mark.parametrize(
+    ("form", "first", "graphs"), [(_wrapped, EVERY, 2), (_in_place, 0, 1), (_within_a_function, 0, 3)]
+)
 def test_a_model_compiled_after_prepare_is_captured_once_its_first_compiled_call_was_seen(
-    tmp_path: Path, form: Compile
+    tmp_path: Path, form: Compile, first: int, graphs: int
 ) -> None:
-    """Only of a module that is compiled in place is it known before. The call that shows it is compiled while
-    its batch is followed, which is a graph of its own."""
+    """Only of a module that is compiled in place is it known before. Calls until then are compiled while
+    their batch is followed, or while all modules' calls are seen, which are graphs of their own."""
     watched = Training(tmp_path / "log", after=form)
-    known = form is _in_place
-    watched.assert_rows(tmp_path / "log", range(0 if known else EVERY, STEPS, EVERY))
-    assert watched.backend.graphs == (1 if known else 2)
+    watched.assert_rows(tmp_path / "log", range(first, STEPS, EVERY))
+    assert watched.backend.graphs == graphs
 
 
 def test_a_plan_that_leaves_no_step_compiled_is_told(

@@ -17,15 +17,18 @@ from urllib.error import HTTPError
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from torch.utils.data import DataLoader, TensorDataset
 
 from diffhook import Alerts
 from diffhook.capture import Alert, Detector
 from diffhook.capture.alerts.delivery import Delivery
 from diffhook.capture.alerts.testing import SinkContract
 from diffhook.errors import ConfigurationError
-from diffhook.integrations.notify import Apprise, Trackers, Webhook, to_logging
+from diffhook.integrations.accelerate import DiffHook
+from diffhook.integrations.notify import Apprise, SampleTables, Trackers, Webhook, to_logging
 from diffhook.log import Rows, open_log
-from tests.runs import train
+from tests.runs import TinyDenoiser, denoising_losses, identified, train
 from tests.waiting import wait_until
 
 
@@ -268,6 +271,54 @@ def test_wandb_and_trackio_get_alerts_of_their_own(monkeypatch: pytest.MonkeyPat
     Trackers(types.SimpleNamespace(is_main_process=False, trackers=trackers))(make_alert())
     title, text = "diffhook: norm-outlier", "step 12: sample 7 pulls hard"
     assert told == [(title, text, "WARN", None), (title, text, "warn!", 12)]
+
+
+def test_trackers_show_the_samples_every_so_many_steps(tmp_path: Path) -> None:
+    """What `diffhook watch` shows of the log at that time, at the step of the loop's own numbers after it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown: list[tuple[int, list[list[Any]]]] = []
+
+    class Tables(GeneralTracker):
+        name = "wandb"
+        requires_logging_directory = False
+        tracker: Any = None
+
+        def log(self, values: Any, step: int | None = None, **_: Any) -> None: ...
+        def store_init_configuration(self, values: Any) -> None: ...
+        def log_table(self, name: str, columns: Any, data: list[list[Any]], step: int) -> None:
+            shown.append((step, data))
+
+    def told(accelerator: Accelerator, step: int) -> None:
+        wait_until(lambda: "diffhook-table" not in [t.name for t in threading.enumerate()])
+        accelerator.log({"loss": 0.0}, step=step)
+
+    accelerator = Accelerator(cpu=True, log_with=[Tables(), "tensorboard"], project_dir=str(tmp_path))
+    accelerator.init_trackers("run")
+    hook = DiffHook(accelerator, tmp_path / "log", alerts=())
+    SampleTables(hook, every=4, top=3)
+    model: Any = TinyDenoiser()
+    model, optimizer, loader = accelerator.prepare(
+        model, torch.optim.SGD(model.parameters(), 0.01), DataLoader(TensorDataset(identified(10)), 2)
+    )
+    for step, (clean,) in enumerate(loader):
+        batch = clean, torch.randn_like(clean), torch.randint(0, 1000, (2,))
+        accelerator.backward(denoising_losses(model, batch).mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        told(accelerator, step)
+    accelerator.end_training()
+    ((at, rows),) = shown
+    assert at == 4, "read off after the fourth step, which is number 3"
+    assert len(rows) == 3
+    assert {row[0] for row in rows} <= {str(sample) for sample in range(8)}
+    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    (found,) = events.Tensors("diffhook/samples/text_summary")
+    lines = found.tensor_proto.string_val[0].decode().splitlines()
+    assert found.step == 4
+    assert [line.split(" | ")[0] for line in lines] == ["| name", "| ---", *(f"| {row[0]}" for row in rows)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import diffhook
+from tests.gradients.odd_models import HiddenWeight
 from tests.integrations.watched import Watched
 from tests.runs import SCHEDULER, TinyDenoiser
 
@@ -161,6 +162,43 @@ def test_a_network_of_replaced_forwards_that_is_never_called_is_seen_through_its
         loop.accelerator.backward(losses.mean())
         loop.step()
     assert loop.assert_rows()["timestep"].tolist() == drawn
+
+
+class Hidden(HiddenWeight):
+    """A weight that is added to a frozen layer's, and no layer itself, as LyCORIS' LoHa."""
+
+    def __init__(self, host: Any) -> None:
+        super().__init__(len(host.weight), host.weight[0].numel())
+        self.host = [host]
+
+    def forward(self, x: Tensor) -> Tensor:
+        host = self.host[0]
+        weight = host.weight + 0.1 * self.weight(x).reshape(host.weight.shape)
+        if isinstance(host, nn.Conv2d):
+            return F.conv2d(x, weight, host.bias, padding=host.padding)  # type: ignore[arg-type]
+        return F.linear(x, weight, host.bias)
+
+
+def test_adapters_without_any_layer_are_seen_through_each_frozen_model_that_runs_them(tmp_path: Path) -> None:
+    unet, encoder = TinyDenoiser().requires_grad_(False), nn.Sequential(nn.Linear(2, 1)).requires_grad_(False)
+    hosts = [m for model in (encoder, unet) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    network = nn.ModuleList([Hidden(host) for host in hosts])
+    for host, hidden in zip(hosts, network, strict=True):
+        host.forward = hidden.forward  # type: ignore[method-assign]
+    loop = Watched(tmp_path / "log", network).prepare()
+    parameters = list(network.parameters())
+    for (clean,) in loop.loader:
+        clean, noise, timesteps = loop.batch(clean)
+        caption = encoder(torch.stack([clean.mean((1, 2, 3)), clean.amax((1, 2, 3))], 1))
+        noisy = SCHEDULER.add_noise(clean, noise, timesteps) + caption[:, :, None, None]
+        losses = (unet(noisy, timesteps)[0] - noise).square().flatten(1).mean(1)
+        for row, image in enumerate(clean):
+            shares = torch.autograd.grad(losses[row], parameters, retain_graph=True)
+            norm = torch.cat([share.flatten() for share in shares]).norm()
+            loop.expected[loop.steps, round(float(image[0, 0, 0]) * 16)] = float(norm)
+        loop.accelerator.backward(losses.mean())
+        loop.step()
+    loop.assert_rows()
 
 
 def test_training_is_bit_identical_beside_all_of_that(tmp_path: Path) -> None:

@@ -216,6 +216,7 @@ def _counts(tab: Any, facet: str) -> dict[str, int]:
 
 def test_counts_are_of_what_all_else_leaves(page_map: Map) -> None:
     tab, data = page_map.tab, page_map.data
+    tab.locator("#facet-reason .minor summary").click()
     of = {facet["name"]: [set(values) for values in facet["of"]] for facet in data["facets"]}
     names = {name: list(_counts(tab, name)) for name in of}
     chosen = names["reason"].index("high norm")

@@ -17,6 +17,9 @@ REASONS = {
     "sample",
     "no-batch": "the model was trained on a batch that no prepared loader had just given, and it is not "
     "known whose rows it has: such steps are not captured. Name the samples with hook.step(sample_ids=...)",
+    "fetched-elsewhere": "batches are fetched in another thread (SimpleTuner's --dataloader_prefetch), from "
+    "where it is not seen which one the model is trained on: such steps are not captured. Turn that "
+    "off, or name the samples with hook.step(sample_ids=...)",
     "no-forward": "%d batches in a row came on which none of the models that the capture began with was "
     "called: there are no rows of them. If another model is trained now, give it a hook and a log of its own",
     "several-batches": "the model was called on other samples before the backward of the first, and whose "

@@ -1,14 +1,15 @@
 """Who is who in the first passes: which module calls the trained parts, and which one knows the timesteps.
 
 Usually the trained model itself, which is watched anyway. But adapters may hang in a frozen model that nobody
-prepares; a trained wrapper may draw the timesteps itself and call the denoiser inside; a text encoder is
-trained through a frozen denoiser. Until that is found out all modules' calls are seen; from then on the two
-modules' alone.
+prepares, or in several; a trained wrapper may draw the timesteps itself and call the denoiser inside; a text
+encoder is trained through a frozen denoiser. Until that is found out all modules' calls are seen; from then
+on those modules' alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
@@ -26,10 +27,21 @@ from diffhook.capture.loop.events import (
     OutputSeen,
     tensors_of,
 )
-from diffhook.compat.torch import every_modules_hook, in_backward
+from diffhook.compat.torch import every_modules_hook, in_backward, without_function_modes
 from diffhook.gradients import Guarded, LocalHook
 
 Emit = Callable[[Event], None]
+
+
+def _unseen(method: Callable[..., None]) -> Callable[..., None]:
+    """What we compute here is no operation of the model's: passes would differ in how many they have."""
+
+    @wraps(method)
+    def unseen(*args: Any) -> None:
+        with without_function_modes():
+            method(*args)
+
+    return unseen
 
 
 class Models(Protocol):
@@ -55,7 +67,7 @@ class Seen(Protocol):
     def in_pass(self) -> bool: ...
 
     @property
-    def touched(self) -> bool: ...
+    def uses(self) -> int: ...
 
     @property
     def in_named_call(self) -> bool: ...
@@ -68,7 +80,7 @@ class Seen(Protocol):
 
 
 class CallWatch:
-    """Finds the host of the trained parts and the denoiser, and watches their calls.
+    """Finds the hosts of the trained parts and the denoiser, and watches their calls.
 
     Args:
         attachment: holds our hooks.
@@ -80,10 +92,11 @@ class CallWatch:
     def __init__(self, attachment: Attachment, emit: Emit, models: Models, session: Seen) -> None:
         self._attachment = attachment
         self._emit, self._models, self._session = emit, models, session
-        self._host: nn.Module | None = None
+        self._hosts: list[nn.Module] = []
         self._denoiser: nn.Module | None = None
         self._candidate: nn.Module | None = None  # its timesteps may be told by keyword
-        self._began: nn.Module | None = None  # what may be the host, and runs
+        self._began: nn.Module | None = None  # what may be a host, and runs
+        self._used = 0  # uses of trained parameters before it
         self._stack: list[nn.Module] = []
         self._looking: list[Callable[[], None]] = []
         self._settled = False  # a whole pass has been looked at: a frozen model may follow the trained one
@@ -124,19 +137,21 @@ class CallWatch:
 
     # ── all modules, while looking ────────────────────────────────────────────────────────────
 
+    @_unseen
     def _before_any(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if in_backward():  # a checkpointed block is computed again
             return
         self._stack.append(module)
         if not torch.is_grad_enabled() or self._models.contains(module):
             return
-        if len(self._stack) == 1 and self._host is None and not self._session.touched:
-            self._began = module
+        if len(self._stack) == 1 and self._may_be_host(module):
+            self._began, self._used = module, self._session.uses
             self._emit(ForwardBegan(module, args, presumed=True))
         known = self._denoiser is not None or self._session.in_named_call
         if self._candidate is None and not known and takes_timesteps(module):
             self._candidate = module
 
+    @_unseen
     def _after_any(self, module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
         if in_backward() or module not in self._stack:
             return
@@ -151,16 +166,22 @@ class CallWatch:
                 self._judge(module, args, kwargs, output)
         if (
             not self._stack
-            and self._host is None
             and torch.is_grad_enabled()
             and not self._models.contains(module)
-            and (module is self._began or not self._session.knows_prediction)
+            and (module is self._began or not (self._hosts or self._session.knows_prediction))
         ):
             self._judge_host(module, output)
 
     def _predicts(self, output: Any) -> bool:
         """Whether an output depends on trained parts: a frozen teacher's, or a copy's, does not."""
-        return self._session.touched and any(tensor.requires_grad for tensor in tensors_of(output))
+        return self._session.uses > 0 and any(tensor.requires_grad for tensor in tensors_of(output))
+
+    def _may_be_host(self, module: nn.Module) -> bool:
+        """The first that is called; once there is one, others that have parameters (a loss has none)."""
+        if not self._hosts:
+            return not self._session.uses
+        known = any(module is host for host in self._hosts)
+        return not known and next(module.parameters(), None) is not None
 
     def _judge(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         told = find_timesteps(module, args, kwargs)
@@ -172,27 +193,31 @@ class CallWatch:
 
     def _judge_host(self, module: nn.Module, output: Any) -> None:
         self._began = None
-        if self._predicts(output):
-            self._host = module
+        if self._predicts(output) and (not self._hosts or self._session.uses > self._used):
+            self._hosts.append(module)
             self._watch(module, self._before_host, self._after_host)
         self._emit(OutputSeen(module, output))
 
-    # ── the two that were found ───────────────────────────────────────────────────────────────
+    # ── those that were found ───────────────────────────────────────────────────────────────
 
     def _watch(self, module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
         watch_calls(self._attachment, module, before, after)
 
+    @_unseen
     def _before_host(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._emit(ForwardBegan(module, args, kwargs, torch.is_grad_enabled()))
 
+    @_unseen
     def _after_host(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.is_grad_enabled():
             self._emit(OutputSeen(module, output))
 
+    @_unseen
     def _before_denoiser(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled() and not self._looking:
             self._emit(DenoiserCalled(module, args, kwargs))
 
+    @_unseen
     def _after_denoiser(self, module: nn.Module, args: Any, output: Any) -> None:
         if torch.is_grad_enabled() and not self._looking:
             self._emit(OutputSeen(module, output))

@@ -29,12 +29,16 @@ class DatasetNames:
 
     def add(self, dataset: Any, *, shuffled: bool = False) -> bool:
         """A loader over ``dataset`` was prepared. Returns whether it is the first dataset from now on."""
-        if any(dataset is known for known in self._datasets):
+        if self.knows(dataset):
             return False
         place = self._shuffled if shuffled and not self._labels else len(self._datasets)
         self._shuffled += shuffled
         self._datasets.insert(place, dataset)
         return place == 0
+
+    def knows(self, dataset: Any) -> bool:
+        """Whether a loader over ``dataset`` was prepared."""
+        return any(dataset is known for known in self._datasets)
 
     def _label(self, dataset: Any) -> str:
         """What a dataset's samples are called by besides their index; "" for the first dataset."""

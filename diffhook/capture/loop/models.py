@@ -146,6 +146,16 @@ def is_trained(model: nn.Module) -> bool:
     return any(p.requires_grad for p in model.parameters())
 
 
+def adapters_of(host: nn.Module) -> nn.ModuleDict:
+    """The trained modules that have taken the place of the forwards of a frozen model's layers, by theirs."""
+    found = {}
+    for path, layer in host.named_modules():
+        adapter = getattr(layer.__dict__.get("forward"), "__self__", None)
+        if isinstance(adapter, nn.Module) and adapter is not layer and is_trained(adapter):
+            found[path.replace(".", "_")] = adapter
+    return nn.ModuleDict(found)
+
+
 def refuse_old_compiler() -> None:
     """Raises ConfigurationError if this torch cannot run a compiled model uncompiled for a step."""
     if not hasattr(torch.compiler, "set_stance"):

@@ -130,9 +130,9 @@ class CaptureSession:
         return self._calls.know_prediction
 
     @property
-    def touched(self) -> bool:
-        """Whether the pass under way has called a layer with trained parameters."""
-        return self._pass is not None and self.recorder is not None and bool(self.recorder.engine.tape.calls)
+    def uses(self) -> int:
+        """How many uses of trained parameters the pass under way has shown so far."""
+        return 0 if self._pass is None or self.recorder is None else self.recorder.engine.uses
 
     def abandon(self) -> None:
         """Give up the pass under way: its rows are left out."""
@@ -252,7 +252,7 @@ class CaptureSession:
             return
         if event.module is self._pass.host:
             self.rows.resume()
-            if not self.touched:
+            if not self.uses:
                 self.abandon()  # a frozen model, or a copy
                 if not self._presumed and self._trained.is_another(event.module):
                     self.absences.leave_out("later-model", None, type(event.module).__name__)

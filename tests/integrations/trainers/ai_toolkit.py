@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from tests.integrations.trainers.trainer import BATCH, File, Trainer, files, hooked
+from tests.integrations.trainers.trainer import BATCH, File, Trainer, files
 from tests.runs import SCHEDULER
 
 
@@ -37,9 +37,15 @@ class _Transfer:
 
 
 class AiToolkit(Trainer):
-    def set_up(self, log: Path | None, checkpoint: Path | None) -> None:
+    files: ClassVar = {
+        "run.py": """
+            from tests.integrations.trainers.ai_toolkit import AiToolkit
+            AiToolkit.main()
+        """
+    }
+
+    def set_up(self, checkpoint: Path | None) -> None:
         self.accelerator = Accelerator(cpu=True)
-        hooked(log, self.accelerator)
         if checkpoint is not None:
             saved = torch.load(checkpoint / "optimizer.pt")
             self.trained.load_state_dict(saved["weights"])

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from tests.integrations.trainers.musubi import BucketBatchManager, Musubi
-from tests.integrations.trainers.trainer import File
+from tests.integrations.trainers.trainer import PRIOR_LOSS_WEIGHT, File
 from tests.runs import SCHEDULER
 
 
-class _DebugDataset(BucketBatchManager):
-    """Its debug mode turned on, as the recipe has it."""
+class BaseDataset(BucketBatchManager):
+    def __init__(self, buckets: list[list[File]], debug_dataset: bool = False) -> None:
+        self.debug_dataset = debug_dataset
+        super().__init__(buckets)
 
     def of(self, own: list[File]) -> dict[str, Any]:
-        # One bucket stands for regularisation images.
-        weights = [0.5 if file.path.startswith("photos/wide") else 1.0 for file in own]
-        return {
+        weights = [PRIOR_LOSS_WEIGHT if file.is_reg else 1.0 for file in own]
+        example = {
             "loss_weights": torch.tensor(weights),
-            "captions": ["a photo"] * len(own),
+            "captions": [file.caption for file in own],
             "images": None,
             "latents": torch.stack([file.latent for file in own]),
             "flippeds": [False] * len(own),
-            "image_keys": [file.path for file in own],
         }
+        if self.debug_dataset:
+            example["image_keys"] = [file.path for file in own]
+        return example
 
 
 class Kohya(Musubi):
-    manager = _DebugDataset
+    manager = BaseDataset
+    files: ClassVar = {
+        "library/train_util.py": """
+            from tests.integrations.trainers import kohya
+            class BaseDataset(kohya.BaseDataset):
+                pass
+        """,
+        "sdxl_train_network.py": """
+            from library.train_util import BaseDataset
+            from tests.integrations.trainers.kohya import Kohya
+            Kohya.main(manager=BaseDataset)
+        """,
+    }
 
     def inputs(self, batch: dict[str, Any]) -> tuple[Tensor, ...]:
         latents = batch["latents"]

@@ -1,17 +1,16 @@
-"""denoising-diffusion-pytorch: prepared before there is a hook; the trained module draws its timesteps."""
+"""denoising-diffusion-pytorch: all is prepared at once; the trained module draws its timesteps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from diffhook.integrations.accelerate import DiffHook
 from tests.integrations.trainers.trainer import BATCH, Trainer, files, names_of
 from tests.runs import SCHEDULER
 
@@ -50,26 +49,36 @@ def _cycle(loader: Any) -> Iterator[Any]:
 
 class Lucidrains(Trainer):
     low_rank = False
+    files: ClassVar = {
+        "denoising_diffusion_pytorch.py": """
+            from tests.integrations.trainers.lucidrains import Lucidrains
+            def Unet(*, dim, dim_mults):
+                return None
+            def GaussianDiffusion(model, *, image_size):
+                return None
+            def Trainer(diffusion, folder, *, train_num_steps, save_and_sample_every, calculate_fid):
+                return Lucidrains(range(train_num_steps // 2))
+        """
+    }
 
-    def set_up(self, log: Path | None, checkpoint: Path | None) -> None:
+    @classmethod
+    def arguments(cls, epochs: Sequence[int], checkpoint: str = "", save: str = "") -> list[str]:
+        steps = ["--steps", str(2 * epochs[-1] + 2)]
+        return [*steps, "--milestone", str(epochs[0])] if checkpoint else steps
+
+    def set_up(self, checkpoint: Path | None) -> None:
         self.accelerator = Accelerator(cpu=True)
-        data = _Folder()
-        loader = self.accelerator.prepare(DataLoader(data, BATCH, shuffle=True))
+        self.ds = _Folder()
+        loader = self.accelerator.prepare(DataLoader(self.ds, BATCH, shuffle=True))
         self.batches = _cycle(loader)
         self.diffusion: Any = _Diffusion(self.unet)
         self.diffusion, self.optimizer = self.accelerator.prepare(self.diffusion, self.optimizer)
-        if checkpoint is not None:
-            saved = torch.load(checkpoint / "model.pt")
-            self.trained.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["opt"])
-            self.steps = saved["step"]
-        if log is not None:
-            options: dict[str, Any] = {"projection_dim": 0, "strict": True, "alerts": ()}
 
-            def paths(batch: Any, places: Tensor) -> list[str]:
-                return [str(data.paths[place]) for place in places.tolist()]
-
-            DiffHook(self.accelerator, log, sample_ids=paths, **options)
+    def load(self, milestone: int) -> None:
+        saved = torch.load(Path("results", f"model-{milestone}.pt"))
+        self.trained.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["opt"])
+        self.steps, self.epochs = saved["step"], self.epochs[milestone:]
 
     def epoch(self, number: int) -> None:
         for _ in range(2):
@@ -80,11 +89,12 @@ class Lucidrains(Trainer):
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.steps += 1
+        self.save(Path("results"))
 
     def save(self, folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         state = {"model": self.trained.state_dict(), "opt": self.optimizer.state_dict(), "step": self.steps}
-        torch.save(state, folder / "model.pt")
+        torch.save(state, folder / f"model-{self.steps // 2}.pt")
 
     def end(self) -> None:
-        self.accelerator.end_training()
+        pass

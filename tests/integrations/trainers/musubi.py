@@ -6,14 +6,14 @@ import multiprocessing
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from tests.integrations.trainers.trainer import BATCH, File, Trainer, files, hooked, names_of
+from tests.integrations.trainers.trainer import BATCH, File, Trainer, files, names_of
 
 
 class BucketBatchManager:
@@ -35,15 +35,6 @@ class BucketBatchManager:
 
     def of(self, own: list[File]) -> dict[str, Any]:
         return {"latents": torch.stack([item.latent for item in own]), "timesteps": None}
-
-
-class NamedBatches(BucketBatchManager):
-    """As the recipe has it."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        key, number = self.bucket_batch_indices[index]
-        own = self.buckets[key][number * self.batch_size :][: self.batch_size]
-        return super().__getitem__(index) | {"item_keys": [item.path for item in own]}
 
 
 class _Managed(Dataset[Any]):
@@ -77,12 +68,22 @@ class _Collator:
 
 
 class Musubi(Trainer):
-    manager: Callable[..., BucketBatchManager] = NamedBatches
-    workers = 0
+    manager: Callable[..., BucketBatchManager] = BucketBatchManager
+    files: ClassVar = {
+        "musubi_tuner/dataset/image_video_dataset.py": """
+            from tests.integrations.trainers import musubi
+            class BucketBatchManager(musubi.BucketBatchManager):
+                pass
+        """,
+        "qwen_image_train_network.py": """
+            from musubi_tuner.dataset.image_video_dataset import BucketBatchManager
+            from tests.integrations.trainers.musubi import Musubi
+            Musubi.main(manager=BucketBatchManager)
+        """,
+    }
 
-    def set_up(self, log: Path | None, checkpoint: Path | None) -> None:
+    def set_up(self, checkpoint: Path | None) -> None:
         self.accelerator = Accelerator(cpu=True)
-        hooked(log, self.accelerator)
         self.dataset = _Managed(self.manager(files()))
         self.unet = self.accelerator.prepare(self.unet)
         self.current_epoch = multiprocessing.Value("i", -1)

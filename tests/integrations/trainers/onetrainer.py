@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from diffhook.integrations.torch import TorchHook
-from tests.integrations.trainers.trainer import BATCH, Trainer, files
+from tests.integrations.trainers.trainer import BATCH, PRIOR_LOSS_WEIGHT, Trainer, files
 from tests.runs import SCHEDULER
 
 
@@ -31,7 +31,8 @@ class _Pipeline(IterableDataset[Any]):
         draws.shuffle(batches)
         for batch in batches:
             for file in batch:
-                yield {"image_path": file.path, "latent_image": file.latent, "loss_weight": 1.0}
+                weight = PRIOR_LOSS_WEIGHT if file.is_reg else 1.0
+                yield {"image_path": file.path, "latent_image": file.latent, "loss_weight": weight}
 
 
 class _PipelineLoader(DataLoader[Any]):
@@ -41,20 +42,35 @@ class _PipelineLoader(DataLoader[Any]):
 
 class OneTrainer(Trainer):
     accumulation = 2
+    fused_back_pass = False
+    files: ClassVar = {
+        "modules/trainer/GenericTrainer.py": """
+            from tests.integrations.trainers.onetrainer import OneTrainer
+            class GenericTrainer(OneTrainer):
+                pass
+            def create_grad_scaler():
+                raise RuntimeError("it trains in float32")
+        """,
+        "scripts/train.py": """
+            from modules.trainer.GenericTrainer import GenericTrainer
+            GenericTrainer.main()
+        """,
+    }
 
-    def set_up(self, log: Path | None, checkpoint: Path | None) -> None:
+    def set_up(self, checkpoint: Path | None) -> None:
         self.loader = _PipelineLoader(_Pipeline())
+        self.data_loader = SimpleNamespace(get_data_loader=lambda: self.loader)
+        self.config = SimpleNamespace(optimizer=SimpleNamespace(fused_back_pass=self.fused_back_pass))
+        for number, low in enumerate(self.lows):
+            low.prefix = f"unet.layers.{number}."  # type: ignore[assignment]
+        adapters = SimpleNamespace(lora_modules={low.prefix: low for low in self.lows})
+        self.model = SimpleNamespace(unet=self.unet, unet_lora=adapters, optimizer=self.optimizer)
         self.batches = 0  # that is the trainer's global step
-        self.hook: Any = None
         if checkpoint is not None:
             saved = torch.load(checkpoint / "backup.pt")
             self.trained.load_state_dict(saved["weights"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.batches, self.steps, self.loader.dataset.epoch = saved["progress"]  # type: ignore[attr-defined]
-        if log is not None:
-            options = {"projection_dim": 0, "strict": True, "alerts": ()}
-            watched = self.unet, self.trained, self.optimizer, self.loader
-            self.hook = TorchHook(log, *watched, **options)
 
     def epoch(self, number: int) -> None:
         self.loader.dataset.start_next_epoch()  # type: ignore[attr-defined]
@@ -63,10 +79,10 @@ class OneTrainer(Trainer):
             latents = batch["latent_image"] * 1.0
             timesteps = torch.randint(0, 1000, (len(latents),), generator=draws)
             noise = torch.randn(latents.shape, generator=draws)
-            inputs = SCHEDULER.add_noise(latents, noise, timesteps), timesteps, noise
+            noisy = SCHEDULER.add_noise(latents, noise, timesteps)
+            inputs = noisy, timesteps, noise, batch["loss_weight"].float()
             self.note(batch["image_path"], *inputs)
-            loss = (self.losses(*inputs) * batch["loss_weight"]).float().mean()
-            (loss / self.accumulation).backward()
+            (self.losses(*inputs).mean() / self.accumulation).backward()
             self.batches += 1
             if self.batches % self.accumulation == 0:
                 self.optimizer.step()
@@ -80,5 +96,4 @@ class OneTrainer(Trainer):
         torch.save({**state, "progress": progress}, folder / "backup.pt")
 
     def end(self) -> None:
-        if self.hook is not None:
-            self.hook.close()
+        pass

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tests.integrations.trainers.trainer import BATCH, File, Trainer, files, hooked
+from tests.integrations.trainers.trainer import BATCH, File, Trainer, files
 from tests.runs import SCHEDULER
 
 
@@ -56,10 +57,16 @@ def _gathered(batch: list[dict[str, Any]]) -> dict[str, Any]:
 
 class SimpleTuner(Trainer):
     low_rank = False
+    dataloader_prefetch = False
+    files: ClassVar = {
+        "simpletuner/train.py": """
+            from tests.integrations.trainers.simpletuner import SimpleTuner
+            SimpleTuner.main()
+        """
+    }
 
-    def set_up(self, log: Path | None, checkpoint: Path | None) -> None:
+    def set_up(self, checkpoint: Path | None) -> None:
         self.accelerator = Accelerator(cpu=True)
-        hooked(log, self.accelerator)
         self.backends = {
             f"backend-{number}": DataLoader(
                 _Examples(), batch_size=1, sampler=_Drawn([bucket]), collate_fn=_gathered
@@ -78,7 +85,7 @@ class SimpleTuner(Trainer):
 
     def epoch(self, number: int) -> None:
         for step in range(4):
-            batch = self.prepared(next(iter(self.backends[f"backend-{step % 2}"])))
+            batch = self.prepared(self.fetched(self.backends[f"backend-{step % 2}"]))
             with self.accelerator.accumulate(self.unet):
                 inputs = batch["noisy_latents"], batch["timesteps"], batch["noise"]
                 self.note(batch["filepaths"], *inputs)
@@ -87,6 +94,12 @@ class SimpleTuner(Trainer):
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
             self.steps += 1
+
+    def fetched(self, backend: Any) -> dict[str, Any]:
+        if not self.dataloader_prefetch:
+            return next(iter(backend))  # type: ignore[no-any-return]
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(lambda: next(iter(backend))).result()  # type: ignore[no-any-return]
 
     def prepared(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch["latents"] = batch["latent_batch"].to(dtype=torch.float32)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from diffhook.integrations.accelerate import DiffHook
 from tests.runs import TinyDenoiser
 from tests.twins import double, rows
 
 BATCH = 2
 SMALL, WIDE = (1, 8, 8), (1, 8, 12)
+PRIOR_LOSS_WEIGHT = 0.5
 
 
 @dataclass
@@ -26,7 +27,17 @@ class File:
 
     path: str
     latent: Tensor
+    caption: str = "a photo"
+    is_reg: bool = False
     loss_multiplier: float = 1.0
+
+    @property
+    def item_key(self) -> str:
+        return Path(self.path).stem
+
+    @property
+    def latent_cache_path(self) -> str:
+        return str(Path(self.path).with_name(f"{self.item_key}_0008x0008_tiny.safetensors"))
 
 
 def names_of(latents: Tensor) -> list[str]:
@@ -36,12 +47,13 @@ def names_of(latents: Tensor) -> list[str]:
 
 
 def files() -> list[list[File]]:
-    """Two buckets of four entries: three images, one of them twice; and two images, each also flipped."""
+    """Two buckets of four entries: three images, one of them twice, with two captions; and two
+    regularisation images, each also flipped."""
     draws = torch.Generator().manual_seed(1)
     small = [File(f"photos/{name}.png", torch.randn(SMALL, generator=draws)) for name in "abc"]
-    wide = [File(f"photos/wide/{name}.png", torch.randn(WIDE, generator=draws)) for name in "de"]
-    flipped = [File(file.path, file.latent.flip(-1)) for file in wide]
-    return [[*small, small[0]], [*wide, *flipped]]
+    wide = [File(f"photos/reg/{name}.png", torch.randn(WIDE, generator=draws), is_reg=True) for name in "de"]
+    flipped = [replace(file, latent=file.latent.flip(-1)) for file in wide]
+    return [[*small, replace(small[0], caption="another photo")], [*wide, *flipped]]
 
 
 class Low(nn.Module):
@@ -75,16 +87,24 @@ class Visit:
 
 
 class Trainer(ABC):
-    """What all of them share.
+    """What all of them share. None knows of us.
 
     Args:
-        log: None: without us.
+        epochs: to train.
         checkpoint: a folder that an earlier one has saved to: training goes on from there.
     """
 
-    low_rank = True
+    files: ClassVar[Mapping[str, str]]
+    """Path → content, of what the trainer's user has installed."""
 
-    def __init__(self, log: Path | None, checkpoint: Path | None = None) -> None:
+    last: ClassVar[Trainer]
+    """The one that was made last."""
+
+    low_rank = True
+    workers = 0
+
+    def __init__(self, epochs: Sequence[int], checkpoint: Path | None = None) -> None:
+        Trainer.last, self.epochs = self, epochs
         torch.manual_seed(0)
         self.unet: Any = TinyDenoiser()
         self.lows = nn.ModuleList()
@@ -96,11 +116,37 @@ class Trainer(ABC):
         self.optimizer: Any = torch.optim.AdamW(self.trained.parameters(), 1e-2)
         self.visits: list[Visit] = []
         self.steps = 0
-        self.set_up(log, checkpoint)
+        self.set_up(checkpoint)
+
+    @classmethod
+    def main(cls, **parts: Any) -> None:
+        """What the trainer's script does.
+
+        Args:
+            parts: of the class, as the user's installation has them.
+        """
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--epochs", type=int, nargs="+")
+        parser.add_argument("--checkpoint", type=Path)
+        parser.add_argument("--save", type=Path)
+        parser.add_argument("--workers", type=int, default=0)
+        args, _ = parser.parse_known_args()
+        kind = type(cls.__name__, (cls,), parts | {"workers": args.workers})
+        trainer = kind(args.epochs, args.checkpoint)
+        trainer.train()
+        if args.save is not None:
+            trainer.save(args.save)
+        trainer.end()
+
+    @classmethod
+    def arguments(cls, epochs: Sequence[int], checkpoint: str = "", save: str = "") -> list[str]:
+        """Of the command line that runs :meth:`main`."""
+        named = [("--checkpoint", checkpoint), ("--save", save)]
+        return ["--epochs", *map(str, epochs), *(word for pair in named if pair[1] for word in pair)]
 
     @abstractmethod
-    def set_up(self, log: Path | None, checkpoint: Path | None) -> None:
-        """Attach the hook as the recipe says, prepare, and load the checkpoint."""
+    def set_up(self, checkpoint: Path | None) -> None:
+        """Prepare, and load the checkpoint."""
 
     @abstractmethod
     def epoch(self, number: int) -> None: ...
@@ -111,12 +157,11 @@ class Trainer(ABC):
     @abstractmethod
     def end(self) -> None: ...
 
-    def train(self, *epochs: int) -> Trainer:
-        for number in epochs:
+    def train(self) -> None:
+        for number in self.epochs:
             torch.manual_seed(100 + number)
             random.seed(number)
             self.epoch(number)
-        return self
 
     def losses(self, noisy: Tensor, timesteps: Tensor, target: Tensor, weights: Any = 1.0) -> Tensor:
         found: Tensor = (self.unet(noisy, timesteps)[0] - target).square().flatten(1).mean(1) * weights
@@ -126,8 +171,12 @@ class Trainer(ABC):
         weights = {name: value.clone() for name, value in self.trained.state_dict().items()}
         self.visits.append(Visit(self.steps, list(names), weights, inputs))
 
-    def expected(self) -> list[tuple[int, str, float, float]]:
-        """(step, name, timestep, norm) of each row, by a batch-1 loop in float64; after :meth:`end`."""
+    def expected(self, *, by_stem: bool = False) -> list[tuple[int, str, float, float]]:
+        """(step, name, timestep, norm) of each row, by a batch-1 loop in float64; after :meth:`end`.
+
+        Args:
+            by_stem: names are paths without the suffix.
+        """
         self.unet.double()
         self.lows.double()
         found = []
@@ -137,11 +186,6 @@ class Trainer(ABC):
                 loss = self.losses(*double(rows(visit.inputs, slice(row, row + 1)))).sum()
                 shares = torch.autograd.grad(loss, list(self.trained.parameters()))
                 norm = float(torch.cat([share.flatten() for share in shares]).norm())
+                name = name.removesuffix(".png") if by_stem else name
                 found.append((visit.step, name, float(visit.inputs[1][row]), norm))
         return sorted(found)
-
-
-def hooked(log: Path | None, accelerator: Accelerator) -> None:
-    """What `diffhook run` does once the trainer has made its Accelerator."""
-    if log is not None:
-        DiffHook(accelerator, log, projection_dim=0, strict=True, alerts=())
