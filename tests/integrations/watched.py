@@ -47,8 +47,15 @@ class Watched:
         return clean, torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
 
     def note(self, batch: Any, losses: Losses = denoising_losses) -> None:
-        gradients = sample_gradients(self.accelerator.unwrap_model(self.model), losses, batch)
-        for image, gradient in zip(batch[0], gradients, strict=True):
+        self._expect(batch[0], sample_gradients(self.accelerator.unwrap_model(self.model), losses, batch))
+
+    def note_losses(self, clean: Tensor, losses: Tensor, parameters: list[nn.Parameter]) -> None:
+        """As :meth:`note`, of losses at hand, where another model runs the trained one."""
+        shares = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+        self._expect(clean, [torch.cat([share.flatten() for share in each]) for each in shares])
+
+    def _expect(self, clean: Tensor, gradients: Any) -> None:
+        for image, gradient in zip(clean, gradients, strict=True):
             self.expected[self.steps, round(float(image[0, 0, 0]) * 16)] = float(gradient.norm())
 
     def step(self) -> None:

@@ -198,7 +198,7 @@ class CallWatch:
             self._watch(module, self._before_host, self._after_host)
         self._emit(OutputSeen(module, output))
 
-    # ── those that were found ───────────────────────────────────────────────────────────────
+    # ── those that were found ─────────────────────────────────────────────────────────────────
 
     def _watch(self, module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
         watch_calls(self._attachment, module, before, after)
