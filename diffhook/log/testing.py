@@ -4,7 +4,7 @@
         def open(self, folder):
             return Mine(folder)
 
-pytest runs them. :func:`make_rows` and :data:`CONFIG` serve tests that write a log.
+pytest runs them. :func:`some_rows` and :data:`CONFIG` serve tests that write a log.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def make_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
+def some_rows(count: int, first: int = 0, step: int | None = None) -> Rows:
     """Rows of samples ``first``, ``first + 1`` …, always the same; four to a step unless it is given."""
     rng = np.random.default_rng(first)
     sample = np.arange(first, first + count)
@@ -68,7 +68,7 @@ class StoreContract(ABC):
 
     def test_all_that_is_written_is_read(self, tmp_path: Path) -> None:
         writer = LogWriter(self.open(tmp_path), CONFIG)
-        written = [make_rows(4, 4 * step) for step in range(6)]
+        written = [some_rows(4, 4 * step) for step in range(6)]
         for rows in written:
             writer.put("train", rows)
         writer.snapshot(Snapshot(6, 0.1, 0.6, writer.session), b"weights")
@@ -84,7 +84,7 @@ class StoreContract(ABC):
     def test_a_reader_sees_what_is_flushed_while_training_goes_on(self, tmp_path: Path) -> None:
         writer = LogWriter(self.open(tmp_path), CONFIG)
         for step in range(3):
-            writer.put("train", make_rows(4, 4 * step))
+            writer.put("train", some_rows(4, 4 * step))
             writer.flush()
             assert len(open_log(self.open(tmp_path)).train) == 4 * (step + 1)
         writer.close()
@@ -93,13 +93,13 @@ class StoreContract(ABC):
         for start, stop in ((0, 4), (2, 5)):
             writer = LogWriter(self.open(tmp_path), CONFIG, start_step=start)
             for step in range(start, stop):
-                writer.put("train", make_rows(4, 4 * step, step))
+                writer.put("train", some_rows(4, 4 * step, step))
             writer.close()
-        self._assert_holds(open_log(self.open(tmp_path)).train, [make_rows(4, 4 * step) for step in range(5)])
+        self._assert_holds(open_log(self.open(tmp_path)).train, [some_rows(4, 4 * step) for step in range(5)])
 
     def test_rows_survive_compaction_into_it(self, tmp_path: Path) -> None:
         writer = LogWriter(self.open(tmp_path / "parts"), CONFIG)
-        written = [make_rows(4, 4 * step) for step in range(6)]
+        written = [some_rows(4, 4 * step) for step in range(6)]
         for rows in written:
             writer.put("train", rows)
             writer.flush()

@@ -18,7 +18,7 @@ from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log import table_writer as writing
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.testing import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, some_rows
 from diffhook.log.verification import verify
 
 Files = dict[str, bytes]
@@ -39,8 +39,8 @@ def original() -> Files:
         for session in (0, 1):  # two processes, then one
             for rank in range(2 - session):
                 log = LogWriter(store, CONFIG, rank=rank, start_step=8 * session)
-                log.put("train", make_rows(40, 1000 * rank + 100 * session))
-                log.put("probe", make_rows(10, step=9))
+                log.put("train", some_rows(40, 1000 * rank + 100 * session))
+                log.put("probe", some_rows(10, step=9))
                 if rank == 0:
                     log.keep_names({sample: f"{sample}.png" for sample in range(3 + session)})
                 log.alert({"step": 3, "kind": "test", "message": "…"})
@@ -49,7 +49,7 @@ def original() -> Files:
                     log.thumbnail(3, PNG)
                 log.close()
         query = TableWriter(store, "queries/q/rank-0000", DIM, "float16")
-        query.append(make_rows(5, step=9))
+        query.append(some_rows(5, step=9))
         query.flush()
         query.describe({"snapshots": [[9, 1]]})
     finally:

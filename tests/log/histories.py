@@ -21,7 +21,7 @@ from diffhook.log.index import LogIndex
 from diffhook.log.lock import release_rank
 from diffhook.log.repair import repair
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.testing import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, some_rows
 from diffhook.log.verification import verify
 
 LENGTH = 14  # things that happen
@@ -157,7 +157,7 @@ class History:
         for _ in range(self._random.randrange(1, 6)):
             for rank, writer in enumerate(run.writers):
                 rows = self._new_rows(self._random.randrange(1, 4), run.step)
-                writer.put("train", make_rows(len(rows), rows[0][1], step=run.step))
+                writer.put("train", some_rows(len(rows), rows[0][1], step=run.step))
                 run.unsafe[rank] += rows
                 run.state = replace(run.state, train=run.state.train | set(rows))
             run.step += 1
@@ -174,7 +174,7 @@ class History:
             number = self._samples = self._samples + 1
             probes = self._new_rows(self._random.randrange(1, 4), run.step)
             run.writers[0].snapshot(Snapshot(run.step, 0.1, 0.1), str(number).encode())
-            run.writers[0].put("probe", make_rows(len(probes), probes[0][1], step=run.step))
+            run.writers[0].put("probe", some_rows(len(probes), probes[0][1], step=run.step))
             run.state = replace(
                 run.state,
                 probe=run.state.probe | set(probes),
@@ -260,7 +260,7 @@ class History:
     def _query(self) -> None:
         log, name = open_log(self._log), f"q{len(self._queries)}"
         writer = TableWriter(log.writable_store(), f"queries/{name}/rank-0000", DIM, "float16")
-        writer.append(make_rows(3))
+        writer.append(some_rows(3))
         writer.flush()
         writer.describe({"snapshots": [[s.step, s.session] for s in log.snapshots]})
         self._queries[name] = self._live.snapshots

@@ -17,7 +17,7 @@ from diffhook.gradients.sketch import Sketch
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.compaction import compact, fold, merge
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.testing import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, some_rows
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +29,9 @@ def write(location: Path, ranks: Any = (0, 1, 2), steps: Any = range(6), first: 
     for rank in ranks:
         writer = LogWriter(location, CONFIG, rank=rank, start_step=min(steps))
         for step in steps:
-            writer.put("train", make_rows(3, first + 1000 * rank + 3 * step, step=step))
+            writer.put("train", some_rows(3, first + 1000 * rank + 3 * step, step=step))
         if rank == 0:
-            writer.put("probe", make_rows(5, step=max(steps) + 1))
+            writer.put("probe", some_rows(5, step=max(steps) + 1))
             writer.snapshot(Snapshot(max(steps) + 1, 0.1, 0.3, writer.session), b"weights %d" % max(steps))
             writer.alert({"step": min(steps), "kind": "test", "message": f"at {min(steps)}"})
             writer.thumbnail(max(steps), b"\x89PNG\r\n\x1a\n".ljust(20))
@@ -41,7 +41,7 @@ def write(location: Path, ranks: Any = (0, 1, 2), steps: Any = range(6), first: 
 def add_query(location: Path, name: str, first: int = 0) -> None:
     log = open_log(location)
     writer = TableWriter(log.writable_store(), f"queries/{name}/rank-0000", DIM, "float16")
-    writer.append(make_rows(4, first, step=6))
+    writer.append(some_rows(4, first, step=6))
     writer.flush()
     writer.describe({"snapshots": [[s.step, s.session] for s in log.snapshots]})
 
@@ -80,7 +80,7 @@ def test_a_compact_copy_holds_the_rows_that_count_in_whole_shards(
     assert new.config == old.config
     assert new.verify() == []
     writer = LogWriter(tmp_path / "new", CONFIG, start_step=2)  # and a run goes on from it
-    writer.put("train", make_rows(4, 9000, step=2))
+    writer.put("train", some_rows(4, 9000, step=2))
     writer.close()
     assert set(open_log(tmp_path / "new").train["step"]) == {0, 1, 2}
     assert open_log(tmp_path / "new").train["step"].tolist().count(2) == 4

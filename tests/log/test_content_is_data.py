@@ -25,7 +25,7 @@ from diffhook.images import png, to_image
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.compaction import compact
 from diffhook.log.mark import put_attributes
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from diffhook.report.charts import chart
 from diffhook.report.images import load_images
 from diffhook.report.thumbnails import PictureCache
@@ -39,8 +39,8 @@ def a_log(path: Path) -> None:
     """With a bit of everything."""
     writer = LogWriter(path, CONFIG)
     writer.keep_names({sample: f"{EVIL}{sample}.png" for sample in range(8)})
-    writer.put("train", make_rows(40))
-    writer.put("probe", make_rows(10, step=9))
+    writer.put("train", some_rows(40))
+    writer.put("probe", some_rows(10, step=9))
     writer.snapshot(Snapshot(9, 0.1, 0.9), b"weights")
     writer.alert(
         {"step": 3, "kind": f"$\\frac{{$ {EVIL}", "message": EVIL, "level": "warning", "samples": [1]}

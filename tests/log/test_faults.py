@@ -24,7 +24,7 @@ from diffhook.log import LogWriter, Snapshot, durable, open_log
 from diffhook.log.lock import lock_rank, release_rank
 from diffhook.log.store import put
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.testing import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, some_rows
 from tests.log.faults import FaultyStore, fails, short, sound
 from tests.runs import TinyDenoiser, train
 from tests.waiting import wait_until
@@ -41,11 +41,11 @@ def test_a_disk_that_refuses_writes_costs_nothing_once_it_takes_them_again(
 ) -> None:
     store = FaultyStore(MemoryStore())
     writer = LogWriter(store, CONFIG)
-    writer.put("train", make_rows(20))
+    writer.put("train", some_rows(20))
     writer.flush()
     store.fault = fails(code)
     for step in range(20, 60, 4):
-        assert writer.put("train", make_rows(4, step))
+        assert writer.put("train", some_rows(4, step))
     wait_until(lambda: writer.failing)
     with pytest.raises(LogError, match=f"failed: .*{errno.errorcode[code]}.*; rows written before are safe"):
         writer.flush(timeout=0.3)
@@ -62,10 +62,10 @@ def test_a_disk_that_refuses_writes_costs_nothing_once_it_takes_them_again(
 def test_a_disk_that_stays_full_ends_in_an_error_at_close_and_keeps_what_was_written(tmp_path: Path) -> None:
     store = FaultyStore(LocalStore(tmp_path / "log"))
     writer = LogWriter(store, CONFIG)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     writer.flush()
     store.fault = fails(errno.ENOSPC)
-    writer.put("train", make_rows(16, 16))
+    writer.put("train", some_rows(16, 16))
     wait_until(lambda: writer.failing)
     with pytest.raises(LogError, match=r"ENOSPC.*; rows written before are safe"):
         writer.close(timeout=0.3)
@@ -89,14 +89,14 @@ def _fails_once(store: FaultyStore, where: str) -> None:
 def test_a_strict_writer_raises_at_the_first_write_that_fails(ending: str) -> None:
     store = FaultyStore(MemoryStore())
     writer = LogWriter(store, CONFIG, strict=True)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     writer.flush()
     _fails_once(store, "/c/")
-    assert writer.put("train", make_rows(16, 16))
+    assert writer.put("train", some_rows(16, 16))
 
     def train() -> None:
         for step in range(50_000):
-            writer.put("train", make_rows(1, 32 + step))
+            writer.put("train", some_rows(1, 32 + step))
             time.sleep(0.001)
 
     with pytest.raises(LogError, match=r"failed: .*EIO.*; rows written before are safe"):
@@ -156,7 +156,7 @@ def test_what_a_failed_commit_vouched_for_is_written_again(
     writer = LogWriter(tmp_path, CONFIG)
     failing = _lossy_once(monkeypatch, "projection")
     for step in range(5):
-        writer.put("train", make_rows(20, 20 * step))
+        writer.put("train", some_rows(20, 20 * step))
     writer.close()
     assert not failing
     assert open_log(tmp_path).train["sample"].tolist() == list(range(100))
@@ -169,7 +169,7 @@ def test_what_the_commit_of_another_file_lost_is_written_again(
     LogWriter(tmp_path, CONFIG).close()
     store = open_log(tmp_path).writable_store()
     writer = TableWriter(store, "train/rank-0000", DIM, "float16")
-    writer.append(make_rows(40))
+    writer.append(some_rows(40))
     failing = _lossy_once(monkeypatch, "projection")
     with pytest.raises(OSError, match="EIO"):
         put(store, "summary.json", b"{}")
@@ -183,13 +183,13 @@ def test_what_the_commit_of_another_file_lost_is_written_again(
 def test_a_short_write_is_found_where_it_is(tmp_path: Path) -> None:
     store = FaultyStore(LocalStore(tmp_path / "log"))
     writer = LogWriter(store, CONFIG)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     writer.flush()
     store.fault = short()
-    writer.put("train", make_rows(16, 16))
+    writer.put("train", some_rows(16, 16))
     writer.flush()
     store.fault = sound
-    writer.put("train", make_rows(16, 32))
+    writer.put("train", some_rows(16, 32))
     writer.close()
     log = open_log(tmp_path / "log")
     with pytest.raises(LogError, match="train/rank-0000/"):
@@ -201,14 +201,14 @@ def test_a_short_write_is_found_where_it_is(tmp_path: Path) -> None:
 
 def test_a_removed_folder_ends_the_capture_and_is_not_written_anew(tmp_path: Path) -> None:
     writer = LogWriter(tmp_path / "log", CONFIG)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     writer.flush()
     shutil.rmtree(tmp_path / "log")
-    writer.put("train", make_rows(16, 16))
+    writer.put("train", some_rows(16, 16))
     with pytest.raises(LogError, match="train/rank-0000 has vanished while it was written"):
         writer.flush()
     with pytest.raises(LogError, match="vanished"):
-        writer.put("train", make_rows(1, 32))
+        writer.put("train", some_rows(1, 32))
     assert not (tmp_path / "log" / "train" / "rank-0000").exists()
 
 
@@ -218,16 +218,16 @@ def test_a_log_that_another_run_has_taken_the_place_of_is_not_written_into(
     moved: bool, what: str, tmp_path: Path
 ) -> None:
     writer = LogWriter(tmp_path / "log", CONFIG)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     writer.flush()
     other = LogWriter(tmp_path / "other", CONFIG)
-    other.put("train", make_rows(20, 100))
+    other.put("train", some_rows(20, 100))
     other.close()
     (tmp_path / "log").rename(tmp_path / "moved") if moved else shutil.rmtree(tmp_path / "log")
     (tmp_path / "other").rename(tmp_path / "log")
     before = {p: p.read_bytes() for p in (tmp_path / "log").rglob("*") if p.is_file()}
     jobs: dict[str, Callable[[], object]] = {
-        "rows": lambda: writer.put("train", make_rows(40, 16)),
+        "rows": lambda: writer.put("train", some_rows(40, 16)),
         "snapshot": lambda: writer.snapshot(Snapshot(4, 0.1, 0.1), b"weights"),
         "alert": lambda: writer.alert({"step": 3, "kind": "test", "message": "…"}),
     }
@@ -262,7 +262,7 @@ def _write_until_the_cut(root: Path, budget: list[int]) -> int:
     try:
         writer = LogWriter(root, CONFIG)
         for step in range(12):
-            writer.put("train", make_rows(5, 5 * step, step=step))
+            writer.put("train", some_rows(5, 5 * step, step=step))
             if step % 3 == 2:
                 writer.snapshot(Snapshot(step, 0.1, 0.1), b"weights %d" % step)
             writer.flush(timeout=0.05)
@@ -326,20 +326,20 @@ def test_after_a_power_cut_what_is_committed_is_whole(
     assert len(samples) >= flushed, "a flush had returned"
     assert log.verify() == []
     if samples:
-        assert np.array_equal(log.train["loss"][:5], make_rows(5)["loss"])
+        assert np.array_equal(log.train["loss"][:5], some_rows(5)["loss"])
     assert all(s.parameters() == b"weights %d" % s.step for s in log.snapshots)
 
 
 def test_a_run_whose_log_has_failed_lets_go_of_all_of_it(tmp_path: Path) -> None:
     engine = PerSampleGradients(nn.Linear(DIM, 1), projection_dim=DIM)
     recorder = Recorder(engine, tmp_path / "log", CONFIG)
-    recorder.writer.put("train", make_rows(16))
+    recorder.writer.put("train", some_rows(16))
     recorder.writer.flush()
     shutil.rmtree(tmp_path / "log" / "train")
-    recorder.writer.put("train", make_rows(16, 16))
+    recorder.writer.put("train", some_rows(16, 16))
     with pytest.raises(LogError, match="vanished"):
         recorder.writer.flush()
-    recorder._staged.append(make_rows(4))
+    recorder._staged.append(some_rows(4))
     with pytest.raises(LogError, match="vanished"):
         recorder.close()
     assert not recorder.writer._backlog._thread.is_alive()

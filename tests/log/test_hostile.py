@@ -17,7 +17,7 @@ from diffhook.errors import LogError
 from diffhook.log import LogWriter, open_log
 from diffhook.log.mark import put_attributes
 from diffhook.log.store import check_name
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from diffhook.log.verification import verify
 from tests.log import fuzz, hostile_folders
 
@@ -70,12 +70,12 @@ def test_absurd_metadata_is_refused_by_name(
     tmp_path: Path, change: dict[str, Any], message: str | None
 ) -> None:
     writer = LogWriter(tmp_path, CONFIG)
-    writer.put("train", make_rows(40))
+    writer.put("train", some_rows(40))
     writer.close()
     path = tmp_path / "train/rank-0000/loss/zarr.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     if message is None:
-        np.testing.assert_array_equal(open_log(tmp_path).train["loss"], make_rows(40)["loss"])
+        np.testing.assert_array_equal(open_log(tmp_path).train["loss"], some_rows(40)["loss"])
         return
     with pytest.raises(LogError, match=f"train/rank-0000/loss/zarr.json is damaged: .*{message}"):
         _ = open_log(tmp_path).train["loss"]
@@ -84,7 +84,7 @@ def test_absurd_metadata_is_refused_by_name(
 def test_rows_without_chunks_are_not_made_up(tmp_path: Path) -> None:
     """A few bytes of metadata cannot claim memory for rows that are not there."""
     writer = LogWriter(tmp_path, CONFIG)
-    writer.put("train", make_rows(1))
+    writer.put("train", some_rows(1))
     writer.close()
     log = open_log(tmp_path)
     group = log.train.groups[0]

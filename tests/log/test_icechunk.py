@@ -9,7 +9,7 @@ import pytest
 
 from diffhook.log import LogWriter, open_log
 from diffhook.log.icechunk import IcechunkStore
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from tests.log.test_s3 import check, write
 
 
@@ -26,10 +26,10 @@ def test_a_log_is_written_resumed_and_read(repository: Any) -> None:
 
 def test_every_flush_is_a_commit_and_nothing_else_is_seen(repository: Any) -> None:
     writer = LogWriter(IcechunkStore(repository), CONFIG)
-    writer.put("train", make_rows(5))
+    writer.put("train", some_rows(5))
     writer.flush()
     before = len(list(repository.ancestry(branch="main")))
-    writer.put("train", make_rows(5, 5))
+    writer.put("train", some_rows(5, 5))
     assert len(open_log(IcechunkStore(repository)).train) == 5
     writer.flush()
     assert len(list(repository.ancestry(branch="main"))) == before + 1

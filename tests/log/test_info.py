@@ -11,14 +11,14 @@ from diffhook.cli import main
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.samples import name_id
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 
 
 def test_it_says_what_is_in_a_log_and_how_large_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     writer = LogWriter(tmp_path, CONFIG)
-    writer.put("train", make_rows(10))
+    writer.put("train", some_rows(10))
     writer.snapshot(Snapshot(5, 0.1, 0.5), bytes(1000))
     writer.close()
     assert main(["info", str(tmp_path), "--json"]) == 0
@@ -59,13 +59,13 @@ def test_names_captions_and_paths_are_told_before_a_log_is_shared(
     LogWriter(tmp_path, CONFIG).close()
     assert "It names no sample. No query holds a caption or a path." in told()
     writer = LogWriter(tmp_path, CONFIG)
-    writer.put("train", make_rows(2))
+    writer.put("train", some_rows(2))
     writer.keep_names({name_id("private/face.png"): "private/face.png"})
     writer.close()
     dim = CONFIG["identity"]["projection"]["dim"]
     for query, samples in (("mine", {"captions": ["a face"]}), ("none", {})):
         table = TableWriter(writer.store, f"queries/{query}/rank-0000", dim, "float16")
-        table.append(make_rows(1))
+        table.append(some_rows(1))
         table.flush()
         table.describe({"snapshots": [], "samples": samples})
     assert "It names 1 samples, by their files or keys." in told()

@@ -13,7 +13,7 @@ import pytest
 
 from diffhook.log import Content, LogWriter, Snapshot, open_log
 from diffhook.log.durable import DurableStore
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 
 PART = 1 << 16
 
@@ -58,7 +58,7 @@ def _assert_left_out(writer: LogWriter, parameters: Parameters, log: Path) -> No
     """The snapshot of step 1 was left out, and the training goes on: its files hold no mixture."""
     writer.flush()
     parameters.step = 3
-    writer.put("train", make_rows(4, 4))
+    writer.put("train", some_rows(4, 4))
     assert writer.snapshot(Snapshot(3, 0.1, 0.1), parameters.content())
     writer.close()
     found = open_log(log)
@@ -77,7 +77,7 @@ def test_where_the_disk_hangs_half_way_it_is_left_out(
     parameters.step = 1
     parameters.before_part = lambda index: index == 2 and released.wait()
     writer = LogWriter(tmp_path / "log", CONFIG)
-    writer.put("train", make_rows(4))
+    writer.put("train", some_rows(4))
     assert not writer.snapshot(Snapshot(1, 0.1, 0.1), parameters.content())
     parameters.step = 2
     released.set()
@@ -96,7 +96,7 @@ def test_where_the_disk_fails_it_is_left_out(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(DurableStore, "write", failing)
     parameters = Parameters()
     writer = LogWriter(tmp_path / "log", CONFIG, patience=0.1)
-    writer.put("train", make_rows(4))
+    writer.put("train", some_rows(4))
     full.set()
     parameters.step = 1
     assert not writer.snapshot(Snapshot(1, 0.1, 0.1), parameters.content())

@@ -12,7 +12,7 @@ from diffhook.cli import main
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.lineage import Session, Span, continued, longest, path_to
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from diffhook.log.verification import verify
 
 
@@ -32,9 +32,9 @@ def run(
     ]
     for step in range(start, stop):
         for writer in writers:
-            writer.put("train", make_rows(2, first + 1000 * writer.rank + 2 * step, step=step))
+            writer.put("train", some_rows(2, first + 1000 * writer.rank + 2 * step, step=step))
     writers[0].snapshot(Snapshot(stop, 0.1, 0.3), b"weights")
-    writers[0].put("probe", make_rows(2, first, step=stop))
+    writers[0].put("probe", some_rows(2, first, step=stop))
     for writer in writers:
         writer.close()
     return writers[0].position() or ""
@@ -147,7 +147,7 @@ def test_opening_a_log_supersedes_nothing_and_the_first_row_does(tmp_path: Path)
     writer.close()
     assert before == {p: p.read_bytes() for p in before}
     writer = LogWriter(tmp_path, CONFIG, start_step=3)
-    writer.put("train", make_rows(2, step=3))
+    writer.put("train", some_rows(2, step=3))
     writer.close()
     assert steps(tmp_path) == list(range(4))
 

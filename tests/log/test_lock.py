@@ -17,7 +17,7 @@ import pytest
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, open_log
 from diffhook.log.lock import query_lock
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
@@ -53,7 +53,7 @@ def test_a_second_run_into_a_log_that_is_being_written_is_refused(tmp_path: Path
     other.kill()
     other.wait()
     writer = LogWriter(tmp_path, CONFIG, start_step=3)
-    writer.put("train", make_rows(5))
+    writer.put("train", some_rows(5))
     writer.close()
     assert len(open_log(tmp_path).train) == 5
 

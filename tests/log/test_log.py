@@ -15,7 +15,7 @@ import zarr.storage
 from diffhook.appearance import COLUMNS as APPEARANCE
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log, schema
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_rows_come_back_as_they_were(location: Any, sizes: list[int]) -> None:
     writer = LogWriter(location, CONFIG)
     written, first = [], 0
     for size in sizes:
-        written.append(make_rows(size, first))
+        written.append(some_rows(size, first))
         writer.put("train", written[-1])
         first += size
     writer.close()
@@ -52,7 +52,7 @@ def test_rows_come_back_as_they_were(location: Any, sizes: list[int]) -> None:
 def test_columns_that_nobody_names_are_as_good_as_absent(location: Any) -> None:
     writer = LogWriter(location, CONFIG)
     optional = {column.name for column in schema.COLUMNS if column.optional}
-    writer.put("train", {name: v for name, v in make_rows(20).items() if name not in optional})
+    writer.put("train", {name: v for name, v in some_rows(20).items() if name not in optional})
     writer.close()
     table = open_log(location).train
     assert table["role"].tolist() == [0] * 20
@@ -66,10 +66,10 @@ def test_a_log_from_before_a_column_was_known_goes_on_without_it(
     with monkeypatch.context() as before:
         before.setattr("diffhook.log.table_writer.COLUMNS", fewer)
         writer = LogWriter(location, CONFIG)
-        writer.put("train", {name: v for name, v in make_rows(20).items() if name not in APPEARANCE})
+        writer.put("train", {name: v for name, v in some_rows(20).items() if name not in APPEARANCE})
         writer.close()
     writer = LogWriter(location, CONFIG, start_step=5)
-    writer.put("train", make_rows(20, 20))
+    writer.put("train", some_rows(20, 20))
     writer.close()
     log = open_log(location)
     assert log.train["sample"].tolist() == list(range(40))
@@ -81,7 +81,7 @@ def test_a_shard_begun_is_continued_after_a_flush_and_in_a_later_process(locatio
     for session in range(3):
         writer = LogWriter(location, CONFIG, start_step=session * 100)
         for part in range(3):
-            writer.put("train", make_rows(5, session * 15 + part * 5, step=session * 100 + part))
+            writer.put("train", some_rows(5, session * 15 + part * 5, step=session * 100 + part))
             writer.flush()
         writer.close()
     assert open_log(location).train["sample"].tolist() == list(range(45))
@@ -89,12 +89,12 @@ def test_a_shard_begun_is_continued_after_a_flush_and_in_a_later_process(locatio
 
 def test_rows_that_were_not_committed_are_never_read(tmp_path: Path) -> None:
     writer = LogWriter(tmp_path, CONFIG)
-    writer.put("train", make_rows(20))
+    writer.put("train", some_rows(20))
     writer.close()
     mark = tmp_path / "train/rank-0000/zarr.json"
     before = mark.read_bytes()
     writer = LogWriter(tmp_path, CONFIG, start_step=7)
-    writer.put("train", make_rows(20, 20))
+    writer.put("train", some_rows(20, 20))
     writer.close()
     mark.write_bytes(before)  # as if killed before the last mark
     litter = tmp_path / f"train/rank-0000/loss/c/3.{'0' * 32}.partial"
@@ -102,7 +102,7 @@ def test_rows_that_were_not_committed_are_never_read(tmp_path: Path) -> None:
     assert open_log(tmp_path).train["sample"].tolist() == list(range(20))
     writer = LogWriter(tmp_path, CONFIG, start_step=9)
     assert not litter.exists()
-    writer.put("train", make_rows(10, 20, step=9))
+    writer.put("train", some_rows(10, 20, step=9))
     writer.close()
     log = open_log(tmp_path)
     assert log.train["sample"].tolist() == list(range(30))
@@ -113,7 +113,7 @@ def test_a_session_that_starts_earlier_supersedes_rows_and_snapshots_after_it(tm
     for session, (start, stop) in enumerate([(0, 10), (6, 12), (8, 9)]):
         writer = LogWriter(tmp_path, CONFIG, start_step=start)
         for step in range(start, stop):
-            writer.put("train", make_rows(2, 1000 * session + step, step=step))
+            writer.put("train", some_rows(2, 1000 * session + step, step=step))
         writer.snapshot(Snapshot(stop, 0.1, 0.3, writer.session), b"weights")
         writer.close()
     log = open_log(tmp_path)
@@ -127,7 +127,7 @@ def test_a_session_that_starts_earlier_supersedes_rows_and_snapshots_after_it(tm
 def test_each_rank_has_its_own_group(tmp_path: Path) -> None:
     writers = [LogWriter(tmp_path, CONFIG, rank=rank) for rank in (1, 0, 2)]
     for writer in writers:
-        writer.put("train", make_rows(20, 100 * writer.rank))
+        writer.put("train", some_rows(20, 100 * writer.rank))
     for writer in writers:
         writer.close()
     log = open_log(tmp_path)

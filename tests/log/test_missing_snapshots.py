@@ -15,14 +15,14 @@ from diffhook.cli import main
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.compaction import compact, merge
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.testing import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, some_rows
 
 STEPS = (5, 9)
 
 
 def write(location: Path | Store, start: int = 0, steps: tuple[int, ...] = STEPS) -> None:
     writer = LogWriter(location, CONFIG, start_step=start)
-    writer.put("train", make_rows(8, 8 * start, step=start))
+    writer.put("train", some_rows(8, 8 * start, step=start))
     for step in steps:
         assert writer.snapshot(Snapshot(step, 0.1, 0.5), b"%d" % step)
     writer.close()
@@ -32,7 +32,7 @@ def ask(location: Path, name: str = "asked") -> None:
     """A query set at all snapshots, as far as a reader of the log sees it."""
     log = open_log(location)
     table = TableWriter(log.writable_store(), f"queries/{name}/rank-0000", DIM, "float16")
-    table.append(make_rows(4))
+    table.append(some_rows(4))
     table.flush()
     table.describe({"snapshots": [[s.step, s.session] for s in log.snapshots]})
 

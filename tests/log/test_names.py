@@ -15,7 +15,7 @@ from diffhook.cli import main
 from diffhook.integrations.torch import TorchHook
 from diffhook.log import LogWriter, open_log
 from diffhook.log.samples import NameWriter, read_names
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from tests.log.faults import FaultyStore
 from tests.runs import TinyDenoiser, denoising_losses, identified
 from tests.waiting import wait_until
@@ -42,7 +42,7 @@ def test_names_are_on_the_disk_before_the_rows_that_use_them_count() -> None:
     writer.keep_names(names)
     for first in range(0, 200, 5):
         names.update({sample: str(sample) for sample in range(first, first + 5)})
-        writer.put("train", make_rows(5, first))
+        writer.put("train", some_rows(5, first))
     writer.close()
     assert all(there for _, there in commits)
     assert len({count for count, _ in commits}) > 3
@@ -93,7 +93,7 @@ def _damaged(location: Path) -> Path:
     for rank in range(2):
         writer = LogWriter(location, CONFIG, rank=rank)
         writer.keep_names({sample: f"{sample}.png" for sample in range(10 * rank, 10 * rank + 3)})
-        writer.put("train", make_rows(3, 10 * rank))
+        writer.put("train", some_rows(3, 10 * rank))
         writer.close()
     path = location / "names/rank-0000-000.json"
     path.write_bytes(path.read_bytes()[:-10])

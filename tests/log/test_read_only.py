@@ -20,7 +20,7 @@ import diffhook
 from diffhook.capture import Grid
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from tests.log.faults import FaultyStore, fails, sound
 from tests.runs import TinyDenoiser, identified, probed, train
 from tests.waiting import wait_until
@@ -141,10 +141,10 @@ def test_a_file_system_that_becomes_read_only_is_waited_for_and_nothing_is_lost(
     """The kernel mounts it so after an error; it may be mounted anew."""
     store = FaultyStore(MemoryStore())
     writer = LogWriter(store, CONFIG)
-    writer.put("train", make_rows(8))
+    writer.put("train", some_rows(8))
     writer.flush()
     store.fault = fails(errno.EROFS)
-    writer.put("train", make_rows(8, 8))
+    writer.put("train", some_rows(8, 8))
     assert writer.snapshot(Snapshot(4, 0.1, 0.1), b"weights")
     wait_until(lambda: writer.failing)
     assert open_log(store).train["sample"].tolist() == list(range(8))

@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore, WrapperStore
 from diffhook.analysis import bias
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.testing import CONFIG, DIM, make_rows
+from diffhook.log.testing import CONFIG, DIM, some_rows
 
 SETS = 5
 
@@ -52,15 +52,15 @@ def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
         for rank in (0, 1):
             writer = LogWriter(made, CONFIG, rank=rank, processes=2, start_step=start)
             for step in range(start, start + 8):
-                writer.put("train", make_rows(4, 4 * step, step=step))
+                writer.put("train", some_rows(4, 4 * step, step=step))
             if rank == 0:
                 writer.snapshot(Snapshot(start + 4, 0.1, 0.1), b"weights")
-                writer.put("probe", make_rows(4, step=start + 4))
+                writer.put("probe", some_rows(4, step=start + 4))
             writer.close()
     at = [[snapshot.step, snapshot.session] for snapshot in open_log(made).snapshots]
     for number in range(SETS):
         queries = TableWriter(made, f"queries/q{number}/rank-0000", DIM, "float16")
-        queries.append(make_rows(6, step=12))
+        queries.append(some_rows(6, step=12))
         queries.flush()
         queries.describe({"objective": {}, "against": ["train", "probe"], "snapshots": at})
     return made

@@ -14,7 +14,7 @@ import pytest
 from diffhook.cli import main
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from tests.log import s3_faults
 
 
@@ -43,7 +43,7 @@ def write(location: Any) -> None:
     for start, stop in ((0, 10), (8, 12)):
         writer = LogWriter(location, CONFIG, start_step=start)
         for step in range(start, stop):
-            writer.put("train", make_rows(4, 4 * step, step=step))
+            writer.put("train", some_rows(4, 4 * step, step=step))
             if step == 9:
                 writer.flush()
         writer.snapshot(Snapshot(stop, 0.1, 0.3, writer.session), b"weights")
@@ -54,7 +54,7 @@ def write(location: Any) -> None:
 def check(location: Any) -> None:
     log = open_log(location)
     assert log.train["sample"].tolist() == [*range(32), *range(32, 48)]
-    expected = np.concatenate([make_rows(4, 4 * step)["projection"] for step in range(12)])
+    expected = np.concatenate([some_rows(4, 4 * step)["projection"] for step in range(12)])
     np.testing.assert_array_equal(log.train["projection"], expected)
     assert [s.parameters() for s in log.snapshots] == [b"weights"]
     assert [a["step"] for a in log.alerts()] == [11]
@@ -119,7 +119,7 @@ def test_listings_that_come_short_lose_and_double_nothing(server: s3_faults.Faul
             names[sample] = f"{sample}.png"
             writer.keep_names({sample: names[sample]})
             for step in range(start, start + 4):
-                writer.put("train", make_rows(2, sample, step=step))
+                writer.put("train", some_rows(2, sample, step=step))
                 expected.update((step, sample + i) for i in range(2))
             writer.thumbnail(sample, b"\x89PNG\r\n\x1a\n")
             writer.close()

@@ -21,10 +21,10 @@ from diffhook.capture import Recorder
 from diffhook.cli.info import describe
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from tests.log.faults import FaultyStore, UnreachableStore, fails, hangs, slow, sound
 
-ROW_BYTES = sum(column.nbytes for column in make_rows(1).values())
+ROW_BYTES = sum(column.nbytes for column in some_rows(1).values())
 
 
 @pytest.fixture(autouse=True)
@@ -51,12 +51,12 @@ def test_a_slow_disk_holds_training_up_once_and_then_costs_whole_steps(
     with monkeypatch.context() as patched:
         patched.setattr(threading.Condition, "wait_for", noted)
         for step in range(200):
-            taken.append(writer.put("train", make_rows(4, 4 * step, step=step)))
+            taken.append(writer.put("train", some_rows(4, 4 * step, step=step)))
     assert in_vain == [patience], "waits once, not at every step"
     assert sum(taken) <= 10 + 16 // 4, "no more waits than memory allows, besides the shard begun"
     released.set()
     writer.flush()
-    assert writer.put("train", make_rows(4, 4 * 200, step=200)), "taken again, once there is room"
+    assert writer.put("train", some_rows(4, 4 * 200, step=200)), "taken again, once there is room"
     writer.close()
     log = open_log(store)
     steps, counts = np.unique(log.train["step"], return_counts=True)
@@ -75,7 +75,7 @@ def test_a_store_that_is_away_at_the_opening_is_waited_for_and_no_row_is_lost(
     store.fault = fails(errno.ENOSPC)
     writer = LogWriter(store, CONFIG)
     assert (writer.session, writer.will_supersede(), writer.position()) == (-1, "", None)
-    assert all(writer.put("train", make_rows(4, 4 * step, step=step)) for step in range(20))
+    assert all(writer.put("train", some_rows(4, 4 * step, step=step)) for step in range(20))
     writer.alert({"kind": "drift", "samples": [], "step": 3})
     assert writer.snapshot(Snapshot(20, 0.1, 0.1), b"weights")
     store.fault = sound
@@ -95,7 +95,7 @@ def test_a_store_that_turns_out_to_hold_another_log_ends_the_capture_and_is_left
     store = UnreachableStore(memory)
     mine = {"identity": {**CONFIG["identity"], "dataset": {"samples": 4}}}  # type: ignore[dict-item]
     writer = LogWriter(store, mine)
-    writer.put("train", make_rows(4))
+    writer.put("train", some_rows(4))
     store.away = False
     with pytest.raises(LogError, match=r"another dataset: dataset\.samples: the log has 3, this run 4"):
         writer.close()
@@ -115,7 +115,7 @@ def test_a_disk_that_stays_full_does_not_keep_a_short_run_at_its_end(
 
     monkeypatch.setattr("diffhook.log.durable.DurableStore.write", full)
     for step in range(10):
-        writer.put("train", make_rows(4, 4 * step, step=step))
+        writer.put("train", some_rows(4, 4 * step, step=step))
     for end in (writer.flush, writer.close):  # each may wait a minute for one that works
         began = time.monotonic()
         with pytest.raises(LogError, match="ENOSPC"):
@@ -148,7 +148,7 @@ def test_a_network_is_tried_at_the_end_as_long_as_it_is_slow_or_takes_a_part(
     writer = LogWriter(store, CONFIG)
     writer.flush()
     _refusing(store, attempts=attempts, part=part)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     writer.close(timeout=0.1)
     assert open_log(store).train["sample"].tolist() == list(range(16))
 
@@ -170,10 +170,10 @@ def test_a_request_that_is_never_answered_is_asked_again(monkeypatch: pytest.Mon
     monkeypatch.setattr("diffhook.log.store._LONGEST_REQUEST", 0.3)
     store = Deaf(MemoryStore())
     writer = LogWriter(store, CONFIG)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     writer.flush()
     store.deaf = True
-    writer.put("train", make_rows(16, 16))
+    writer.put("train", some_rows(16, 16))
     writer.close()
     assert not store.deaf
     assert open_log(store).train["sample"].tolist() == list(range(32))
@@ -187,7 +187,7 @@ def test_a_network_that_never_comes_back_is_given_up(part: bool, monkeypatch: py
     writer = LogWriter(store, CONFIG)
     writer.flush()
     _refusing(store, attempts=10**6, part=part)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     with pytest.raises(LogError, match="503; rows written before are safe"):
         writer.close(timeout=0.1)
     assert writer._backlog._attempts >= 5
@@ -197,7 +197,7 @@ def test_alerts_are_taken_though_the_disk_cannot_take_rows() -> None:
     store, released = FaultyStore(MemoryStore()), threading.Event()
     writer = LogWriter(store, CONFIG, memory=4 * ROW_BYTES, patience=0.1)
     store.fault = hangs(released)
-    taken = [writer.put("train", make_rows(4, 4 * step, step=step)) for step in range(50)]
+    taken = [writer.put("train", some_rows(4, 4 * step, step=step)) for step in range(50)]
     assert not all(taken)
     for step in range(50):
         writer.alert({"kind": "drift", "samples": [], "step": step})
@@ -211,7 +211,7 @@ def test_a_disk_that_hangs_does_not_keep_close_from_returning() -> None:
     writer = LogWriter(store, CONFIG)
     released = threading.Event()
     store.fault = hangs(released)
-    writer.put("train", make_rows(16))
+    writer.put("train", some_rows(16))
     with pytest.raises(LogError, match=r"nothing more was written for 0\.5 s"):  # it may be a network
         writer.close(timeout=0.1)
     released.set()
@@ -220,7 +220,7 @@ def test_a_disk_that_hangs_does_not_keep_close_from_returning() -> None:
 def test_a_snapshot_waits_for_a_slow_flush_before_it() -> None:
     store = FaultyStore(MemoryStore())
     writer = LogWriter(store, CONFIG, memory=500, patience=0.05)
-    writer.put("train", make_rows(4))
+    writer.put("train", some_rows(4))
     store.fault = slow(0.02)
     assert writer.snapshot(Snapshot(1, 0.1, 0.1), bytes(600))
     store.fault = sound
@@ -237,7 +237,7 @@ def test_a_snapshot_that_is_left_out_is_told_and_counted(
     monkeypatch.setattr("diffhook.log.backlog.HANGS", 0.3 if "hangs" in reason else 60.0)
     store = FaultyStore(MemoryStore())
     writer = LogWriter(store, CONFIG, memory=500, patience=0.05)
-    writer.put("train", make_rows(4))
+    writer.put("train", some_rows(4))
     released = threading.Event()
     store.fault = hangs(released) if "hangs" in reason else fails(errno.ENOSPC)
     assert not writer.snapshot(Snapshot(7, 0.1, 0.1), bytes(600))
@@ -266,7 +266,7 @@ def test_a_disk_that_hangs_holds_up_one_checkpoint_and_the_next_ones_only_a_mome
     monkeypatch.setattr(writer, "flush", lambda timeout: (waits.append(timeout), flush(timeout)))
     released = threading.Event()
     store.fault = hangs(released)
-    writer.put("train", make_rows(4))
+    writer.put("train", some_rows(4))
     for _ in range(3):
         recorder.settle()
     assert waits == [0.2, 0.1, 0.1]
@@ -283,7 +283,7 @@ def test_close_waits_for_a_slow_disk_as_long_as_it_works() -> None:
     writer = LogWriter(store, CONFIG)
     store.fault = slow(0.02)
     for step in range(2):
-        writer.put("train", make_rows(16, 16 * step, step=step))
+        writer.put("train", some_rows(16, 16 * step, step=step))
         writer.snapshot(Snapshot(step, 0.1, 0.1), b"weights")
     writer.close(timeout=0.6)  # of more than a second
     log = open_log(store)

@@ -15,7 +15,7 @@ from diffhook.capture import DiffusionObjective, Grid, Probe
 from diffhook.cli import main
 from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 from tests.log.test_lock import begin
 from tests.runs import SCHEDULER, identified, train
 
@@ -30,7 +30,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(path: Path, count: int = 40) -> Path:
     writer = LogWriter(path, CONFIG)
     writer.keep_names({0: "first.png"})
-    writer.put("train", make_rows(count))
+    writer.put("train", some_rows(count))
     writer.snapshot(Snapshot(5, 0.1, 0.1), b"weights")
     writer.alert({"step": 1, "kind": "test", "message": "…"})
     writer.close()
@@ -79,7 +79,7 @@ def test_a_copy_made_while_the_log_was_written_costs_the_rows_that_it_lacks_and_
     log = write(tmp_path / "log", 32)
     shutil.copytree(log, tmp_path / "copy")
     writer = LogWriter(log, CONFIG, start_step=8)
-    writer.put("train", make_rows(24, 32))
+    writer.put("train", some_rows(24, 32))
     writer.close()
     shutil.copy(log / "train/rank-0000/zarr.json", tmp_path / "copy/train/rank-0000/zarr.json")
     shutil.copytree(
@@ -144,9 +144,9 @@ def test_a_place_that_a_networks_client_refuses_is_one_line(
 WITHOUT_AN_END = """
 import sys, threading
 from diffhook.log import LogWriter
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 writer = LogWriter(sys.argv[1], CONFIG)
-writer.put("train", make_rows(4))
+writer.put("train", some_rows(4))
 writer.flush()
 """
 

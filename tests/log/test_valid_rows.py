@@ -11,7 +11,7 @@ import pytest
 from diffhook.log import LogWriter, RunLog, open_log
 from diffhook.log.mark import put_attributes
 from diffhook.log.rank import RankGroup
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 
 SHARD = 16
 # (rows, step of the first; 4 rows a step): the second supersedes within, the third all of the second.
@@ -27,7 +27,7 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def written(path: Path, sessions: list[tuple[int, int]], lost: list[tuple[int, int]]) -> RunLog:
     for index, (count, first_step) in enumerate(sessions):
         writer = LogWriter(path, CONFIG, start_step=first_step if index else 0)
-        rows = make_rows(count, first=1000 * index)
+        rows = some_rows(count, first=1000 * index)
         writer.put("train", {**rows, "step": first_step + np.arange(count) // 4})
         writer.close()
     log = open_log(path)

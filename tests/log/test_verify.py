@@ -12,7 +12,7 @@ import pytest
 from diffhook.cli import main
 from diffhook.log import LogWriter, Snapshot, open_log
 from diffhook.log.table_writer import TableWriter
-from diffhook.log.testing import CONFIG, make_rows
+from diffhook.log.testing import CONFIG, some_rows
 
 SHARD, INNER = 1024, 512
 
@@ -23,7 +23,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("diffhook.log.table_writer.rows_per_shard", lambda dim, dtype: SHARD)
     for rank, count in ((0, 2500), (1, 40)):
         writer = LogWriter(tmp_path / "log", CONFIG, rank=rank)
-        writer.put("train", make_rows(count, 10_000 * rank))
+        writer.put("train", some_rows(count, 10_000 * rank))
         if rank == 0:
             writer.snapshot(Snapshot(5, 0.1, 0.5), b"five")
             writer.snapshot(Snapshot(9, 0.1, 0.5), b"nine")
@@ -82,7 +82,7 @@ def test_verify_says_which_rows_are_lost_and_repair_keeps_all_others(
     table = open_log(log).train
     whole = np.concatenate([np.arange(start), np.arange(stop, 2500)])
     assert table["sample"].tolist() == [*whole, *range(10_000, 10_040)]
-    expected = make_rows(2500)
+    expected = some_rows(2500)
     for name in ("projection", "loss", "lr", "role"):
         np.testing.assert_array_equal(table[name][: len(whole)], expected[name][whole])
     assert open_log(log).verify() == []
@@ -102,7 +102,7 @@ def test_a_repaired_log_can_be_continued(log: Path) -> None:
     flip(log / "train/rank-0000/projection/c/2/0", 100)
     assert main(["verify", str(log), "--repair"]) == 0
     writer = LogWriter(log, CONFIG, start_step=10_000)
-    writer.put("train", make_rows(1000, 5000, step=10_000))
+    writer.put("train", some_rows(1000, 5000, step=10_000))
     writer.close()
     assert open_log(log).verify() == []
     samples = open_log(log).train["sample"].tolist()
@@ -144,7 +144,7 @@ def test_thumbnails_after_a_repair_do_not_take_the_place_of_others(log: Path) ->
 def test_rows_that_are_there_twice_are_told_and_left_alone(log: Path) -> None:
     store = open_log(log).writable_store()
     table = TableWriter(store, "train/rank-0001", 8, "float16")
-    table.append({name: column[5:8] for name, column in make_rows(40, 10_000).items()})
+    table.append({name: column[5:8] for name, column in some_rows(40, 10_000).items()})
     table.flush()
     (line,) = open_log(log).verify()
     assert line == "train/rank-0001: 3 rows are there twice: 40, 41, 42"
@@ -154,6 +154,6 @@ def test_rows_that_are_there_twice_are_told_and_left_alone(log: Path) -> None:
 
 def test_a_missing_rank_is_named(log: Path) -> None:
     writer = LogWriter(log, CONFIG, rank=3)
-    writer.put("train", make_rows(4, 30_000))
+    writer.put("train", some_rows(4, 30_000))
     writer.close()
     assert open_log(log).verify() == ["train/rank-0002: all rows are lost: the whole rank is missing"]
