@@ -7,6 +7,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
+from diffhook.capture.budget import Budget
 from diffhook.errors import ConfigurationError
 
 CAPTURED_STEP = 0.5
@@ -28,18 +29,19 @@ class Plan:
 
     What a captured step costs is measured against steps that are not: so it holds all that capture
     does to a step, not only the time spent in our own code. A budget is kept from the first step on, by
-    what capture usually costs until that is measured, and looked at again from time to time.
+    what capture usually costs until that is measured, and looked at again from time to time. Its seconds
+    besides the share are spent first, on every step.
 
     Args:
         every: the stride, fixed; with a budget, the smallest.
-        overhead: the largest share of the training time that capture may add.
+        budget: what capture may add to the training.
 
     Raises:
-        ConfigurationError: every < 1, or overhead not within (0, 1].
+        ConfigurationError: every < 1.
     """
 
     every: int = 1
-    overhead: float | None = None
+    budget: Budget | None = None
     capture_seconds: float = 0.0
     _captured: deque[float] = field(default_factory=_durations)
     _plain: deque[float] = field(default_factory=_durations)
@@ -50,16 +52,23 @@ class Plan:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ConfigurationError(f"every is {self.every}; expected a positive integer")
-        if self.overhead is not None and not 0 < self.overhead <= 1:
-            raise ConfigurationError(
-                f"overhead is {self.overhead}; expected a share of the training time, such as 0.05"
-            )
-        self.stride = self.every if self.overhead is None else self._fitting(CAPTURED_STEP, self.overhead)
+        self.stride = self.every if self._unbound else self._fitting(CAPTURED_STEP)
 
-    def _fitting(self, share: float, overhead: float) -> int:
-        """The stride at which captured steps that take ``share`` longer stay within the budget."""
+    @property
+    def _unbound(self) -> bool:
+        """Whether nothing, or not yet, is to be saved."""
+        return self.budget is None or self.capture_seconds < self.budget.seconds
+
+    def _fitting(self, added: float) -> int:
+        """The stride at which captured steps that take ``added`` of a step longer stay within the budget."""
+        assert self.budget is not None
         # At least 2: without other steps beside it, the cost of a captured one could not be seen.
-        return max(self.every, 2, math.ceil(share / (_SPENT * overhead)))
+        return max(self.every, 2, math.ceil(added / (_SPENT * self.budget.share)))
+
+    def thin_out(self) -> None:
+        """From now on capture half as many steps, whatever they cost."""
+        self.every = 2 * self.stride
+        self.stride, self._anchor = self.every, None
 
     def captures(self, step: int) -> bool:
         """Whether to capture this optimiser step."""
@@ -86,14 +95,26 @@ class Plan:
             # our own code took is counted in any case.
             captured = max(statistics.median(self._captured) - usual, captured)
         self.capture_seconds += captured
-        if self.overhead is None or usual is None or self.captured_steps < self._next_look:
+        if self._unbound:
+            return False
+        if usual is None:
+            return self._end_of_seconds()
+        if self.captured_steps < self._next_look:
             return False
         self._next_look = self.captured_steps + min(self.captured_steps, _REVIEW)
-        return self._choose(usual, self.overhead)
+        return self._choose(usual)
 
-    def _choose(self, usual: float, overhead: float) -> bool:
-        share = max(statistics.median(self._captured) / usual - 1, 0.0)
-        stride = self._fitting(share, overhead)
+    def _end_of_seconds(self) -> bool:
+        """Every step was captured so far: others are needed to be compared with."""
+        if self.stride > 1 or self.captured_steps < _CALIBRATION:
+            return False
+        self.stride, self._anchor = self._fitting(CAPTURED_STEP), None
+        self._next_look = self.captured_steps + _CALIBRATION
+        self._captured.clear()
+        return True
+
+    def _choose(self, usual: float) -> bool:
+        stride = self._fitting(max(statistics.median(self._captured) / usual - 1, 0.0))
         first = self.captured_steps == _CALIBRATION
         if not first and abs(stride - self.stride) <= 0.25 * self.stride:
             return False  # within the noise of a shared machine

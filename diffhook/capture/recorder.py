@@ -52,6 +52,7 @@ class Recorder:
         alerts: who looks for trouble and who is told; None for the usual.
         objective, probe: what to probe at snapshots; None for no probes.
         sharing: of probes with the run's other processes.
+        probe_at_end: see :meth:`probe_at_end`; snapshots are not probed then.
         preconditioner: what snapshots keep of the optimiser, see
             :func:`~diffhook.capture.preconditioner.adam_preconditioner`; None: nothing.
         snapshot_dtype: that snapshots are written in; None: the parameters' own.
@@ -74,6 +75,7 @@ class Recorder:
         objective: Objective | None = None,
         probe: Probe | None = None,
         sharing: Sharing | None = None,
+        probe_at_end: bool = False,
         preconditioner: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
         snapshot_dtype: torch.dtype | None = None,
         strict: bool = False,
@@ -89,8 +91,9 @@ class Recorder:
         )  # fmt: skip
         self.rank = rank
         self.prober = Prober(
-            engine, self.writer.put, self.settle, objective, probe, sharing=sharing, strict=strict
-        )
+            engine, self.writer.put, self.settle, objective, probe,
+            sharing=sharing, at_end=probe_at_end, strict=strict,
+        )  # fmt: skip
         self._preconditioner = preconditioner
         self._reasons: set[str] = set()  # told, why there is none
         self.rows_written = 0
@@ -102,8 +105,9 @@ class Recorder:
         self._held: list[tuple[Rows, str | None]] = []  # complete, and perhaps to be forgotten
         self._layer: str | None = None  # where the step's backward first met what is not finite
         self.lr_sum = lr_sum
-        self._lr = 0.0
+        self._lr = self._lr_total = 0.0
         self._last_snapshot: int | None = None
+        self._kept_snapshot: int | None = None
         self._batch_per_step = 1
         with ExitStack() as undo:  # else the next try would find the log held by this one
             undo.callback(self.writer.close)
@@ -119,7 +123,7 @@ class Recorder:
         try:
             past = self.writer.past()
             if any(snapshot.step == step for snapshot in past.snapshots):
-                self._last_snapshot = step
+                self._last_snapshot = self._kept_snapshot = step
             self.watch.resume(past)
         except LogError as error:
             logger.warning("detectors warm up again, because the rows of before cannot be read: %s", error)
@@ -228,6 +232,7 @@ class Recorder:
         """
         self._lr = lr
         self.lr_sum += lr
+        self._lr_total += lr
         self._batch_per_step = batch or self._batch_per_step
         self._complete(lr)
         self._holding = hold
@@ -318,8 +323,24 @@ class Recorder:
             self.prober.not_taken(step)
             return  # the next one stands for these steps too
         self.snapshots_written += 1
+        self._kept_snapshot = step
         lr_sum, self.lr_sum = self.lr_sum, 0.0
         self.prober.at_snapshot(step, lr_sum, self._batch_per_step)
+
+    def probe_at_end(self, step: int, budget: float, processes: int) -> None:
+        """Probe all samples after the last step, as well as so many seconds allow.
+
+        Args:
+            step: steps taken; nothing is probed without a snapshot of it.
+            processes: that share the samples.
+        """
+        if self.rank:
+            self.prober.beside(step, at_end=True)
+        elif self._kept_snapshot == step:
+            self.settle()  # whoever has no patience for it loses no row
+            self.prober.at_end(step, self._lr_total or 1.0, self._batch_per_step, budget, processes)
+        else:
+            self.prober.not_taken(step)
 
     def _keep_parameters(self, step: int) -> bool:
         trained = self.engine.trained

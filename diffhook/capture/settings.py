@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
+from diffhook.capture.affordable import AT_END
+from diffhook.capture.budget import BUDGET, Budget
 from diffhook.capture.checks import check_choice, check_kind, check_objective, check_whole
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import check_projection_dim
@@ -25,8 +27,10 @@ class Settings:
     Attributes:
         projection_dim: D; 0 for norms only; "full" keeps whole gradients.
         seed: seed of the projection.
-        every: capture one optimiser step in this many.
-        overhead: instead, the share of the training time that capture may add, such as 0.05.
+        every: capture one optimiser step in this many; None: as many as the budget allows.
+        overhead: the share of the training time that all of it may add, such as 0.05: events, snapshots and
+            the probe at the end. None: see :data:`~diffhook.capture.budget.BUDGET`. What is said with
+            ``every`` or ``probe`` is done whatever it costs.
         snapshot_every: optimiser steps between snapshots, besides those at checkpoints and at the
             end.
         snapshot_dtype: "float16" or "bfloat16": snapshots hold the parameters rounded to half precision, so
@@ -36,7 +40,8 @@ class Settings:
             same.
         probe: which samples to probe at snapshots. Without an ``objective``, by the loss that is recognised
             and with clean samples and conditions as the training's own calls had them; of n samples about as
-            many, chosen by their ids.
+            many, chosen by their ids. None: all of them at the end of the training, if the budget affords
+            it. False: none.
         objective: the training loss, for probes, which then load the dataset's items. With several trained
             models it is called with an ``nn.ModuleDict`` of them.
         alerts: an :class:`~diffhook.capture.Alerts`, or detectors; None for the usual, () for none.
@@ -61,12 +66,12 @@ class Settings:
 
     projection_dim: int | Literal["full"] = 2048
     seed: int = 0
-    every: int = 1
+    every: int | None = None
     overhead: float | None = None
     snapshot_every: int | None = None
     snapshot_dtype: Literal["float16", "bfloat16"] | None = None
     keep_preconditioner: bool = False
-    probe: Probe | None = None
+    probe: Probe | Literal[False] | None = None
     objective: Objective | None = None
     alerts: Alerts | Sequence[Detector] | None = None
     sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None
@@ -81,16 +86,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_projection_dim(self.projection_dim)
-        check_whole("every", self.every, 1)
         check_whole("thumbnails", self.thumbnails, 0, 512)
-        for name in ("snapshot_every", "workspace"):
+        for name in ("every", "snapshot_every", "workspace"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
         if self.snapshot_dtype is not None:
             check_choice("snapshot_dtype", self.snapshot_dtype, ("float16", "bfloat16"))
         check_choice("reduction", self.reduction, ("mean", "sum"))
         check_objective(self.objective)
-        if self.probe is not None:
+        if self.probe not in (None, False):
             check_kind("probe", self.probe, Probe, "Probe(samples=512)")
         _check_sequence("models", self.models, nn.Module)
         _check_sequence("layers", self.layers, str, alone=True)
@@ -101,8 +105,8 @@ class Settings:
                 f"sample_ids is {brief(self.sample_ids)}; expected a batch's key, a function of a batch, "
                 "None or False"
             )
-        if self.probe is not None and self.objective is not None:
-            self.probe.grid.timesteps_of(self.objective)
+        if self.probed is not None and self.objective is not None:
+            self.probed.grid.timesteps_of(self.objective)
         Alerts.of(self.alerts)
         self.plan()
 
@@ -125,9 +129,26 @@ class Settings:
         """Of the parameters in snapshots; None: their own."""
         return None if self.snapshot_dtype is None else getattr(torch, self.snapshot_dtype)
 
+    @property
+    def budget(self) -> Budget:
+        """What all of it may add to the training."""
+        return BUDGET if self.overhead is None else Budget(self.overhead)
+
+    @property
+    def probes_at_end(self) -> bool:
+        """Whether all samples are to be probed at the end, if the budget affords it."""
+        return self.probe is None and self.projection_dim != 0
+
+    @property
+    def probed(self) -> Probe | None:
+        """Which samples are to be probed; None: none."""
+        return AT_END if self.probes_at_end else self.probe or None
+
     def plan(self) -> Plan:
         """Which steps to capture."""
-        return Plan(self.every, self.overhead)
+        if self.every is not None and self.overhead is None:
+            return Plan(self.every)
+        return Plan(self.every or 1, self.budget.half if self.probes_at_end else self.budget)
 
 
 def _check_sequence(name: str, value: Any, kind: type, *, alone: bool = False) -> None:

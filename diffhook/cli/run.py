@@ -20,13 +20,17 @@ def arguments(command: argparse.ArgumentParser) -> None:
         "--projection-dim", type=dimension, default=2048, metavar="D", help='2048; 0: norms only; "full": all'
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the projection (0)")
-    command.add_argument("--every", type=int, default=1, metavar="N", help="capture one step in N (1)")
-    command.add_argument("--overhead", type=float, metavar="SHARE", help="instead, as many as fit, say 0.05")
+    command.add_argument("--every", type=int, metavar="N", help="capture one step in N")
+    command.add_argument(
+        "--overhead", type=float, metavar="SHARE", help="of the training time for all, say 0.05"
+    )
     command.add_argument("--snapshot-every", type=int, metavar="N", help="optimiser steps between snapshots")
     command.add_argument(
         "--snapshot-dtype", choices=("float16", "bfloat16"), help="of their parameters, in half precision"
     )
-    command.add_argument("--probe", type=int, metavar="N", help="probe N of the samples at each snapshot")
+    probes = command.add_mutually_exclusive_group()
+    probes.add_argument("--probe", type=int, metavar="N", help="probe N of the samples at each snapshot")
+    probes.add_argument("--no-probe", action="store_true", help="nor all of them at the end")
     command.add_argument("--keep-preconditioner", action="store_true", help="snapshots hold Adam's, too")
     command.add_argument("--sample-ids", metavar="KEY", help="key of the batch that holds sample ids")
     command.add_argument("--thumbnails", type=int, default=0, metavar="PIXELS", help="of images to keep (0)")
@@ -57,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in names}
     if args.probe is not None:
         settings["probe"] = diffhook.Probe(args.probe)
+    elif args.no_probe:
+        settings["probe"] = False
     launcher.launch(args.script, args.script_arguments, args.log, module=args.module, **settings)
 
 

@@ -199,14 +199,14 @@ def shielded(
     return decorate
 
 
-def close_at_exit(close: Callable[[], None]) -> None:
-    """Have a method called when the interpreter ends, unless its object is gone by then."""
+def close_at_exit(close: Callable[..., None]) -> None:
+    """Have a method called with ``at_exit=True`` when the interpreter ends, unless its object is gone."""
     method, process = weakref.WeakMethod(close), os.getpid()
 
     def at_exit() -> None:
         found = method()
         if found is not None and os.getpid() == process:  # a DataLoader's worker is not the run
-            found()
+            found(at_exit=True)
 
     before_threads_end(at_exit)
 

@@ -22,6 +22,7 @@ from diffhook.capture.loop.backward_watch import BackwardWatch
 from diffhook.capture.loop.call_inspection import named_timesteps
 from diffhook.capture.loop.call_watch import CallWatch
 from diffhook.capture.loop.describe import describe_run
+from diffhook.capture.loop.ending import recorded_summary, take_last
 from diffhook.capture.loop.failures import Failures, reason_of
 from diffhook.capture.loop.identity import Identity, RowIds
 from diffhook.capture.loop.micro_batch import MicroBatch
@@ -34,7 +35,7 @@ from diffhook.capture.loop.ranks import Ranks
 from diffhook.capture.loop.session import CaptureSession
 from diffhook.capture.loop.staging import Staging
 from diffhook.capture.loop.succession import Succession
-from diffhook.capture.loop.summary import summary, tell_plan, why_nothing
+from diffhook.capture.loop.summary import tell_plan, why_nothing
 from diffhook.capture.loop.uncompiled_steps import UncompiledSteps
 from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.capture.recorder import Recorder
@@ -267,8 +268,9 @@ class Capture:
             lr_sum=self._position.lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
-            probe=training_probe(settings.probe, settings.objective, self.loader, self.identity),
+            probe=training_probe(settings.probed, settings.objective, self.loader, self.identity),
             sharing=ranks.shared_probe,
+            probe_at_end=settings.probes_at_end,
             preconditioner=self._optimizers.preconditioner if settings.keep_preconditioner else None,
             snapshot_dtype=settings.snapshot_precision(),
             strict=settings.strict,
@@ -282,18 +284,14 @@ class Capture:
             ranks.listen()
             self._began = time.perf_counter()
             recorder.keep_names(self.identity.names, telling=self.identity.datasets.is_one)
-            self._tell_plan(recorder, batch)
+            rows = len(batch.ids) * session.steps.processes
+            tell_plan(session.plan, recorder, rows, self.loader, settings.snapshot_every, self.identity.found)
             undo.pop_all()
         self._failures.started = True
         return recorder
 
     def _judged(self, verdict: Recognised | Refusal) -> None:
         settle_objective(verdict, self.settings.objective, self.session)
-
-    def _tell_plan(self, recorder: Recorder, batch: MicroBatch) -> None:
-        rows, found = len(batch.ids) * self.session.steps.processes, self.identity.found
-        if recorder.rank == 0:
-            tell_plan(self.session.plan, recorder, rows, self.loader, self.settings.snapshot_every, found)
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
@@ -318,12 +316,16 @@ class Capture:
         if verdict == "raise":
             raise error
 
-    def close(self) -> None:
-        """Write what is left and leave everything as it was before us. Idempotent."""
+    def close(self, *, at_exit: bool = False) -> None:
+        """Write what is left and leave everything as it was before us. Idempotent.
+
+        Args:
+            at_exit: the interpreter ends, and the loop has not said that it is over.
+        """
         if self.closed or os.getpid() != self._process:  # a DataLoader's worker is not the run
             return
         try:
-            self.shield(self._finish)
+            self.shield(self._finish, at_exit)
         finally:
             self.closed = True
             self.shield(self.detach)
@@ -362,30 +364,26 @@ class Capture:
                 return error
         return None
 
-    def _finish(self) -> None:
-        """The last snapshot and the summary."""
+    def _finish(self, at_exit: bool) -> None:
+        """The last snapshot, the last probe, and the summary."""
         session, recorder = self.session, self.session.recorder
         if recorder is None:
             if not self._failures.started:
                 why = why_nothing(session.absences.counts, self.reasons_for_nothing(), len(self.models))
                 logger.warning("diffhook captured nothing: %s", why)
             return
-        if session.steps.count:
-            session.on(events.SnapshotDue())
-        session.on(events.GradientsZeroed())  # what was staged for a step that never came moves nothing
-        session.staging.objective.end()
-        seconds = time.perf_counter() - self._began
-        numbers, text = summary(session.plan, recorder, seconds, session.absences.counts)
-        if session.steps.rank == 0:
-            recorder.writer.record("summary.json", numbers)
         try:
-            self._end_log()
-        except LogError as error:
-            text += f"\n  {error}"
-            raise
+            take_last(session, self.settings, time.perf_counter() - self._began, at_exit=at_exit)
         finally:
-            if session.steps.rank == 0:
-                announce(text)
+            text = recorded_summary(session, recorder, time.perf_counter() - self._began)
+            try:
+                self._end_log()
+            except LogError as error:
+                text += f"\n  {error}"
+                raise
+            finally:
+                if session.steps.rank == 0:
+                    announce(text)
 
     def _end_log(self, *, mid_pass: bool = False) -> None:
         recorder, self.session.recorder = self.session.recorder, None

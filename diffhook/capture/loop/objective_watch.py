@@ -16,6 +16,7 @@ from diffhook.capture.loop.describe import describe_dataset
 from diffhook.capture.loop.probe_inputs import ProbeInputs
 from diffhook.capture.recognition import Mixing, Observation, Recognised, Recognition, Refusal
 from diffhook.capture.settings import Settings
+from diffhook.console import announce
 
 logger = logging.getLogger("diffhook")
 
@@ -33,10 +34,18 @@ class ObjectiveWatch:
         attachment: holds our hooks.
         tell: called with each verdict.
         inputs: of samples to probe, which are kept as they come.
+        complain: called with why none can be kept.
     """
 
-    def __init__(self, attachment: Attachment, tell: Tell, inputs: ProbeInputs | None = None) -> None:
+    def __init__(
+        self,
+        attachment: Attachment,
+        tell: Tell,
+        inputs: ProbeInputs | None = None,
+        complain: Callable[[str], None] = logger.warning,
+    ) -> None:
         self._attachment, self._tell, self.inputs = attachment, tell, inputs
+        self._complain = complain
         self._recognition = Recognition()
         self._mixings: deque[Mixing] = deque(maxlen=_MIXINGS)
         self._watched: dict[type, list[Callable[[], None]]] = {}
@@ -45,9 +54,11 @@ class ObjectiveWatch:
     @classmethod
     def of(cls, settings: Settings, attachment: Attachment, tell: Tell) -> Self:
         """Where the user has named neither objective nor dataset, probes take what the training shows."""
-        probe = settings.probe if settings.objective is None else None
-        inputs = None if probe is None or probe.dataset is not None else ProbeInputs(probe)
-        return cls(attachment, tell, inputs)
+        probe = settings.probed if settings.objective is None else None
+        if probe is None or probe.dataset is not None:
+            return cls(attachment, tell)
+        inputs = ProbeInputs(probe, all_or_none=settings.probes_at_end)
+        return cls(attachment, tell, inputs, announce if settings.probes_at_end else logger.warning)
 
     def begin(self, model: nn.Module, loader: Any, *, probes: bool) -> None:
         """The capture begins: of ``model``, on what ``loader`` gives; whether this process probes."""
@@ -96,7 +107,7 @@ class ObjectiveWatch:
         if mixing is not None and self.inputs is not None and call.arguments is not None:
             self.inputs.see(sample_ids, mixing.clean, call.module, *call.arguments)
             if self.inputs.refused:
-                logger.warning("no probes: %s. objective=… with inputs=… says it", self.inputs.refused)
+                self._complain(f"no probes: {self.inputs.refused}")
                 self.inputs = None
         verdict = self._recognition.verdict
         if verdict is not None and verdict is not before:

@@ -16,10 +16,12 @@ from diffhook.capture.inputs import CONDITIONS
 from diffhook.capture.loop.call_inspection import NAMES
 from diffhook.capture.noise import noise_seed
 from diffhook.log.samples import ROLE_STRIDE
+from diffhook.words import size
 
 _BYTES = 1 << 30  # of inputs that are kept; further samples are not probed
 _INPUT = ("sample", "hidden_states", "x", "latents")  # what denoisers call their noisy samples
 _PASSED_ON = ("return_dict",)
+_SAY = "objective=… with inputs=… says it"
 
 
 class ProbeInputs:
@@ -29,10 +31,11 @@ class ProbeInputs:
 
     Args:
         probe: how many samples, or which.
+        all_or_none: keep nothing where not all of them have room.
     """
 
-    def __init__(self, probe: Probe) -> None:
-        self._probe = probe
+    def __init__(self, probe: Probe, *, all_or_none: bool = False) -> None:
+        self._probe, self._all_or_none = probe, all_or_none
         self._model: nn.Module | None = None
         self._population: int | None = None
         self._named = set(probe.samples) if isinstance(probe.samples, Sequence) else None
@@ -62,13 +65,25 @@ class ProbeInputs:
         conditions = self._conditions(module, args, kwargs, len(clean))
         if self.refused:
             return
-        batch = {"latents": clean.detach(), **conditions}
-        for row, sample in list(self._missing(sample_ids)):
-            item = _to_cpu(take(batch, torch.tensor([row], device=clean.device)))
+        missing = {sample: row for row, sample in self._missing(sample_ids)}
+        index = torch.tensor(list(missing.values()), dtype=torch.long, device=clean.device)
+        kept = _to_cpu(take({"latents": clean.detach(), **conditions}, index))  # once a batch: it may wait
+        for position, sample in enumerate(missing):
+            item = take(kept, torch.tensor([position]))
             self._items[sample] = item
             self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(item))
             if self._bytes >= _BYTES:
-                return
+                break
+        self._refuse_too_many()
+
+    def _refuse_too_many(self) -> None:
+        needed = self._bytes / max(len(self._items), 1) * (self._population or 0)
+        if self._all_or_none and needed > _BYTES:
+            self.refused = (
+                f"the inputs of all {self._population:,} samples would take {size(needed)} of memory, and "
+                f"{size(_BYTES)} are kept at most. probe=Probe(512) takes some of them"
+            )
+            self._items.clear()
 
     def probe(self) -> Probe:
         """Of the samples that are kept by now; further ones join as they come."""
@@ -104,18 +119,22 @@ class ProbeInputs:
         """The call's further arguments, by name."""
         parameters = list(inspect.signature(module.forward).parameters)
         if getattr(module, "module", module) is not self._model:
-            self.refused = f"the trained parts hang in a {type(module).__name__} that is not trained itself"
+            self.refused = (
+                f"the trained parts hang in a {type(module).__name__} that is not trained itself. {_SAY}"
+            )
         elif not set(parameters[1:2]) & set(NAMES):
-            self.refused = f"the second argument of {type(module).__name__} is not its timestep"
+            self.refused = f"the second argument of {type(module).__name__} is not its timestep. {_SAY}"
         given = dict(zip(parameters, args, strict=False)) | dict(kwargs)
         found = {}
         for name, value in given.items():
             if value is None or name in (*_INPUT, *NAMES, *_PASSED_ON) or isinstance(value, bool):
                 continue
             if name not in CONDITIONS or any(len(tensor) != rows for tensor in _tensors(value)):
-                self.refused = f"the model is given {name!r}, which probes would not know how to make again"
+                self.refused = (
+                    f"the model is given {name!r}, which probes would not know how to make again. {_SAY}"
+                )
             elif any(tensor.requires_grad for tensor in _tensors(value)):
-                self.refused = f"{name!r} comes from a model that is trained itself"
+                self.refused = f"{name!r} comes from a model that is trained itself. {_SAY}"
             else:
                 found[name] = value
         return found

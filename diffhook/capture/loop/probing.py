@@ -24,9 +24,8 @@ def training_probe(
     Raises:
         ConfigurationError: no dataset is known.
     """
-    if objective is None:
+    if objective is None or probe is None:
         return probe
-    probe = probe or Probe()
     dataset = probe.dataset
     if dataset is None:
         if loader is None or not hasattr(loader.dataset, "__getitem__"):

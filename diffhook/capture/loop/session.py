@@ -382,11 +382,19 @@ class CaptureSession:
         self._snapshot()
 
     def _snapshot(self) -> None:
-        if self.recorder is None:
-            return
+        if self.recorder is not None:
+            self._aside(self.recorder.snapshot, self.steps.count)
+
+    def probe_at_end(self, budget: float) -> None:
+        """Probe all samples after the last step, as well as so many seconds allow."""
+        if self.recorder is not None:
+            self._aside(self.recorder.probe_at_end, self.steps.count, budget, self.steps.processes)
+
+    def _aside(self, measure: Callable[..., None], *args: Any) -> None:
+        """Forwards of ours are none of the training's, nor is the time that they take."""
         self._own_forward = True
         try:
-            self.recorder.snapshot(self.steps.count)
+            measure(*args)
         finally:
             self._own_forward = False
             self.steps.clock.restart()

@@ -237,8 +237,8 @@ class Steps:
         return rates[0] if rates else 1.0
 
     def _tell_stride(self) -> None:
-        if self.rank == 0:
+        if self.rank == 0 and self._plan.budget is not None:
             announce(
-                f"diffhook: capturing one step in {self._plan.stride} to stay within "
-                f"{self._plan.overhead:.0%} overhead"
+                f"diffhook: capturing one step in {self._plan.stride} from here, within "
+                f"{self._plan.budget.share:.2g} of the training time"
             )

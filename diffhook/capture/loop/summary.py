@@ -53,8 +53,9 @@ def plan_text(
     """
     engine, per_row = recorder.engine, recorder.writer.bytes_per_row
     stride = f"one step in {plan.stride}" if plan.stride > 1 else "every step"
-    if plan.overhead is not None:
-        stride = f"as many steps as fit {plan.overhead:.0%} overhead"
+    if plan.budget is not None:
+        first = f"every step for {plan.budget.seconds:g} s of our own, then " if plan.budget.seconds else ""
+        stride = f"{first}as many steps as fit {plan.budget.share:.3g} of the training time"
     lines = [
         f"diffhook: capturing {stride}, {len(engine.parameters)} parameters "
         f"({sum(p.numel() for p in engine.parameters.values()):,} numbers), "
@@ -70,7 +71,9 @@ def plan_text(
         f"  {volume.snapshots_text()}",
         f"  sample ids: {ids_from}",
     ]
-    if recorder.prober.probe is not None and recorder.prober.probe.dataset is None:
+    if recorder.prober.waits_for_end:
+        lines.append("  all samples are probed at the end, if the budget affords it (probe=False: never)")
+    elif recorder.prober.probe is not None and recorder.prober.probe.dataset is None:
         lines.append("  probes at snapshots, once the training loss is recognised")
     elif recorder.prober.probe is not None:
         probe = recorder.prober.probe
@@ -87,10 +90,15 @@ def plan_text(
 
 def _expected(plan: Plan, recorder: Recorder) -> float:
     """Share of the training time, before anything is measured."""
-    if plan.overhead is not None:
-        return plan.overhead
+    if plan.budget is not None and not plan.budget.seconds:
+        return plan.budget.share
     trained = sum(p.numel() for p in recorder.engine.parameters.values())
     return CAPTURED_STEP * trained / sum(p.numel() for p in recorder.engine.model.parameters()) / plan.stride
+
+
+def training_seconds(plan: Plan, recorder: Recorder, seconds: float) -> float:
+    """What the training itself took of so many seconds."""
+    return seconds - plan.capture_seconds - recorder.prober.seconds - recorder.snapshot_seconds
 
 
 def summary(
@@ -101,8 +109,7 @@ def summary(
     Args:
         left_out: reason → micro-batches that were not captured.
     """
-    aside = recorder.prober.seconds + recorder.snapshot_seconds
-    training = seconds - plan.capture_seconds - aside
+    training = training_seconds(plan, recorder, seconds)
     overhead = plan.capture_seconds / training if training > 0 else 0.0
     alerts = Counter(recorder.alerts)
     size = recorder.rows_written * recorder.writer.bytes_per_row
