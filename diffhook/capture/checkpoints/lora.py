@@ -13,8 +13,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from diffhook.capture.adapter import read_adapter
 from diffhook.capture.checkpoints.weights import read_tensors
+from diffhook.capture.model.adapter import read_adapter
 from diffhook.errors import ConfigurationError
 
 logger = logging.getLogger("diffhook")
@@ -27,7 +27,7 @@ _ROOTS = ("unet.", "transformer.", "base_model.model.")
 
 def read_lora(files: Sequence[Path], alpha: float | None = None) -> dict[str, Any]:
     """The description of the adapter whose weights these are, for
-    :func:`~diffhook.capture.adapter.add_adapters`; {} where the files hold none.
+    :func:`~diffhook.capture.model.adapter.add_adapters`; {} where the files hold none.
 
     Args:
         files: of the weights.

@@ -1,0 +1,49 @@
+"""The end of a training: the last snapshot, the probe that the budget still affords, and the summary."""
+
+from __future__ import annotations
+
+import sys
+
+from diffhook.capture.loop import events
+from diffhook.capture.loop.run.summary import summary, training_seconds
+from diffhook.capture.loop.session.session import CaptureSession
+from diffhook.capture.recording.recorder import Recorder
+from diffhook.capture.settings import Settings
+
+
+def take_last(session: CaptureSession, settings: Settings, seconds: float, *, at_exit: bool) -> None:
+    """The loop is over: complete what it has left, keep its parameters, and probe all samples.
+
+    Args:
+        seconds: since the first captured forward.
+        at_exit: the interpreter ends, since the loop never said that it was over.
+    """
+    if session.steps.count:
+        session.on(events.SnapshotDue())
+    session.on(events.GradientsZeroed())  # what was staged for a step that never came moves nothing
+    session.staging.objective.end()
+    if settings.probes_at_end and session.steps.count and not _died(at_exit):
+        session.probe_at_end(_seconds_left(session, settings, seconds))
+
+
+def _seconds_left(session: CaptureSession, settings: Settings, seconds: float) -> float:
+    """Of the budget; with a stride that the user has chosen, events have no part in it."""
+    assert session.recorder is not None
+    training = training_seconds(session.plan, session.recorder, seconds)
+    aside = session.recorder.snapshot_seconds
+    if session.plan.budget is None:
+        return settings.budget.half.of(training) - aside
+    return settings.budget.of(training) - aside - session.plan.capture_seconds
+
+
+def _died(at_exit: bool) -> bool:
+    """Whether an error, or Ctrl-C, ends the training: then nobody wants to wait."""
+    return sys.exc_info()[0] is not None or (at_exit and hasattr(sys, "last_type"))
+
+
+def recorded_summary(session: CaptureSession, recorder: Recorder, seconds: float) -> str:
+    """What there is to say, which the first process also leaves in the log."""
+    numbers, text = summary(session.plan, recorder, seconds, session.absences.counts)
+    if session.steps.rank == 0:
+        recorder.writer.record("summary.json", numbers)
+    return text

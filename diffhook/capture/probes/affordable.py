@@ -1,0 +1,97 @@
+"""Which probe of all samples a budget of seconds affords, at the end of a training."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+from diffhook.capture.model.borrowing import undisturbed
+from diffhook.capture.objective import Objective
+from diffhook.capture.probes.grid import Grid
+from diffhook.capture.probes.label_contrast import LabelContrasts
+from diffhook.capture.probes.probe import Probe
+from diffhook.gradients import PerSampleGradients
+
+AT_END = Probe(samples=None, grid=Grid(10))
+"""Of all samples, and which labels would fit them better."""
+
+_SURVEY = 4.0  # the first pass takes at most so many times what later ones take
+
+
+class Affordable(NamedTuple):
+    """What a budget allows.
+
+    Attributes:
+        probe: None: none.
+        seconds: what it takes, or the cheapest would have taken.
+    """
+
+    probe: Probe | None
+    seconds: float
+
+
+def affordable(
+    probe: Probe, engine: PerSampleGradients, objective: Objective, seconds: float, *, processes: int = 1
+) -> Affordable:
+    """As much of a probe as so many seconds allow: rows and labels, rows alone, or nothing.
+
+    Some samples are measured on trial. The model comes back as it was.
+
+    Args:
+        engine: for probes, on the trained model.
+        processes: that share the samples.
+    """
+    trial = _Trial(probe, engine, objective, probe.ids(len(probe.dataset)), processes)
+    first = trial.rows(1) / _SURVEY
+    if first > seconds:
+        return Affordable(None, first)
+    rows = trial.rows(2)
+    if rows > seconds:
+        return Affordable(None, rows)
+    labels = trial.labels() if probe.label_timesteps else 0.0
+    if rows + labels > seconds:
+        return Affordable(replace(probe, label_timesteps=0), rows)
+    return Affordable(probe, rows + labels)
+
+
+class _Trial:
+    """Measures a few samples, to say what all of them take."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        engine: PerSampleGradients,
+        objective: Objective,
+        samples: list[int],
+        processes: int,
+    ) -> None:
+        self._probe, self._engine, self._objective = probe, engine, objective
+        self._few = samples[: probe.batch_size]
+        self._times = len(samples) / processes / len(self._few)
+
+    def rows(self, timesteps: int) -> float:
+        """Seconds for the rows of all, judged by so many timesteps of a few."""
+        return self._times * self._run(timesteps) * self._probe.grid.count / timesteps
+
+    def labels(self) -> float:
+        """Seconds for the labels of all, judged by one timestep of a few."""
+        one = replace(self._probe, label_timesteps=1)
+        began = time.perf_counter()
+        with undisturbed(self._engine.model):
+            contrasts = one.contrasts(self._engine.model, self._objective)
+        learning = time.perf_counter() - began
+        if contrasts is None:
+            return 0.0
+        each = max(self._run(1, contrasts) - self._run(1), 0.0)
+        return self._probe.label_timesteps * (learning + self._times * each)
+
+    def _run(self, timesteps: int, contrasts: LabelContrasts | None = None) -> float:
+        chosen = self._probe.grid.timesteps_of(self._objective)[:timesteps]
+        some = replace(self._probe, grid=replace(self._probe.grid, timesteps=chosen))
+        began = time.perf_counter()
+        for _ in some.run(
+            self._engine, self._objective, self._few, contrasts, step=0, lr_sum=0.0, batch_per_step=1
+        ):
+            pass  # what is measured is not wanted
+        return time.perf_counter() - began
