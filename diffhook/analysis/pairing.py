@@ -29,8 +29,7 @@ def kind_of(source: str) -> str:
 
 def probe_grid(log: RunLog) -> dict[str, Any] | None:
     """The grid of the log's probes, as :meth:`diffhook.Grid.describe` gives it; None where there are none."""
-    found: dict[str, Any] | None = (log.config.get("probe") or {}).get("grid")
-    return found if len(log.probe) else None
+    return log.grid if len(log.probe) else None
 
 
 def serves(log: RunLog, queries: str, kind: str) -> bool:

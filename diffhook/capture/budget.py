@@ -46,10 +46,10 @@ class Budget:
         return f"{self.share:.0%} of the training time{besides}"
 
 
-BUDGET = Budget(0.10, 120.0)
+BUDGET = Budget(0.10, 300.0)
 """By default. With a tenth, events of every step are had of LoRA, of every tenth step of a whole model, and
-probes of all samples once they were visited some hundred times; two minutes pay for both where the training
-takes minutes."""
+probes of all samples once they were visited some hundred times; five minutes pay for both where the training
+is a short one."""
 
 LOG_BYTES = 10 << 30
 """Of events, by default: as the log fills, fewer steps are captured, and it never gets there."""

@@ -16,6 +16,7 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import store as files
 from diffhook.log import thumbnails
 from diffhook.log.alerts import write_alerts
+from diffhook.log.grid import GRID
 from diffhook.log.index import LINKED
 from diffhook.log.lineage import Session
 from diffhook.log.objective import OBJECTIVE
@@ -271,7 +272,7 @@ def _copy_rest(store: Store, logs: Sequence[RunLog]) -> None:
         for sample_id, png in log.thumbnails.items():
             images.add(sample_id, png)
     images.flush()
-    for name in ("plan.json", "summary.json", OBJECTIVE):
+    for name in ("plan.json", "summary.json", OBJECTIVE, GRID):
         contents = (files.get(log.store, name) for log in logs)
         content = next((found for found in contents if found is not None), None)
         if content is not None:

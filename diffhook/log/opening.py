@@ -11,6 +11,7 @@ from zarr.abc.store import Store
 
 from diffhook.errors import LogError
 from diffhook.log import store as files
+from diffhook.log.grid import read_grid
 from diffhook.log.index import LINKED, LogIndex
 from diffhook.log.lineage import Path, Session, path_to
 from diffhook.log.lock import ROOT as LOCKS
@@ -32,8 +33,10 @@ def config_there(store: Store, config: Mapping[str, Any]) -> dict[str, Any] | No
     found = find_config(store)
     if found is not None:
         own = json_like(config)
-        probes = "probe" in found and "probe" in own  # all of one grid: queries share their noise with them
-        known, new = ({**c["identity"], **({"probe": c["probe"]} if probes else {})} for c in (found, own))
+        known, new = found["identity"], own["identity"]
+        there = found.get("probe") or {"grid": read_grid(store, found)}
+        if "probe" in own and there.get("grid") is not None:  # all of one grid: queries share their noise
+            known, new = {**known, "probe": there}, {**new, "probe": own["probe"]}
         _check_same(known, new, files.describe(store))
         return found
     foreign = [name for name in files.names(store, "") if not (name in _PARTS or _is_litter(name))]

@@ -11,6 +11,7 @@ from zarr.abc.store import Store
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.log import store as files
 from diffhook.log.alerts import read_alerts
+from diffhook.log.grid import read_grid
 from diffhook.log.index import LogIndex
 from diffhook.log.lineage import Session
 from diffhook.log.objective import objective_words, read_objective
@@ -132,6 +133,15 @@ class RunLog(Displayed):
     def objective_words(self) -> str:
         """What is known of it, or why nothing is, in a line; "" where the log says neither."""
         return objective_words(self.store, self.config)
+
+    @property
+    def grid(self) -> dict[str, Any] | None:
+        """The grid of the probes, as :meth:`diffhook.Grid.describe` gives it; None where there is none.
+
+        Raises:
+            LogError: what was recorded of it is damaged.
+        """
+        return read_grid(self.store, self.config)
 
     def alerts(self) -> list[dict[str, Any]]:
         """Alerts of all ranks, by step."""

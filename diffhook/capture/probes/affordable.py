@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from diffhook.capture.model.borrowing import undisturbed
 from diffhook.capture.objective import Objective
-from diffhook.capture.probes.grid import Grid
 from diffhook.capture.probes.label_contrast import LabelContrasts
 from diffhook.capture.probes.probe import Probe
 from diffhook.gradients import PerSampleGradients
 
-AT_END = Probe(samples=None, grid=Grid(10))
-"""Of all samples, and which labels would fit them better."""
+AT_END = Probe(samples=None)
+"""Of all samples: the usual grid, with replicates, and which labels would fit them better."""
 
 _SURVEY = 4.0  # the first pass takes at most so many times what later ones take
 
@@ -32,27 +31,35 @@ class Affordable(NamedTuple):
 
 
 def affordable(
-    probe: Probe, engine: PerSampleGradients, objective: Objective, seconds: float, *, processes: int = 1
+    probe: Probe,
+    engine: PerSampleGradients,
+    objective: Objective,
+    seconds: float,
+    *,
+    processes: int = 1,
+    same_grid: bool = False,
 ) -> Affordable:
-    """As much of a probe as so many seconds allow: rows and labels, rows alone, or nothing.
+    """As much of a probe as so many seconds allow: all of it, a single replicate, no labels, or nothing.
 
     Some samples are measured on trial. The model comes back as it was.
 
     Args:
         engine: for probes, on the trained model.
         processes: that share the samples.
+        same_grid: all of the grid, or nothing: there are rows on it already.
     """
-    trial = _Trial(probe, engine, objective, probe.ids(len(probe.dataset)), processes)
-    first = trial.rows(1) / _SURVEY
+    trial = _Trial(probe, engine, objective, processes)
+    least = probe if same_grid else replace(probe, grid=replace(probe.grid, replicates=1))
+    first = trial.row(1) / _SURVEY * least.grid.rows
     if first > seconds:
         return Affordable(None, first)
-    rows = trial.rows(2)
-    if rows > seconds:
-        return Affordable(None, rows)
+    row = trial.row(2)
+    if row * least.grid.rows > seconds:
+        return Affordable(None, row * least.grid.rows)
     labels = trial.labels() if probe.label_timesteps else 0.0
-    if rows + labels > seconds:
-        return Affordable(replace(probe, label_timesteps=0), rows)
-    return Affordable(probe, rows + labels)
+    choices = [(probe, labels), (least, labels), (replace(least, label_timesteps=0), 0.0)]
+    costs = [Affordable(each, row * each.grid.rows + more) for each, more in choices]
+    return next(each for each in costs if each.seconds <= seconds)
 
 
 class _Trial:
@@ -63,16 +70,16 @@ class _Trial:
         probe: Probe,
         engine: PerSampleGradients,
         objective: Objective,
-        samples: list[int],
         processes: int,
     ) -> None:
         self._probe, self._engine, self._objective = probe, engine, objective
+        samples = probe.ids(len(probe.dataset))
         self._few = samples[: probe.batch_size]
         self._times = len(samples) / processes / len(self._few)
 
-    def rows(self, timesteps: int) -> float:
-        """Seconds for the rows of all, judged by so many timesteps of a few."""
-        return self._times * self._run(timesteps) * self._probe.grid.count / timesteps
+    def row(self, timesteps: int) -> float:
+        """Seconds for one row of every sample, judged by a few at so many timesteps."""
+        return self._times * self._run(timesteps) / timesteps
 
     def labels(self) -> float:
         """Seconds for the labels of all, judged by one timestep of a few."""
@@ -88,7 +95,8 @@ class _Trial:
 
     def _run(self, timesteps: int, contrasts: LabelContrasts | None = None) -> float:
         chosen = self._probe.grid.timesteps_of(self._objective)[:timesteps]
-        some = replace(self._probe, grid=replace(self._probe.grid, timesteps=chosen))
+        grid = replace(self._probe.grid, timesteps=chosen, replicates=1)
+        some = replace(self._probe, grid=grid)
         began = time.perf_counter()
         for _ in some.run(
             self._engine, self._objective, self._few, contrasts, step=0, lr_sum=0.0, batch_per_step=1

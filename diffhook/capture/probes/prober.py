@@ -13,11 +13,12 @@ from diffhook.capture.model.borrowing import undisturbed
 from diffhook.capture.objective import Objective
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.capture.probes.affordable import affordable
+from diffhook.capture.probes.grid import Grid
 from diffhook.capture.probes.probe import Probe
 from diffhook.console import announce
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
-from diffhook.words import duration
+from diffhook.words import duration, plural
 
 logger = logging.getLogger("diffhook")
 
@@ -52,6 +53,7 @@ class Prober:
         put: takes rows for a table.
         flush: sees them to the disk.
         objective, probe: None: nothing is probed.
+        begin: told of the grid, before there are rows on it.
         sharing: with the run's other processes; None: there are none.
         at_end: the budget decides at the end; nothing is probed at other snapshots.
         strict: raise what fails.
@@ -65,6 +67,7 @@ class Prober:
         objective: Objective | None,
         probe: Probe | None,
         *,
+        begin: Callable[[Grid], object] = lambda grid: None,
         sharing: Sharing | None = None,
         at_end: bool = False,
         strict: bool = False,
@@ -73,6 +76,7 @@ class Prober:
         self.waits_for_end = at_end
         self.seconds = 0.0
         self._engine, self._put, self._flush = engine, put, flush
+        self._begin = begin
         self._make_probe: Callable[[], Probe] | None = None
         self._sharing, self._strict = sharing, strict
         self._going = True  # until one fails
@@ -101,21 +105,36 @@ class Prober:
             )
         self._share(objective, probe, step, lr_sum, batch_per_step)
 
-    def at_end(self, step: int, lr_sum: float, batch_per_step: int, budget: float, processes: int) -> None:
-        """The training is over, and a snapshot of the first process is as it has become.
+    def at_end(
+        self,
+        step: int,
+        lr_sum: float,
+        batch_per_step: int,
+        budget: float,
+        processes: int,
+        grid: Grid | None = None,
+    ) -> None:
+        """The training is over, and the first process has a snapshot of its parameters.
 
         All samples are probed, as well as ``budget`` seconds allow; says what comes of it.
+
+        Args:
+            processes: that share the samples.
+            grid: that the log has rows on; None: there are none.
         """
         objective, probe = self.objective, self._ready()
         chosen = None
         if objective is not None and probe is not None and self._going:
-            chosen = self._guarded(lambda: self._affordable(objective, probe, budget, processes))
+            chosen = self._guarded(lambda: self._affordable(objective, probe, budget, processes, grid))
         if objective is None or chosen is None:
             self.not_taken(step)
         else:
             self._share(objective, chosen, step, lr_sum, batch_per_step)
 
-    def _affordable(self, objective: Objective, probe: Probe, budget: float, processes: int) -> Probe | None:
+    def _affordable(
+        self, objective: Objective, probe: Probe, budget: float, processes: int, grid: Grid | None
+    ) -> Probe | None:
+        probe = replace(probe, grid=grid or probe.grid)
         samples, population = len(probe.dataset), probe.population
         if population is not None and samples * processes < population:
             announce(
@@ -123,7 +142,7 @@ class Prober:
             )
             return None
         engine = self._engine.sibling(self._engine.model, group_size=probe.grid.draws)
-        found = affordable(probe, engine, objective, budget, processes=processes)
+        found = affordable(probe, engine, objective, budget, processes=processes, same_grid=grid is not None)
         takes = duration(found.seconds)
         if found.probe is None:
             left = duration(max(budget, 0.0))
@@ -132,10 +151,11 @@ class Prober:
                 f"budget has {left} left. A larger overhead= allows it; probe=Probe(...) takes what it needs"
             )
             return None
-        less = ", without other labels" if found.probe.label_timesteps < probe.label_timesteps else ""
+        rows = plural(found.probe.grid.rows, "row")
+        labels = " and other labels" if found.probe.label_timesteps else ""
         announce(
-            f"diffhook: the training is over; probing all {samples:,} samples{less}, about {takes} "
-            "(probe=False: never)"
+            f"diffhook: the training is over; probing all {samples:,} samples, {rows}{labels} each, about "
+            f"{takes} (probe=False: never)"
         )
         return found.probe
 
@@ -143,9 +163,11 @@ class Prober:
         self, objective: Objective, probe: Probe, step: int, lr_sum: float, batch_per_step: int
     ) -> None:
         """Probe, with the other processes."""
+        self._guarded(lambda: self._begin(probe.grid))
         if self._sharing is not None:
             recognised = self._make_probe is not None
-            terms = {"lr_sum": lr_sum, "batch": batch_per_step, "labels": probe.label_timesteps}
+            terms: dict[str, Any] = {"lr_sum": lr_sum, "batch": batch_per_step}
+            terms |= {"grid": probe.grid.describe(), "labels": probe.label_timesteps}
             self._sharing.offer(step, {**terms, "objective": objective.describe() if recognised else None})
         self._guarded(lambda: self._run(objective, probe, step, lr_sum, batch_per_step))
         if self._sharing is not None:
@@ -160,7 +182,7 @@ class Prober:
         probe = self._ready()
         if terms is None or probe is None:
             return
-        probe = replace(probe, label_timesteps=terms["labels"])
+        probe = replace(probe, grid=Grid(**terms["grid"]), label_timesteps=terms["labels"])
         described = terms.get("objective")
         objective = self.objective if described is None else DiffusionObjective.from_description(described)
         if objective is not None:

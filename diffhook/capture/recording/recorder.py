@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffhook.appearance import COLUMNS
 from diffhook.capture.alerts import Alerts, Detector, Watch
 from diffhook.capture.objective import Objective
+from diffhook.capture.probes.grid import Grid
 from diffhook.capture.probes.probe import Probe
 from diffhook.capture.probes.prober import Prober, Sharing
 from diffhook.capture.recording.tensor_file import safetensors_of
@@ -24,6 +25,7 @@ from diffhook.capture.samples.familiarity import Familiarity
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Content, LogWriter, Rows, Snapshot, open_log
+from diffhook.log.grid import GRID
 from diffhook.log.samples import ROLE_STRIDE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
@@ -83,7 +85,7 @@ class Recorder:
         self.engine = engine
         self.snapshot_dtype = snapshot_dtype
         self._strict = strict
-        if probe is not None:
+        if probe is not None and not probe_at_end:
             config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
         self.writer = LogWriter(
             location, config, rank=rank, processes=processes, start_step=start_step, after=after, run=run,
@@ -92,7 +94,7 @@ class Recorder:
         self.rank = rank
         self.prober = Prober(
             engine, self.writer.put, self.settle, objective, probe,
-            sharing=sharing, at_end=probe_at_end, strict=strict,
+            begin=self._keep_grid, sharing=sharing, at_end=probe_at_end, strict=strict,
         )  # fmt: skip
         self._preconditioner = preconditioner
         self._reasons: set[str] = set()  # told, why there is none
@@ -327,6 +329,17 @@ class Recorder:
         lr_sum, self.lr_sum = self.lr_sum, 0.0
         self.prober.at_snapshot(step, lr_sum, self._batch_per_step)
 
+    def _known_grid(self) -> Grid | None:
+        """That the log's probes are on, so that further ones are, too."""
+        with suppress(LogError):
+            found = self.writer.past().grid
+            return None if found is None else Grid(**found)
+        return None
+
+    def _keep_grid(self, grid: Grid) -> None:
+        if self._known_grid() is None:
+            self.writer.record(GRID, {"grid": grid.describe()})
+
     def probe_at_end(self, step: int, budget: float, processes: int) -> None:
         """Probe all samples after the last step, as well as so many seconds allow.
 
@@ -338,7 +351,8 @@ class Recorder:
             self.prober.beside(step, at_end=True)
         elif self._kept_snapshot == step:
             self.settle()  # whoever has no patience for it loses no row
-            self.prober.at_end(step, self._lr_total or 1.0, self._batch_per_step, budget, processes)
+            rate, grid = self._lr_total or 1.0, self._known_grid()
+            self.prober.at_end(step, rate, self._batch_per_step, budget, processes, grid)
         else:
             self.prober.not_taken(step)
 
