@@ -11,7 +11,7 @@ from diffhook.log import store as files
 from diffhook.log.checksum import parse
 
 GRID = "grid.json"
-"""{"grid": as :meth:`diffhook.Grid.describe` gives it}, where the configuration does not tell of it: at the end
+"""{"grid": as :meth:`diffhook.Grid.describe` gives it}, where the configuration does not tell: at the end
 of a training the budget decides."""
 
 

@@ -152,10 +152,9 @@ class Prober:
             )
             return None
         rows = plural(found.probe.grid.rows, "row")
-        labels = " and other labels" if found.probe.label_timesteps else ""
         announce(
-            f"diffhook: the training is over; probing all {samples:,} samples, {rows}{labels} each, about "
-            f"{takes} (probe=False: never)"
+            f"diffhook: the training is over; probing all {samples:,} samples, {rows} each, about {takes} "
+            "(probe=False: never)"
         )
         return found.probe
 
