@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from diffhook.errors import ConfigurationError
+from diffhook.words import duration
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Budget:
         return type(self)(self.share / 2, self.seconds / 2)
 
     def __str__(self) -> str:
-        besides = f" and {self.seconds:g} s" if self.seconds else ""
-        return f"{self.share:.0%} of the training time{besides}"
+        besides = f" and {duration(self.seconds)}" if self.seconds else ""
+        return f"{100 * self.share:.3g}% of the training time{besides}"
 
 
 BUDGET = Budget(0.10, 300.0)
@@ -52,4 +53,5 @@ probes of all samples once they were visited some hundred times; five minutes pa
 is a short one."""
 
 LOG_BYTES = 10 << 30
-"""Of events, by default: as the log fills, fewer steps are captured, and it never gets there."""
+"""Of events, where no stride was chosen: each time that half of the room left is filled, half as many steps
+are captured from there, so that it never gets there."""

@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-from diffhook.capture.budget import Budget
+from diffhook.capture.budget import LOG_BYTES, Budget
 from diffhook.errors import ConfigurationError
 
 CAPTURED_STEP = 0.5
@@ -48,6 +48,7 @@ class Plan:
     captured_steps: int = 0
     _next_look: int = _CALIBRATION
     _anchor: int | None = None
+    _thinned: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -65,10 +66,13 @@ class Plan:
         # At least 2: without other steps beside it, the cost of a captured one could not be seen.
         return max(self.every, 2, math.ceil(added / (_SPENT * self.budget.share)))
 
-    def thin_out(self) -> None:
-        """From now on capture half as many steps, whatever they cost."""
-        self.every = 2 * self.stride
-        self.stride, self._anchor = self.every, None
+    def filled(self, size: int) -> bool:
+        """Account for the log's bytes. Returns True when fewer steps are captured from now on."""
+        if self.budget is None or size < LOG_BYTES * (1 - 0.5 ** (self._thinned + 1)):
+            return False
+        self._thinned += 1
+        self.every = self.stride = 2 * self.stride
+        return True
 
     def captures(self, step: int) -> bool:
         """Whether to capture this optimiser step."""

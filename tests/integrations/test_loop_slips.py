@@ -262,7 +262,8 @@ def test_a_probe_that_fails_ends_the_probes_alone(tmp_path: Path, caplog: pytest
         raise KeyError("pixels")
 
     objective = diffhook.DiffusionObjective(SCHEDULER, inputs=broken)
-    loop = Watched(tmp_path / "log", objective=objective, snapshot_every=2).prepare()
+    probe = diffhook.Probe(4)
+    loop = Watched(tmp_path / "log", objective=objective, probe=probe, snapshot_every=2).prepare()
     loop.epoch()
     loop.assert_rows()
     assert caplog.text.count("probes have stopped") == 1

@@ -302,6 +302,11 @@ class Recorder:
             self.snapshot_seconds += time.perf_counter() - began
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of the training rows that this process has written."""
+        return self.rows_written * self.writer.bytes_per_row
+
+    @property
     def snapshot_bytes(self) -> int:
         """Bytes that a snapshot takes."""
         kept = (

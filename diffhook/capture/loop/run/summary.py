@@ -54,8 +54,7 @@ def plan_text(
     engine, per_row = recorder.engine, recorder.writer.bytes_per_row
     stride = f"one step in {plan.stride}" if plan.stride > 1 else "every step"
     if plan.budget is not None:
-        first = f"every step for {plan.budget.seconds:g} s of our own, then " if plan.budget.seconds else ""
-        stride = f"{first}as many steps as fit {plan.budget.share:.3g} of the training time"
+        stride = f"as many steps as fit into {plan.budget}"
     lines = [
         f"diffhook: capturing {stride}, {len(engine.parameters)} parameters "
         f"({sum(p.numel() for p in engine.parameters.values()):,} numbers), "
@@ -112,7 +111,7 @@ def summary(
     training = training_seconds(plan, recorder, seconds)
     overhead = plan.capture_seconds / training if training > 0 else 0.0
     alerts = Counter(recorder.alerts)
-    size = recorder.rows_written * recorder.writer.bytes_per_row
+    size = recorder.row_bytes
     numbers = {
         "seconds": round(seconds, 3),
         "capture_seconds": round(plan.capture_seconds, 3),

@@ -156,8 +156,11 @@ class Steps:
         finally:
             self.count += 1
             self.samples = 0
-        if self.clock.finish_step(began):
-            self._tell_stride()
+        chosen = self.clock.finish_step(began)
+        if self._plan.filled(recorder.row_bytes * self.processes):
+            self._tell_stride("the log fills")
+        elif chosen:
+            self._tell_stride(f"within {self._plan.budget}")
         return True
 
     def zeroed(self) -> None:
@@ -236,9 +239,6 @@ class Steps:
             )
         return rates[0] if rates else 1.0
 
-    def _tell_stride(self) -> None:
-        if self.rank == 0 and self._plan.budget is not None:
-            announce(
-                f"diffhook: capturing one step in {self._plan.stride} from here, within "
-                f"{self._plan.budget.share:.2g} of the training time"
-            )
+    def _tell_stride(self, why: str) -> None:
+        if self.rank == 0:
+            announce(f"diffhook: capturing one step in {self._plan.stride} from here: {why}")

@@ -1,0 +1,160 @@
+"""Two plain lines have all samples on the grid, at the end of the training, as far as the budget goes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import diffhook
+from diffhook.analysis.defaults import best_source
+from diffhook.capture.budget import Budget
+from diffhook.capture.probes.prober import Prober
+from tests.integrations.test_training_loss import IMAGES, odd, plain, train
+from tests.runs import SCHEDULER
+
+
+def rows(log: Path) -> dict[str, Any]:
+    table = diffhook.open_log(log).probe
+    order = np.lexsort([table[key] for key in ("replicate", "timestep", "sample")])
+    return {
+        name: table[name][order] for name in ("sample", "timestep", "noise_seed", "grad_norm", "projection")
+    }
+
+
+def test_two_plain_lines_have_the_rows_of_a_probe_of_all_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "plain", plain)
+    told = capsys.readouterr().out
+    assert "the training is over; probing all 48 samples, 20 rows each" in told
+    train(tmp_path / "asked", plain, probe=diffhook.Probe(None))
+    found, expected = rows(tmp_path / "plain"), rows(tmp_path / "asked")
+    assert len(found["sample"]) == 48 * 20
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name])
+    log = diffhook.open_log(tmp_path / "plain")
+    assert log.grid == diffhook.Grid(10, replicates=2).describe()
+    assert best_source(log) == "probe"
+    assert (log.probe["weight"] > 0).all()
+    assert [snapshot.step for snapshot in log.snapshots] == np.unique(log.probe["step"]).tolist() == [12]
+
+
+def test_a_training_image_asked_as_a_query_finds_itself(tmp_path: Path) -> None:
+    model = train(tmp_path / "log", plain)
+    diffhook.query(tmp_path / "log", IMAGES[:8], "own", model=model)
+    scores = diffhook.influence(tmp_path / "log", "own")
+    assert scores.source == "probe"
+    assert scores.top(1).sample_ids[:, 0].tolist() == list(range(8))
+    assert scores.errors is not None
+    assert np.isfinite(scores.errors).all()
+
+
+@pytest.mark.parametrize("options", [{"probe": False}, {"projection_dim": 0}])
+def test_no_probe_where_none_is_wanted(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "log", plain, **options)
+    assert events_alone(tmp_path / "log")
+    assert "probing" not in capsys.readouterr().out
+
+
+def test_a_probe_that_the_budget_does_not_afford_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.capture.settings.BUDGET", Budget(1e-6))
+    train(tmp_path / "log", plain, every=1)
+    assert events_alone(tmp_path / "log")
+    assert "no probe at the end: of 48 samples it would take" in capsys.readouterr().out
+
+
+def events_alone(log: Path) -> bool:
+    found = diffhook.open_log(log)
+    return found.grid is None and len(found.probe) == 0 < len(found.train)
+
+
+def test_a_loss_that_is_not_recognised_is_not_probed(tmp_path: Path) -> None:
+    train(tmp_path / "log", odd)
+    assert len(diffhook.open_log(tmp_path / "log").probe) == 0
+
+
+def test_a_loss_that_was_given_is_probed_with_the_datasets_items(tmp_path: Path) -> None:
+    train(tmp_path / "log", plain, objective=diffhook.DiffusionObjective(SCHEDULER))
+    train(tmp_path / "plain", plain)
+    for name, values in rows(tmp_path / "log").items():
+        np.testing.assert_allclose(values, rows(tmp_path / "plain")[name], rtol=1e-3, atol=1e-3)
+
+
+def test_the_training_is_the_same(tmp_path: Path) -> None:
+    watched = train(tmp_path / "log", plain)
+    assert len(diffhook.open_log(tmp_path / "log").probe)
+    for ours, theirs in zip(watched.parameters(), train(None, plain).parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+LOOP = """
+import sys, torch
+from accelerate import Accelerator
+from diffhook.integrations.accelerate import DiffHook
+from tests.integrations.test_training_loss import IMAGES, plain
+from tests.runs import TinyDenoiser
+
+hook = DiffHook(accelerator := Accelerator(cpu=True), sys.argv[1], projection_dim=64)
+model = TinyDenoiser()
+optimizer = torch.optim.SGD(model.parameters(), 0.01)
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(IMAGES), 8)
+model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+def epoch():
+    for (clean,) in loader:
+        accelerator.backward(plain(model, clean))
+        optimizer.step()
+        optimizer.zero_grad()
+epoch()
+epoch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "probed"),
+    [
+        ("", True),
+        ("raise KeyboardInterrupt", False),
+        ("raise ValueError('mine')", False),
+        ("try:\n    1 / 0\nfinally:\n    accelerator.end_training()", False),
+        ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    pass\naccelerator.end_training()", True),
+        ("sys.exit(0)", True),
+    ],
+    ids=["exit", "ctrl-c", "error", "finally", "mended", "sys.exit"],
+)
+def test_a_training_that_ends_in_an_error_is_not_made_to_wait(end: str, probed: bool, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP + end, str(tmp_path / "log")], capture_output=True, text=True, timeout=300
+    )
+    assert ("Error" in done.stderr or "Interrupt" in done.stderr) == ("raise" in end or "finally" in end)
+    log = diffhook.open_log(tmp_path / "log")
+    assert (len(log.train), len(log.probe) > 0) == (96, probed)
+    assert "96 rows, 1 snapshots" in done.stdout
+
+
+def test_ctrl_c_ends_the_probe_and_keeps_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Prober._run
+
+    def interrupted(prober: Prober, *args: Any) -> None:
+        monkeypatch.setattr(Prober, "_run", run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Prober, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "log", plain)
+    log = diffhook.open_log(tmp_path / "log")
+    assert (len(log.train), len(log.probe)) == (96, 0)
+    assert log.verify() == []
+    assert "96 rows, 1 snapshots" in capsys.readouterr().out
