@@ -78,6 +78,16 @@ def test_the_ranks_share_the_probes_and_together_make_one_process_s(out: Path, t
     np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-4)
 
 
+def test_the_ranks_share_the_probe_at_the_end_and_leave_out_no_sample(out: Path) -> None:
+    """Each knows the inputs of its own samples."""
+    log = diffhook.open_log(out / "at-end")
+    ranks = [np.unique(group.column("sample")) for group in log.probe.groups]
+    assert sorted(np.concatenate(ranks).tolist()) == list(range(144))
+    assert min(map(len, ranks)) > 0, "one rank has probed nothing"
+    assert len(log.probe) == 144 * diffhook.Grid(**log.grid or {}).rows
+    assert len(np.unique(log.probe["weight"])) == 1
+
+
 def test_training_is_bit_identical_with_and_without_us_on_every_rank(out: Path) -> None:
     assert _found(out, "same") == [True, True]
 

@@ -6,6 +6,7 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from diffhook.capture import DiffusionObjective, Grid, Probe
 from diffhook.integrations.accelerate import DiffHook
+from tests.integrations.test_training_loss import IMAGES, plain
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
 
 COLLECTIVES = (
@@ -31,8 +33,16 @@ def batch_of(clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return clean, torch.ones_like(clean), (100 * clean[:, 0, 0, 0] * 16 / 4).long()
 
 
+def told_loss(model: nn.Module, clean: Tensor) -> Tensor:
+    return denoising_losses(model, batch_of(clean)).mean()
+
+
 def train(
-    log: Path | None, loader: Any, accelerator: Accelerator | None = None, **options: Any
+    log: Path | None,
+    loader: Any,
+    accelerator: Accelerator | None = None,
+    loss: Callable[[nn.Module, Tensor], Tensor] = told_loss,
+    **options: Any,
 ) -> list[Tensor]:
     """Everything that training leaves. Ends by close(): end_training would end the process group."""
     for seed in (torch.manual_seed, random.seed, np.random.seed):
@@ -44,7 +54,7 @@ def train(
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     for batch in loader:
         clean = batch["image"] if isinstance(batch, dict) else batch[0]
-        accelerator.backward(denoising_losses(model, batch_of(clean)).mean())
+        accelerator.backward(loss(model, clean))
         optimizer.step()
         optimizer.zero_grad()
     hook.close()
@@ -88,6 +98,9 @@ def main(out: Path) -> None:
     same = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
     train(out / "probed", DataLoader(TensorDataset(identified()), 3), projection_dim=16, **probe_options())
+
+    many = TensorDataset(torch.cat([IMAGES, -IMAGES, IMAGES.flip(-1)]))  # 72 a rank, to recognise the loss by
+    train(out / "at-end", DataLoader(many, 6), loss=plain, projection_dim=16)
 
     damaged = identified(11)  # an odd number: even_batches repeats a sample
     damaged[3, 0, 3, 3] = torch.nan  # rank 1's
