@@ -79,7 +79,7 @@ def make_model(size: int) -> UNet2DModel:
     )
 
 
-def train(data: Collection, log: Path, epochs: int, batch_size: int, probe: diffhook.Probe) -> UNet2DModel:
+def train(data: Collection, log: Path, epochs: int, batch_size: int) -> UNet2DModel:
     """A plain Accelerate loop."""
     torch.manual_seed(0)
     loader = DataLoader(Pictures(data), batch_size, shuffle=True)
@@ -89,9 +89,7 @@ def train(data: Collection, log: Path, epochs: int, batch_size: int, probe: diff
     rates = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
 
     accelerator = Accelerator()
-    # Line two of two; the first imports it. Objective and probe are for the best scores.
-    objective = diffhook.DiffusionObjective(NOISING)
-    DiffHook(accelerator, log, objective=objective, probe=probe, snapshot_every=steps // 2, thumbnails=32)
+    DiffHook(accelerator, log, thumbnails=32)  # line two of two; the first imports it
     model, optimizer, loader, rates = accelerator.prepare(model, optimizer, loader, rates)
 
     bar = tqdm(total=steps, desc="training", disable=None)
@@ -202,8 +200,6 @@ def main() -> None:
     parser.add_argument("--singles", type=int, default=320, help="emoji without siblings")
     parser.add_argument("--planted", type=int, default=10, help="faults of each kind")
     parser.add_argument("--held-out", type=int, default=40, help="members of families to ask about")
-    parser.add_argument("--timesteps", type=int, default=8, help="of the probes' grid")
-    parser.add_argument("--label-timesteps", type=int, default=4, help="at which probes try other categories")
     parser.add_argument("--record", action="store_true", help="keep the result for the README, too")
     args = parser.parse_args()
     began = time.perf_counter()
@@ -215,9 +211,7 @@ def main() -> None:
     print(
         f"{len(data):,} emoji in {args.out / 'images'}, {args.planted} of each fault planted. Now: training"
     )
-    grid = diffhook.Grid(args.timesteps)
-    probe = diffhook.Probe(samples=None, grid=grid, batch_size=64, label_timesteps=args.label_timesteps)
-    model = train(data, args.out / "log", args.epochs, args.batch_size, probe)
+    model = train(data, args.out / "log", args.epochs, args.batch_size)
 
     log = diffhook.open_log(args.out / "log")
     print("Now: which pictures stand out?")
