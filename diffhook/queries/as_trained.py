@@ -127,7 +127,7 @@ def build_as_trained(
     shapes = {name: Size(shape) for name, shape in log.config["identity"]["parameters"]}
     denoiser, where = pipeline.denoiser, f"the run at {log.location}"
     keys = adapter_keys(shapes, _paths(denoiser))
-    if not keys.parts and not keys.texts:
+    if not (keys.parts or keys.texts or keys.strangers):
         return None
     check_keys(keys, denoiser, where)
     alphas = _told_alphas(log, lora)

@@ -33,7 +33,7 @@ class AdapterKind:
 
 
 def _loha_rank(shapes: Shapes) -> int:
-    return shapes["hada_t1" if "hada_t1" in shapes else "hada_w1_b"][0]
+    return shapes["hada_w1_b"][0]
 
 
 def _lokr_rank(shapes: Shapes) -> int:
@@ -49,7 +49,14 @@ def _lora_fields(layers: Mapping[str, Shapes], weights: Mapping[str, Size]) -> d
 
 
 def _loha_fields(layers: Mapping[str, Shapes], weights: Mapping[str, Size]) -> dict[str, Any]:
-    return {"use_effective_conv2d": True} if any("hada_t1" in s for s in layers.values()) else {}
+    """None: Tucker's is refused. peft 0.21 takes its first factors' gradients from the other half's chain."""
+    tucker = next((layer for layer, shapes in layers.items() if "hada_t1" in shapes), None)
+    if tucker is not None:
+        raise ConfigurationError(
+            f"a LoHa has Tucker factors (hada_t1 of {tucker}), whose gradients peft computes wrongly; LoHa "
+            "without them can be rebuilt"
+        )
+    return {}
 
 
 def _lokr_fields(layers: Mapping[str, Shapes], weights: Mapping[str, Size]) -> dict[str, Any]:
