@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # for type checkers and editors
     from diffhook.capture import Probe as Probe
     from diffhook.capture import Quarantine as Quarantine
     from diffhook.capture.checkpoints import from_checkpoints as from_checkpoints
-    from diffhook.capture.measurement import Measured as Measured
-    from diffhook.capture.pipeline import SavedPipeline as SavedPipeline
-    from diffhook.capture.trajectory import Trajectory as Trajectory
+    from diffhook.capture.model.pipeline import SavedPipeline as SavedPipeline
+    from diffhook.capture.model.trajectory import Trajectory as Trajectory
+    from diffhook.capture.objective.measured import Measured as Measured
     from diffhook.log import RunLog as RunLog
     from diffhook.log import open_log as open_log
     from diffhook.queries.generated import generate as generate
@@ -37,14 +37,14 @@ _HOMES = {
     "DiffusionObjective": "diffhook.capture",
     "Execution": "diffhook.analysis",
     "Grid": "diffhook.capture",
-    "Measured": "diffhook.capture.measurement",
+    "Measured": "diffhook.capture.objective.measured",
     "MinSNR": "diffhook.capture",
     "Objective": "diffhook.capture",
     "Probe": "diffhook.capture",
     "Quarantine": "diffhook.capture",
     "RunLog": "diffhook.log",
-    "SavedPipeline": "diffhook.capture.pipeline",
-    "Trajectory": "diffhook.capture.trajectory",
+    "SavedPipeline": "diffhook.capture.model.pipeline",
+    "Trajectory": "diffhook.capture.model.trajectory",
     "bias": "diffhook.analysis",
     "compare": "diffhook.analysis",
     "from_checkpoints": "diffhook.capture.checkpoints",

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from diffhook.capture import Quarantine
 from diffhook.capture.loop import Capture
-from diffhook.capture.loop.attachment import shielded
+from diffhook.capture.loop.watches.attachment import shielded
 from diffhook.errors import ConfigurationError
 
 
@@ -36,7 +36,7 @@ class Hook:
             loss_scale: factor on the loss besides the mean over the batch and a scaler's, such as 1/k when
                 the loop accumulates k micro-batches.
             batch: what the loop trains on, whose mean, contrast and roughness go into the log; see
-                :func:`~diffhook.capture.inputs.default_inputs`.
+                :func:`~diffhook.capture.samples.inputs.default_inputs`.
 
         Raises:
             ConfigurationError: before the first captured step, something else given as ids.

@@ -46,8 +46,11 @@ HOST = {"Accelerator": lambda: accelerate.Accelerator(cpu=True), "DiffHook": Dif
 SETTINGS: dict[str, dict[str, Any]] = {
     "diffhook.gradients.engine": {},
     "diffhook.analysis.evaluation.lds": {},
-    "diffhook.capture.diffusion": {"DDPMScheduler": diffusers.DDPMScheduler, "MinSNR": diffhook.MinSNR},
-    "diffhook.capture.trajectory": elsewhere("pipe", "log", "diffhook"),
+    "diffhook.capture.objective.diffusion": {
+        "DDPMScheduler": diffusers.DDPMScheduler,
+        "MinSNR": diffhook.MinSNR,
+    },
+    "diffhook.capture.model.trajectory": elsewhere("pipe", "log", "diffhook"),
     "diffhook.log.icechunk": elsewhere("DiffHook", "IcechunkStore", "open_log", "accelerator", "repository"),
     "diffhook.integrations.accelerate.hook": HOST,
     "diffhook.integrations.torch.hook": denoiser_and_loop(),

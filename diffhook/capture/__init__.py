@@ -13,13 +13,13 @@ from diffhook.capture.alerts import (
     Quarantine,
     RepeatedOffender,
 )
-from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.grid import Grid, measure
 from diffhook.capture.objective import Objective, Prediction
+from diffhook.capture.objective.diffusion import DiffusionObjective
+from diffhook.capture.objective.weighting import MinSNR
 from diffhook.capture.plan import Plan
-from diffhook.capture.probe import Probe
-from diffhook.capture.recorder import Recorder
-from diffhook.capture.weighting import MinSNR
+from diffhook.capture.probes.grid import Grid, measure
+from diffhook.capture.probes.probe import Probe
+from diffhook.capture.recording.recorder import Recorder
 
 __all__ = [
     "Alert",

@@ -8,7 +8,6 @@ from typing import Any
 
 from zarr.abc.store import Store
 
-from diffhook.capture.objective import Objective
 from diffhook.errors import ConfigurationError
 from diffhook.words import article, brief, guess
 
@@ -60,15 +59,3 @@ def check_location(path: Any) -> None:
         place = os.path.dirname(place)
     if not os.access(place, os.W_OK):
         raise ConfigurationError(f"the log cannot be written at {path}: no permission to write in {place}")
-
-
-def check_objective(objective: Any) -> None:
-    """Raises ConfigurationError unless ``objective`` is None or an :class:`Objective`."""
-    if objective is None or isinstance(objective, Objective):
-        return
-    kind = type(objective).__name__
-    hint = f": DiffusionObjective({kind.lower()}), say" if hasattr(objective, "add_noise") else ""
-    raise ConfigurationError(
-        f"objective is a {kind}; expected an Objective, which is called with (model, batch, timesteps, noise "
-        f"seeds), such as DiffusionObjective(scheduler){hint}"
-    )

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
-from diffhook.capture.checks import check_choice, check_kind, check_objective, check_whole
+from diffhook.capture.checks import check_choice, check_kind, check_whole
+from diffhook.capture.objective import check_objective
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import check_projection_dim
 from diffhook.words import brief, guess

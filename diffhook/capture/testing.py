@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffhook.capture.grid import take
 from diffhook.capture.objective import Objective
+from diffhook.capture.probes.grid import take
 from diffhook.log.schema import json_like
 
 _SEEDS = torch.tensor([7, 8, 7, 9])

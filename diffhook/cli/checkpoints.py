@@ -73,7 +73,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from diffhook.capture import DiffusionObjective, Grid, Probe
     from diffhook.capture.checkpoints import find_checkpoints, from_checkpoints
-    from diffhook.capture.pipeline import SavedPipeline
+    from diffhook.capture.model.pipeline import SavedPipeline
 
     found = find_checkpoints(args.checkpoints, ema=args.ema, steps=integers(args.steps, "--steps"))
     pipeline = SavedPipeline(args.pipeline, device_of(args.device))
@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _model(pipeline: Any, checkpoints: Any, alpha: float | None, quiet: bool) -> Any:
     """The pipeline's denoiser, with the adapter that the checkpoints are of, or wholly trainable."""
-    from diffhook.capture.adapter import add_adapters
     from diffhook.capture.checkpoints import read_lora
+    from diffhook.capture.model.adapter import add_adapters
 
     model = pipeline.denoiser
     adapters = read_lora(checkpoints[0].files, model, alpha)

@@ -42,7 +42,7 @@ def named_objective(
         schedule: gives the configuration that a scheduler of another class starts from: its betas.
     """
     from diffhook.capture import DiffusionObjective, MinSNR
-    from diffhook.capture.diffusion import make_scheduler
+    from diffhook.capture.objective.diffusion import make_scheduler
 
     if (args.scheduler, args.prediction_type, args.snr_gamma) == (None, None, None):
         return None

@@ -115,7 +115,7 @@ def _grid(log: RunLog, args: argparse.Namespace) -> Any:
 
 
 def _pipeline(args: argparse.Namespace, device: Any) -> Any:
-    from diffhook.capture.pipeline import SavedPipeline
+    from diffhook.capture.model.pipeline import SavedPipeline
 
     if args.pipeline is None:
         for option in ("lora", "captions", "caption"):

@@ -20,7 +20,7 @@ from diffhook.report.images import load_images
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from diffhook.capture.pipeline import SavedPipeline
+    from diffhook.capture.model.pipeline import SavedPipeline
     from diffhook.log import RunLog
 
 
@@ -146,7 +146,7 @@ def model_format(log: RunLog) -> tuple[int, tuple[int, int]]:
     Raises:
         ConfigurationError: it does not take images.
     """
-    from diffhook.capture.pipeline import sides
+    from diffhook.capture.model.pipeline import sides
 
     described = log.config["identity"]["model"]
     config = described.get("config", {})

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Size, Tensor, nn
 
-from diffhook.capture.adapter import add_adapters, network_alphas
 from diffhook.capture.checkpoints.adapter_keys import Part, adapter_keys, text_keys
 from diffhook.capture.checkpoints.adapter_kinds import describe
 from diffhook.capture.checkpoints.lora import by_layer, check_keys
 from diffhook.capture.checkpoints.weights import read_tensors
-from diffhook.capture.pipeline import SavedPipeline
+from diffhook.capture.model.adapter import add_adapters, network_alphas
+from diffhook.capture.model.pipeline import SavedPipeline
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
 

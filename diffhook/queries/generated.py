@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.analysis.defaults import as_log
-from diffhook.capture.borrowing import borrowed
 from diffhook.capture.checkpoints.snapshots import load_snapshot
-from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.pipeline import SavedPipeline, sides
-from diffhook.capture.refusal import refused
-from diffhook.capture.sampling import sample
+from diffhook.capture.model.borrowing import borrowed
+from diffhook.capture.model.pipeline import SavedPipeline, sides
+from diffhook.capture.model.refusal import refused
+from diffhook.capture.model.sampling import sample
+from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import RunLog, Snapshot

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffhook.capture.borrowing import borrowed
 from diffhook.capture.checkpoints.snapshots import load_snapshot
-from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.grid import Grid, to_device
+from diffhook.capture.model.borrowing import borrowed
+from diffhook.capture.model.trajectory import Trajectory
 from diffhook.capture.objective import Objective
-from diffhook.capture.trajectory import Trajectory
+from diffhook.capture.objective.diffusion import DiffusionObjective
+from diffhook.capture.probes.grid import Grid, to_device
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Snapshot

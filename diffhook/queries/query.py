@@ -14,12 +14,12 @@ from diffhook.analysis.defaults import as_log
 from diffhook.analysis.directions import tell_broken
 from diffhook.analysis.pairing import SOURCES, probe_grid
 from diffhook.analysis.tables import check_query_name
-from diffhook.capture.appearance import images_of
-from diffhook.capture.borrowing import borrowed
-from diffhook.capture.grid import Grid, take
+from diffhook.capture.model.borrowing import borrowed
+from diffhook.capture.model.pipeline import SavedPipeline
+from diffhook.capture.model.trajectory import Trajectory
 from diffhook.capture.objective import Objective
-from diffhook.capture.pipeline import SavedPipeline
-from diffhook.capture.trajectory import Trajectory
+from diffhook.capture.probes.grid import Grid, take
+from diffhook.capture.samples.appearance import images_of
 from diffhook.console import progress_bar
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients, Sketch

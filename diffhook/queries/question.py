@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffhook.capture.adapter import describe_adapters
 from diffhook.capture.checkpoints.snapshots import load_snapshot
-from diffhook.capture.grid import Grid, measure, to_device
+from diffhook.capture.model.adapter import describe_adapters
+from diffhook.capture.model.refusal import refused
 from diffhook.capture.objective import Objective
-from diffhook.capture.refusal import refused
+from diffhook.capture.probes.grid import Grid, measure, to_device
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows, Snapshot
 from diffhook.log.schema import json_like

@@ -9,10 +9,10 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from diffhook.capture.adapter import add_adapters, read_adapter
 from diffhook.capture.checkpoints import read_lora
-from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.pipeline import SavedPipeline
+from diffhook.capture.model.adapter import add_adapters, read_adapter
+from diffhook.capture.model.pipeline import SavedPipeline
+from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import RunLog, Snapshot

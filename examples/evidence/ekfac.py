@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 from training import NOISING, make_model
 
 import diffhook
-from diffhook.capture.noise import noise_bank
+from diffhook.capture.objective.noise import noise_bank
 
 if TYPE_CHECKING:
     from lds import Problem

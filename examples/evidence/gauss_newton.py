@@ -20,8 +20,8 @@ import diffhook
 from diffhook.analysis.directions import query_directions
 from diffhook.analysis.methods import find_method
 from diffhook.analysis.methods.whitening import whitened
-from diffhook.capture.noise import noise_bank, noise_seed
 from diffhook.capture.objective import Objective
+from diffhook.capture.objective.noise import noise_bank, noise_seed
 from diffhook.log import Table
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from training import LOSS, NOISING, make_model, train
 
 import diffhook
-from diffhook.capture.noise import noise_bank, noise_seed
+from diffhook.capture.objective.noise import noise_bank, noise_seed
 
 if TYPE_CHECKING:
     from lds import Problem

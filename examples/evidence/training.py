@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 import diffhook
-from diffhook.capture.noise import noise_seed
+from diffhook.capture.objective.noise import noise_seed
 from diffhook.integrations.accelerate import DiffHook
 
 Ids = npt.NDArray[np.int64]

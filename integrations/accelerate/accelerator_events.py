@@ -16,12 +16,12 @@ from torch import nn
 
 from diffhook.capture.alerts import Alerts
 from diffhook.capture.loop import Capture, events
-from diffhook.capture.loop.batch_ids import shown_by
-from diffhook.capture.loop.checkpoint import read_state, write_state
 from diffhook.capture.loop.identity import RowIds
-from diffhook.capture.loop.loader_tracker import LoaderTracker
-from diffhook.capture.loop.models import adapters_of, is_trained
-from diffhook.capture.loop.optimizers import scale_of
+from diffhook.capture.loop.identity.batch_ids import shown_by
+from diffhook.capture.loop.identity.loader_tracker import LoaderTracker
+from diffhook.capture.loop.run.checkpoint import read_state, write_state
+from diffhook.capture.loop.watches.model_watch import adapters_of, is_trained
+from diffhook.capture.loop.watches.optimizers import scale_of
 from diffhook.capture.settings import Settings
 from diffhook.compat.accelerate import prepared
 from diffhook.errors import ConfigurationError

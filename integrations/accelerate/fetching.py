@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Subset
 
-from diffhook.capture.loop.matching import Items, Order
+from diffhook.capture.loop.identity.matching import Items, Order
 
 logger = logging.getLogger("diffhook")
 

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from diffhook.capture import Alerts, Detector, Objective, Probe
-from diffhook.capture.loop.attachment import shielded
+from diffhook.capture.loop.watches.attachment import shielded
 from diffhook.capture.settings import Settings
 from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents, capture_on
 from diffhook.integrations.hook import Hook

@@ -21,9 +21,9 @@ from accelerate.utils import is_torchdata_stateful_dataloader_available
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
-from diffhook.capture.loop.batch_ids import KEYS, as_ids
-from diffhook.capture.loop.matching import Items, Order, guarded
-from diffhook.capture.loop.origin import Origin, pack, unpack
+from diffhook.capture.loop.identity.batch_ids import KEYS, as_ids
+from diffhook.capture.loop.identity.matching import Items, Order, guarded
+from diffhook.capture.loop.identity.origin import Origin, pack, unpack
 from diffhook.gradients import Guarded, host
 from diffhook.integrations.accelerate.fetching import FetchCheck, Reference, reference
 from diffhook.integrations.accelerate.stand_in import StandIn
@@ -34,7 +34,7 @@ class Tagged(NamedTuple):
     """A batch with where it came from; a tuple, so that accelerate moves and slices both."""
 
     batch: Any
-    origin: Tensor | None  # see diffhook.capture.loop.origin.pack; None where we have failed
+    origin: Tensor | None  # see diffhook.capture.loop.identity.origin.pack; None where we have failed
 
 
 class _Fetched(NamedTuple):
@@ -193,7 +193,7 @@ class Arrival:
     """Where a batch came from, as that has travelled with it.
 
     Attributes:
-        packed: see :func:`~diffhook.capture.loop.origin.pack`.
+        packed: see :func:`~diffhook.capture.loop.identity.origin.pack`.
         unknown: what is known without it.
     """
 

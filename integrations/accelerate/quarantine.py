@@ -15,9 +15,9 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from diffhook.capture import Alerts, Quarantine
-from diffhook.capture.loop.attachment import Shield
 from diffhook.capture.loop.identity import Identity
-from diffhook.capture.loop.loader_tracker import LoaderTracker
+from diffhook.capture.loop.identity.loader_tracker import LoaderTracker
+from diffhook.capture.loop.watches.attachment import Shield
 from diffhook.gradients import Guarded
 from diffhook.integrations.accelerate import loaders
 from diffhook.integrations.accelerate.stand_in import StandIn

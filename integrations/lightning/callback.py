@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffhook.capture.loop import Capture, events
-from diffhook.capture.loop.attachment import shielded
-from diffhook.capture.loop.optimizers import scale_of
+from diffhook.capture.loop.watches.attachment import shielded
+from diffhook.capture.loop.watches.optimizers import scale_of
 from diffhook.capture.settings import Settings
 from diffhook.gradients.sharding import sharded
 from diffhook.log.store import Location

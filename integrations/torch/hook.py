@@ -10,8 +10,8 @@ from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
 from diffhook.capture.loop import Capture, events
-from diffhook.capture.loop.batch_ids import shown_by
-from diffhook.capture.loop.origin import Origin
+from diffhook.capture.loop.identity.batch_ids import shown_by
+from diffhook.capture.loop.identity.origin import Origin
 from diffhook.capture.settings import Settings
 from diffhook.integrations.hook import Hook
 from diffhook.integrations.torch import fetches

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from diffhook.capture.loop import events
-from diffhook.capture.loop.attachment import shielded
-from diffhook.capture.loop.loader_tracker import Batches
+from diffhook.capture.loop.identity.loader_tracker import Batches
+from diffhook.capture.loop.watches.attachment import shielded
 from diffhook.capture.settings import Settings
 from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents, capture_on
 from diffhook.log.store import Location

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import diffhook
 from diffhook.analysis.tables import loss_queries
-from diffhook.capture.noise import noise_bank, noise_seed
+from diffhook.capture.objective.noise import noise_bank, noise_seed
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.integrations.torch import TorchHook
@@ -136,7 +136,7 @@ def test_a_step_of_adam_lowers_the_querys_loss_by_the_score() -> None:
     model.zero_grad()
     denoising_losses(model, batch)[0].backward()
     optimizer.step()
-    from diffhook.capture.preconditioner import adam_preconditioner
+    from diffhook.capture.recording.preconditioner import adam_preconditioner
 
     divisors = adam_preconditioner(optimizer, dict(model.named_parameters()))
     pushed = torch.cat([d.double().flatten() for d in divisors.values()]) * gradients

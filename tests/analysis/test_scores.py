@@ -15,7 +15,7 @@ from torch import Tensor
 import diffhook
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.methods import COMPARED
-from diffhook.capture.noise import noise_bank, noise_seed
+from diffhook.capture.objective.noise import noise_bank, noise_seed
 from diffhook.errors import ConfigurationError, LogError
 from tests.analysis.synthetic import synthetic, write_queries
 from tests.models import unet

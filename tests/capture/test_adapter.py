@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from diffhook.capture.adapter import add_adapters, describe_adapters, read_adapter
+from diffhook.capture.model.adapter import add_adapters, describe_adapters, read_adapter
 from diffhook.errors import ConfigurationError
 from tests.models import conditional_unet
 

@@ -15,7 +15,7 @@ from PIL import Image
 import diffhook
 from diffhook.appearance import COLUMNS
 from diffhook.capture import InputOutlier
-from diffhook.capture.appearance import appearance, images_of
+from diffhook.capture.samples.appearance import appearance, images_of
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows
 from tests.capture.test_alerts import alarms, make_rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from diffhook.capture.loop.identity import RowIds, Unmatched
-from diffhook.capture.loop.loader_tracker import Batches
+from diffhook.capture.loop.identity.loader_tracker import Batches
 
 
 def test_a_batch_is_known_again_by_its_tensors_however_late_it_is_used() -> None:

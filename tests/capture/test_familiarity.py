@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from diffhook.capture.familiarity import Familiarity
+from diffhook.capture.samples.familiarity import Familiarity
 from diffhook.errors import LogError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import open_log

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import diffhook
 from diffhook.capture import measure
-from diffhook.capture.grid import take, to_device
-from diffhook.capture.noise import noise_bank, noise_seed
+from diffhook.capture.objective.noise import noise_bank, noise_seed
+from diffhook.capture.probes.grid import take, to_device
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffhook.capture.loop.input_fit import InputFit
+from diffhook.capture.loop.tracing.input_fit import InputFit
 
 COUNT, BATCHES = 64, 14
 Generator = torch.Generator

@@ -14,9 +14,9 @@ import diffhook
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.fisher import log10_tail
 from diffhook.analysis.label_neighbours import label_neighbours
-from diffhook.capture import label_contrast
-from diffhook.capture.label_contrast import LabelContrasts
-from diffhook.capture.noise import noise_bank, noise_seed
+from diffhook.capture.objective.noise import noise_bank, noise_seed
+from diffhook.capture.probes import label_contrast
+from diffhook.capture.probes.label_contrast import LabelContrasts
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.torch import TorchHook
 from tests.runs import SCHEDULER, TinyDenoiser

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import default_collate
 
-from diffhook.capture.loop.matching import Items, Order, RowMatch
-from diffhook.capture.loop.origin import at, pack, unpack
+from diffhook.capture.loop.identity.matching import Items, Order, RowMatch
+from diffhook.capture.loop.identity.origin import at, pack, unpack
 from diffhook.log.samples import ROLE_STRIDE
 
 COUNT = 5

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from diffhook.capture import DiffusionObjective, Grid, MinSNR, measure
-from diffhook.capture.adapter import add_adapters
-from diffhook.capture.noise import noise_seed
-from diffhook.capture.pipeline import SavedPipeline
+from diffhook.capture.model.adapter import add_adapters
+from diffhook.capture.model.pipeline import SavedPipeline
+from diffhook.capture.objective.noise import noise_seed
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import PerSampleGradients
 from tests.models import unet
@@ -113,7 +113,7 @@ def test_a_pipeline_saved_in_half_precision_is_loaded_in_float32(saved: Path, tm
 def test_a_missing_library_is_named_with_the_extra_that_brings_it(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffhook.capture.pipeline.find_spec", lambda name: None)
+    monkeypatch.setattr("diffhook.capture.model.pipeline.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"need transformers: pip install diffhook\[pipelines\]"):
         SavedPipeline(saved)
     monkeypatch.setitem(sys.modules, "peft", None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffhook.capture.preconditioner import adam_preconditioner
+from diffhook.capture.recording.preconditioner import adam_preconditioner
 
 
 def stepped(kind: Any, gradients: list[Tensor], **options: Any) -> tuple[nn.Parameter, Any, Tensor]:

@@ -13,9 +13,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from torch import Tensor
 from torch.nn import functional as F
 
-from diffhook.capture.distance import Huber, PseudoHuber
+from diffhook.capture.objective.distance import Huber, PseudoHuber
+from diffhook.capture.objective.weighting import MinSNR
 from diffhook.capture.recognition import Mixing, Observation, Recognised, Recognition, Refusal
-from diffhook.capture.weighting import MinSNR
 
 SHAPE = (3, 12, 12)
 SCHEDULERS: dict[str, Callable[[], Any]] = {

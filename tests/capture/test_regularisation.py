@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffhook.capture.regularisation import regularisation_ids
+from diffhook.capture.samples.regularisation import regularisation_ids
 
 IDS = torch.tensor([4, 7, 9])
 ITEMS = [SimpleNamespace(path="a.png", is_reg=mark) for mark in (False, True, False)]

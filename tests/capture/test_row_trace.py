@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffhook.capture.loop.row_trace import RowTrace
+from diffhook.capture.loop.tracing.row_trace import RowTrace
 
 ROWS = 4
 

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteSchedu
 from torch import Tensor, nn
 
 import diffhook
-from diffhook.capture.sampling import sample
+from diffhook.capture.model.sampling import sample
 from tests.models import unet
 
 SCHEDULERS = {

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from diffhook.capture.tensor_file import safetensors_of
+from diffhook.capture.recording.tensor_file import safetensors_of
 
 TENSORS = {
     "weight": torch.randn(5, 3, 3, 3).to(memory_format=torch.channels_last),
@@ -30,7 +30,7 @@ def _loaded(tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> dic
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
 def test_every_tensor_comes_back(dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffhook.capture.tensor_file._CHUNK", 64)
+    monkeypatch.setattr("diffhook.capture.recording.tensor_file._CHUNK", 64)
     found = _loaded(TENSORS, dtype)
     assert found.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():

@@ -13,8 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from diffhook.capture.adapter import add_adapters
 from diffhook.capture.checkpoints import read_lora, read_parameters
+from diffhook.capture.model.adapter import add_adapters
 from diffhook.errors import ConfigurationError
 from tests.networks import DENOISER, KINDS, RANK, Network
 from tests.pipelines import _unet

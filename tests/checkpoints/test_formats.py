@@ -18,8 +18,8 @@ from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_
 from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from diffhook.capture.adapter import add_adapters, describe_adapters
 from diffhook.capture.checkpoints import find_checkpoints, read_lora, read_parameters
+from diffhook.capture.model.adapter import add_adapters, describe_adapters
 from diffhook.errors import ConfigurationError
 from tests.models import unet
 from tests.pipelines import LORA, _unet

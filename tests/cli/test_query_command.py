@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import diffhook
-from diffhook.capture.noise import noise_bank, noise_seed
-from diffhook.capture.pipeline import SavedPipeline
+from diffhook.capture.model.pipeline import SavedPipeline
+from diffhook.capture.objective.noise import noise_bank, noise_seed
 from diffhook.cli import main
 from diffhook.cli.main import parser
 from diffhook.cli.query import _objective

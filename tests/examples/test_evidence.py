@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffhook.capture.noise import noise_bank
 from diffhook.capture.objective import Prediction
+from diffhook.capture.objective.noise import noise_bank
 from diffhook.gradients import PerSampleGradients
 from tests.twins import relative_error, sample_gradients
 

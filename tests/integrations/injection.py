@@ -38,10 +38,10 @@ _AROUND = "calls what is the loop's own, once, between guarded calls of ours"
 _FORWARDS = "calls what is the user's own, and nothing else"
 _SHELL = {
     "gradients.guard:Guarded.__call__": _GUARD,
-    "capture.loop.attachment:shielded.<locals>.decorate.<locals>.called": _GUARD,
-    "capture.loop.attachment:Attachment.replace.<locals>.replaced": _AROUND,
-    "capture.loop.capture:Capture.step": _AROUND,
-    "capture.loop.row_trace:_Mode.__torch_function__": _AROUND,
+    "capture.loop.watches.attachment:shielded.<locals>.decorate.<locals>.called": _GUARD,
+    "capture.loop.watches.attachment:Attachment.replace.<locals>.replaced": _AROUND,
+    "capture.loop.session.capture:Capture.step": _AROUND,
+    "capture.loop.tracing.row_trace:_Mode.__torch_function__": _AROUND,
     "gradients.reuse:_Deliver.backward": _AROUND,
     "gradients.fallback:Fallback.__torch_function__": _AROUND,
     "integrations.accelerate.loaders:_untagging.<locals>.untagged": _AROUND,

@@ -94,7 +94,9 @@ def test_an_overhead_budget_chooses_a_stride(
         now[0] += 0.9
         finish(engine)
 
-    monkeypatch.setattr("diffhook.capture.loop.step_clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(
+        "diffhook.capture.loop.steps.step_clock.time", SimpleNamespace(perf_counter=lambda: now[0])
+    )
     monkeypatch.setattr(PerSampleGradients, "finish", costly_finish)
     train(tmp_path / "log", make_model=make_model, epochs=24, overhead=0.05)
     assert "capturing one step in 20 to stay within 5% overhead" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import diffhook
-from diffhook.capture.loop.thumbnails import ThumbnailTaker
+from diffhook.capture.loop.session.thumbnails import ThumbnailTaker
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook

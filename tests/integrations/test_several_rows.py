@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
-from diffhook.capture.loop.matching import Items
+from diffhook.capture.loop.identity.matching import Items
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log.samples import ROLE_STRIDE, split_id
 from tests.runs import TinyDenoiser, denoising_losses, identified

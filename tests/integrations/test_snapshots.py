@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import diffhook
-from diffhook.capture.loop.volume import Volume
+from diffhook.capture.loop.run.volume import Volume
 from tests.runs import SteppedTraining
 
 

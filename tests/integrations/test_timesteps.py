@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
-from diffhook.capture.loop.call_inspection import find_timesteps
-from diffhook.capture.loop.session import CaptureSession
+from diffhook.capture.loop.session.session import CaptureSession
+from diffhook.capture.loop.watches.call_inspection import find_timesteps
 from diffhook.errors import CaptureError
 from diffhook.integrations.accelerate import DiffHook
 from tests.integrations.watched import Watched

@@ -13,7 +13,7 @@ import torch
 
 import diffhook
 from diffhook.capture import Grid
-from diffhook.capture.loop.checkpoint import Position, read_state, write_state
+from diffhook.capture.loop.run.checkpoint import Position, read_state, write_state
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import open_log
 from tests.runs import SteppedTraining, TinyDenoiser, identified, probed

@@ -256,8 +256,8 @@ def test_a_snapshot_that_is_left_out_is_told_and_counted(
 def test_a_disk_that_hangs_holds_up_one_checkpoint_and_the_next_ones_only_a_moment(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffhook.capture.recorder._LONGEST_WAIT", 0.2)
-    monkeypatch.setattr("diffhook.capture.recorder._ONE_MORE_TRY", 0.1)
+    monkeypatch.setattr("diffhook.capture.recording.recorder._LONGEST_WAIT", 0.2)
+    monkeypatch.setattr("diffhook.capture.recording.recorder._ONE_MORE_TRY", 0.1)
     store, waits = FaultyStore(MemoryStore()), []
     recorder = object.__new__(Recorder)  # of which this needs no more
     recorder.writer = writer = LogWriter(store, CONFIG)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import diffhook
-from diffhook.capture.noise import noise_bank
+from diffhook.capture.objective.noise import noise_bank
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import Sketch
@@ -95,7 +95,7 @@ def test_queries_are_the_networks_own_batch_1_gradients_in_the_logs_coordinates(
 def test_scale_comes_from_the_trainings_file_where_the_log_does_not_tell_it(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffhook.capture.adapter._alphas", lambda model: {})
+    monkeypatch.setattr("diffhook.capture.model.adapter._alphas", lambda model: {})
     network = train_network(root / "pipeline", tmp_path / "log", "LoHa", projection_dim=16)
     monkeypatch.undo()
     assert ask(root, tmp_path / "log") == 2

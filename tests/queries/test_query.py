@@ -16,8 +16,8 @@ from torch.utils.data import TensorDataset
 from transformers import BatchEncoding
 
 import diffhook
-from diffhook.capture.noise import noise_seed
 from diffhook.capture.objective import Objective
+from diffhook.capture.objective.noise import noise_seed
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import Sketch
 from diffhook.queries.digest import digest

@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_sample_images
 
 from diffhook.appearance import COLUMNS
-from diffhook.capture.appearance import appearance
+from diffhook.capture.samples.appearance import appearance
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log import store as files
 from diffhook.log.samples import name_id

@@ -107,7 +107,7 @@ def describe(
     where: str,
 ) -> dict[str, Any]:
     """The configuration of the adapter with these parts, as
-    :func:`~diffhook.capture.adapter.describe_adapters` gives it.
+    :func:`~diffhook.capture.model.adapter.describe_adapters` gives it.
 
     Args:
         layers: layer → its parts' shapes.

@@ -12,10 +12,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import Size, nn
 
-from diffhook.capture.adapter import read_adapter
 from diffhook.capture.checkpoints.adapter_keys import AdapterKeys, Part, adapter_keys
 from diffhook.capture.checkpoints.adapter_kinds import describe
 from diffhook.capture.checkpoints.weights import read_tensors
+from diffhook.capture.model.adapter import read_adapter
 from diffhook.errors import ConfigurationError
 
 logger = logging.getLogger("diffhook")
@@ -23,7 +23,7 @@ logger = logging.getLogger("diffhook")
 
 def read_lora(files: Sequence[Path], model: nn.Module, alpha: float | None = None) -> dict[str, Any]:
     """The description of the adapter whose weights these are, for
-    :func:`~diffhook.capture.adapter.add_adapters`; {} where the files hold none.
+    :func:`~diffhook.capture.model.adapter.add_adapters`; {} where the files hold none.
 
     Read are LoRA of diffusers, peft, kohya's scripts, ai-toolkit and OneTrainer, and LoHa and LoKr of
     LyCORIS and of trainers that name them alike.

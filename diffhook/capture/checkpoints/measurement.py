@@ -19,17 +19,17 @@ import torch
 from torch import nn
 from zarr.abc.store import Store
 
-from diffhook.capture.borrowing import borrowed
 from diffhook.capture.checkpoints.finding import Checkpoint, Paths, find_checkpoints
 from diffhook.capture.checkpoints.held import HeldRows
 from diffhook.capture.checkpoints.plan import PlannedSnapshots, check_log, plan
 from diffhook.capture.checkpoints.same_data import check_appearance, check_names
 from diffhook.capture.checkpoints.snapshots import load_snapshot
-from diffhook.capture.checks import check_location, check_objective, check_whole
-from diffhook.capture.loop.describe import describe_run
-from diffhook.capture.objective import Objective
-from diffhook.capture.probe import Probe
-from diffhook.capture.refusal import refused
+from diffhook.capture.checks import check_location, check_whole
+from diffhook.capture.loop.run.describe import describe_run
+from diffhook.capture.model.borrowing import borrowed
+from diffhook.capture.model.refusal import refused
+from diffhook.capture.objective import Objective, check_objective
+from diffhook.capture.probes.probe import Probe
 from diffhook.console import announce, progress_bar
 from diffhook.errors import ConfigurationError, LogBusyError, LogError
 from diffhook.gradients import PerSampleGradients

@@ -8,9 +8,9 @@ import numpy as np
 from torch.utils.data import default_collate
 
 from diffhook.appearance import COLUMNS, on_scale
-from diffhook.capture.appearance import appearance, images_of
-from diffhook.capture.borrowing import undrawn
-from diffhook.capture.probe import Probe
+from diffhook.capture.model.borrowing import undrawn
+from diffhook.capture.probes.probe import Probe
+from diffhook.capture.samples.appearance import appearance, images_of
 from diffhook.errors import LogError
 from diffhook.log import RunLog
 

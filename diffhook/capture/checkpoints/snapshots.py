@@ -28,7 +28,7 @@ def read_snapshot(snapshot: Snapshot, wanted: Names) -> dict[str, Tensor]:
 
 def load_snapshot(engine: PerSampleGradients, snapshot: Snapshot) -> None:
     """Put a snapshot's parameters into the engine's model, within
-    :func:`~diffhook.capture.borrowing.borrowed`."""
+    :func:`~diffhook.capture.model.borrowing.borrowed`."""
     wanted = {name: list(parameter.shape) for name, parameter in engine.trained.items()}
     values = read_snapshot(snapshot, wanted)
     with torch.no_grad():

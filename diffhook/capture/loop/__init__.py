@@ -4,7 +4,7 @@ Read :mod:`~diffhook.capture.loop.events` first: its docstring is the loop.
 """
 
 from diffhook.capture.loop import events
-from diffhook.capture.loop.capture import Capture
-from diffhook.capture.loop.session import CaptureSession
+from diffhook.capture.loop.session.capture import Capture
+from diffhook.capture.loop.session.session import CaptureSession
 
 __all__ = ["Capture", "CaptureSession", "events"]

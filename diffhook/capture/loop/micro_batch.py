@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from diffhook.capture.loop.losses import PredictionGradient
+from diffhook.capture.loop.losses.row_losses import PredictionGradient
 
 
 @dataclass(frozen=True)

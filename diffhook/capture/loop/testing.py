@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffhook.capture.recorder import Recorder
+from diffhook.capture.recording.recorder import Recorder
 from diffhook.compat.torch import function_modes
 from diffhook.log import open_log
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffhook.capture.distance import Absolute, Distance, Huber, PseudoHuber, Squared, relative
+from diffhook.capture.objective.distance import Absolute, Distance, Huber, PseudoHuber, Squared, relative
 
 _FEW = 8  # elements beyond δ from which a δ is believed
 

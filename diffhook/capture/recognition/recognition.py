@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffhook.capture.distance import Distance, relative
-from diffhook.capture.parametrization import PARAMETRIZATIONS, Parametrization
+from diffhook.capture.objective.distance import Distance, relative
+from diffhook.capture.objective.parametrization import PARAMETRIZATIONS, Parametrization
 from diffhook.capture.recognition.by_hand import flow_by_hand, is_white
 from diffhook.capture.recognition.distances import candidates, fit
 from diffhook.capture.recognition.observation import Mixing, Observation, agree

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from diffhook.capture.diffusion import DiffusionObjective
-from diffhook.capture.distance import Distance, Squared
-from diffhook.capture.inputs import Inputs, default_inputs
-from diffhook.capture.weighting import Uniform, Weighting
+from diffhook.capture.objective.diffusion import DiffusionObjective
+from diffhook.capture.objective.distance import Distance, Squared
+from diffhook.capture.objective.weighting import Uniform, Weighting
+from diffhook.capture.samples.inputs import Inputs, default_inputs
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Recognised:
     Attributes:
         scheduler: one of diffusers', made anew from the configuration of the training's.
         prediction_type, distance, weighting, factor, timestep_scale, noise_offset: see
-            :class:`~diffhook.capture.diffusion.DiffusionObjective`.
+            :class:`~diffhook.capture.objective.diffusion.DiffusionObjective`.
         rows: from which it was recognised.
         error: relative error of the rows' gradients by it, the largest but for a twentieth of the rows.
     """

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from diffhook.capture.parametrization import Parametrization
+from diffhook.capture.objective.parametrization import Parametrization
+from diffhook.capture.objective.weighting import P2, CosMap, MinSNR, SigmaPower, SNRPower, Uniform, Weighting
 from diffhook.capture.recognition.observation import agree
-from diffhook.capture.weighting import P2, CosMap, MinSNR, SigmaPower, SNRPower, Uniform, Weighting
 
 _FEW = 3  # timesteps below γ from which it is believed
 

@@ -1,0 +1,1 @@
+"""Each row's own loss and timesteps, and what its passes show of the training loss."""

@@ -1,0 +1,168 @@
+"""Shows passes to the recognition of the training loss, and tells what it has come to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+from diffhook.capture.loop.losses.denoiser_calls import DenoiserCall
+from diffhook.capture.loop.probes.probe_inputs import ProbeInputs
+from diffhook.capture.loop.run.describe import describe_dataset
+from diffhook.capture.loop.watches.attachment import Attachment
+from diffhook.capture.recognition import Mixing, Observation, Recognised, Recognition, Refusal
+from diffhook.capture.settings import Settings
+
+logger = logging.getLogger("diffhook")
+
+_SCHEDULERS = "diffusers.schedulers.scheduling_utils"
+_MIXINGS = 4  # of the batch at hand that are kept
+_AGAIN = 100  # passes after which a loss that was recognised is looked at again
+
+Tell = Callable[[Recognised | Refusal], None]
+
+
+class ObjectiveWatch:
+    """Sees diffusers' schedulers at work, until the loss is recognised or given up.
+
+    Args:
+        attachment: holds our hooks.
+        tell: called with each verdict.
+        inputs: of samples to probe, which are kept as they come.
+    """
+
+    def __init__(self, attachment: Attachment, tell: Tell, inputs: ProbeInputs | None = None) -> None:
+        self._attachment, self._tell, self.inputs = attachment, tell, inputs
+        self._recognition = Recognition()
+        self._mixings: deque[Mixing] = deque(maxlen=_MIXINGS)
+        self._watched: dict[type, list[Callable[[], None]]] = {}
+        self._passes = 0
+
+    @classmethod
+    def of(cls, settings: Settings, attachment: Attachment, tell: Tell) -> Self:
+        """Where the user has named neither objective nor dataset, probes take what the training shows."""
+        probe = settings.probe if settings.objective is None else None
+        inputs = None if probe is None or probe.dataset is not None else ProbeInputs(probe)
+        return cls(attachment, tell, inputs)
+
+    def begin(self, model: nn.Module, loader: Any, *, probes: bool) -> None:
+        """The capture begins: of ``model``, on what ``loader`` gives; whether this process probes."""
+        if not probes:
+            self.inputs = None
+        if self.inputs is not None:
+            dataset = describe_dataset(loader)
+            self.inputs.begin(model, None if dataset is None else dataset["samples"])
+
+    @property
+    def observes(self) -> bool:
+        """Whether the next pass is to be observed."""
+        if isinstance(self._recognition.verdict, Refusal):
+            return False
+        return self._recognition.verdict is None or self._passes % _AGAIN == 0
+
+    def observes_of(self, sample_ids: Tensor) -> bool:
+        """Whether the next pass, over these samples, is."""
+        wanted = self.inputs is not None and self.inputs.wants(sample_ids)
+        return self.observes or (wanted and not isinstance(self._recognition.verdict, Refusal))
+
+    def batch_received(self) -> None:
+        """What was mixed for the batch before is of no use any more."""
+        self._mixings.clear()
+        if self.observes or self._watched:
+            self._watch_schedulers()
+
+    def end(self) -> None:
+        """The training is over: a run that was too short says so."""
+        if (verdict := self._recognition.end()) is not None:
+            self._tell(verdict)
+
+    def pass_ended(self, call: DenoiserCall | None, undo: float, sample_ids: Tensor) -> None:
+        """A pass has made rows.
+
+        Args:
+            call: of the denoiser, that the loss came from; None where it was not observed.
+            undo: factor that makes a gradient that of the sample's own loss.
+            sample_ids: (B,).
+        """
+        self._passes += 1
+        if call is None or (seen := self._observation(call, undo)) is None:
+            return
+        before = self._recognition.verdict
+        mixing = self._recognition.add(seen)
+        if mixing is not None and self.inputs is not None and call.arguments is not None:
+            self.inputs.see(sample_ids, mixing.clean, call.module, *call.arguments)
+            if self.inputs.refused:
+                logger.warning("no probes: %s. objective=… with inputs=… says it", self.inputs.refused)
+                self.inputs = None
+        verdict = self._recognition.verdict
+        if verdict is not None and verdict is not before:
+            self._tell(verdict)
+        if isinstance(verdict, Refusal):
+            self._let_go()
+
+    def _observation(self, call: DenoiserCall, undo: float) -> Observation | None:
+        found = call.prediction
+        if found is None or found.gradient is None or found.output is None or call.arguments is None:
+            return None
+        inputs = list(_inputs(*call.arguments, rows=len(found.output)))
+        made = ((each, x) for each in reversed(self._mixings) for x in inputs if each.makes(x))
+        mixing, given = next(made, (None, inputs[0] if inputs else None))
+        if given is None or len(call.timesteps) not in (1, len(given)):
+            return None
+        told = call.timesteps.expand(len(given))
+        gradient = found.gradient * undo
+        return Observation(given.detach(), told, found.output, gradient, mixing, found.difference)
+
+    # ── schedulers at work ────────────────────────────────────────────────────────────────────
+
+    def _watch_schedulers(self) -> None:
+        """Those that have been imported; a loop has made its own by its first batch."""
+        module = sys.modules.get(_SCHEDULERS)
+        for kind in () if module is None else _kinds(module.SchedulerMixin):
+            if kind not in self._watched:
+                after: dict[str, Callable[..., None]] = {
+                    "add_noise": self._added,
+                    "scale_noise": self._scaled,
+                }
+                self._watched[kind] = [
+                    self._attachment.replace(kind, name, after=method)
+                    for name, method in after.items()
+                    if name in vars(kind)
+                ]
+
+    def _let_go(self) -> None:
+        for removes in self._watched.values():
+            for remove in removes:
+                remove()
+        self._watched.clear()
+        self._mixings.clear()
+
+    def _added(self, noisy: Any, scheduler: Any, original_samples: Any, noise: Any, timesteps: Any) -> None:
+        self._mixed(scheduler, original_samples, noise, timesteps, noisy)
+
+    def _scaled(self, noisy: Any, scheduler: Any, sample: Any, timestep: Any, noise: Any = None) -> None:
+        self._mixed(scheduler, sample, noise, timestep, noisy)
+
+    def _mixed(self, scheduler: Any, *mixed: Any) -> None:
+        if (self.observes or self.inputs is not None) and all(isinstance(value, Tensor) for value in mixed):
+            clean, noise, timesteps, noisy = (tensor.detach() for tensor in mixed)
+            if len(timesteps.flatten()) == len(clean) == len(noise):
+                self._mixings.append(Mixing(scheduler, clean, noise, timesteps.flatten(), noisy))
+
+
+def _kinds(kind: type) -> Iterator[type]:
+    subclasses: list[type] = type.__subclasses__(kind)
+    for subclass in subclasses:
+        yield subclass
+        yield from _kinds(subclass)
+
+
+def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, rows: int) -> Iterator[Tensor]:
+    """Arguments that may be noisy samples, one for each row."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 2 and len(value) == rows:
+            yield value

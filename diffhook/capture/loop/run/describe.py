@@ -1,0 +1,82 @@
+"""What identifies a run, for the log's configuration."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from diffhook.capture import Objective
+from diffhook.capture.model.adapter import describe_adapters
+from diffhook.gradients import PerSampleGradients, Sketch
+from diffhook.log.schema import json_like
+
+_LIBRARIES = ("diffhook", "torch", "accelerate", "diffusers", "peft", "zarr", "numpy")
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Class and, for models that have them, configuration and adapters."""
+    if isinstance(model, nn.ModuleDict):
+        return {"class": "several", "models": {name: describe_model(m) for name, m in model.items()}}
+    config = getattr(model, "config", None)
+    kind = type(model)
+    described: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+    if config is not None:
+        fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+        # Not private fields: where a model was loaded from does not make it another.
+        described["config"] = json_like({k: v for k, v in dict(fields).items() if k[:1] != "_"})
+    adapters = describe_adapters(model)
+    return {**described, "adapters": adapters} if adapters else described
+
+
+def describe_dataset(loader: Any) -> dict[str, Any] | None:
+    """What tells the dataset from another one; None for a stream, and where no loader is known."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        return None
+    columns = getattr(dataset, "column_names", None)  # of 🤗 Datasets
+    return {
+        "samples": len(dataset),
+        "class": type(dataset).__name__,
+        **({"columns": sorted(columns)} if isinstance(columns, list) else {}),
+    }
+
+
+def describe_run(
+    engine: PerSampleGradients, objective: Objective | None, loader: Any = None
+) -> dict[str, Any]:
+    """The log's configuration: "identity" must stay the same for rows to be comparable.
+
+    Args:
+        loader: the training's, where an adapter knows it.
+    """
+    sketch = engine.sketch
+    return {
+        "identity": {
+            "projection": {
+                "dim": sketch.dim if sketch is not None else 0,
+                "seed": sketch.seed if sketch is not None else 0,
+                "kind": "full" if engine.full else "sketch" if sketch is not None else "none",
+                "version": sketch.VERSION if isinstance(sketch, Sketch) else None,
+            },
+            "layers": [engine.layers] if isinstance(engine.layers, str) else engine.layers,
+            "parameters": [[n, list(p.shape)] for n, p in engine.parameters.items()],
+            "model": describe_model(engine.model),
+            "objective": objective.describe() if objective is not None else None,
+            "dataset": describe_dataset(loader),
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

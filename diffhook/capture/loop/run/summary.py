@@ -1,0 +1,167 @@
+"""What the hook says before the first step and after the last."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from diffhook import words
+from diffhook.capture import Plan, Recorder
+from diffhook.capture.loop.run.volume import Volume
+from diffhook.capture.plan import CAPTURED_STEP
+from diffhook.console import announce
+
+logger = logging.getLogger("diffhook")
+
+
+def tell_plan(
+    plan: Plan, recorder: Recorder, batch: int, loader: Any, snapshot_every: int | None, ids_from: str
+) -> None:
+    """To the terminal and the log, see :func:`plan_text`. The first rank's to tell.
+
+    Args:
+        loader: the training's; None: not known.
+        snapshot_every: steps, where the user says so.
+    """
+    if recorder.rank > 0:
+        return
+    sized = loader is not None and not isinstance(loader.dataset, IterableDataset)  # streams warn
+    volume = Volume.of(plan, recorder, batch, len(loader) if sized else None, snapshot_every)
+    text = plan_text(plan, recorder, batch, volume, ids_from)
+    recorder.writer.record("plan.json", {"text": text.splitlines()})
+    announce(text)
+    if shortage := volume.shortage():
+        logger.warning("%s", shortage)
+
+
+def plan_text(
+    plan: Plan,
+    recorder: Recorder,
+    batch: int,
+    volume: Volume,
+    ids_from: str,
+) -> str:
+    """Rows, bytes and snapshots to expect.
+
+    Args:
+        batch: rows of a micro-batch, of all processes.
+        ids_from: where the samples' ids come from.
+    """
+    engine, per_row = recorder.engine, recorder.writer.bytes_per_row
+    stride = f"one step in {plan.stride}" if plan.stride > 1 else "every step"
+    if plan.overhead is not None:
+        stride = f"as many steps as fit {plan.overhead:.0%} overhead"
+    lines = [
+        f"diffhook: capturing {stride}, {len(engine.parameters)} parameters "
+        f"({sum(p.numel() for p in engine.parameters.values()):,} numbers), "
+        f"D = {engine.sketch.dim if engine.sketch else 0}",
+        f"  {batch} rows of {per_row:,} bytes a micro-batch"
+        + (
+            f"; {batch * volume.epoch / plan.stride:,.0f} rows, "
+            f"{words.size(batch * volume.epoch / plan.stride * per_row)} an epoch"
+            if volume.epoch
+            else ""
+        ),
+        f"  expected to add about {_expected(plan, recorder):.1%} to the training; measured as it goes",
+        f"  {volume.snapshots_text()}",
+        f"  sample ids: {ids_from}",
+    ]
+    if recorder.prober.probe is not None and recorder.prober.probe.dataset is None:
+        lines.append("  probes at snapshots, once the training loss is recognised")
+    elif recorder.prober.probe is not None:
+        probe = recorder.prober.probe
+        samples = len(probe.ids(len(probe.dataset)))
+        grid = probe.grid
+        lines.append(
+            f"  probes at snapshots: {samples:,} samples × {grid.count} timesteps × {grid.draws} draws"
+            + (f" × {grid.replicates} replicates" if grid.replicates > 1 else "")
+            + f", {words.size(samples * grid.rows * per_row)} each"
+        )
+    lines += [f"  {told}" for told in [volume.room_text(), recorder.writer.will_supersede()] if told]
+    return "\n".join(lines)
+
+
+def _expected(plan: Plan, recorder: Recorder) -> float:
+    """Share of the training time, before anything is measured."""
+    if plan.overhead is not None:
+        return plan.overhead
+    trained = sum(p.numel() for p in recorder.engine.parameters.values())
+    return CAPTURED_STEP * trained / sum(p.numel() for p in recorder.engine.model.parameters()) / plan.stride
+
+
+def summary(
+    plan: Plan, recorder: Recorder, seconds: float, left_out: Mapping[str, int]
+) -> tuple[dict[str, Any], str]:
+    """Measured numbers, as JSON and as text.
+
+    Args:
+        left_out: reason → micro-batches that were not captured.
+    """
+    aside = recorder.prober.seconds + recorder.snapshot_seconds
+    training = seconds - plan.capture_seconds - aside
+    overhead = plan.capture_seconds / training if training > 0 else 0.0
+    alerts = Counter(recorder.alerts)
+    size = recorder.rows_written * recorder.writer.bytes_per_row
+    numbers = {
+        "seconds": round(seconds, 3),
+        "capture_seconds": round(plan.capture_seconds, 3),
+        "probe_seconds": round(recorder.prober.seconds, 3),
+        "snapshot_seconds": round(recorder.snapshot_seconds, 3),
+        "capture_overhead": round(overhead, 4),
+        "stride": plan.stride,
+        "rows": recorder.rows_written,
+        "bytes": size,
+        "dropped_steps": recorder.writer.dropped_steps,
+        "dropped_rows": recorder.writer.dropped_rows,
+        "snapshots": recorder.snapshots_written,
+        "dropped_snapshots": recorder.writer.dropped_snapshots,
+        "alerts": dict(alerts),
+        "left_out": dict(left_out),
+        "coverage": str(recorder.engine.coverage),
+        "parameters_left_out": dict(recorder.engine.coverage.missing),
+    }
+    found = ", ".join(f"{count} {kind}" for kind, count in alerts.items()) or "none"
+    text = (
+        f"diffhook: {recorder.rows_written:,} rows, {recorder.snapshots_written} snapshots; "
+        f"alerts: {found}\n"
+        f"  {words.size(size)} of rows, {words.size(size / max(plan.captured_steps, 1))} a captured step\n"
+        f"  capture added {plan.capture_seconds:.1f} s to {training:.1f} s of training "
+        f"({overhead:.1%}); snapshots took {recorder.snapshot_seconds:.1f} s"
+        + (f", probes {recorder.prober.seconds:.1f} s" if recorder.prober.seconds else "")
+    )
+    if left_out:
+        reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
+        text += f"\n  micro-batches left out, by reason: {reasons}"
+    if recorder.writer.dropped_rows:
+        text += (
+            f"\n  {recorder.writer.dropped_rows:,} rows of {recorder.writer.dropped_steps:,} training steps "
+            "were left out: the disk could not take them in time"
+        )
+    if recorder.writer.dropped_snapshots:
+        text += f"\n  {recorder.writer.dropped_snapshots:,} snapshots were left out: the disk failed or hung"
+    return numbers, text
+
+
+def why_nothing(left_out: Mapping[str, int], reason: str | None, models: int) -> str:
+    """Why no row was captured.
+
+    Args:
+        left_out: reason → micro-batches that were not captured.
+        reason: what the adapter knows.
+        models: how many trained ones were seen.
+    """
+    if left_out:
+        reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
+        return f"every micro-batch was left out ({reasons})"
+    if reason is not None:
+        return reason
+    if not models:
+        return "no model with trainable parameters was seen"
+    return (
+        "no training batch with sample ids was seen: name the samples with "
+        "hook.step(sample_ids=..., timesteps=...)"
+    )

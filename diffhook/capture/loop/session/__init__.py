@@ -1,0 +1,1 @@
+"""One capture: it takes the loop's events, and makes rows of finished passes."""

@@ -1,0 +1,173 @@
+"""Makes rows of a finished pass, which wait with the recorder for the optimiser's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+from torch import Tensor
+
+from diffhook.capture.loop.events import Event, StepBegan
+from diffhook.capture.loop.identity import blocks
+from diffhook.capture.loop.losses.denoiser_calls import DenoiserCalls, timesteps_of
+from diffhook.capture.loop.losses.loss_reader import LossReader
+from diffhook.capture.loop.losses.objective_watch import ObjectiveWatch
+from diffhook.capture.loop.micro_batch import MicroBatch
+from diffhook.capture.loop.run.absences import Absences
+from diffhook.capture.loop.run.scalars import Scalars
+from diffhook.capture.loop.session.thumbnails import ThumbnailTaker
+from diffhook.capture.loop.steps.steps import Steps
+from diffhook.capture.plan import Plan
+from diffhook.capture.recording.recorder import Recorder
+from diffhook.capture.samples.appearance import appearance
+from diffhook.errors import CaptureError
+
+_STAGED_ROWS = 1 << 16  # without a step in between
+
+
+class Staging:
+    """Joins what is known of a pass to rows.
+
+    Args:
+        plan, steps: of the run.
+        absences: where what is left out is counted.
+        aside: within it, what we do is not taken for the loop's.
+        objective: recognises the training loss; is shown every pass that made rows.
+        reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
+        thumbnails: longest side of those to keep; 0: none.
+
+    Attributes:
+        losses: reads the rows' own losses.
+        objective: as given.
+        scalars: sums up the rows, for trackers.
+        passes: how many were staged, whether or not their rows have been made.
+        made: whether the last one's rows have been.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        steps: Steps,
+        absences: Absences,
+        aside: Callable[[], AbstractContextManager[None]],
+        *,
+        objective: ObjectiveWatch,
+        reduction: str = "mean",
+        thumbnails: int = 0,
+    ) -> None:
+        self.losses = LossReader(reduction)
+        self.scalars = Scalars()
+        self.passes = 0
+        self.made = False
+        self._plan, self._steps, self._absences = plan, steps, absences
+        self.objective = objective
+        self._thumbnails = ThumbnailTaker(thumbnails)
+        self._aside = aside
+        self._unread: Callable[[], None] | None = None
+
+    def timesteps(self, found: MicroBatch, calls: DenoiserCalls, recorder: Recorder) -> Tensor | None:
+        """(B,) of the calls that the loss came from, in the scheduler's units; None: they are several.
+
+        Raises:
+            CaptureError: no call was told any.
+        """
+        if found.timesteps is not None:
+            return found.timesteps
+        told = timesteps_of(calls.of_loss())
+        if not told:
+            raise CaptureError(
+                "what is trained was called without a timestep (keyword 'timestep' or second argument): name "
+                "it with hook.step(sample_ids=..., timesteps=...), as where another model is trained through "
+                "a frozen denoiser (textual inversion)"
+            )
+        if len(told) > 1:
+            self._absences.leave_out(
+                "several-timesteps",
+                "the loss comes from calls of the denoiser at different timesteps, and a row has one: such "
+                "micro-batches are left out. Call a backward for each, or name one: hook.step(timesteps=...)",
+            )
+            return None
+        objective = recorder.prober.objective
+        scale = 1.0 if objective is None else objective.timestep_scale
+        return told[0] if scale == 1 else told[0].float() / scale
+
+    def stage(self, found: MicroBatch, timesteps: Tensor, calls: DenoiserCalls, recorder: Recorder) -> bool:
+        """The engine has finished the pass. Returns whether there will be rows of it, by :meth:`read`.
+
+        Nothing is waited for, unless thumbnails are taken: values are read once the step is under way.
+        """
+        rows = recorder.engine.samples
+        if not self._fits(rows, found, timesteps, recorder):
+            return False
+        statistics = None
+        if found.images is not None and len(found.images) == rows:
+            statistics = appearance(found.images)
+            self._thumbnails.take(recorder.writer, found.ids, found.images)
+        loss = None if found.loss is None else found.loss.detach().clone()  # to which loops add
+        found = found.knowing(prediction=calls.prediction, loss=loss)
+        self._unread = partial(self._read, found, timesteps, statistics, calls, recorder)
+        self.passes += 1
+        self.made = False
+        return True
+
+    def read_before(self, event: Event) -> None:
+        """:meth:`read` once the optimiser's step is under way: at the next event but its beginning."""
+        if not isinstance(event, StepBegan):
+            self.read()
+
+    def read(self) -> None:
+        """Make the rows of the pass that was staged last, unless they are made. Waits for its device."""
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            began = self._steps.clock.now()
+            with self._aside():
+                unread()
+            self.made = True
+            self._steps.clock.captured(self._steps.clock.now() - began)
+
+    def forget(self) -> None:
+        """Discard the staged pass: no rows are made of it."""
+        self._unread = None
+
+    def _read(
+        self,
+        found: MicroBatch,
+        timesteps: Tensor,
+        statistics: Tensor | None,
+        calls: DenoiserCalls,
+        recorder: Recorder,
+    ) -> None:
+        engine = recorder.engine
+        rows = engine.samples
+        reading, mean_of = self.losses.read(found, engine)
+        coefficient = found.accumulation * found.factor / (mean_of * self._steps.processes)
+        norms = recorder.captured(
+            found.ids,
+            timesteps.expand(rows),
+            step=self._steps.count,
+            weight=coefficient * self._plan.stride,
+            losses=reading.losses,
+            appearance=statistics,
+        )
+        self.scalars.add(norms)
+        deciding = calls.deciding if calls.observed else None
+        self.objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale, found.ids)
+
+    def samples(self, found: MicroBatch, recorder: Recorder) -> int:
+        """How many samples the pass's rows are of."""
+        return recorder.engine.samples // blocks(found.ids)
+
+    def _fits(self, rows: int, found: MicroBatch, timesteps: Tensor, recorder: Recorder) -> bool:
+        for count in (len(found.ids), len(timesteps)):
+            if count not in (1, rows):
+                self._absences.leave_out_rows(rows, count)
+                return False
+        if recorder.staged_rows + rows > _STAGED_ROWS:
+            self._absences.leave_out(
+                "no-step",
+                "no optimiser step was seen for %d rows: further rows are left out until there is one",
+                recorder.staged_rows,
+            )
+            return False
+        return True

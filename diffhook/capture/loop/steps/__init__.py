@@ -1,0 +1,1 @@
+"""Optimiser steps: which took place, what they changed, how long they took."""

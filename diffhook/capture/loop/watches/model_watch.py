@@ -1,0 +1,165 @@
+"""The trained models of a run, and which of them count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffhook.capture.loop.events import Event, ForwardBegan, OutputSeen
+from diffhook.capture.loop.watches.attachment import Attachment
+from diffhook.capture.loop.watches.call_inspection import takes_timesteps
+from diffhook.capture.loop.watches.call_watch import watch_calls
+from diffhook.errors import ConfigurationError
+from diffhook.gradients import Guarded
+from diffhook.gradients.compiled import compiled_wrapper, is_compiled, without_wrappers
+from diffhook.gradients.sharding import refuse_sharded
+
+
+class ModelWatch:
+    """Watches the calls of trained models whose gradients one backward makes: a denoiser, perhaps its text
+    encoders.
+
+    Args:
+        attachment: holds our hooks.
+        emit: called with events.
+        chosen: the models that count, if the user has said; others are not watched.
+    """
+
+    def __init__(
+        self,
+        attachment: Attachment,
+        emit: Callable[[Event], None],
+        chosen: Sequence[nn.Module] | None = None,
+    ) -> None:
+        self._attachment = attachment
+        self._emit = emit
+        self._chosen = None if chosen is None else [_origin(model) for model in chosen]
+        self._models: list[nn.Module] = []
+        self._called: list[nn.Module] = []  # the same, or the compiled wrappers that the loop calls
+        self._hooks: list[Guarded] = []
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def add(self, model: nn.Module) -> None:
+        """Watch a model's calls, unless it is watched, frozen, or not one of those chosen.
+
+        Args:
+            model: as the loop calls it, or what is inside of the wrappers of DDP.
+
+        Raises:
+            ConfigurationError: its parameters are sharded over processes, or it is compiled and torch is
+                older than 2.6.
+        """
+        refuse_sharded(model)
+        called, model = model, without_wrappers(model)
+        if any(model is known for known in self._models) or not is_trained(model):
+            return
+        if self._chosen is not None and not any(_origin(model) is chosen for chosen in self._chosen):
+            return
+        if is_compiled(called):
+            refuse_old_compiler()
+        self._models.append(model)
+        self._attachment.own(model)
+        wrapper = compiled_wrapper(called)  # within which a compiled call shows nothing
+        called = model if wrapper is None else wrapper
+        self._called.append(called)
+        self._hooks += watch_calls(self._attachment, called, self._before, self._after)
+
+    def contains(self, module: nn.Module) -> bool:
+        """Whether the module is a watched model, or has one inside."""
+        return any(any(part is model for part in module.modules()) for model in self._models)
+
+    @property
+    def are_compiled(self) -> bool:
+        """Whether they, or parts of them, are compiled, or were called by compiled code."""
+        return any(hook.compiled for hook in self._hooks) or any(is_compiled(model) for model in self._called)
+
+    def moved_by(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether an optimiser has a parameter of the models that count."""
+        return bool(_parameters_of(optimizer) & _trained_in(self._models))
+
+    def settle(self, optimizers: Iterable[torch.optim.Optimizer]) -> list[nn.Module]:
+        """Let only those models count that are trained together with the denoiser.
+
+        A discriminator has an optimiser of its own. Without several optimisers, or where not exactly one
+        model takes timesteps, all count.
+
+        Returns:
+            The models that count no longer.
+        """
+        denoisers = [model for model in self._models if takes_timesteps(model)]
+        if self._chosen is not None or len(self._models) < 2 or len(denoisers) != 1:
+            return []
+        moved: set[int] = set()
+        others: set[int] = set()
+        for optimizer in optimizers:
+            parameters = _parameters_of(optimizer)
+            (moved if parameters & _trained_in(denoisers) else others).update(parameters)
+        if not moved:
+            return []
+        left_out = [m for m in self._models if _trained_in([m]) & others and not _trained_in([m]) & moved]
+        self._models = [m for m in self._models if not any(m is other for other in left_out)]
+        return left_out
+
+    def together(self) -> nn.Module:
+        """The one model, or an ``nn.ModuleDict`` of several by class name."""
+        if len(self._models) == 1:
+            return self._models[0]
+        named: dict[str, nn.Module] = {}
+        for model in self._models:
+            kind = type(model).__name__
+            same = sum(type(other) is type(model) for other in named.values())
+            named[f"{kind}_{same + 1}" if same else kind] = model
+        return nn.ModuleDict(named)
+
+    def _before(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        model = without_wrappers(called)
+        if any(model is known for known in self._models):
+            self._emit(ForwardBegan(model, args, kwargs, torch.is_grad_enabled()))
+
+    def _after(self, called: nn.Module, args: Any, output: Any) -> None:
+        model = without_wrappers(called)
+        if torch.is_grad_enabled() and any(model is known for known in self._models):
+            self._emit(OutputSeen(model, output))
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _trained_in(models: Iterable[nn.Module]) -> set[int]:
+    return {id(p) for model in models for p in model.parameters() if p.requires_grad}
+
+
+def _origin(model: nn.Module) -> nn.Module:
+    """What a model was before it was wrapped; accelerate compiles regions of a shallow copy."""
+    model = without_wrappers(model)
+    origin = model.__dict__.get("_orig_mod", model)
+    return origin if isinstance(origin, nn.Module) else model
+
+
+def is_trained(model: nn.Module) -> bool:
+    return any(p.requires_grad for p in model.parameters())
+
+
+def adapters_of(host: nn.Module) -> nn.ModuleDict:
+    """The trained modules that have taken the place of the forwards of a frozen model's layers, by theirs."""
+    found = {}
+    for path, layer in host.named_modules():
+        adapter = getattr(layer.__dict__.get("forward"), "__self__", None)
+        if isinstance(adapter, nn.Module) and adapter is not layer and is_trained(adapter):
+            found[path.replace(".", "_")] = adapter
+    return nn.ModuleDict(found)
+
+
+def refuse_old_compiler() -> None:
+    """Raises ConfigurationError if this torch cannot run a compiled model uncompiled for a step."""
+    if not hasattr(torch.compiler, "set_stance"):
+        raise ConfigurationError(
+            f"the model is compiled, and torch {torch.__version__} cannot run it uncompiled for the captured "
+            "steps: use torch 2.6 or later, train it uncompiled, or without diffhook (enabled=False)"
+        )

@@ -1,0 +1,1 @@
+"""The user's model outside its training: its adapters, its saved pipeline, samples from it."""

@@ -1,0 +1,158 @@
+"""Probes at the snapshots of a run, by one process or by several that share the samples."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Protocol
+
+from diffhook.capture.model.borrowing import undisturbed
+from diffhook.capture.objective import Objective
+from diffhook.capture.objective.diffusion import DiffusionObjective
+from diffhook.capture.probes.probe import Probe
+from diffhook.console import announce
+from diffhook.gradients import PerSampleGradients
+from diffhook.log import Rows
+
+logger = logging.getLogger("diffhook")
+
+Put = Callable[[str, Rows], object]
+
+
+class Sharing(Protocol):
+    """How the processes of a run share the samples of a probe. None of it is a collective."""
+
+    def offer(self, step: int, terms: Mapping[str, Any] | None) -> None:
+        """The first process says on what terms the snapshot of a step is probed; None: it is not."""
+
+    def terms(self, step: int) -> Mapping[str, Any] | None:
+        """What it has said, for the other processes, which wait for it a while."""
+
+    def claim(self, step: int, sample: int) -> bool:
+        """Whether nobody else has this sample, which is ours then."""
+
+    def done(self, step: int) -> None:
+        """This process's rows are on the disk."""
+
+    def settle(self, step: int) -> None:
+        """The first process waits for the others that have taken part."""
+
+
+class Prober:
+    """Measures chosen samples at snapshots. What fails in it ends the probes, not the capture of rows.
+
+    Args:
+        engine: on the trained model.
+        put: takes rows for a table.
+        flush: sees them to the disk.
+        objective, probe: None: nothing is probed.
+        sharing: with the run's other processes; None: there are none.
+        strict: raise what fails.
+    """
+
+    def __init__(
+        self,
+        engine: PerSampleGradients,
+        put: Put,
+        flush: Callable[[], object],
+        objective: Objective | None,
+        probe: Probe | None,
+        *,
+        sharing: Sharing | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.objective, self.probe = objective, probe
+        self.seconds = 0.0
+        self._engine, self._put, self._flush = engine, put, flush
+        self._make_probe: Callable[[], Probe] | None = None
+        self._sharing, self._strict = sharing, strict
+        self._going = True  # until one fails
+
+    def probe_with(self, objective: Objective | None, probe: Callable[[], Probe]) -> None:
+        """From the next snapshot on.
+
+        Args:
+            objective: the loss as it was recognised; None: it is not, or turned out to be another one. What
+                the first process has recognised counts for all.
+            probe: gives the samples that there are by then.
+        """
+        self.objective, self._make_probe = objective, probe
+
+    def at_snapshot(self, step: int, lr_sum: float, batch_per_step: int) -> None:
+        """The first process has taken a snapshot."""
+        objective, probe = self.objective, self._ready()
+        if objective is None or probe is None or not self._going:
+            self.not_taken(step)
+            return
+        if self._sharing is not None:
+            recognised = self._make_probe is not None
+            terms = {"lr_sum": lr_sum, "batch": batch_per_step}
+            self._sharing.offer(step, {**terms, "objective": objective.describe() if recognised else None})
+        if not self.seconds and (samples := len(probe.ids(len(probe.dataset)))):
+            announce(
+                f"diffhook: probing {samples:,} samples at step {step:,}; training pauses at each snapshot"
+            )
+        self._guarded(lambda: self._run(objective, probe, step, lr_sum, batch_per_step))
+        if self._sharing is not None:
+            self._sharing.settle(step)
+
+    def beside(self, step: int) -> None:
+        """Another process has come to a step at which the first one takes a snapshot."""
+        if self._sharing is None or not self._going or (self.probe is None and self._make_probe is None):
+            return
+        terms = self._sharing.terms(step)
+        probe = self._ready()
+        if terms is None or probe is None:
+            return
+        described = terms.get("objective")
+        objective = self.objective if described is None else DiffusionObjective.from_description(described)
+        if objective is not None:
+            self._guarded(lambda: self._run(objective, probe, step, terms["lr_sum"], terms["batch"]))
+        self._sharing.done(step)
+
+    def not_taken(self, step: int) -> None:
+        """The first process has not taken a snapshot, or does not probe it."""
+        if self._sharing is not None:
+            self._sharing.offer(step, None)
+
+    def _ready(self) -> Probe | None:
+        return self.probe if self._make_probe is None else self._make_probe()
+
+    def _guarded(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except Exception as error:
+            self._going = False
+            if self._strict:
+                raise
+            logger.error("probes have stopped; training rows go on. %s: %s", type(error).__name__, error)
+
+    def _run(self, objective: Objective, probe: Probe, step: int, lr_sum: float, batch: int) -> None:
+        start = time.perf_counter()
+        samples = probe.ids(len(probe.dataset))
+        if not samples:
+            return
+        engine = self._engine.sibling(self._engine.model, group_size=probe.grid.draws)
+        with undisturbed(engine.model):
+            contrasts = probe.contrasts(engine.model, objective)
+        for some in self._shares(probe, samples, step):
+            for rows in probe.run(
+                engine, objective, some, contrasts, step=step, lr_sum=lr_sum, batch_per_step=batch
+            ):
+                self._put("probe", rows)
+        if self._sharing is not None:
+            self._flush()
+        self.seconds += time.perf_counter() - start
+
+    def _shares(self, probe: Probe, samples: list[int], step: int) -> Iterator[list[int]]:
+        """Indices of the samples that this process measures: all, or batches that it has claimed."""
+        sharing = self._sharing
+        if sharing is None:
+            yield samples
+            return
+        names = probe.names or range(len(probe.dataset))
+        mine = (index for index in samples if sharing.claim(step, names[index]))
+        while some := list(islice(mine, probe.batch_size)):
+            yield some

@@ -1,0 +1,360 @@
+"""Turns captured passes into rows of the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffhook.appearance import COLUMNS
+from diffhook.capture.alerts import Alerts, Detector, Watch
+from diffhook.capture.objective import Objective
+from diffhook.capture.probes.probe import Probe
+from diffhook.capture.probes.prober import Prober, Sharing
+from diffhook.capture.recording.tensor_file import safetensors_of
+from diffhook.capture.rows import make_rows
+from diffhook.capture.samples.appearance import appearance as figures_of
+from diffhook.capture.samples.familiarity import Familiarity
+from diffhook.errors import LogError
+from diffhook.gradients import PerSampleGradients
+from diffhook.log import Content, LogWriter, Rows, Snapshot, open_log
+from diffhook.log.samples import ROLE_STRIDE
+from diffhook.log.schema import SCALARS
+from diffhook.log.store import Location
+
+logger = logging.getLogger("diffhook")
+
+_LONGEST_WAIT = 60.0  # seconds that saving a checkpoint waits for a slow disk …
+_ONE_MORE_TRY = 1.0  # … and for one that fails, or has not come on in that time
+
+
+class Recorder:
+    """One process's capture: an engine on the model, a writer on the log, alerts between them.
+
+    Knows no training loop: whoever does calls :meth:`captured`, :meth:`stepped` or :meth:`skipped`, and
+    :meth:`snapshot` at the right moments.
+
+    Args:
+        engine: on the trained model.
+        location: the log's.
+        config: the run's configuration, see :class:`diffhook.log.LogWriter`.
+        rank, processes: this process, and how many there are.
+        start_step: optimiser steps taken before.
+        after, run: of which session the checkpoint is, and an id of this start, see
+            :class:`diffhook.log.LogWriter`.
+        lr_sum: sum of the learning rates since the last snapshot, when resuming.
+        alerts: who looks for trouble and who is told; None for the usual.
+        objective, probe: what to probe at snapshots; None for no probes.
+        sharing: of probes with the run's other processes.
+        preconditioner: what snapshots keep of the optimiser, see
+            :func:`~diffhook.capture.recording.preconditioner.adam_preconditioner`; None: nothing.
+        snapshot_dtype: that snapshots are written in; None: the parameters' own.
+        strict: raise at the first write that fails.
+    """
+
+    def __init__(
+        self,
+        engine: PerSampleGradients,
+        location: Location,
+        config: Mapping[str, Any],
+        *,
+        rank: int = 0,
+        processes: int | None = None,
+        start_step: int = 0,
+        after: str | None = None,
+        run: str | None = None,
+        lr_sum: float = 0.0,
+        alerts: Alerts | Sequence[Detector] | None = None,
+        objective: Objective | None = None,
+        probe: Probe | None = None,
+        sharing: Sharing | None = None,
+        preconditioner: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
+        snapshot_dtype: torch.dtype | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.snapshot_dtype = snapshot_dtype
+        self._strict = strict
+        if probe is not None:
+            config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
+        self.writer = LogWriter(
+            location, config, rank=rank, processes=processes, start_step=start_step, after=after, run=run,
+            strict=strict,
+        )  # fmt: skip
+        self.rank = rank
+        self.prober = Prober(
+            engine, self.writer.put, self.settle, objective, probe, sharing=sharing, strict=strict
+        )
+        self._preconditioner = preconditioner
+        self._reasons: set[str] = set()  # told, why there is none
+        self.rows_written = 0
+        self.snapshots_written = 0
+        self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
+        self._names: Mapping[int, str] | None = None  # by which samples are recognised
+        self.regularisation: Set[int] = set()  #: ids of samples that are regularisation images; may grow
+        self._staged: list[Rows] = []
+        self._holding = False
+        self._held: list[tuple[Rows, str | None]] = []  # complete, and perhaps to be forgotten
+        self._layer: str | None = None  # where the step's backward first met what is not finite
+        self.lr_sum = lr_sum
+        self._lr = 0.0
+        self._last_snapshot: int | None = None
+        self._batch_per_step = 1
+        with ExitStack() as undo:  # else the next try would find the log held by this one
+            undo.callback(self.writer.close)
+            self._familiarity = self._known((config["identity"].get("dataset") or {}).get("samples"))
+            self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
+            if start_step:
+                self._resume(start_step)
+            engine.attach()
+            undo.pop_all()
+
+    def _resume(self, step: int) -> None:
+        """Learn what was before: the detectors' thresholds, and whether the checkpoint's step is probed."""
+        try:
+            past = self.writer.past()
+            if any(snapshot.step == step for snapshot in past.snapshots):
+                self._last_snapshot = step
+            self.watch.resume(past)
+        except LogError as error:
+            logger.warning("detectors warm up again, because the rows of before cannot be read: %s", error)
+
+    def _known(self, size: int | None) -> Familiarity | None:
+        """What the log that this run writes into knows of its samples, of which there are ``size``."""
+        if self.writer.session < 1:  # a new one, or one that is away
+            return None
+        with suppress(LogError, OSError):
+            return Familiarity.of(open_log(self.writer.store), size)
+        return None
+
+    def recognise(
+        self, sample_ids: Tensor, clean: Tensor | None, names: Mapping[int, str] | None = None
+    ) -> None:
+        """Compare samples with what the log says of them, before any row of theirs is written.
+
+        Args:
+            sample_ids: (B,) int64.
+            clean: (B, …, H, W) their images or latents, where known.
+            names: id → name; None: what they are called tells nothing, as where there are several datasets.
+
+        Raises:
+            LogError: the log is of another dataset.
+        """
+        if self._familiarity is None:
+            return
+        ids = sample_ids.cpu().numpy()
+        if names is not None:
+            self._familiarity.meet(ids, names)
+        if clean is not None and len(clean) == len(ids):
+            self._familiarity.see(ids, figures_of(clean).cpu().numpy())
+
+    def keep_names(self, names: dict[int, str], *, telling: bool = True) -> None:
+        """Names of samples for the log and for alerts: id → name; may grow, and gets what the log has.
+
+        Args:
+            telling: samples that the log does not know may show that it is of another dataset.
+        """
+        self._names = names if telling else None
+        self.writer.keep_names(names)
+        self.watch.know(names)
+
+    @property
+    def alerts(self) -> list[str]:
+        """The kinds of the alerts raised so far."""
+        return self.watch.kinds
+
+    def captured(
+        self,
+        sample_ids: Tensor,
+        timesteps: Tensor,
+        *,
+        step: int,
+        weight: float,
+        losses: Tensor | None = None,
+        appearance: Tensor | None = None,
+    ) -> np.ndarray:
+        """Stage the rows of the pass that the engine has just finished.
+
+        Args:
+            sample_ids: (B,) int64.
+            timesteps: (B,).
+            step: optimiser steps taken before.
+            weight: coefficient with which a sample's own gradient enters the step's update,
+                times the capture stride.
+            losses: (B,) the samples' own losses, where known.
+            appearance: (B, 3) of the clean samples, where known.
+
+        Returns:
+            (B,) float32 norms of the samples' gradients.
+        """
+        count = len(sample_ids)
+        rows = make_rows(
+            self.engine,
+            sample=sample_ids.cpu().numpy(),
+            step=np.full(count, step),
+            timestep=timesteps.float().cpu().numpy(),
+            noise_seed=np.full(count, -1),
+            lr=np.full(count, np.nan),
+            loss=np.full(count, np.nan) if losses is None else losses.float().cpu().numpy(),
+            weight=np.full(count, weight),
+            role=self._roles(sample_ids),
+        )
+        statistics = np.full((len(COLUMNS), count), np.nan, np.float32)
+        if appearance is not None:
+            statistics[:] = appearance.cpu().numpy().T
+        self._staged.append({**rows, **dict(zip(COLUMNS, statistics, strict=True))})
+        if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
+            self._layer = self.engine.first_nonfinite
+        norms: np.ndarray = rows["grad_norm"]
+        return norms
+
+    def _roles(self, sample_ids: Tensor) -> np.ndarray:
+        own = [sample // ROLE_STRIDE or int(sample in self.regularisation) for sample in sample_ids.tolist()]
+        return np.array(own)
+
+    @property
+    def staged_rows(self) -> int:
+        """Rows that wait for their optimiser step."""
+        return sum(len(part["sample"]) for part in self._staged)
+
+    def stepped(self, lr: float, batch: int, *, hold: bool = False) -> None:
+        """An optimiser step was taken with learning rate ``lr``: its rows are complete.
+
+        Args:
+            lr: the rate of that step.
+            batch: samples of the step, over all processes; 0: not known.
+            hold: keep the rows until :meth:`release_held` or :meth:`forget_held`.
+        """
+        self._lr = lr
+        self.lr_sum += lr
+        self._batch_per_step = batch or self._batch_per_step
+        self._complete(lr)
+        self._holding = hold
+        if not hold:
+            self.release_held()
+
+    def skipped(self) -> None:
+        """The staged rows' step was skipped (overflow): they moved nothing, so their lr is 0."""
+        self._complete(0.0)
+        if not self._holding:
+            self.release_held()
+
+    def _complete(self, lr: float) -> None:
+        if not self._staged:
+            return
+        rows = {name: np.concatenate([part[name] for part in self._staged]) for name in self._staged[0]}
+        self._staged.clear()
+        layer, self._layer = self._layer, None
+        rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
+        self._held.append((rows, layer))
+
+    def forget_staged(self) -> int:
+        """Rows whose optimiser step could not be followed are not written. Returns of how many passes."""
+        passes = len(self._staged)
+        self._staged.clear()
+        self._layer = None
+        return passes
+
+    def forget_held(self) -> None:
+        """Rows that turned out to be wrong are not written."""
+        self._held.clear()
+        self._holding = False
+
+    def release_held(self) -> None:
+        """Write the rows that are complete."""
+        self._holding = False
+        held, self._held = self._held, []
+        for rows, layer in held:
+            self._write(rows, layer)
+
+    def _write(self, rows: Rows, layer: str | None) -> None:
+        if self._familiarity is not None:
+            if self._names is not None:
+                self._familiarity.meet(rows["sample"], self._names)
+            self._familiarity.see(rows["sample"], np.stack([rows[name] for name in COLUMNS], 1))
+        if self.writer.put("train", rows):
+            self.rows_written += len(rows["sample"])
+        scalars = {name: values for name, values in rows.items() if name in SCALARS}
+        self.watch.look(scalars, layer)
+
+    def settle(self) -> None:
+        """A checkpoint is about to be written: a process killed later resumes from it, so the rows
+        before it go to the disk first.
+
+        Takes a minute at most. Once that was in vain, or where writing fails, checkpoints wait a second
+        each until something is written again.
+        """
+        told, began = self.writer.failing, time.perf_counter()
+        try:
+            self.writer.flush(_ONE_MORE_TRY if told else _LONGEST_WAIT)
+        except LogError as error:
+            level = logging.INFO if told or error.told else logging.WARNING
+            logger.log(level, "rows before this checkpoint are not on the disk yet: %s", error)
+        finally:
+            self.snapshot_seconds += time.perf_counter() - began
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes that a snapshot takes."""
+        kept = (
+            0 if self._preconditioner is None else 4 * sum(p.numel() for p in self.engine.parameters.values())
+        )
+        return kept + safetensors_of(self.engine.trained, dtype=self.snapshot_dtype).size
+
+    def snapshot(self, step: int) -> None:
+        """Keep the trainable parameters as they are after ``step`` steps, which rank 0 does, and probe. A
+        second call at the same step does nothing."""
+        if self._last_snapshot == step:
+            return
+        self._last_snapshot = step
+        if self.rank:
+            self.prober.beside(step)
+            return
+        began = time.perf_counter()
+        taken = self._keep_parameters(step)
+        self.snapshot_seconds += time.perf_counter() - began
+        if not taken:
+            self.prober.not_taken(step)
+            return  # the next one stands for these steps too
+        self.snapshots_written += 1
+        lr_sum, self.lr_sum = self.lr_sum, 0.0
+        self.prober.at_snapshot(step, lr_sum, self._batch_per_step)
+
+    def _keep_parameters(self, step: int) -> bool:
+        trained = self.engine.trained
+        for device in {parameter.device for parameter in trained.values()}:
+            torch.get_device_module(device).synchronize()  # they are read in another thread
+        snapshot = Snapshot(step, self._lr, self.lr_sum)
+        parameters = safetensors_of(trained, dtype=self.snapshot_dtype)
+        return self.writer.snapshot(snapshot, parameters, self._divisors(step))
+
+    def _divisors(self, step: int) -> Content | None:
+        if self._preconditioner is None:
+            return None
+        try:
+            factors = self._preconditioner(self.engine.parameters)
+        except ValueError as reason:
+            if str(reason) not in self._reasons:
+                self._reasons.add(str(reason))
+                logger.warning("snapshots keep no preconditioner (from step %d on), because %s", step, reason)
+            return None
+        return safetensors_of(factors, like=self.engine.parameters, dtype=torch.float32)
+
+    def close(self, *, mid_pass: bool = False) -> None:
+        """Flush and let go of model and log. Idempotent.
+
+        Args:
+            mid_pass: see :meth:`PerSampleGradients.detach`.
+        """
+        with ExitStack() as leaving:  # whatever fails, all of it is let go; the last one first
+            leaving.callback(self.writer.close)
+            leaving.callback(self.watch.close)
+            leaving.callback(self.release_held)
+            leaving.callback(self.skipped)
+            leaving.callback(self.engine.detach, mid_pass=mid_pass)
