@@ -3,7 +3,7 @@
     accelerate launch -m diffhook.run --log runs/mine sd_scripts.py sdxl_train_network.py --its --arguments
 
 Its batches name their images in its debug mode only, and the option that turns that on shows images instead
-of training: so each dataset is told that it is in that mode. Which of them are regularisation images is added.
+of training: so each dataset is told that it is in that mode. Which images are for regularisation is added.
 """
 
 import runpy
