@@ -34,7 +34,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         nargs="+",
         required=True,
-        help="folders of diffusers or accelerate, LoRA files (diffusers' or kohya's), or state dicts",
+        help="folders of diffusers or accelerate, adapter files (LoRA, LoHa, LoKr), or state dicts",
     )
     command.add_argument(
         "--data",

@@ -49,6 +49,11 @@ class AsTrained(nn.Module):
         self._encode = encode
 
     @property
+    def config(self) -> Any:
+        """The denoiser's: what it samples."""
+        return self.denoiser.config
+
+    @property
     def peft_config(self) -> dict[str, Any]:
         return {f"{i}.{n}": c for i, m in enumerate(self.adapted) for n, c in m.peft_config.items()}  # type: ignore[operator, union-attr]
 

@@ -10,7 +10,7 @@ import safetensors.torch
 from torch import nn
 
 from diffhook.capture.checkpoints import read_lora
-from diffhook.capture.model.adapter import add_adapters, read_adapter
+from diffhook.capture.model.adapter import add_adapters, network_alphas, read_adapter
 from diffhook.capture.model.pipeline import SavedPipeline
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.errors import ConfigurationError, LogError
@@ -62,6 +62,11 @@ def build_model(
         network = build_as_trained(log, pipeline, lora)
         if network is not None:
             return network
+    if pipeline is None and any(network_alphas(described)):
+        raise ConfigurationError(
+            f"the run trained a network that its trainer puts on a model ({described['class']}): name the "
+            "pipeline with that model (pipeline=, --pipeline), or pass model="
+        )
     if "models" in described:
         raise ConfigurationError(
             f"the run trained several models ({', '.join(described['models'])}): pass model=, an "

@@ -108,6 +108,17 @@ def test_scale_comes_from_the_trainings_file_where_the_log_does_not_tell_it(
     np.testing.assert_array_equal(found["grad_norm"], expected["grad_norm"])
 
 
+def test_its_model_generates_what_is_asked_about(root: Path, tmp_path: Path) -> None:
+    train_network(root / "pipeline", tmp_path / "log", "LoRA", text=True, projection_dim=16)
+    command = ("query", tmp_path / "log", "--pipeline", root / "pipeline", "--generate", 2, "--steps", 2,
+               "--caption", "a cat", "--save", tmp_path / "made", "--timesteps", 1, "--name")  # fmt: skip
+    assert main([str(word) for word in (*command, "made")]) == 0
+    log = diffhook.open_log(tmp_path / "log")
+    assert len(set(log.queries["made"]["grad_norm"].tolist())) == len(log.queries["made"])
+    with pytest.raises(ConfigurationError, match="name the pipeline with that model"):
+        build_model(log)
+
+
 class _Dora(Lora):
     """With a trained scale beside the factors."""
 
