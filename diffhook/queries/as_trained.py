@@ -100,8 +100,7 @@ class _Adapted:
         """
         layers = by_layer((part, shapes[name]) for name, part in self.parts.items())
         described = describe(layers, self.model, self.alphas, None, where)
-        if "default" not in (getattr(self.model, "peft_config", None) or {}):
-            add_adapters(self.model, {"default": described})
+        add_adapters(self.model, {"default": described})
         own = dict(self.model.named_parameters())
         for name, (layer, part) in self.parts.items():
             found = next((n for n in _peft_names(layer, part) if n in own), None)

@@ -76,8 +76,7 @@ def build_model(
     if kind is not None and kind != described["class"]:
         raise ConfigurationError(f"the run trained a {described['class']}, the pipeline has a {kind}")
     adapters = described.get("adapters", {}) if lora is None else _adapters(Path(lora), model)
-    present = getattr(model, "peft_config", None) or {}
-    add_adapters(model, {name: fields for name, fields in adapters.items() if name not in present})
+    add_adapters(model, adapters)
     trained = {name for name, _ in log.config["identity"]["parameters"]}
     own = {name for name, _ in model.named_parameters()}
     if not trained <= own:

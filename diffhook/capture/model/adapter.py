@@ -70,13 +70,21 @@ def _plain(value: Any) -> Any:
 
 
 def add_adapters(model: nn.Module, described: Mapping[str, Any]) -> None:
-    """Put the adapters that :func:`describe_adapters` described onto a model.
+    """Put the adapters that :func:`describe_adapters` described onto a model; those that it has stay.
 
     Raises:
-        ConfigurationError: peft is not installed, or the model lacks the adapters' layers.
+        ConfigurationError: peft is not installed, the model lacks the layers, or has another adapter
+            of the same name.
     """
+    present = describe_adapters(model)
     for name, fields in described.items():
         config = _peft().PeftConfig.from_peft_type(**fields)
+        if name in present:
+            if present[name] != _described(config):
+                raise ConfigurationError(
+                    f"the {type(model).__name__} has another adapter {name!r} already: load the model anew"
+                )
+            continue
         try:
             if hasattr(model, "add_adapter"):  # diffusers': also makes it the active one
                 model.add_adapter(config, adapter_name=name)  # type: ignore[operator]
