@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from diffhook.analysis.fisher import combined
 from diffhook.analysis.non_finite import non_finite_samples
 from diffhook.analysis.ranking import Ranking
 from diffhook.analysis.reason import Reason
+from diffhook.analysis.roles import regularisation_images
 from diffhook.analysis.signals import PAIRWISE, SIGNALS, Found, Signal, View
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
@@ -82,7 +84,7 @@ def outliers(
         flags[i] = flags[i] or [_in_sum(i, together)]
     own = next((told.labels for told in found.values() if told.labels is not None), None)
     order = np.array([*broken, *(i for i in range(len(flags)) if i not in broken)], np.intp)
-    return Ranking.sort(
+    ranking = Ranking.sort(
         view.sample_ids[order],
         scores[order],
         [flags[i] for i in order],
@@ -93,6 +95,7 @@ def outliers(
         list(together),
         own and own.take(order.tolist()),
     )
+    return replace(ranking, regularisation=regularisation_images(log))
 
 
 def _in_sum(i: int, counted: Mapping[str, Found]) -> Reason:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.reason import Reason
+from diffhook.analysis.roles import of_role, role_of
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import NAMES_AS_THEY_ARE, ROLE_STRIDE, name_id, sample_words, split_id
 from diffhook.notebook import Displayed
@@ -56,6 +57,7 @@ class Ranking(Displayed):
         thumbnails: id → PNG, where the log keeps them: what a notebook shows.
         counted: names of the parts that are in the score.
         labels: the samples' labels and those that fit better, where the log or the user tells them.
+        regularisation: ids of the samples that are regularisation images.
     """
 
     sample_ids: npt.NDArray[np.int64]
@@ -67,6 +69,7 @@ class Ranking(Displayed):
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
     counted: tuple[str, ...] = ()
     labels: Labels | None = None
+    regularisation: frozenset[int] = frozenset()
 
     @classmethod
     def sort(
@@ -122,14 +125,23 @@ class Ranking(Displayed):
             parts=parts,
         )
 
+    def of_role(self, role: str) -> Ranking:
+        """The samples that are "training" or "regularisation" images.
+
+        Raises:
+            ConfigurationError: it is neither.
+        """
+        return self.take(of_role(self.sample_ids, self.regularisation, role))
+
     def records(self, k: int | None = None) -> list[dict[str, Any]]:
-        """The first k (or all) as dicts of rank, sample, name (where samples have names), score, flags, and
-        a key for each part."""
+        """The first k (or all) as dicts of rank, sample, name (where samples have names), role (where some
+        are regularisation images), score, flags, and a key for each part."""
         return [
             {
                 "rank": rank,
                 "sample": int(sample),
                 **({"name": self._name(int(sample))} if self.names else {}),
+                **({"role": role_of(int(sample), self.regularisation)} if self.regularisation else {}),
                 "score": float(score),
                 "flags": "; ".join(flags),
                 **{name: float(values[rank - 1]) for name, values in self.parts.items()},
@@ -143,7 +155,7 @@ class Ranking(Displayed):
 
     def to_csv(self, path: str | Path, k: int | None = None) -> None:
         with open(path, "w", newline="", encoding="utf-8", errors=NAMES_AS_THEY_ARE) as file:
-            named = ["name"] if self.names else []
+            named = ["name"] * bool(self.names) + ["role"] * bool(self.regularisation)
             writer = csv.DictWriter(file, ["rank", "sample", *named, "score", "flags", *self.parts])
             writer.writeheader()
             writer.writerows(
@@ -160,9 +172,11 @@ class Ranking(Displayed):
         from diffhook.analysis.parquet import write_parquet
 
         names = {"name": [self._name(int(i)) for i in self.sample_ids[:k]]} if self.names else {}
+        roles = [role_of(int(i), self.regularisation) for i in self.sample_ids[:k]]
         columns = {
             "sample": self.sample_ids[:k],
             **names,
+            **({"role": roles} if self.regularisation else {}),
             "score": self.scores[:k],
             "flags": ["; ".join(flags) for flags in self.flags[:k]],
             **{name: values[:k] for name, values in self.parts.items()},

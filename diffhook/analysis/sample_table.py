@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffhook.analysis.defaults import as_log
+from diffhook.analysis.roles import of_role, regularisation_images, role_of
 from diffhook.analysis.standardize import Standard, looked_at
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
@@ -45,6 +46,7 @@ class SampleTable:
         alerts: (N,) int64, alerts that name the sample.
         last_alert: per sample "kind, step 12" of the newest of them; "" without any.
         names: id → name, of samples that have one.
+        regularisation: ids of the samples that are regularisation images.
     """
 
     sample_ids: Counts
@@ -56,6 +58,7 @@ class SampleTable:
     alerts: Counts
     last_alert: tuple[str, ...]
     names: Mapping[int, str]
+    regularisation: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -68,7 +71,19 @@ class SampleTable:
         """
         if by not in ORDERS:
             raise ConfigurationError(f"sort is {by!r}; expected one of {', '.join(ORDERS)}")
-        order = np.argsort(-getattr(self, ORDERS[by]).astype(np.float64), kind="stable")  # NaN is last
+        return self._take(
+            np.argsort(-getattr(self, ORDERS[by]).astype(np.float64), kind="stable")
+        )  # NaN last
+
+    def of_role(self, role: str) -> SampleTable:
+        """The samples that are "training" or "regularisation" images.
+
+        Raises:
+            ConfigurationError: it is neither.
+        """
+        return self._take(np.flatnonzero(of_role(self.sample_ids, self.regularisation, role)))
+
+    def _take(self, order: npt.NDArray[np.intp]) -> SampleTable:
         columns: dict[str, Any] = {
             name: values[order] for name, values in vars(self).items() if isinstance(values, np.ndarray)
         }
@@ -80,6 +95,7 @@ class SampleTable:
             {
                 "sample": sample,
                 "name": sample_words(sample, self.names),
+                "role": role_of(sample, self.regularisation),
                 "visits": int(self.visits[row]),
                 "last_loss": float(self.last_loss[row]),
                 "mean_loss": float(self.mean_loss[row]),
@@ -103,7 +119,7 @@ class SampleTable:
 
 
 _HEADER = (
-    "sample", "name", "visits", "last_loss", "mean_loss", "norm", "last_step", "alerts", "last_alert",
+    "sample", "name", "role", "visits", "last_loss", "mean_loss", "norm", "last_step", "alerts", "last_alert",
 )  # fmt: skip
 
 
@@ -130,6 +146,7 @@ def sample_table(log: RunLog | Location) -> SampleTable:
         counts,
         newest,
         log.names(),
+        regularisation_images(log),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import find_method
 from diffhook.analysis.ranking import Ranking
+from diffhook.analysis.roles import regularisation_images
 from diffhook.analysis.samples import SampleRows, reduce_samples
 from diffhook.analysis.tables import snapshot_steps, source_table
 from diffhook.errors import ConfigurationError
@@ -56,7 +57,10 @@ def self_influence(
     flags = [[SINGLE] if constant and count <= 1 else [] for count in visits]
     title = f"self-influence ({chosen.name}, {source} rows)"
     scores = found.scores.reshape(shape).sum(0)
-    return Ranking.sort(rows.sample_ids, scores, flags, title, names=log.names(), thumbnails=log.thumbnails)
+    ranking = Ranking.sort(
+        rows.sample_ids, scores, flags, title, names=log.names(), thumbnails=log.thumbnails
+    )
+    return replace(ranking, regularisation=regularisation_images(log))
 
 
 class _Found(NamedTuple):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -33,7 +34,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         nargs="+",
         required=True,
-        help="folders of diffusers or accelerate, LoRA files (diffusers' or kohya's), or state dicts",
+        help="folders of diffusers or accelerate, adapter files (LoRA, LoHa, LoKr), or state dicts",
     )
     command.add_argument(
         "--data",
@@ -114,15 +115,20 @@ def _model(pipeline: Any, checkpoints: Any, alpha: float | None, quiet: bool) ->
     from diffhook.capture.model.adapter import add_adapters
 
     model = pipeline.denoiser
-    adapters = read_lora(checkpoints[0].files, alpha)
+    adapters = read_lora(checkpoints[0].files, model, alpha)
     for described in () if quiet else adapters.values():
         announce(
-            f"diffhook: adapter of rank {described['r']}, alpha {described.get('lora_alpha', 8):g} "
+            f"diffhook: adapter of rank {described['r']}, alpha {_alpha(described):g} "
             "(--lora-alpha names another)"
         )
     model.requires_grad_(not adapters)
     add_adapters(model, adapters)
     return model.to(pipeline.device)
+
+
+def _alpha(described: Mapping[str, Any]) -> float:
+    """LoRA calls it otherwise than LoHa and LoKr; 8 is peft's default."""
+    return float(described.get("lora_alpha", described.get("alpha", 8)))
 
 
 def _tell_left_out(pictures: Any) -> None:

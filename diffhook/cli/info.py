@@ -15,6 +15,7 @@ from diffhook import words
 from diffhook.analysis.effective_dimension import effective_dimension
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
+from diffhook.analysis.roles import regularisation_images
 from diffhook.cli.printing import print_json, print_table
 from diffhook.log import RunLog, Snapshot, Table, open_log
 from diffhook.log import store as files
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     for name in ("snapshots missing", "checkpoints that are not there"):
         shown[name] = words.at_steps(facts[name]) if facts[name] else None
     shown["checkpoints"] = facts["checkpoints"] or None
-    shown["class images"] = facts["class images"] or None
+    for name in ("class images", "regularisation images"):
+        shown[name] = facts[name] or None
     sessions = shown.pop("sessions")
     shown["micro-batches left out"] = facts["micro-batches left out"] or None
     shown["parameters left out"] = _left_out(facts["parameters left out"])
@@ -96,6 +98,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "train rows": len(log.train),
         "samples": own,
         "class images": len(ids) - own,
+        "regularisation images": sum(sample < ROLE_STRIDE for sample in regularisation_images(log)),
         "probe rows": len(log.probe),
         "queries": {name: len(table) for name, table in log.queries.items()},
         "snapshots": [snapshot.step for snapshot in log.snapshots],

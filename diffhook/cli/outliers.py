@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from diffhook.analysis import Ranking, outliers, self_influence
+from diffhook.analysis.roles import ROLES
 from diffhook.analysis.signals import SIGNALS
 from diffhook.cli.execution import add_execution, execution
 from diffhook.cli.printing import print_json, print_table, sample_cell
@@ -29,6 +30,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         help="labels by sample id, .npy or a line each: wrong ones are found without probes that try others",
     )
     command.add_argument("--source", choices=("train", "probe"), help="which rows (default: the best)")
+    command.add_argument("--role", choices=ROLES, help="only training images, or regularisation images")
     command.add_argument("--top", type=count, default=20, metavar="K", help="how many to show (default 20)")
     command.add_argument("--csv", metavar="FILE", help="write the whole ranking as CSV")
     command.add_argument("--parquet", metavar="FILE", help="write the whole ranking as Parquet")
@@ -51,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
     check_writable(args.csv, args.parquet, args.html, args.exclude and args.exclude[1])
     ranking = _ranking(log, args)
+    if args.role:
+        ranking = ranking.of_role(args.role)
     if args.csv:
         ranking.to_csv(args.csv)
     if args.parquet:
@@ -68,8 +72,12 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"title": ranking.title, "samples": records})
         return
-    rows = [(r["rank"], sample_cell(r["sample"], ranking.names), r["score"], r["flags"]) for r in records]
-    print_table(ranking.title, ["rank", "sample", "score", "reasons"], rows, _reading(args.by))
+    role = ["role"] * bool(ranking.regularisation)
+    rows = [
+        (r["rank"], sample_cell(r["sample"], ranking.names), *map(r.get, role), r["score"], r["flags"])
+        for r in records
+    ]
+    print_table(ranking.title, ["rank", "sample", *role, "score", "reasons"], rows, _reading(args.by))
 
 
 def _ranking(log: RunLog, args: argparse.Namespace) -> Ranking:

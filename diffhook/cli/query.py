@@ -33,7 +33,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     model = command.add_argument_group("the model and its loss, where the log does not hold them")
     model.add_argument("--pipeline", metavar="DIR", help="saved pipeline whose model was trained")
     model.add_argument(
-        "--lora", metavar="PATH", help="LoRA file, or folder with the adapter's adapter_config.json"
+        "--lora", metavar="PATH", help="LoRA, LoHa or LoKr file, or folder with an adapter_config.json"
     )
     add_loss(model)
 

@@ -154,7 +154,8 @@ def model_format(log: RunLog) -> tuple[int, tuple[int, int]]:
     if channels is None or size is None:
         raise ConfigurationError(
             f"the log does not say which images its model takes ({described['class']}, without in_channels "
-            "and sample_size in a config): call diffhook.query(..., model=...) with the model's inputs"
+            "and sample_size in a config): name the pipeline of the trained model with --pipeline, or call "
+            "diffhook.query(..., model=...) with the model's inputs"
         )
     if channels not in (1, 3):
         raise ConfigurationError(

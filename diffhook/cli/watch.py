@@ -16,6 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from diffhook.analysis.roles import ROLES
 from diffhook.analysis.sample_table import ORDERS, SampleTable, sample_table
 from diffhook.cli.interrupt import ctrl_c
 from diffhook.cli.printing import print_json, print_table, sample_cell, table_of
@@ -24,12 +25,13 @@ from diffhook.log import RunLog, open_log
 from diffhook.log.following import follow
 from diffhook.words import plural
 
-_HEADER = ["sample", "visits", "last loss ×", "mean loss ×", "norm ×", "alerts", "last alert"]
+_HEADER = ["sample", "role", "visits", "last loss ×", "mean loss ×", "norm ×", "alerts", "last alert"]
 _READING = "×: over the median at its timestep. High: the model cannot learn it, or it moves the model more."
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sort", choices=ORDERS, default="loss", help="highest first (default: mean loss)")
+    command.add_argument("--role", choices=ROLES, help="only training images, or regularisation images")
     command.add_argument("--top", type=count, default=20, metavar="N", help="how many to show (default 20)")
     command.add_argument("--once", action="store_true", help="print the table once and exit")
     command.add_argument("--csv", metavar="FILE", help="write all samples as CSV, anew at each refresh")
@@ -54,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _look(log: RunLog, args: argparse.Namespace) -> SampleTable:
     table = sample_table(log).sort(args.sort)
+    if args.role:
+        table = table.of_role(args.role)
     if args.csv:
         table.to_csv(args.csv)
     return table
@@ -75,7 +79,7 @@ def _rows(table: SampleTable, top: int) -> list[Sequence[Any]]:
     return [
         (
             sample_cell(r["sample"], table.names),
-            *(r[key] for key in ("visits", "last_loss", "mean_loss", "norm", "alerts", "last_alert")),
+            *(r[key] for key in ("role", "visits", "last_loss", "mean_loss", "norm", "alerts", "last_alert")),
         )
         for r in table.records(top)
     ]

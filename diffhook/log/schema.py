@@ -47,7 +47,7 @@ COLUMNS = (
     Column("loss", "float32", np.nan, "the sample's own loss; NaN: not known"),
     Column("weight", "float32", np.nan, "factor on lr that makes scores sums over rows"),
     Column("grad_norm", "float32", np.nan, "exact L2 norm of the gradient of the sample's own loss"),
-    Column("role", "int8", 0, "what the sample stood for: 0 instance, 1 class (prior preservation)", True),
+    Column("role", "int8", 0, "what the sample is for: 0 training, 1 regularisation (class images)", True),
     Column("input_mean", "float32", np.nan, "mean of the clean sample, in the model's units", True),
     Column("input_contrast", "float32", np.nan, "standard deviation of the clean sample", True),
     Column("input_roughness", "float32", np.nan, "root mean square of its neighbours' differences", True),

@@ -10,12 +10,13 @@ import safetensors.torch
 from torch import nn
 
 from diffhook.capture.checkpoints import read_lora
-from diffhook.capture.model.adapter import add_adapters, read_adapter
+from diffhook.capture.model.adapter import add_adapters, network_alphas, read_adapter
 from diffhook.capture.model.pipeline import SavedPipeline
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import RunLog, Snapshot
+from diffhook.queries.as_trained import build_as_trained
 
 
 def build_objective(log: RunLog, pipeline: SavedPipeline | None = None) -> DiffusionObjective:
@@ -48,25 +49,34 @@ def build_model(
         log: the run.
         pipeline: the one whose denoiser was trained, wholly or in part; it gets the adapter. By
             default a model of diffusers is made from the configuration in the log.
-        lora: a folder with the adapter's configuration, or a LoRA file (of diffusers, peft, kohya's scripts
-            and others that name layers as these do), where the log does not record the adapter.
+        lora: a folder with the adapter's configuration, or a file (LoRA, LoHa or LoKr, of diffusers, peft,
+            kohya's scripts, LyCORIS and others that name layers as these do), where the log does not record
+            the adapter.
 
     Raises:
         ConfigurationError: the model cannot be built, or it is not the one of the run.
     """
     described = log.config["identity"]["model"]
+    kind = None if pipeline is None else _class_of(pipeline.denoiser)
+    if pipeline is not None and kind != described["class"]:
+        network = build_as_trained(log, pipeline, lora)
+        if network is not None:
+            return network
+    if pipeline is None and any(network_alphas(described)):
+        raise ConfigurationError(
+            f"the run trained a network that its trainer puts on a model ({described['class']}): name the "
+            "pipeline with that model (pipeline=, --pipeline), or pass model="
+        )
     if "models" in described:
         raise ConfigurationError(
             f"the run trained several models ({', '.join(described['models'])}): pass model=, an "
             "nn.ModuleDict of them, and an objective= that calls it"
         )
     model = _from_config(described) if pipeline is None else pipeline.denoiser
-    kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    if kind != described["class"]:
+    if kind is not None and kind != described["class"]:
         raise ConfigurationError(f"the run trained a {described['class']}, the pipeline has a {kind}")
-    adapters = described.get("adapters", {}) if lora is None else _adapters(Path(lora))
-    present = getattr(model, "peft_config", None) or {}
-    add_adapters(model, {name: fields for name, fields in adapters.items() if name not in present})
+    adapters = described.get("adapters", {}) if lora is None else _adapters(Path(lora), model)
+    add_adapters(model, adapters)
     trained = {name for name, _ in log.config["identity"]["parameters"]}
     own = {name for name, _ in model.named_parameters()}
     if not trained <= own:
@@ -84,13 +94,17 @@ def build_model(
     return model
 
 
-def _adapters(lora: Path) -> dict[str, Any]:
+def _class_of(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _adapters(lora: Path, model: nn.Module) -> dict[str, Any]:
     if not lora.is_file():
         return read_adapter(lora)
-    if not (found := read_lora([lora])):
+    if not (found := read_lora([lora], model)):
         raise ConfigurationError(
-            f"{lora} holds no LoRA of a denoiser: expected layers' lora_A and lora_B (diffusers, peft), or "
-            "lora_down and lora_up (kohya's scripts)"
+            f"{lora} holds no adapter of a denoiser: expected layers' lora_A and lora_B (diffusers, peft), "
+            "lora_down and lora_up (kohya's scripts), or a LoHa's or LoKr's factors (LyCORIS)"
         )
     return found
 

@@ -15,6 +15,7 @@ from diffhook.analysis import Ranking
 from diffhook.analysis.class_names import folders as first_folders
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.reason import KINDS, Reason
+from diffhook.analysis.roles import role_of
 from diffhook.analysis.signals import View
 from diffhook.log import RunLog
 from diffhook.log.samples import split_id
@@ -80,7 +81,7 @@ def facets_of(
     """
     own = [split_id(int(sample))[0] for sample in ranking.sample_ids]
     found = [reasons(ranking.flags, doubts), _labels(own, labels), folders(own, ranking.names)]
-    found += [alerts(own, log.alerts()), visits(_seen(log, ranking.sample_ids, execution))]
+    found += [roles(ranking), alerts(own, log.alerts()), visits(_seen(log, ranking.sample_ids, execution))]
     return [facet for facet in found if facet is not None and len(facet.values) > 1]
 
 
@@ -120,6 +121,12 @@ def folders(own: Sequence[int], names: Mapping[int, str]) -> Facet | None:
     found = first_folders(names)
     parts = (found.get(sample, "") for sample in own)
     return Facet.most_common_first("folder", "Folder", ([part] if part else [] for part in parts))
+
+
+def roles(ranking: Ranking) -> Facet:
+    """By whether they are regularisation images."""
+    given = (role_of(int(sample), ranking.regularisation) for sample in ranking.sample_ids)
+    return Facet.most_common_first("role", "Role", ([role] for role in given))
 
 
 def alerts(own: Sequence[int], raised: Sequence[Mapping[str, Any]]) -> Facet:

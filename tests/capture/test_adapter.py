@@ -45,6 +45,17 @@ def test_the_description_makes_the_same_model(name: str) -> None:
     assert describe_adapters(second) == describe_adapters(first)
 
 
+def test_an_adapter_that_is_there_stays_and_another_of_its_name_is_refused() -> None:
+    model = conditional_unet().model
+    model.add_adapter(CONFIGS["scaled"])  # type: ignore[operator]
+    before = [name for name, _ in model.named_parameters()]
+    described = describe_adapters(model)
+    add_adapters(model, json.loads(json.dumps(described)))
+    assert [name for name, _ in model.named_parameters()] == before
+    with pytest.raises(ConfigurationError, match="has another adapter 'default' already"):
+        add_adapters(model, {"default": {**described["default"], "lora_alpha": 1}})
+
+
 def test_only_what_is_not_peft_s_default_is_recorded() -> None:
     model = conditional_unet().model
     model.add_adapter(LoraConfig(r=2, target_modules=["to_k", "to_q"]))  # type: ignore[operator]

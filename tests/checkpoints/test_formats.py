@@ -138,7 +138,7 @@ def test_adapters_come_back_with_their_scale(save: Callable[[Any, Path], None], 
     torch.manual_seed(2)
     base: UNet2DConditionModel = _unet(12)
     again.load_state_dict(base.state_dict())
-    add_adapters(again, read_lora(found.files))
+    add_adapters(again, read_lora(found.files, again))
     expected = {name: p for name, p in model.named_parameters() if p.requires_grad}
     wanted = {name: list(p.shape) for name, p in again.named_parameters() if p.requires_grad}
     assert wanted.keys() == expected.keys()

@@ -218,7 +218,7 @@ def test_a_file_without_a_lora_is_refused(lora: Path, capsys: pytest.CaptureFixt
         "no",
     )
     assert run(*asked, "--caption", "x", "--lora", file) == 2
-    assert "holds no LoRA of a denoiser" in capsys.readouterr().err
+    assert "holds no adapter of a denoiser" in capsys.readouterr().err
 
 
 def test_a_lora_run_is_asked_about_what_it_generates(

@@ -1,98 +1,85 @@
-"""A LoRA file as an adapter that peft can put on the model: its layers, ranks and scales."""
+"""The adapter in a LoRA file, or in a trainer's network, as one that peft can put on the model."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from torch import Tensor
+from torch import Size, nn
 
+from diffhook.capture.checkpoints.adapter_keys import AdapterKeys, Part, adapter_keys
+from diffhook.capture.checkpoints.adapter_kinds import describe
 from diffhook.capture.checkpoints.weights import read_tensors
 from diffhook.capture.model.adapter import read_adapter
 from diffhook.errors import ConfigurationError
 
 logger = logging.getLogger("diffhook")
 
-_TEXT = "text_encoder"
-_DOWN = re.compile(r"(.+?)\.(?:lora_A\.weight|lora_A\.[^.]+\.weight|lora\.down\.weight)")
-_OLD_DOWN = re.compile(r"(.+)\.processor\.(to_\w+?)_lora\.down\.weight")
-_ROOTS = ("unet.", "transformer.", "base_model.model.")
 
-
-def read_lora(files: Sequence[Path], alpha: float | None = None) -> dict[str, Any]:
+def read_lora(files: Sequence[Path], model: nn.Module, alpha: float | None = None) -> dict[str, Any]:
     """The description of the adapter whose weights these are, for
     :func:`~diffhook.capture.model.adapter.add_adapters`; {} where the files hold none.
 
+    Read are LoRA of diffusers, peft, kohya's scripts, ai-toolkit and OneTrainer, and LoHa and LoKr of
+    LyCORIS and of trainers that name them alike.
+
     Args:
         files: of the weights.
-        alpha: of LoRA; by default what the files tell, or else the rank, as diffusers takes it.
+        model: the denoiser that it is to be put on.
+        alpha: of the adapter; by default what the files tell, or else the rank, as diffusers takes it.
 
     Raises:
-        ConfigurationError: a file cannot be read.
+        ConfigurationError: a file cannot be read, is of another model, or of a kind that peft lacks.
     """
     if (files[0].parent / "adapter_config.json").exists():
         return read_adapter(files[0].parent)
     tensors = read_tensors(files)
-    layers = {layer: key for key in tensors if (layer := _layer(key)) is not None}
-    if not layers:
+    keys = adapter_keys(tensors, [name for name, _ in model.named_modules()])
+    check_keys(keys, model, str(files[0]))
+    shapes = {part: tensors[key].shape for key, part in keys.parts.items() if part.name != "alpha"}
+    if not shapes:
         return {}
-    if others := sum(key.startswith(_TEXT) for key in tensors):
-        logger.warning("the LoRA is also of text encoders (%d tensors), which stay as they are", others)
-    ranks = {layer: len(tensors[key]) for layer, key in layers.items()}
+    if keys.texts:
+        logger.warning(
+            "the LoRA is also of text encoders (%d tensors), which stay as they are", len(keys.texts)
+        )
     told = _metadata_alpha(files) if alpha is None else alpha
-    alphas = {
-        layer: _alpha(tensors, key, float(ranks[layer]) if told is None else told)
-        for layer, key in layers.items()
-    }
-    rank, usual = (Counter(found.values()).most_common(1)[0][0] for found in (ranks, alphas))
-    described: dict[str, Any] = {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": usual,
-        "target_modules": sorted(layers),
-        "rank_pattern": {layer: own for layer, own in ranks.items() if own != rank},
-        "alpha_pattern": {layer: own for layer, own in alphas.items() if own != usual},
-    }
-    return {"default": {key: value for key, value in described.items() if value != {}}}
+    alphas = {part.layer: float(tensors[key]) for key, part in keys.parts.items() if part.name == "alpha"}
+    return {"default": describe(by_layer(shapes.items()), model, alphas, told, str(files[0]))}
 
 
-def _layer(key: str) -> str | None:
-    """The denoiser's layer that a key is the first factor of; None of any other key."""
-    if key.startswith(_TEXT):
-        return None
-    if old := _OLD_DOWN.fullmatch(key):
-        layer = f"{old[1]}.{old[2]}" + (".0" if old[2] == "to_out" else "")
-    elif match := _DOWN.fullmatch(key):
-        layer = match[1]
-    else:
-        return None
-    for root in _ROOTS:
-        layer = layer.removeprefix(root)
-    return layer
+def check_keys(keys: AdapterKeys, model: nn.Module, where: str) -> None:
+    """Raises a ConfigurationError where there is more than peft's adapters of this model."""
+    kind = type(model).__name__
+    if keys.strangers:
+        raise ConfigurationError(
+            f"the adapter is not of this model: the {kind} has no layers such as {keys.strangers[0]!r} names"
+        )
+    if keys.others and keys.parts:
+        raise ConfigurationError(
+            f"{where} has {next(iter(keys.others))!r} ({len(keys.others)} such), which cannot be rebuilt: of "
+            "adapters, LoRA, LoHa and LoKr can, without weight decomposition (DoRA) or trained scalars"
+        )
 
 
-def _alpha(tensors: Mapping[str, Tensor], key: str, default: float) -> float:
-    """Of the layer whose first factor has this key: what kohya's files hold, or the default."""
-    found = next((tensors[k] for k in (f"{key}.alpha", f"{_stem(key)}.alpha") if k in tensors), None)
-    return default if found is None else float(found)
-
-
-def _stem(key: str) -> str:
-    match = _DOWN.fullmatch(key)
-    return key if match is None else match[1]
+def by_layer(shapes: Iterable[tuple[Part, Size]]) -> dict[str, dict[str, Size]]:
+    """Layer → part → its shape."""
+    found: defaultdict[str, dict[str, Size]] = defaultdict(dict)
+    for part, shape in shapes:
+        found[part.layer][part.name] = shape
+    return dict(found)
 
 
 def _metadata_alpha(files: Sequence[Path]) -> float | None:
     if files[0].suffix != ".safetensors":
         return None
     with safe_open(str(files[0]), "pt") as opened:
-        metadata = opened.metadata() or {}
+        metadata: Mapping[str, str] = opened.metadata() or {}
     try:
         fields = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except ValueError as error:

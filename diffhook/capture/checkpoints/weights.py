@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from diffhook.capture.checkpoints.kohya import diffusers_names
+from diffhook.capture.checkpoints.adapter_keys import Part, adapter_keys, split_key
 from diffhook.errors import ConfigurationError
 from diffhook.words import one_line
 
-_ADAPTED = re.compile(r"(.+)\.(lora_[AB]|lora_magnitude_vector|lora_embedding_[AB])\.([^.]+)(\.weight)?")
-_OLD = {"lora_A": "down", "lora_B": "up"}
+_ADAPTED = re.compile(
+    r"(.+)\.(lora_[AB]|lora_magnitude_vector|lora_embedding_[AB]|hada_[wt]\d(?:_[ab])?|lokr_[wt]\d(?:_[ab])?)"
+    r"\.([^.]+)(\.weight)?"
+)
 _SHADOW = re.compile(r"(?:.*\.)?shadow_params\.(\d+)")  # of diffusers' EMAModel
 _EMA = re.compile(r"ema|shadow", re.IGNORECASE)
 
@@ -36,7 +39,7 @@ def read_parameters(files: Sequence[Path], wanted: Names, *, ema: bool = False) 
     Raises:
         ConfigurationError: the files cannot be read, or are not of this model.
     """
-    tensors = read_tensors(files)
+    tensors = _as_wanted(read_tensors(files), wanted)
     names = matched(tensors, wanted, files[0], ema=ema or _EMA.search(files[0].parent.name) is not None)
     found = {name: tensors[key] for name, key in names.items()}
     for name, values in found.items():
@@ -49,7 +52,7 @@ def read_parameters(files: Sequence[Path], wanted: Names, *, ema: bool = False) 
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
-    """All tensors of the files, nested names joined by dots; kohya's LoRA names as diffusers has them.
+    """All tensors of the files, nested names joined by dots.
 
     Raises:
         ConfigurationError: a file cannot be read, or holds no tensors.
@@ -62,7 +65,28 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
             raise ConfigurationError(f"{file} cannot be read: {one_line(str(error))}") from error
     if not found:
         raise ConfigurationError(f"{next(iter(files))} holds no tensors")
-    return diffusers_names(found)
+    return found
+
+
+def _as_wanted(tensors: dict[str, Tensor], wanted: Names) -> dict[str, Tensor]:
+    """Tensors of adapters under the names of the wanted parameters, in their shapes: trainers write a factor
+    of a convolution with or without its 1 × 1 kernel."""
+    names = {part: name for name in wanted if (part := _part(name)) is not None}
+    if not names:
+        return tensors
+    keys = adapter_keys(tensors, {part.layer for part in names}).parts
+    found = dict(tensors)
+    for key, part in keys.items():
+        if (name := names.get(part)) is not None and name not in tensors:
+            values = found.pop(key)
+            fits = values.numel() == math.prod(wanted[name])
+            found[name] = values.reshape(*wanted[name]) if fits else values
+    return found
+
+
+def _part(name: str) -> Part | None:
+    """Which part of an adapter of peft's a parameter is."""
+    return split_key(name) if _ADAPTED.fullmatch(name) else None
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
@@ -139,20 +163,12 @@ def _under(prefix: str, keys: Collection[str], wanted: Names) -> dict[str, str]:
 
 
 def _aliases(name: str) -> list[str]:
-    """What files call a parameter: peft leaves the adapter's name out, diffusers once had "down" and "up"."""
+    """What files call a parameter: peft leaves the adapter's name out."""
     match = _ADAPTED.fullmatch(name)
     if match is None:
         return [name]
     layer, part, _, end = match.groups(default="")
-    found = [name, f"{layer}.{part}{end}"]
-    if part in _OLD:
-        found.append(f"{layer}.lora.{_OLD[part]}{end}")
-        owner, _, attention = layer.rpartition(".attn")
-        number, _, projection = attention.partition(".")
-        if owner and projection:
-            old = projection.removesuffix(".0")
-            found.append(f"{owner}.attn{number}.processor.{old}_lora.{_OLD[part]}{end}")
-    return found
+    return [name, f"{layer}.{part}{end}"]
 
 
 def _shadow(keys: Collection[str], wanted: Names) -> dict[str, str] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,40 @@ from diffhook.log.schema import json_like
 
 # Where an adapter came from and which peft wrote it make it no other.
 _ORIGIN = ("peft_version", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode")
+_FACTOR = re.compile("lora_|hada_|lokr_")  # what trainers' adapters call theirs
 
 
 def describe_adapters(model: nn.Module) -> dict[str, Any]:
-    """Adapter name → its configuration where it is not peft's default, as JSON; empty: none."""
+    """Adapter name → its configuration where it is not peft's default, as JSON; empty: none.
+
+    Of a network that a trainer puts on a model, "network" → "alphas" → layer → α, which is no parameter.
+    """
     configs = getattr(model, "peft_config", None) or {}
+    if not configs and (alphas := _alphas(model)):
+        return {"network": {"alphas": alphas}}
     return {name: _described(config) for name, config in configs.items()}
+
+
+def _alphas(model: nn.Module) -> dict[str, float]:
+    """Layer → α, of modules that keep it as a buffer beside their factors."""
+    found = {}
+    for name, module in model.named_modules():
+        alpha = dict(module.named_buffers(recurse=False)).get("alpha")
+        if alpha is not None and alpha.numel() == 1 and any(_FACTOR.match(n) for n, _ in _factors(module)):
+            found[name] = float(alpha)
+    return found
+
+
+def _factors(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from module.named_children()
+    yield from module.named_parameters(recurse=False)
+
+
+def network_alphas(described: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """(layer, α), as a trainer's network calls the layer, of a log's description of a model or several."""
+    for name, model in described.get("models", {"": described}).items():
+        for layer, alpha in model.get("adapters", {}).get("network", {}).get("alphas", {}).items():
+            yield ".".join(filter(None, (name, layer))), alpha
 
 
 def _described(config: Any) -> dict[str, Any]:
@@ -41,13 +70,21 @@ def _plain(value: Any) -> Any:
 
 
 def add_adapters(model: nn.Module, described: Mapping[str, Any]) -> None:
-    """Put the adapters that :func:`describe_adapters` described onto a model.
+    """Put the adapters that :func:`describe_adapters` described onto a model; those that it has stay.
 
     Raises:
-        ConfigurationError: peft is not installed, or the model lacks the adapters' layers.
+        ConfigurationError: peft is not installed, the model lacks the layers, or has another adapter
+            of the same name.
     """
+    present = describe_adapters(model)
     for name, fields in described.items():
         config = _peft().PeftConfig.from_peft_type(**fields)
+        if name in present:
+            if present[name] != _described(config):
+                raise ConfigurationError(
+                    f"the {type(model).__name__} has another adapter {name!r} already: load the model anew"
+                )
+            continue
         try:
             if hasattr(model, "add_adapter"):  # diffusers': also makes it the active one
                 model.add_adapter(config, adapter_name=name)  # type: ignore[operator]

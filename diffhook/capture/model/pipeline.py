@@ -50,6 +50,7 @@ class SavedPipeline:
         self.path = path
         self.pipe: Any = DiffusionPipeline.from_pretrained(path, local_files_only=True)
         self.pipe.set_progress_bar_config(disable=True)
+        self.trains_text = False  #: captions stay texts, for a model that encodes them itself
         self._once = _Once()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         for part in self.pipe.components.values():
@@ -61,6 +62,12 @@ class SavedPipeline:
         """The model that is trained."""
         found: nn.Module = self.pipe.unet
         return found
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """Those that there are, in the pipeline's order."""
+        found = (getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
+        return [encoder for encoder in found if encoder is not None]
 
     @property
     def vae(self) -> Any:
@@ -122,10 +129,16 @@ class SavedPipeline:
             raise ConfigurationError(f"{self.kind} takes no captions")
         if captions is not None and len(captions) != count:
             raise ConfigurationError(f"there are {len(captions)} captions for {count} images")
+        if self.trains_text and captions is not None:
+            return {"captions_to_encode": list(captions)}
+        return self.embed(captions or (), size)
+
+    def embed(self, captions: Sequence[str], size: Sequence[int] | None = None) -> dict[str, Any]:
+        """The denoiser's arguments for these captions, with gradients where they are enabled."""
         logger = logging.getLogger(type(self.pipe).__module__)
         logger.addFilter(self._once)  # one that a caption is cut short comes again at every snapshot
         try:
-            return CONDITIONS[self.kind](self.pipe, list(captions or ()), tuple(size or self.size))
+            return CONDITIONS[self.kind](self.pipe, list(captions), tuple(size or self.size))
         finally:
             logger.removeFilter(self._once)
 

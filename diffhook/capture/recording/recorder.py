@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -102,6 +102,7 @@ class Recorder:
         self.snapshots_written = 0
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
         self._names: Mapping[int, str] | None = None  # by which samples are recognised
+        self.regularisation: Set[int] = set()  #: ids of samples that are regularisation images; may grow
         self._staged: list[Rows] = []
         self._holding = False
         self._held: list[tuple[Rows, str | None]] = []  # complete, and perhaps to be forgotten
@@ -208,7 +209,7 @@ class Recorder:
             lr=np.full(count, np.nan),
             loss=np.full(count, np.nan) if losses is None else losses.float().cpu().numpy(),
             weight=np.full(count, weight),
-            role=sample_ids.cpu().numpy() // ROLE_STRIDE,
+            role=self._roles(sample_ids),
         )
         statistics = np.full((len(COLUMNS), count), np.nan, np.float32)
         if appearance is not None:
@@ -218,6 +219,10 @@ class Recorder:
             self._layer = self.engine.first_nonfinite
         norms: np.ndarray = rows["grad_norm"]
         return norms
+
+    def _roles(self, sample_ids: Tensor) -> np.ndarray:
+        own = [sample // ROLE_STRIDE or int(sample in self.regularisation) for sample in sample_ids.tolist()]
+        return np.array(own)
 
     @property
     def staged_rows(self) -> int:

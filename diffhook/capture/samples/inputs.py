@@ -18,6 +18,7 @@ CONDITIONS = (
     "encoder_attention_mask",
     "pooled_projections",
     "added_cond_kwargs",
+    "captions_to_encode",  # by a model whose text encoder is trained
 )
 
 

@@ -15,6 +15,7 @@ from tests.runs import SCHEDULER
 class BaseDataset(BucketBatchManager):
     def __init__(self, buckets: list[list[File]], debug_dataset: bool = False) -> None:
         self.debug_dataset = debug_dataset
+        self.image_data = {file.path: file for bucket in buckets for file in bucket}
         super().__init__(buckets)
 
     def of(self, own: list[File]) -> dict[str, Any]:

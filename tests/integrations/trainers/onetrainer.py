@@ -32,7 +32,9 @@ class _Pipeline(IterableDataset[Any]):
         for batch in batches:
             for file in batch:
                 weight = PRIOR_LOSS_WEIGHT if file.is_reg else 1.0
-                yield {"image_path": file.path, "latent_image": file.latent, "loss_weight": weight}
+                concept = "PRIOR_PREDICTION" if file.is_reg else "STANDARD"
+                told = {"loss_weight": weight, "concept_type": concept}
+                yield {"image_path": file.path, "latent_image": file.latent, **told}
 
 
 class _PipelineLoader(DataLoader[Any]):
