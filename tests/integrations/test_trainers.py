@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from diffhook.analysis.roles import regularisation_images
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.report.images import find_images
 from tests.integrations.trainers import TRAINERS, Trainer
@@ -20,6 +21,7 @@ from tests.integrations.trainers.commands import COMMANDS, install, run, start
 from tests.integrations.trainers.onetrainer import OneTrainer
 
 EPOCHS = 0, 1
+TELLING = "ai-toolkit", "sd-scripts", "OneTrainer", "SimpleTuner"  # which images are for regularisation
 LOG = Path("runs/mine")
 Row = tuple[int, str, float, float]  # step, name, timestep, norm
 
@@ -61,6 +63,9 @@ def test_rows_are_a_batch_1_loops_by_file_name_and_the_training_is_bit_identical
         "captions, repeats and flips of an image are one sample"
     )
     assert_same(logged(), expected)
+    log = diffhook.open_log(LOG)
+    told = {log.names()[sample] for sample in regularisation_images(log)}
+    assert told == ({"photos/reg/d.png", "photos/reg/e.png"} if name in TELLING else set())
 
 
 def test_adapters_that_nobody_prepares_are_found_in_the_frozen_model_that_runs_them(

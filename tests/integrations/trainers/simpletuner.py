@@ -42,7 +42,8 @@ class _Examples(Dataset[Any]):
         return 4
 
     def __getitem__(self, samples: Any) -> dict[str, Any]:
-        return {"training_samples": [{"image_path": s.path, "latent": s.latent} for s in samples]}
+        told = [{"image_path": s.path, "latent": s.latent, "is_reg": s.is_reg} for s in samples]
+        return {"training_samples": told}
 
 
 def _gathered(batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _gathered(batch: list[dict[str, Any]]) -> dict[str, Any]:
         "latent_batch": torch.stack([example["latent"] for example in examples]),
         "filepaths": [example["image_path"] for example in examples],
         "prompts": ["a photo"] * len(examples),
-        "is_regularisation_data": False,
+        "is_regularisation_data": examples[0]["is_reg"],  # of a whole backend
     }
 
 

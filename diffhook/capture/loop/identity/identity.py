@@ -19,6 +19,7 @@ from diffhook.capture.loop.identity.dataset_names import DatasetNames
 from diffhook.capture.loop.identity.index_check import IndexCheck
 from diffhook.capture.loop.identity.origin import Origin
 from diffhook.capture.samples.appearance import images_of
+from diffhook.capture.samples.regularisation import regularisation_ids
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import ROLE_STRIDE
 
@@ -84,6 +85,7 @@ class Identity:
         self._source = source
         self._takes_indices = callable(source) and _positional(source) >= 2
         self.names: dict[int, str] = {}  #: id → name
+        self.regularisation: set[int] = set()  #: ids of the samples that batches call regularisation images
         self.found = INDEX  #: where the last batch's ids came from
         self.datasets = DatasetNames()
         self._checks: dict[int, IndexCheck] = defaultdict(IndexCheck)  # by id() of datasets
@@ -108,6 +110,7 @@ class Identity:
         found = self._of(batch, origin)
         if isinstance(found, RowIds):
             self.found = found.source
+            self.regularisation |= regularisation_ids(fields_of(batch), found.ids)
             if origin is not None:
                 self._settled.setdefault(id(origin.dataset), found.source)
                 if not self._takes_indices:

@@ -282,6 +282,7 @@ class Capture:
             ranks.listen()
             self._began = time.perf_counter()
             recorder.keep_names(self.identity.names, telling=self.identity.datasets.is_one)
+            recorder.regularisation = self.identity.regularisation
             rows = len(batch.ids) * session.steps.processes
             tell_plan(session.plan, recorder, rows, self.loader, settings.snapshot_every, self.identity.found)
             undo.pop_all()
