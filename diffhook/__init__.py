@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from diffhook.capture import Objective as Objective
     from diffhook.capture import Probe as Probe
     from diffhook.capture import Quarantine as Quarantine
+    from diffhook.capture import Throttle as Throttle
     from diffhook.capture.checkpoints import from_checkpoints as from_checkpoints
     from diffhook.capture.model.pipeline import SavedPipeline as SavedPipeline
     from diffhook.capture.model.trajectory import Trajectory as Trajectory
@@ -44,6 +45,7 @@ _HOMES = {
     "Quarantine": "diffhook.capture",
     "RunLog": "diffhook.log",
     "SavedPipeline": "diffhook.capture.model.pipeline",
+    "Throttle": "diffhook.capture",
     "Trajectory": "diffhook.capture.model.trajectory",
     "bias": "diffhook.analysis",
     "compare": "diffhook.analysis",

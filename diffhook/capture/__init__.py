@@ -12,6 +12,7 @@ from diffhook.capture.alerts import (
     NormOutlier,
     Quarantine,
     RepeatedOffender,
+    Throttle,
 )
 from diffhook.capture.objective import Objective, Prediction
 from diffhook.capture.objective.diffusion import DiffusionObjective
@@ -41,5 +42,6 @@ __all__ = [
     "Quarantine",
     "Recorder",
     "RepeatedOffender",
+    "Throttle",
     "measure",
 ]

@@ -6,17 +6,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
 from diffhook.log.schema import BY_NAME
 
 
-def make_rows(engine: PerSampleGradients, **columns: Any) -> Rows:
-    """Norms, unit projections and the other ``columns``, in the schema's dtypes. Waits for the device."""
+def make_rows(engine: PerSampleGradients, *, factors: Tensor | None = None, **columns: Any) -> Rows:
+    """Norms, unit projections and the other ``columns``, in the schema's dtypes. Waits for the device.
+
+    Args:
+        factors: (B,) by which the engine's gradients are too large; None: 1.
+    """
     rows = {name: np.asarray(values, BY_NAME[name].dtype) for name, values in columns.items()}
     norms = engine.norms
-    rows["grad_norm"] = norms.cpu().numpy()
+    rows["grad_norm"] = norms.cpu().numpy() if factors is None else (norms.cpu() / factors).numpy()
     if engine.sketch is not None:
         # A gradient that is zero or not finite has no direction. Its norm says which it was.
         usable = (torch.isfinite(norms) & (norms > 0))[:, None]

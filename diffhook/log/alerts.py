@@ -20,6 +20,8 @@ from diffhook.log.lineage import Path
 from diffhook.log.schema import json_like
 
 END = "end"
+THROTTLE = "throttle"
+"""The kind of a record that says with which factor, its value, a sample's loss counts from then on."""
 
 Line = dict[str, Any]
 

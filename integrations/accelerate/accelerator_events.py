@@ -191,16 +191,16 @@ class AcceleratorEvents:
             self._on_batch(batch, loaders.Arrival.untagged(dataset))
 
     def _on_batch(self, batch: Any, arrival: loaders.Arrival) -> None:
-        source, steps = arrival.unknown.source, self._capture.session.steps
+        source, session = arrival.unknown.source, self._capture.session
         if batch is None:
             self._send(None, events.LoaderEnded(source))
             return
-        needed = steps.captured or steps.captured_next or self._capture.alerts.quarantine
+        needed = session.identifies or session.steps.captured_next or self._capture.alerts.quarantine
         if arrival.waits and not needed:
             self._data.received(arrival.unknown.dataset)
             self._send(batch, events.BatchReceived(None, batch, source=source))
             return
-        origin, waits = arrival.origin(), steps.captured
+        origin, waits = arrival.origin(), session.identifies
         found = self._capture.identity.of(batch, origin, waits=waits)
         self._data.received(origin.dataset)
         self._send(batch, events.BatchReceived(found, shown_by(batch), source=origin.source))

@@ -1,6 +1,7 @@
 """Alerts: rows that misbehave while the model trains.
 
     rows → detectors → limit → the log, sinks, quarantine
+         → throttle → factors of samples' losses
 
 A detector is one file with one registered class. Everything here runs on every rank, on what that rank
 sees, without collectives.
@@ -19,6 +20,7 @@ from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.repeated_offender import RepeatedOffender
 from diffhook.capture.alerts.settings import Alerts
 from diffhook.capture.alerts.sinks import Brief, to_logging
+from diffhook.capture.alerts.throttle import Factors, Throttle
 from diffhook.capture.alerts.watch import Watch
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Detector",
     "Dominating",
     "Drift",
+    "Factors",
     "InputOutlier",
     "LossOutlier",
     "NonFinite",
@@ -36,6 +39,7 @@ __all__ = [
     "Quarantine",
     "RepeatedOffender",
     "Sink",
+    "Throttle",
     "Watch",
     "all_detectors",
     "register",

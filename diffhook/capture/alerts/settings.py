@@ -9,6 +9,7 @@ from diffhook.capture.alerts.delivery import Sink
 from diffhook.capture.alerts.detector import DEFAULT_RATE, DETECTORS, Detector, all_detectors, checked_rate
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.sinks import Brief
+from diffhook.capture.alerts.throttle import Throttle
 from diffhook.capture.checks import check_choice
 from diffhook.errors import ConfigurationError
 from diffhook.words import brief
@@ -26,6 +27,11 @@ class Alerts:
         rate: false alarms that each statistical detector may raise per row (or step) of a run in which
             nothing is wrong.
         quarantine: True, or a :class:`Quarantine`, to leave samples out of the following epochs.
+        throttle: True, or a :class:`Throttle`, to multiply the losses of samples whose losses stay far above
+            those of others at their timesteps by a factor below 1. It changes the training, also where
+            batches come ready-made, of which the quarantine can leave nothing out. Each process
+            learns from its own rows; of steps that are not captured, only those whose samples are known are
+            throttled. A resumed run learns anew from the rows of its log.
         most: alerts that one detector may raise within 100 steps.
         timeout: seconds after which a sink that does not return is given up.
     """
@@ -34,6 +40,7 @@ class Alerts:
     sinks: Sequence[Sink] | None = None
     rate: float = DEFAULT_RATE
     quarantine: bool | Quarantine = False
+    throttle: bool | Throttle = False
     most: int = 20
     timeout: float = 5.0
 
@@ -48,6 +55,10 @@ class Alerts:
         if not isinstance(self.quarantine, bool | Quarantine):
             raise ConfigurationError(
                 f"quarantine is {brief(self.quarantine)}; expected True, False or Quarantine(kinds=...)"
+            )
+        if not isinstance(self.throttle, bool | Throttle):
+            raise ConfigurationError(
+                f"throttle is {brief(self.throttle)}; expected True, False or Throttle(rate=..., floor=...)"
             )
         if self.most < 1 or self.timeout <= 0:
             raise ConfigurationError(
@@ -83,6 +94,7 @@ class Alerts:
             detectors=all_detectors(alerts.rate) if alerts.detectors is None else list(alerts.detectors),
             sinks=[Brief(), *usual_sinks] if alerts.sinks is None else list(alerts.sinks),
             quarantine=Quarantine() if alerts.quarantine is True else alerts.quarantine,
+            throttle=Throttle(alerts.rate) if alerts.throttle is True else alerts.throttle,
         )
         own = any(detector.kind not in DETECTORS for detector in full.detectors or ())
         if isinstance(full.quarantine, Quarantine) and not own:  # which may raise kinds of their own

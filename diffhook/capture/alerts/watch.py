@@ -17,6 +17,7 @@ from diffhook.capture.alerts.limit import Limit
 from diffhook.capture.alerts.quarantine import Quarantine
 from diffhook.capture.alerts.replay import replayed_steps
 from diffhook.capture.alerts.settings import Alerts
+from diffhook.capture.alerts.throttle import Factors, Throttle
 from diffhook.log import Rows, RunLog
 from diffhook.words import one_line
 
@@ -25,6 +26,9 @@ logger = logging.getLogger("diffhook")
 
 class Watch:
     """Feeds rows to detectors, and what they find to the log, the sinks and the quarantine.
+
+    Attributes:
+        factors: what the throttle has learned from the rows; None: it is off, or has failed.
 
     Args:
         alerts: the user's wishes; a sequence is one of detectors, None is the usual.
@@ -48,6 +52,9 @@ class Watch:
         shared = Deviations()
         for detector in self.detectors:
             detector.deviations = shared
+        self.factors = (
+            Factors(settled.throttle, shared) if isinstance(settled.throttle, Throttle) else None
+        )
         self.rank = rank
         self.kinds: list[str] = []  # of the alerts told
         self._write = write
@@ -63,6 +70,8 @@ class Watch:
             detector.names = names
         if self._quarantine is not None:
             self._quarantine.names = names
+        if self.factors is not None:
+            self.factors.names = names
 
     def look(self, rows: Rows, layer: str | None = None) -> None:
         """Judge the rows of one optimiser step.
@@ -84,6 +93,8 @@ class Watch:
             self._tell(alert)
             if self._quarantine is not None:
                 self._quarantine.hear(alert)
+        for record in self._throttled(rows):
+            self._tell(record)
 
     def _found(self, rows: Rows) -> Iterator[Alert]:
         for detector in list(self.detectors):
@@ -98,18 +109,34 @@ class Watch:
                     detector.kind, type(error).__name__, error, exc_info=error,
                 )  # fmt: skip
 
+    def _throttled(self, rows: Rows) -> list[Alert]:
+        try:
+            return [] if self.factors is None else list(self.factors.look(rows))
+        except Exception as error:
+            if self._strict:
+                raise
+            self.factors = None
+            logger.error(
+                "the throttle failed, and all samples count in full from now on: %s: %s",
+                type(error).__name__, error, exc_info=error,
+            )  # fmt: skip
+            return []
+
     def resume(self, log: RunLog) -> None:
         """Learn what this process had learned: look at its last rows again, and tell nothing twice.
 
         Raises:
             LogError: the log is damaged.
         """
-        for rows in replayed_steps(log, self.rank) if self.detectors else ():
+        for rows in replayed_steps(log, self.rank) if self.detectors or self.factors else ():
             for _ in self._found(rows):
                 pass
-        for alert in log.alerts():
-            if alert.get("rank", 0) == self.rank:
-                self._limit.remember(alert["kind"], alert["samples"], alert["step"])
+            self._throttled(rows)
+        own = [alert for alert in log.alerts() if alert.get("rank", 0) == self.rank]
+        for alert in own:
+            self._limit.remember(alert["kind"], alert["samples"], alert["step"])
+        if self.factors is not None:
+            self.factors.restore(own)
 
     def close(self) -> None:
         """Let the sinks finish; their threads end. Idempotent."""

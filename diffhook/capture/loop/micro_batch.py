@@ -20,6 +20,7 @@ class MicroBatch:
         shown: the rows are known to be those; otherwise the batch that came last is presumed.
         host: the module whose call began the pass.
         timesteps: (B,), in the scheduler's units; until the backward, those that the loop has named itself.
+        factors: (B,) by which the rows' gradients were multiplied, besides; None: all are 1.
         prediction: reads each row's loss off the prediction's gradient.
         scale: factor on the loss that the optimiser's step undoes.
         accumulation: factor on the loss that it does not.
@@ -32,6 +33,7 @@ class MicroBatch:
     shown: bool = True
     host: nn.Module | None = None
     timesteps: Tensor | None = None
+    factors: Tensor | None = None
     prediction: PredictionGradient | None = None
     scale: float = 1.0
     accumulation: float = 1.0

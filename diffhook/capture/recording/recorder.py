@@ -22,11 +22,11 @@ from diffhook.capture.recording.tensor_file import safetensors_of
 from diffhook.capture.rows import make_rows
 from diffhook.capture.samples.appearance import appearance as figures_of
 from diffhook.capture.samples.familiarity import Familiarity
+from diffhook.capture.samples.regularisation import roles
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Content, LogWriter, Rows, Snapshot, open_log
 from diffhook.log.grid import GRID
-from diffhook.log.samples import ROLE_STRIDE
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
 
@@ -182,6 +182,7 @@ class Recorder:
         *,
         step: int,
         weight: float,
+        factors: Tensor | None = None,
         losses: Tensor | None = None,
         appearance: Tensor | None = None,
     ) -> np.ndarray:
@@ -193,6 +194,7 @@ class Recorder:
             step: optimiser steps taken before.
             weight: coefficient with which a sample's own gradient enters the step's update,
                 times the capture stride.
+            factors: (B,) with which it does besides, and in the engine's gradients; None: 1.
             losses: (B,) the samples' own losses, where known.
             appearance: (B, 3) of the clean samples, where known.
 
@@ -202,14 +204,15 @@ class Recorder:
         count = len(sample_ids)
         rows = make_rows(
             self.engine,
+            factors=factors,
             sample=sample_ids.cpu().numpy(),
             step=np.full(count, step),
             timestep=timesteps.float().cpu().numpy(),
             noise_seed=np.full(count, -1),
             lr=np.full(count, np.nan),
             loss=np.full(count, np.nan) if losses is None else losses.float().cpu().numpy(),
-            weight=np.full(count, weight),
-            role=self._roles(sample_ids),
+            weight=np.full(count, weight if factors is None else weight * factors.numpy()),
+            role=roles(sample_ids, self.regularisation),
         )
         statistics = np.full((len(COLUMNS), count), np.nan, np.float32)
         if appearance is not None:
@@ -219,10 +222,6 @@ class Recorder:
             self._layer = self.engine.first_nonfinite
         norms: np.ndarray = rows["grad_norm"]
         return norms
-
-    def _roles(self, sample_ids: Tensor) -> np.ndarray:
-        own = [sample // ROLE_STRIDE or int(sample in self.regularisation) for sample in sample_ids.tolist()]
-        return np.array(own)
 
     @property
     def staged_rows(self) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeGuard
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
+
+from diffhook.log.samples import ROLE_STRIDE
 
 _MARKS = ("is_reg", "is_regularisation_data")  # of ai-toolkit's items; of SimpleTuner's batches
 _CONCEPTS = "concept_type"  # of OneTrainer's
@@ -25,6 +29,16 @@ def regularisation_ids(batch: Any, ids: Tensor) -> set[int]:
     if marks is None or len(marks) != len(ids):
         return set()
     return {sample for sample, mark in zip(ids.tolist(), marks, strict=True) if mark}
+
+
+def roles(ids: Tensor, regularisation: Set[int]) -> npt.NDArray[np.int64]:
+    """(R,) of rows: of a class image, or 1 of a regularisation image; 0 otherwise.
+
+    Args:
+        ids: (R,) int64.
+        regularisation: ids of samples that are regularisation images.
+    """
+    return np.array([sample // ROLE_STRIDE or int(sample in regularisation) for sample in ids.tolist()])
 
 
 def _marks(batch: Mapping[str, Any]) -> bool | list[bool] | None:

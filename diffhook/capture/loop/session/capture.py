@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from diffhook.capture.alerts import Alerts
+from diffhook.capture.alerts import Alerts, Factors
 from diffhook.capture.checks import check_location
 from diffhook.capture.loop import events
 from diffhook.capture.loop.identity import Identity, RowIds
@@ -31,6 +31,7 @@ from diffhook.capture.loop.session.failures import Failures, reason_of
 from diffhook.capture.loop.session.objective_told import await_objective, settle_objective
 from diffhook.capture.loop.session.session import CaptureSession
 from diffhook.capture.loop.session.staging import Staging
+from diffhook.capture.loop.session.throttling import Throttling
 from diffhook.capture.loop.session.uncompiled_steps import UncompiledSteps
 from diffhook.capture.loop.watches import BackwardWatch, CallWatch, ModelWatch, OptimizerWatch
 from diffhook.capture.loop.watches.attachment import Attachment, Shield, close_at_exit
@@ -98,11 +99,13 @@ class Capture:
             staging=partial(
                 Staging,
                 objective=ObjectiveWatch.of(settings, self.attachment, self._judged),
+                throttling=Throttling(self._factors),
                 reduction=settings.reduction,
                 thumbnails=settings.thumbnails,
             ),
             shield=self.shield,
         )
+        self.session.rows.wanted = self.session.staging.throttling.is_active
         if not self.closed:
             self._watch_loop()
 
@@ -288,6 +291,9 @@ class Capture:
             undo.pop_all()
         self._failures.started = True
         return recorder
+
+    def _factors(self) -> Factors | None:
+        return None if self.session.recorder is None else self.session.recorder.watch.factors
 
     def _judged(self, verdict: Recognised | Refusal) -> None:
         settle_objective(verdict, self.settings.objective, self.session)

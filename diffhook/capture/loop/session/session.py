@@ -91,6 +91,7 @@ class CaptureSession:
         self.staging.read_before(event)  # once more, for events of our own, which come without Capture.on
         if not self._own_forward:
             self._handlers[type(event)](event)
+            self.staging.throttling.follow(event, self._whose, self.rows)
 
     @property
     def started(self) -> bool:
@@ -111,6 +112,11 @@ class CaptureSession:
     def expects_capture(self) -> bool:
         """Whether the next training forward on the batch at hand may be captured."""
         return self.rows.last is not None and self.steps.captured
+
+    @property
+    def identifies(self) -> bool:
+        """Whether it must be known whose rows the batch to come holds."""
+        return self.steps.captured or self.staging.throttling.is_active()
 
     @property
     def knows_timesteps(self) -> bool:

@@ -16,6 +16,7 @@ from diffhook.capture.loop.losses.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.run.absences import Absences
 from diffhook.capture.loop.run.scalars import Scalars
+from diffhook.capture.loop.session.throttling import Throttling
 from diffhook.capture.loop.session.thumbnails import ThumbnailTaker
 from diffhook.capture.loop.steps.steps import Steps
 from diffhook.capture.plan import Plan
@@ -34,12 +35,13 @@ class Staging:
         absences: where what is left out is counted.
         aside: within it, what we do is not taken for the loop's.
         objective: recognises the training loss; is shown every pass that made rows.
+        throttling: knows by what the rows' gradients were multiplied.
         reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
         thumbnails: longest side of those to keep; 0: none.
 
     Attributes:
         losses: reads the rows' own losses.
-        objective: as given.
+        objective, throttling: as given.
         scalars: sums up the rows, for trackers.
         passes: how many were staged, whether or not their rows have been made.
         made: whether the last one's rows have been.
@@ -53,6 +55,7 @@ class Staging:
         aside: Callable[[], AbstractContextManager[None]],
         *,
         objective: ObjectiveWatch,
+        throttling: Throttling,
         reduction: str = "mean",
         thumbnails: int = 0,
     ) -> None:
@@ -61,7 +64,7 @@ class Staging:
         self.passes = 0
         self.made = False
         self._plan, self._steps, self._absences = plan, steps, absences
-        self.objective = objective
+        self.objective, self.throttling = objective, throttling
         self._thumbnails = ThumbnailTaker(thumbnails)
         self._aside = aside
         self._unread: Callable[[], None] | None = None
@@ -105,7 +108,7 @@ class Staging:
             statistics = appearance(found.images)
             self._thumbnails.take(recorder.writer, found.ids, found.images)
         loss = None if found.loss is None else found.loss.detach().clone()  # to which loops add
-        found = found.knowing(prediction=calls.prediction, loss=loss)
+        found = found.knowing(prediction=calls.prediction, loss=loss, factors=self.throttling.factors)
         self._unread = partial(self._read, found, timesteps, statistics, calls, recorder)
         self.passes += 1
         self.made = False
@@ -147,6 +150,7 @@ class Staging:
             timesteps.expand(rows),
             step=self._steps.count,
             weight=coefficient * self._plan.stride,
+            factors=found.factors,
             losses=reading.losses,
             appearance=statistics,
         )

@@ -61,6 +61,7 @@ class RowFinder:
         self.unused = 0  #: batches of captured steps that have come since a model was called
         self.ahead = True  #: follow batches from the step before a captured one on: not into compiled code,
         # which would be compiled once more for that
+        self.wanted: Callable[[], bool] = lambda: False  #: in steps that are not captured, too
         self._shows = False  # images, which can be followed
         self._places = 0  # rows that came
         self._images: deque[tuple[int, Tensor]] = deque(maxlen=2)  # and the place of their first rows
@@ -85,7 +86,8 @@ class RowFinder:
         else:
             ids, images = event.ids.ids, None if event.batch is None else images_of(event.batch)
             self.last = MicroBatch(ids, images, timesteps=event.timesteps)
-        self._follows = (captured or (captured_next and self.ahead)) and not self._named
+        ahead = self.ahead and (captured_next or self.wanted())
+        self._follows = (captured or ahead) and not self._named
         if self._follows:
             self._note(event.batch, ids, images)
             self.trace.start()
