@@ -100,10 +100,8 @@ def train(samples: Samples, recipe: Recipe, seed: int, log: Path) -> None:
 def show(result: Result) -> list[str]:
     lines = [f"{'rows':<16}{'method':<17}{f'in own top-{K}':>16}{'median rank':>16}{'worst rank':>16}"]
     for row in result["rows"]:
-        lines.append(
-            f"{row['source']:<16}{row['method']:<17}{told(row['within']):>16}{told(row['median_rank'], 1):>16}"
-            f"{told(row['worst_rank'], 1):>16}"
-        )
+        figures = (told(row["within"]), told(row["median_rank"], 1), told(row["worst_rank"], 1))
+        lines.append(f"{row['source']:<16}{row['method']:<17}" + "".join(f"{each:>16}" for each in figures))
     return lines
 
 
