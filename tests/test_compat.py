@@ -203,3 +203,18 @@ def test_what_is_called_before_threads_end_still_has_them() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout == "they work\n", done.stderr
+
+
+def test_a_hook_that_comes_first_changes_the_gradient_that_earlier_ones_see() -> None:
+    leaf = torch.ones(3, requires_grad=True)
+    tensor, seen = leaf * 1, []
+    early = tensor.register_hook(lambda gradient: seen.append(float(gradient[0])))
+    of_torch.hook_first(tensor, lambda gradient: gradient * 2)
+    tensor.register_hook(lambda gradient: seen.append(float(gradient[0])))
+    tensor.sum().backward(retain_graph=True)
+    assert seen == [2.0, 2.0]
+    early.remove()
+    tensor.sum().backward()
+    assert seen == [2.0, 2.0, 2.0]
+    assert leaf.grad is not None
+    assert leaf.grad.tolist() == [4.0] * 3

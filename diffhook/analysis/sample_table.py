@@ -21,6 +21,7 @@ from diffhook.analysis.standardize import Standard, looked_at
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table
+from diffhook.log.alerts import THROTTLE
 from diffhook.log.samples import NAMES_AS_THEY_ARE, sample_words
 from diffhook.log.store import Location
 from diffhook.words import spreadsheet_cell
@@ -42,8 +43,9 @@ class SampleTable:
         last_loss: (N,) float64, the newest row's loss, relative; NaN where it is unknown.
         mean_loss: (N,) float64, mean over visits of the relative loss; NaN where none is known.
         norm: (N,) float64, the same of the gradient norm; infinite once a gradient was not finite.
+        factor: (N,) float64, by which the throttle multiplies the sample's loss; 1 without one.
         last_step: (N,) int64, optimiser step of the newest row.
-        alerts: (N,) int64, alerts that name the sample.
+        alerts: (N,) int64, alerts that name the sample, without the throttle's records.
         last_alert: per sample "kind, step 12" of the newest of them; "" without any.
         names: id → name, of samples that have one.
         regularisation: ids of the samples that are regularisation images.
@@ -54,6 +56,7 @@ class SampleTable:
     last_loss: Floats
     mean_loss: Floats
     norm: Floats
+    factor: Floats
     last_step: Counts
     alerts: Counts
     last_alert: tuple[str, ...]
@@ -100,6 +103,7 @@ class SampleTable:
                 "last_loss": float(self.last_loss[row]),
                 "mean_loss": float(self.mean_loss[row]),
                 "norm": float(self.norm[row]),
+                "factor": float(self.factor[row]),
                 "last_step": int(self.last_step[row]),
                 "alerts": int(self.alerts[row]),
                 "last_alert": self.last_alert[row],
@@ -119,7 +123,8 @@ class SampleTable:
 
 
 _HEADER = (
-    "sample", "name", "role", "visits", "last_loss", "mean_loss", "norm", "last_step", "alerts", "last_alert",
+    "sample", "name", "role", "visits", "last_loss", "mean_loss", "norm", "factor", "last_step", "alerts",
+    "last_alert",
 )  # fmt: skip
 
 
@@ -135,13 +140,14 @@ def sample_table(log: RunLog | Location) -> SampleTable:
     log = as_log(log)
     table = source_table(log, "train", projected=False) if len(log.train) else log.train
     rows = _Rows.read(table)
-    counts, newest = _alerts(log, rows.sample_ids)
+    counts, newest, factors = _alerts(log, rows.sample_ids)
     return SampleTable(
         rows.sample_ids,
         rows.visits,
         rows.last("loss"),
         rows.mean("loss"),
         rows.mean("grad_norm"),
+        factors,
         rows.last_step,
         counts,
         newest,
@@ -190,12 +196,19 @@ def _relative(table: Table, column: str, columns: Mapping[str, npt.NDArray[Any]]
     return standard.ratios(columns)
 
 
-def _alerts(log: RunLog, sample_ids: Counts) -> tuple[Counts, tuple[str, ...]]:
-    """How many alerts name each sample, and the newest of them."""
+def _alerts(log: RunLog, sample_ids: Counts) -> tuple[Counts, tuple[str, ...], Floats]:
+    """How many alerts name each sample, the newest of them, and the throttle's factor."""
     counts = dict.fromkeys(sample_ids.tolist(), 0)
-    newest = dict.fromkeys(counts, "")
+    newest, factors = dict.fromkeys(counts, ""), dict.fromkeys(counts, 1.0)
     for alert in log.alerts():  # by step
         for sample in filter(counts.__contains__, alert["samples"]):
+            if alert["kind"] == THROTTLE:
+                factors[sample] = float(alert["value"])
+                continue
             counts[sample] += 1
             newest[sample] = f"{alert['kind']}, step {alert['step']}"
-    return np.fromiter(counts.values(), np.int64, len(counts)), tuple(newest.values())
+    return (
+        np.fromiter(counts.values(), np.int64, len(counts)),
+        tuple(newest.values()),
+        np.fromiter(factors.values(), np.float64, len(factors)),
+    )

@@ -19,6 +19,7 @@ from diffhook.analysis.roles import regularisation_images
 from diffhook.cli.printing import print_json, print_table
 from diffhook.log import RunLog, Snapshot, Table, open_log
 from diffhook.log import store as files
+from diffhook.log.alerts import THROTTLE
 from diffhook.log.samples import ROLE_STRIDE
 
 _MUCH = 1 << 29  # numbers of projections, a gigabyte
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("snapshots missing", "checkpoints that are not there"):
         shown[name] = words.at_steps(facts[name]) if facts[name] else None
     shown["checkpoints"] = facts["checkpoints"] or None
-    for name in ("class images", "regularisation images"):
+    for name in ("class images", "regularisation images", "throttled samples"):
         shown[name] = facts[name] or None
     sessions = shown.pop("sessions")
     shown["micro-batches left out"] = facts["micro-batches left out"] or None
@@ -107,6 +108,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "checkpoints that are not there": [s.step for s in log.snapshots if _is_away(s)],
         "sessions": _sessions(log),
         "alerts": len(log.alerts()),
+        "throttled samples": _throttled(log),
         "micro-batches left out": read_summary(log).get("left_out", {}),
         "steps left out": steps,
         "rows left out": rows,
@@ -117,6 +119,11 @@ def describe(log: RunLog) -> dict[str, Any]:
         "holds images": bool(log.thumbnails),
         "bytes": sizes(log),
     }
+
+
+def _throttled(log: RunLog) -> int:
+    """How many samples' losses the throttle has ever multiplied by less than 1."""
+    return len({sample for a in log.alerts() if a["kind"] == THROTTLE for sample in a["samples"]})
 
 
 def _is_away(snapshot: Snapshot) -> bool:

@@ -40,6 +40,9 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--table-every", type=int, metavar="N", help="optimiser steps between tables of samples in trackers"
     )
+    command.add_argument(
+        "--throttle", action="store_true", help="losses of samples that stay far above others' count less"
+    )
     command.add_argument("--reuse-products", action="store_true", help="cheaper; rounds differently")
     command.add_argument("--workspace", type=int, metavar="BYTES", help="of products alive at once")
     command.add_argument("--strict", action="store_true", help="let an error of diffhook's end the run")
@@ -63,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
         settings["probe"] = diffhook.Probe(args.probe)
     elif args.no_probe:
         settings["probe"] = False
+    if args.throttle:
+        settings["alerts"] = diffhook.Alerts(throttle=True)
     launcher.launch(args.script, args.script_arguments, args.log, module=args.module, **settings)
 
 

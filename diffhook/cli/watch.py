@@ -25,7 +25,17 @@ from diffhook.log import RunLog, open_log
 from diffhook.log.following import follow
 from diffhook.words import plural
 
-_HEADER = ["sample", "role", "visits", "last loss ×", "mean loss ×", "norm ×", "alerts", "last alert"]
+_HEADER = [
+    "sample",
+    "role",
+    "visits",
+    "last loss ×",
+    "mean loss ×",
+    "norm ×",
+    "throttle",
+    "alerts",
+    "last alert",
+]
 _READING = "×: over the median at its timestep. High: the model cannot learn it, or it moves the model more."
 
 
@@ -79,7 +89,9 @@ def _rows(table: SampleTable, top: int) -> list[Sequence[Any]]:
     return [
         (
             sample_cell(r["sample"], table.names),
-            *(r[key] for key in ("role", "visits", "last_loss", "mean_loss", "norm", "alerts", "last_alert")),
+            *(r[key] for key in ("role", "visits", "last_loss", "mean_loss", "norm")),
+            r["factor"] if r["factor"] < 1 else "",
+            *(r[key] for key in ("alerts", "last_alert")),
         )
         for r in table.records(top)
     ]

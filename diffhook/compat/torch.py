@@ -31,6 +31,7 @@ __all__ = [
     "function_modes",
     "gradient_hooks",
     "has_compiled_call",
+    "hook_first",
     "in_backward",
     "is_custom",
     "own_children",
@@ -77,6 +78,19 @@ def view_base(tensor: Tensor) -> Tensor | None:
 def gradient_hooks(tensor: Tensor) -> int:
     """How many hooks may change the tensor's gradient. Public methods add such hooks, and list none."""
     return len(tensor._backward_hooks or ())
+
+
+def hook_first(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> None:
+    """Have ``hook`` change a tensor's gradient before the hooks that are there see it. In public, hooks are
+    called in the order in which they came."""
+    before = dict(tensor._backward_hooks or {})
+    tensor.register_hook(hook)
+    hooks = tensor._backward_hooks
+    assert hooks is not None
+    added = {key: own for key, own in hooks.items() if key not in before}
+    hooks.clear()
+    hooks.update(added)
+    hooks.update(before)
 
 
 # ── modules ───────────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from diffhook.log import open_log
 logger = logging.getLogger("diffhook")
 
 _NAME = "diffhook/samples"
-_COLUMNS = ["name", "visits", "last_loss", "mean_loss", "norm", "alerts", "last_alert"]
+_COLUMNS = ["name", "role", "visits", "last_loss", "mean_loss", "norm", "factor", "alerts", "last_alert"]
 Cells = Sequence[Sequence[Any]]
 _Show = Callable[[Any, Cells, int | None], None]
 _SHOW: dict[str, _Show] = {}

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import diffhook
 from diffhook.capture import Recorder
+from diffhook.capture.loop.run.summary import NO_BACKWARD
 from diffhook.gradients.accumulator import PassAccumulator
 from diffhook.integrations.torch import TorchHook
 from tests.runs import TinyDenoiser, denoising_losses, identified
@@ -93,3 +95,34 @@ def test_a_backward_that_fails_in_the_loop_is_counted(tmp_path: Path) -> None:
         return number != 3
 
     assert _train(tmp_path / "log", fails) == {"failed-backward": 1}
+
+
+def _losses(model: TinyDenoiser, images: Tensor) -> Tensor:
+    return denoising_losses(model, (images, torch.randn_like(images), torch.randint(0, 1000, (4,))))
+
+
+def test_a_run_without_a_row_says_why_where_nothing_was_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The loop is left after its first forward."""
+    model = TinyDenoiser()
+    loader = DataLoader([{"image": image, "id": i} for i, image in enumerate(identified(4))], 4)
+    with TorchHook(tmp_path / "log", model, torch.optim.SGD(model.parameters(), 0.05), loader):
+        for batch in loader:
+            _losses(model, batch["image"])
+            break
+    shown = capsys.readouterr()
+    assert NO_BACKWARD in shown.out + shown.err
+
+
+def test_nothing_captured_since_a_checkpoint_was_loaded_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = TinyDenoiser()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with TorchHook(tmp_path / "log", model, optimizer) as hook:
+        with hook.step(sample_ids=range(4)):
+            _losses(model, identified(4)).mean().backward()
+        optimizer.step()
+        hook.load_state_dict(hook.state_dict())
+    assert "diffhook captured nothing since the checkpoint was loaded: " in caplog.text

@@ -153,3 +153,10 @@ def test_a_run_comes_back_with_another_number_of_processes(before: int, after: i
     ], "no row is lost, none is there twice"
     assert [session.parent for session in log.sessions] == [None, 0], "the ranks have agreed on each session"
     assert log.live_ranks == set(range(after))
+
+
+def test_each_rank_throttles_its_own_rows_and_the_training_is_that_of_weighted_losses(out: Path) -> None:
+    assert max(float(str(apart)) for apart in _found(out, "apart")) < 1e-6
+    table = diffhook.open_log(out / "throttled").train
+    weights = dict(zip(table["sample"].tolist(), (6 * table["weight"]).tolist(), strict=True))
+    assert weights == {sample: 0.25 if sample in (2, 7, 8) else 1.0 for sample in range(12)}

@@ -312,7 +312,7 @@ def test_trackers_show_the_samples_every_so_many_steps(tmp_path: Path) -> None:
     assert at == 4, "read off after the fourth step, which is number 3"
     assert len(rows) == 3
     assert {row[0] for row in rows} <= {str(sample) for sample in range(8)}
-    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+    assert [row[4] for row in rows] == sorted((row[4] for row in rows), reverse=True)
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
     (found,) = events.Tensors("diffhook/samples/text_summary")

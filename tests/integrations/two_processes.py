@@ -7,6 +7,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from diffhook.capture import DiffusionObjective, Grid, Probe
+from diffhook.capture import Alerts, DiffusionObjective, Grid, Probe
 from diffhook.integrations.accelerate import DiffHook
+from tests.integrations.given_factors import given_factors
 from tests.integrations.test_training_loss import IMAGES, plain
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
 
@@ -33,8 +35,13 @@ def batch_of(clean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return clean, torch.ones_like(clean), (100 * clean[:, 0, 0, 0] * 16 / 4).long()
 
 
-def told_loss(model: nn.Module, clean: Tensor) -> Tensor:
-    return denoising_losses(model, batch_of(clean)).mean()
+def told_loss(model: nn.Module, clean: Tensor, factors: Tensor | None = None) -> Tensor:
+    losses = denoising_losses(model, batch_of(clean))
+    return losses.mean() if factors is None else (losses * factors[samples(clean)]).mean()
+
+
+def samples(clean: Tensor) -> Tensor:
+    return (clean[:, 0, 0, 0] * 16).round().long()
 
 
 def train(
@@ -106,11 +113,20 @@ def main(out: Path) -> None:
     damaged[3, 0, 3, 3] = torch.nan  # rank 1's
     train(out / "damaged", DataLoader(TensorDataset(damaged), 3), projection_dim=0)
 
+    throttled = []
+    factors = torch.ones(12).index_fill(0, torch.tensor([2, 7, 8]), 0.25)
+    with given_factors({2: 0.25, 7: 0.25, 8: 0.25}):
+        for log in (out / "throttled", None):
+            loader, alerts = DataLoader(TensorDataset(identified()), 3), Alerts((), (), throttle=True)
+            loss = told_loss if log else partial(told_loss, factors=factors)
+            throttled.append(train(log, loader, loss=loss, projection_dim=0, alerts=alerts))
+    apart = max(float((a - b).abs().max()) for a, b in zip(*throttled, strict=True))
+
     configuration = DataLoaderConfiguration(dispatch_batches=True)
     dispatching = Accelerator(cpu=True, dataloader_config=configuration)
     train(out / "dispatched", DataLoader(Stream(), 3), dispatching, projection_dim=0)
     rank = dispatching.process_index
-    (out / f"found-{rank}.json").write_text(json.dumps({"same": same, "collectives": counts}))
+    (out / f"found-{rank}.json").write_text(json.dumps({"same": same, "collectives": counts, "apart": apart}))
 
 
 if __name__ == "__main__":

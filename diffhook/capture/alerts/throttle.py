@@ -109,7 +109,6 @@ class Factors:
         if factor == 1:
             return f"{who} counts in full again: its loss is no longer conspicuous"
         return (
-            f"the loss of {who} is multiplied by {factor:.3g} from now on: at its last {visits} visits it was "
-            f"{ratio:.1f} times the usual one at such timesteps"
+            f"the loss of {who} is multiplied by {factor:.3g} from now on: at its last {visits} visits it "
+            f"was {ratio:.1f} times the usual one at such timesteps"
         )
-

@@ -52,9 +52,7 @@ class Watch:
         shared = Deviations()
         for detector in self.detectors:
             detector.deviations = shared
-        self.factors = (
-            Factors(settled.throttle, shared) if isinstance(settled.throttle, Throttle) else None
-        )
+        self.factors = Factors(settled.throttle, shared) if isinstance(settled.throttle, Throttle) else None
         self.rank = rank
         self.kinds: list[str] = []  # of the alerts told
         self._write = write

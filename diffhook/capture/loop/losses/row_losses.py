@@ -72,6 +72,14 @@ class PredictionGradient:
             self.difference = None if self.output is None else difference.detach()
             self.errors = difference.detach().flatten(1).float().square().mean(1)
 
+    def without(self, factors: Tensor) -> None:
+        """The gradient was multiplied by these (B,) factors, which are not of the loop's loss."""
+        if self._squares is not None:
+            self._squares = self._squares / factors.to(self._squares) ** 2
+        if self.gradient is not None:
+            shape = (-1, *[1] * (self.gradient.dim() - 1))
+            self.gradient = self.gradient / factors.to(self.gradient).view(shape)
+
     @property
     def found(self) -> bool:
         """Whether the loss squares this prediction's error."""

@@ -17,6 +17,11 @@ from diffhook.console import announce
 
 logger = logging.getLogger("diffhook")
 
+NO_BACKWARD = (
+    "no row, because no backward went through a captured forward of the trained parameters: call "
+    "loss.backward() or accelerator.backward(loss) on a loss of the watched model"
+)
+
 
 def tell_plan(
     plan: Plan, recorder: Recorder, batch: int, loader: Any, snapshot_every: int | None, ids_from: str
@@ -139,6 +144,8 @@ def summary(
         f"({overhead:.1%}); snapshots took {recorder.snapshot_seconds:.1f} s"
         + (f", probes {recorder.prober.seconds:.1f} s" if recorder.prober.seconds else "")
     )
+    if not (recorder.rows_written or left_out or recorder.writer.dropped_rows):
+        text += f"\n  {NO_BACKWARD}"
     if left_out:
         reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
         text += f"\n  micro-batches left out, by reason: {reasons}"

@@ -373,9 +373,9 @@ class Capture:
         """The last snapshot, the last probe, and the summary."""
         session, recorder = self.session, self.session.recorder
         if recorder is None:
-            if not self._failures.started:
-                why = why_nothing(session.absences.counts, self.reasons_for_nothing(), len(self.models))
-                logger.warning("diffhook captured nothing: %s", why)
+            since = " since the checkpoint was loaded" if self._failures.started else ""
+            why = why_nothing(session.absences.counts, self.reasons_for_nothing(), len(self.models))
+            logger.warning("diffhook captured nothing%s: %s", since, why)
             return
         try:
             take_last(session, self.settings, time.perf_counter() - self._began, at_exit=at_exit)

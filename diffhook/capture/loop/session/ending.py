@@ -47,6 +47,7 @@ def _died(at_exit: bool) -> bool:
 def recorded_summary(session: CaptureSession, recorder: Recorder, seconds: float) -> str:
     """What there is to say, which the first process also leaves in the log."""
     numbers, text = summary(session.plan, recorder, seconds, session.absences.counts)
+    throttled, told = session.staging.throttling.summary()
     if session.steps.rank == 0:
-        recorder.writer.record("summary.json", numbers)
-    return text
+        recorder.writer.record("summary.json", numbers | throttled)
+    return text + told

@@ -108,7 +108,10 @@ class Staging:
             statistics = appearance(found.images)
             self._thumbnails.take(recorder.writer, found.ids, found.images)
         loss = None if found.loss is None else found.loss.detach().clone()  # to which loops add
-        found = found.knowing(prediction=calls.prediction, loss=loss, factors=self.throttling.factors)
+        prediction, factors = calls.prediction, self.throttling.factors
+        if prediction is not None and factors is not None:
+            prediction.without(factors)
+        found = found.knowing(prediction=prediction, loss=loss, factors=factors)
         self._unread = partial(self._read, found, timesteps, statistics, calls, recorder)
         self.passes += 1
         self.made = False

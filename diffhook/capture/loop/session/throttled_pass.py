@@ -14,6 +14,7 @@ from torch.autograd.graph import Node
 from diffhook.capture.loop.events import tensors_of
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.watches.call_inspection import find_timesteps
+from diffhook.compat.torch import hook_first
 
 Find = Callable[[Tensor], Tensor | None]  # (B,) ids → (B,) factors; None: all are 1
 
@@ -31,9 +32,9 @@ class _Call:
 class ThrottledPass:
     """From a training forward to its backward.
 
-    A row's loss reaches the parameters only through that row of the prediction. Its gradient times a factor is
-    therefore what the row's loss times that factor would give. Of calls within one another the
-    outermost that is told timesteps by name counts.
+    A row's loss reaches the parameters only through that row of the prediction: the gradient there times a
+    factor is therefore that of the loss times the factor. Of calls within one another the outermost that is
+    told timesteps by name counts.
 
     Args:
         batch: that the forward is called on, as far as it is known.
@@ -103,7 +104,7 @@ class ThrottledPass:
         for tensor in tensors:
             if tensor.grad_fn is not None:
                 call.outputs.add(tensor.grad_fn)
-                tensor.register_hook(partial(self._scaled, call))
+                hook_first(tensor, partial(self._scaled, call))  # it may be the last layer's own output
 
     def _counts(self, call: _Call) -> bool:
         return call.by_name or not any(other.by_name for other in self._calls)

@@ -51,7 +51,7 @@ class Throttling:
         self.missed: Counter[str] = Counter()
         self._learned = learned
         self._pass: ThrottledPass | None = None
-        self._uncalled: object = None  # the batch that came last, until a model is called on it
+        self._called = False  # a model, since the last optimiser step
         self._unknown = False  # it is not known whose rows a model was called on since
 
     def is_active(self) -> bool:
@@ -73,20 +73,24 @@ class Throttling:
         """
         if isinstance(event, events.BatchReceived):
             self._end_pass()
-            self._missed_forward()
-            self._uncalled, self._unknown = rows.last if self.is_active() else None, False
-        elif isinstance(event, events.ForwardBegan | events.DenoiserCalled):
-            self._called(event, whose, rows)
+            self._unknown = False
+        elif isinstance(event, events.DenoiserCalled):
+            self._on_call(event, whose, rows)
+        elif isinstance(event, events.ForwardBegan):
+            if event.training:
+                self._on_call(event, whose, rows)
         elif isinstance(event, events.OutputSeen) and self._pass is not None:
             self._pass.answered(event.module, event.output)
+        elif isinstance(event, events.StepEnded):
+            self._on_step(rows.last)
 
-    def _called(
+    def _on_call(
         self, event: events.ForwardBegan | events.DenoiserCalled, whose: object, rows: RowFinder
     ) -> None:
-        begins = isinstance(event, events.ForwardBegan)
-        if in_backward() or (begins and not event.training):  # computed again, as checkpointing does
+        if in_backward():  # computed again, as checkpointing does
             return
-        self._uncalled = None
+        begins = isinstance(event, events.ForwardBegan)
+        self._called = True
         if begins and (self._pass is None or self._pass.reached):
             self._end_pass()
             if self.is_active() and isinstance(whose, MicroBatch):
@@ -112,9 +116,9 @@ class Throttling:
         else:
             self.applied += ended.reached
 
-    def _missed_forward(self) -> None:
-        batch, self._uncalled = self._uncalled, None
-        if isinstance(batch, MicroBatch) and self._factors_of(batch.ids) is not None:
+    def _on_step(self, batch: object) -> None:
+        called, self._called = self._called, False
+        if not called and isinstance(batch, MicroBatch) and self._factors_of(batch.ids) is not None:
             self._miss("unseen-forward")
 
     def _miss(self, kind: str) -> None:
@@ -133,10 +137,7 @@ class Throttling:
             "micro_batches": self.applied,
             "missed": dict(self.missed),
         }
-        text = (
-            f"\n  throttled: {plural(len(learned.throttled), 'sample')}, "
-            f"in {self.applied:,} micro-batches"
-        )
+        text = f"\n  throttled: {plural(len(learned.throttled), 'sample')}, in {self.applied:,} micro-batches"
         if self.missed:
             reasons = ", ".join(f"{count:,} {kind}" for kind, count in self.missed.items())
             text += f"; in others they counted in full: {reasons}"
