@@ -195,12 +195,12 @@ class AcceleratorEvents:
         if batch is None:
             self._send(None, events.LoaderEnded(source))
             return
-        needed = session.identifies or session.steps.captured_next or self._capture.alerts.quarantine
+        needed = session.staging.needs_rows or session.steps.captured_next or self._capture.alerts.quarantine
         if arrival.waits and not needed:
             self._data.received(arrival.unknown.dataset)
             self._send(batch, events.BatchReceived(None, batch, source=source))
             return
-        origin, waits = arrival.origin(), session.identifies
+        origin, waits = arrival.origin(), session.staging.needs_rows
         found = self._capture.identity.of(batch, origin, waits=waits)
         self._data.received(origin.dataset)
         self._send(batch, events.BatchReceived(found, shown_by(batch), source=origin.source))

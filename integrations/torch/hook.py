@@ -89,6 +89,6 @@ class TorchHook(Hook):
             capture.on(events.LoaderEnded(dataset))
             return
         origin = Origin(dataset, kind="no-ids", source=dataset)
-        found = capture.identity.of(batch, origin, waits=capture.session.identifies)
+        found = capture.identity.of(batch, origin, waits=capture.session.staging.needs_rows)
         capture.on(events.BatchReceived(found, shown_by(batch), source=dataset))
         capture.on(events.LossScaled(capture.scale()))

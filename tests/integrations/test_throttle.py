@@ -73,6 +73,7 @@ class Training:
     """
 
     loss: Any = staticmethod(losses)
+    parts = 1
 
     def __init__(
         self,
@@ -116,10 +117,12 @@ class Training:
                 alone = losses(self.model, batch).tolist()
             self.own |= {(self.step, sample): loss for sample, loss in zip(ids, alone, strict=True)}
         with self.accelerator.accumulate(self.model):
-            each = type(self).loss(self.model, batch)
-            if self.factors is not None:
-                each = each * torch.tensor([self.factors(self.step, sample) for sample in ids])
-            self.accelerator.backward(each.mean())
+            for part in range(self.parts):
+                own = slice(part * BATCH // self.parts, (part + 1) * BATCH // self.parts)
+                each = type(self).loss(self.model, tuple(values[own] for values in batch))
+                if self.factors is not None:
+                    each = each * torch.tensor([self.factors(self.step, sample) for sample in ids[own]])
+                self.accelerator.backward(each.mean() / self.parts)
             self.optimizer.step()
             self.optimizer.zero_grad()
         self.step += self.accelerator.sync_gradients
@@ -131,6 +134,12 @@ class Training:
 
 class Twice(Training):
     loss: Any = staticmethod(twice)
+
+
+class Halved(Training):
+    """Calls a backward for each half of a batch."""
+
+    parts = 2
 
 
 def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -163,8 +172,9 @@ ON = Alerts((), (), throttle=True)
         (Training, {"kind": Recomputed}),
         (Training, {"kind": Reentrant}),
         (Twice, {}),
+        (Halved, {}),
     ],
-    ids=["plain", "accumulated", "recomputed", "reentrant", "two calls"],
+    ids=["plain", "accumulated", "recomputed", "reentrant", "two calls", "halves"],
 )
 @pytest.mark.parametrize("every", [1, 4])
 def test_the_training_is_that_of_a_loss_times_the_factors(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from diffhook.capture.alerts import Alerts, Factors
+from diffhook.capture.alerts import Alerts
 from diffhook.capture.checks import check_location
 from diffhook.capture.loop import events
 from diffhook.capture.loop.identity import Identity, RowIds
@@ -31,7 +31,6 @@ from diffhook.capture.loop.session.failures import Failures, reason_of
 from diffhook.capture.loop.session.objective_told import await_objective, settle_objective
 from diffhook.capture.loop.session.session import CaptureSession
 from diffhook.capture.loop.session.staging import Staging
-from diffhook.capture.loop.session.throttling import Throttling
 from diffhook.capture.loop.session.uncompiled_steps import UncompiledSteps
 from diffhook.capture.loop.watches import BackwardWatch, CallWatch, ModelWatch, OptimizerWatch
 from diffhook.capture.loop.watches.attachment import Attachment, Shield, close_at_exit
@@ -99,7 +98,6 @@ class Capture:
             staging=partial(
                 Staging,
                 objective=ObjectiveWatch.of(settings, self.attachment, self._judged),
-                throttling=Throttling(self._factors),
                 reduction=settings.reduction,
                 thumbnails=settings.thumbnails,
             ),
@@ -286,14 +284,12 @@ class Capture:
             self._began = time.perf_counter()
             recorder.keep_names(self.identity.names, telling=self.identity.datasets.is_one)
             recorder.regularisation = self.identity.regularisation
+            session.staging.throttling.watch = recorder.watch
             rows = len(batch.ids) * session.steps.processes
             tell_plan(session.plan, recorder, rows, self.loader, settings.snapshot_every, self.identity.found)
             undo.pop_all()
         self._failures.started = True
         return recorder
-
-    def _factors(self) -> Factors | None:
-        return None if self.session.recorder is None else self.session.recorder.watch.factors
 
     def _judged(self, verdict: Recognised | Refusal) -> None:
         settle_objective(verdict, self.settings.objective, self.session)

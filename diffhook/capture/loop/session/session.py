@@ -114,11 +114,6 @@ class CaptureSession:
         return self.rows.last is not None and self.steps.captured
 
     @property
-    def identifies(self) -> bool:
-        """Whether it must be known whose rows the batch to come holds."""
-        return self.steps.captured or self.staging.throttling.is_active()
-
-    @property
     def knows_timesteps(self) -> bool:
         """Whether the pass under way has seen a module that is told the timesteps by name."""
         return self._pass is not None and (self._pass.timesteps is not None or self._calls.know_timesteps)

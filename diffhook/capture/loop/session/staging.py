@@ -35,13 +35,13 @@ class Staging:
         absences: where what is left out is counted.
         aside: within it, what we do is not taken for the loop's.
         objective: recognises the training loss; is shown every pass that made rows.
-        throttling: knows by what the rows' gradients were multiplied.
         reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
         thumbnails: longest side of those to keep; 0: none.
 
     Attributes:
         losses: reads the rows' own losses.
-        objective, throttling: as given.
+        objective: as given.
+        throttling: knows by what the rows' gradients were multiplied.
         scalars: sums up the rows, for trackers.
         passes: how many were staged, whether or not their rows have been made.
         made: whether the last one's rows have been.
@@ -55,7 +55,6 @@ class Staging:
         aside: Callable[[], AbstractContextManager[None]],
         *,
         objective: ObjectiveWatch,
-        throttling: Throttling,
         reduction: str = "mean",
         thumbnails: int = 0,
     ) -> None:
@@ -64,10 +63,16 @@ class Staging:
         self.passes = 0
         self.made = False
         self._plan, self._steps, self._absences = plan, steps, absences
-        self.objective, self.throttling = objective, throttling
+        self.objective = objective
+        self.throttling = Throttling()
         self._thumbnails = ThumbnailTaker(thumbnails)
         self._aside = aside
         self._unread: Callable[[], None] | None = None
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether it must be known whose rows the batch to come holds."""
+        return self._steps.captured or self.throttling.is_active()
 
     def timesteps(self, found: MicroBatch, calls: DenoiserCalls, recorder: Recorder) -> Tensor | None:
         """(B,) of the calls that the loss came from, in the scheduler's units; None: they are several.

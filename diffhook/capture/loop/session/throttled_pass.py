@@ -58,6 +58,11 @@ class ThrottledPass:
         self.factors = self._find(batch.ids)
 
     @property
+    def over(self) -> bool:
+        """Whether the next forward is another's: its backward has come, or would not be seen."""
+        return self.reached or (self.factors is None and any(call.answered for call in self._calls))
+
+    @property
     def applied(self) -> Tensor | None:
         """(B,) those that were multiplied into the gradients; None: all are 1."""
         return self.factors if self.reached and not self.why_not else None

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from diffhook.capture.alerts import Factors
+from diffhook.capture.alerts import Factors, Watch
 from diffhook.capture.loop import events
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.session.throttled_pass import ThrottledPass
@@ -38,26 +37,27 @@ _WHY_NOT = {
 class Throttling:
     """Follows the loop's events after the session has taken them; does nothing while all factors are 1.
 
-    Args:
-        learned: the factors; None while there are none.
-
     Attributes:
+        watch: has learned the factors; None before the first captured forward.
         applied: micro-batches that were throttled.
         missed: kind of the reason → micro-batches that should have been.
     """
 
-    def __init__(self, learned: Callable[[], Factors | None]) -> None:
+    def __init__(self) -> None:
+        self.watch: Watch | None = None
         self.applied = 0
         self.missed: Counter[str] = Counter()
-        self._learned = learned
         self._pass: ThrottledPass | None = None
         self._called = False  # a model, since the last optimiser step
         self._unknown = False  # it is not known whose rows a model was called on since
 
+    @property
+    def _learned(self) -> Factors | None:
+        return None if self.watch is None else self.watch.factors
+
     def is_active(self) -> bool:
         """Whether some sample counts less, so that batches' samples must be known in every step."""
-        learned = self._learned()
-        return learned is not None and bool(learned.below)
+        return self._learned is not None and bool(self._learned.below)
 
     @property
     def factors(self) -> Tensor | None:
@@ -91,7 +91,7 @@ class Throttling:
             return
         begins = isinstance(event, events.ForwardBegan)
         self._called = True
-        if begins and (self._pass is None or self._pass.reached):
+        if begins and (self._pass is None or self._pass.over):
             self._end_pass()
             if self.is_active() and isinstance(whose, MicroBatch):
                 self._pass = ThrottledPass(whose, self._factors_of)
@@ -103,8 +103,7 @@ class Throttling:
             self._pass.called(event.module, event.args, event.kwargs, shown)
 
     def _factors_of(self, ids: Tensor) -> Tensor | None:
-        learned = self._learned()
-        return None if learned is None else learned.of(ids)
+        return None if self._learned is None else self._learned.of(ids)
 
     def _end_pass(self) -> None:
         """Count it, unless none of its samples is throttled or no backward came, as far as that is seen."""
@@ -128,7 +127,7 @@ class Throttling:
 
     def summary(self) -> tuple[dict[str, Any], str]:
         """What was throttled, as JSON and as a line of text; empty where the throttle is off."""
-        learned = self._learned()
+        learned = self._learned
         if learned is None:
             return {}, ""
         self._end_pass()
