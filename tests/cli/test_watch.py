@@ -101,6 +101,27 @@ def test_once_prints_the_top_and_writes_every_sample(
     writer.close()
 
 
+def test_the_throttles_newest_factor_is_shown_where_it_is_below_1(
+    writer: LogWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"kind": "throttle", "level": "warning", "message": "", "time": 0.0, "rank": 0}
+    for step, sample, factor in ((4, HARD, 0.375), (5, QUIET, 0.5), (6, HARD, 0.25), (8, QUIET, 1.0)):
+        writer.alert({**record, "step": step, "samples": [IDS[sample]], "value": factor})
+    writer.close()
+    log = str(tmp_path / "log")
+    table = sample_table(log)
+    found = dict(zip(table.sample_ids.tolist(), table.factor.tolist(), strict=True))
+    assert found == {sample: 0.25 if sample == IDS[HARD] else 1.0 for sample in IDS}
+    assert table.alerts.sum() == 2, "the throttle's records are none"
+    assert main(["watch", log, "--once"]) == 0
+    assert [NAMES[HARD] in line for line in capsys.readouterr().out.splitlines() if "0.25" in line] == [True]
+    assert main(["info", log]) == 0
+    assert any(
+        line.split()[:2] == ["throttled", "samples"] and line.split()[-1] == "2"
+        for line in capsys.readouterr().out.splitlines()
+    )
+
+
 def test_a_run_that_trains_is_seen_to_its_last_row(writer: LogWriter, tmp_path: Path) -> None:
     log = open_log(tmp_path / "log")
     looks = follow(log, interval=0)
