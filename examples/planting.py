@@ -76,12 +76,18 @@ def _collection(every: list[Emoji], families: npt.NDArray[np.int64], size: int) 
 
 
 def plant(sound: Collection, of_each: int, seed: int = 0) -> Collection:
-    """With ``of_each`` faults of each kind, in pictures without siblings, and all in a new order."""
+    """With ``of_each`` faults of each kind, and all in a new order.
+
+    Damage and copies are of pictures without siblings, so that those of a family stay as alike as they are; a
+    wrong label may be any picture's.
+    """
     rng = np.random.default_rng(seed)
     pixels, names, labels, faults = (
         sound.pixels.copy(), list(sound.names), sound.labels.copy(), sound.faults.copy(),
     )  # fmt: skip
-    chosen = iter(rng.permutation(np.flatnonzero(sound.families < 0))[: of_each * len(FAULTS)])
+    alone = rng.permutation(np.flatnonzero(sound.families < 0))[: of_each * (len(FAULTS) - 1)]
+    others = rng.permutation(np.setdiff1d(np.arange(len(sound)), alone))[:of_each]
+    chosen = iter([*alone, *others])  # wrong labels are planted last
     copies: list[tuple[int, str, Pixels]] = []
     for fault in FAULTS:
         for _, i in zip(range(of_each), chosen, strict=False):

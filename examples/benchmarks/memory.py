@@ -43,7 +43,7 @@ def train(steps: int, log: str | None) -> list[int]:
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     if log is not None:
-        DiffHook(accelerator, log, strict=True, snapshot_every=500)
+        DiffHook(accelerator, log, strict=True, every=1, snapshot_every=500)
     model: Any = UNet2DModel(
         sample_size=8,
         in_channels=1,

@@ -163,7 +163,8 @@ class _Training:
         AcceleratorState._reset_state(reset_partial_state=True)  # many trainings in one process
         accelerator = Accelerator()
         apart = max(self.bar.total // self.recipe.snapshots, 1)
-        options = {"projection_dim": self.recipe.dim, **options}
+        # Every step, and no probe unless asked for: not what a budget makes of them.
+        options = {"projection_dim": self.recipe.dim, "every": 1, "probe": False, **options}
         DiffHook(accelerator, log, snapshot_every=apart, alerts=(), strict=True, **options)
         loader = DataLoader(Training(self.samples), batch_size=self.recipe.batch, sampler=self.order)
         prepared = accelerator.prepare(self.model, self.optimizer, loader, self.rates)

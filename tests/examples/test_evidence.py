@@ -66,7 +66,7 @@ def test_specificity(quick: Callable[..., dict[str, Any]]) -> None:
 
 def test_own_pictures(quick: Callable[..., dict[str, Any]]) -> None:
     rows = quick("own_pictures")["rows"]
-    assert [row["source"] for row in rows] == [*["events"] * 3, *["probes"] * 3]
+    assert [row["source"] for row in rows] == [*["events alone"] * 3, *["two plain lines"] * 3]
     assert all(1 <= row["median_rank"]["mean"] <= row["worst_rank"]["mean"] <= 26 for row in rows)
 
 

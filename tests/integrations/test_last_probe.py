@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
 from diffhook.analysis.defaults import best_source
 from diffhook.capture.budget import Budget
+from diffhook.capture.objective.noise import noise_bank
 from diffhook.capture.probes.prober import Prober
+from diffhook.integrations.accelerate import DiffHook
 from tests.integrations.test_training_loss import IMAGES, odd, plain, train
-from tests.runs import SCHEDULER
+from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses
 
 
 def rows(log: Path) -> dict[str, Any]:
@@ -158,3 +165,39 @@ def test_ctrl_c_ends_the_probe_and_keeps_the_log(
     assert (len(log.train), len(log.probe)) == (96, 0)
     assert log.verify() == []
     assert "96 rows, 1 snapshots" in capsys.readouterr().out
+
+
+def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path) -> None:
+    """Scripts put averaged weights into the model before they save it and end the training."""
+    accelerator = Accelerator(cpu=True)
+    hook = DiffHook(accelerator, tmp_path / "log", strict=True, alerts=(), projection_dim=64)
+    model = TinyDenoiser()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    prepared, optimizer, loader = accelerator.prepare(
+        model, optimizer, DataLoader(TensorDataset(IMAGES), 8, shuffle=True)
+    )
+    averaged = EMAModel(model.parameters(), decay=0.5)
+    for (clean,) in [batch for _ in range(2) for batch in loader]:
+        accelerator.backward(plain(prepared, clean))
+        optimizer.step()
+        optimizer.zero_grad()
+        averaged.step(model.parameters())
+    last = [parameter.detach().clone() for parameter in model.parameters()]
+    averaged.copy_to(model.parameters())
+    assert not all(torch.equal(one, two) for one, two in zip(model.parameters(), last, strict=True))
+    hook.close()
+
+    log = diffhook.open_log(tmp_path / "log")
+    kept = safetensors.torch.load(log.snapshots[-1].parameters())
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+    table = log.probe
+    for row in range(0, len(table), len(table) // 7):
+        sample, timestep = int(table["sample"][row]), torch.tensor([int(table["timestep"][row])])
+        clean = IMAGES[sample : sample + 1]
+        noise = noise_bank(torch.tensor([int(table["noise_seed"][row])]), clean)
+        twin = copy.deepcopy(model).double()
+        losses = denoising_losses(twin, (clean.double(), noise.double(), timestep))
+        norm = torch.cat(
+            [g.flatten() for g in torch.autograd.grad(losses[0], list(twin.parameters()))]
+        ).norm()
+        assert table["grad_norm"][row] == pytest.approx(float(norm), rel=1e-4)

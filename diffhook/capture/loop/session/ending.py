@@ -38,7 +38,10 @@ def _seconds_left(session: CaptureSession, settings: Settings, seconds: float) -
 
 def _died(at_exit: bool) -> bool:
     """Whether an error, or Ctrl-C, ends the training: then nobody wants to wait."""
-    return sys.exc_info()[0] is not None or (at_exit and hasattr(sys, "last_type"))
+    under_way = sys.exc_info()[0]
+    if under_way is not None and under_way is not GeneratorExit:  # a loop that is a generator was closed
+        return True
+    return at_exit and hasattr(sys, "last_type")
 
 
 def recorded_summary(session: CaptureSession, recorder: Recorder, seconds: float) -> str:
