@@ -32,9 +32,10 @@ class BatchProgress:
     """How far the batch at hand has come; a new one begins with each batch, which may have several passes.
 
     Attributes:
-        scaled: the loss of the next forward.
+        scaled: by what the loss of the next pass is multiplied.
         staged: rows of the batch are with the recorder.
-        reached: the backward under way has reached a captured forward, be it of an earlier pass.
+        reached: the backward under way has reached a captured forward, be it an earlier pass's; not any more
+            once a pass has been abandoned.
     """
 
     scaled: LossScaled = _UNSCALED
