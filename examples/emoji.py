@@ -127,8 +127,8 @@ def generate(model: UNet2DModel, steps: int = 50) -> dict[str, Tensor]:
 
 def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict[str, float]]:
     """AUROC and average precision of each kind of fault among the sound pictures, by what is to find it; of
-    copies among those without siblings, which are near copies by nature, and not the originals of others. What
-    takes probes is left out where a slow machine's budget had none."""
+    copies among those without siblings, which are near copies by nature, and not the originals of others;
+    without what takes probes, where the budget had none."""
     found = {}
     for fault in FAULTS:
         among = np.isin(data.faults, ["", fault])
