@@ -127,7 +127,8 @@ def generate(model: UNet2DModel, steps: int = 50) -> dict[str, Tensor]:
 
 def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict[str, float]]:
     """AUROC and average precision of each kind of fault among the sound pictures, by what is to find it; of
-    copies among those without siblings, which are near copies by nature, and not the originals of others."""
+    copies among those without siblings, which are near copies by nature, and not the originals of others;
+    without what takes probes, where the budget had none."""
     found = {}
     for fault in FAULTS:
         among = np.isin(data.faults, ["", fault])
@@ -136,6 +137,8 @@ def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict
             among &= (data.families < 0) & ~np.isin(data.names, others)
         kept = [name_id(data.names[i]) for i in np.flatnonzero(among)]
         by = _RANKED_BY.get(fault)
+        if by is not None and by not in ranking.parts:
+            continue
         scores = ranking.scores if by is None else np.nan_to_num(ranking.parts[by], nan=-np.inf)
         chosen = np.isin(ranking.sample_ids, kept)
         ids, values = ranking.sample_ids[chosen], scores[chosen]
@@ -254,6 +257,8 @@ def show(result: dict[str, Any], out: Path) -> None:
         print(
             f"{fault:<12} {found['auroc']:.3f}   {found['average_precision']:.3f}   {page:<19} {found['by']}"
         )
+    if missing := [fault for fault in FAULTS if fault not in result["faults"]]:
+        print(f"not looked for, since the budget afforded no probe: {', '.join(missing)}")
     siblings = result["siblings"]
     print(
         f"\nprecision@5 of siblings, {siblings['queries']} held-out emoji; by chance {siblings['chance']:.3f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffhook.capture.loop.losses.row_losses import PredictionGradient
 
@@ -18,7 +18,6 @@ class MicroBatch:
         ids: (B,) int64, one for each row.
         images: (B, …) the clean samples, where the batch shows them.
         shown: the rows are known to be those; otherwise the batch that came last is presumed.
-        host: the module whose call began the pass.
         timesteps: (B,), in the scheduler's units; until the backward, those that the loop has named itself.
         factors: (B,) by which the rows' gradients were multiplied, besides; None: all are 1.
         prediction: reads each row's loss off the prediction's gradient.
@@ -31,7 +30,6 @@ class MicroBatch:
     ids: Tensor
     images: Tensor | None = None
     shown: bool = True
-    host: nn.Module | None = None
     timesteps: Tensor | None = None
     factors: Tensor | None = None
     prediction: PredictionGradient | None = None

@@ -23,7 +23,7 @@ def take_last(session: CaptureSession, settings: Settings, seconds: float, *, at
     session.on(events.GradientsZeroed())  # what was staged for a step that never came moves nothing
     session.staging.objective.end()
     if settings.probes_at_end and session.steps.count and not _died(at_exit):
-        session.probe_at_end(_seconds_left(session, settings, seconds))
+        session.snapshots.probe_at_end(session.recorder, _seconds_left(session, settings, seconds))
 
 
 def _seconds_left(session: CaptureSession, settings: Settings, seconds: float) -> float:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffhook.capture import Plan, Recorder
 from diffhook.capture.loop import events
 from diffhook.capture.loop.identity import Unmatched
-from diffhook.capture.loop.losses.denoiser_calls import DenoiserCalls
-from diffhook.capture.loop.losses.row_losses import unexplained_factor
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.run.absences import Absences
+from diffhook.capture.loop.session.snapshots import SnapshotTaker
 from diffhook.capture.loop.session.staging import Staging
+from diffhook.capture.loop.session.training_pass import BatchProgress, TrainingPass
 from diffhook.capture.loop.steps.steps import Steps
 from diffhook.capture.loop.steps.trained_set import TrainedSet
 from diffhook.capture.loop.tracing.row_finder import UNSHOWN, RowFinder
@@ -54,23 +53,15 @@ class CaptureSession:
     ) -> None:
         self.plan = plan
         self.recorder: Recorder | None = None
+        self.under_way: TrainingPass | None = None  #: a captured forward waits for its backward, or is in it
         self.absences = Absences()
         self.rows = RowFinder(shield)
         self.steps = Steps(plan, self.absences, steps_are_seen, rank, processes)
         self.staging = staging(plan, self.steps, self.absences, self.rows.trace.aside)
+        self.snapshots = SnapshotTaker(self.steps, snapshot_every)
         self._start = start
-        self._snapshot_every = snapshot_every
-        self._whose: MicroBatch | Unmatched | None = None  # of the last training forward
-        self._staged = False  # rows of the batch at hand are with the recorder
-        self._scales = {"scale": 1.0, "accumulation": 1.0}  # of a loss whose forward is still to come
-        self._pass: MicroBatch | None = None  # between a forward and its backward, as far as it is known
-        self._calls = DenoiserCalls()  # of the pass
-        self._trained: TrainedSet
-        self._presumed = False  # the module whose call began the pass was not known before
-        self._reached = False  # the backward under way has reached our models
-        self._unfit = ""  # why the backward under way makes no rows: a kind of absence
-        self._own_forward = False  # a probe of ours is running
-        self._without_backward = 0  # forwards in a row
+        self._trained: TrainedSet  # of the recorder
+        self._batch = BatchProgress()
         self._handlers: dict[type[events.Event], Callable[[Any], None]] = {
             events.BatchReceived: self._batch_received,
             events.LoaderEnded: self._loader_ended,
@@ -89,9 +80,9 @@ class CaptureSession:
     def on(self, event: events.Event) -> None:
         """Take the next event."""
         self.staging.read_before(event)  # once more, for events of our own, which come without Capture.on
-        if not self._own_forward:
+        if not self.snapshots.measuring:
             self._handlers[type(event)](event)
-            self.staging.throttling.follow(event, self._whose, self.rows)
+            self.staging.throttling.follow(event, self.steps.whose, self.rows)
 
     @property
     def started(self) -> bool:
@@ -101,12 +92,12 @@ class CaptureSession:
     @property
     def in_pass(self) -> bool:
         """Whether a captured forward waits for its backward."""
-        return self._pass is not None
+        return self.under_way is not None
 
     @property
     def expects_backward(self) -> bool:
         """Whether a backward to come may be of a captured forward, also of one that had its own."""
-        return self._pass is not None or self._staged
+        return self.under_way is not None or self._batch.staged
 
     @property
     def expects_capture(self) -> bool:
@@ -114,33 +105,16 @@ class CaptureSession:
         return self.rows.last is not None and self.steps.captured
 
     @property
-    def knows_timesteps(self) -> bool:
-        """Whether the pass under way has seen a module that is told the timesteps by name."""
-        return self._pass is not None and (self._pass.timesteps is not None or self._calls.know_timesteps)
-
-    @property
-    def in_named_call(self) -> bool:
-        """Whether a module that is told them by name is being called."""
-        return self._pass is not None and self._calls.in_named_call
-
-    @property
-    def knows_prediction(self) -> bool:
-        """Whether it has seen that module's prediction as well."""
-        if self._pass is None or not self.staging.losses.active:
-            return self.knows_timesteps
-        return self._calls.know_prediction
-
-    @property
     def uses(self) -> int:
-        """How many uses of trained parameters the pass under way has shown so far."""
-        return 0 if self._pass is None or self.recorder is None else self.recorder.engine.uses
+        """How many uses of trained parameters the pass under way has shown; 0 once the log has ended."""
+        return 0 if self.under_way is None or self.recorder is None else self.under_way.uses
 
     def abandon(self) -> None:
         """Give up the pass under way: its rows are left out."""
-        found, self._pass = self._pass, None
-        self._reached = False
-        if found is not None and self.recorder is not None:
-            self.recorder.engine.abandon()
+        abandoned, self.under_way = self.under_way, None
+        self._batch.reached = False
+        if abandoned is not None and self.recorder is not None:
+            abandoned.abandon()
 
     def give_up(self) -> None:
         """Leave the batch at hand out. Its layers must not be hooked anew before the backward, in which
@@ -153,7 +127,7 @@ class CaptureSession:
         self.steps.end_missed = self.steps.inside
         self.staging.forget()
         self.give_up()
-        staged = self._staged and self.staging.made
+        staged = self._batch.staged and self.staging.made
         lost = self.recorder.forget_staged() if staged and self.recorder is not None else 1
         self.absences.count(reason, max(lost, 1))
 
@@ -168,18 +142,16 @@ class CaptureSession:
         self.abandon()
         self._settle_unseen_step()
         self.steps.settle_lost()
-        self._staged = False
-        self._scales = {"scale": 1.0, "accumulation": 1.0}
+        self._batch = BatchProgress()
         self.staging.objective.batch_received()
         self.rows.received(event, captured=self.steps.captured, captured_next=self.steps.captured_next)
 
     def _count_missing_backward(self) -> None:
         """A loss that is not finite is skipped now and then. Where no backward ever comes, that is told."""
-        if self._pass is None:
+        if self.under_way is None:
             return
-        self._without_backward += 1
         self.absences.count("no-backward")
-        if self._without_backward == _IN_A_ROW and not self.staging.passes:
+        if self.absences.counts["no-backward"] == _IN_A_ROW and not self.staging.passes:
             self.absences.tell("no-backward", None, _IN_A_ROW)
 
     def _loader_ended(self, event: events.LoaderEnded) -> None:
@@ -197,24 +169,22 @@ class CaptureSession:
         if not event.presumed:
             self.rows.pause()
         values = timestep_last(event.module, event.args, event.kwargs)
-        if self._pass is None:
-            self._whose = self.rows.called(values)
-            if not isinstance(self._whose, MicroBatch):
-                self.steps.unnamed = self.steps.unnamed or self._whose is not _GIVEN_UP
+        if self.under_way is not None:
+            self._look_again(self.under_way, values)
+        else:
+            self.steps.whose = found = self.rows.called(values)
+            if not isinstance(found, MicroBatch):
+                self.steps.unnamed = self.steps.unnamed or found is not _GIVEN_UP
                 return
             self.steps.clock.forward_began()
             self._settle_unseen_step()
             if self.steps.closure_captured or not self.steps.captured:
                 return
-            self._presumed = event.presumed
-            self._begin_pass(self._whose, event.module)
-        else:
-            self._look_again(values)
-        if self._pass is not None and self.recorder is not None:
-            self.recorder.engine.enter_model(event.module, values)
-            self._calls.called(event.module, event.args, event.kwargs)
+            self._begin_pass(found, event)
+        if self.under_way is not None and self.recorder is not None:
+            self.under_way.model_called(event, values)
 
-    def _begin_pass(self, found: MicroBatch, host: nn.Module) -> None:
+    def _begin_pass(self, found: MicroBatch, event: events.ForwardBegan) -> None:
         if self.recorder is None:
             self.recorder = self._start(found)
             self.steps.follow(self.recorder)
@@ -224,79 +194,62 @@ class CaptureSession:
             names = ", ".join(added[:3]) + (" …" if len(added) > 3 else "")
             self.absences.leave_out("other-parameters", None, len(added), names)
             return
-        self._unfit = ""
-        self._pass = found.knowing(host=host, **self._scales)
-        self._calls = DenoiserCalls(observed=self.staging.objective.observes_of(found.ids))
+        scaled = self._batch.scaled
+        self.under_way = TrainingPass(
+            found.knowing(scale=scaled.scale, accumulation=scaled.accumulation),
+            event,
+            self.recorder,
+            self.staging.losses,
+            observed=self.staging.objective.observes_of(found.ids),
+        )
         self.steps.pass_begins()
-        self.recorder.engine.begin()
-        self.recorder.engine.tape.paused = True  # until the backward: torch.autograd.grad is none
+        self.under_way.begin()
 
     def _denoiser_called(self, event: events.DenoiserCalled) -> None:
-        if self._pass is not None:
-            self._look_again(timestep_last(event.module, event.args, event.kwargs))
-            self._calls.called(event.module, event.args, event.kwargs)
+        if (under_way := self.under_way) is not None:
+            self._look_again(under_way, timestep_last(event.module, event.args, event.kwargs))
+            under_way.called(event)
 
-    def _look_again(self, values: Iterable[Any]) -> None:
+    def _look_again(self, under_way: TrainingPass, values: Iterable[Any]) -> None:
         """A further call before the backward may show whose the rows are, or that they are others'."""
         found = self.rows.shown(values)
-        if self._pass is None or not isinstance(found, MicroBatch):
-            return
-        if not self._pass.shown:
-            self._pass = self._pass.knowing(ids=found.ids, images=found.images, shown=True)
-        elif not torch.equal(found.ids, self._pass.ids):
+        if isinstance(found, MicroBatch) and not under_way.is_of(found):
             self.give_up()
             self.absences.leave_out("several-batches")
 
     def _output_seen(self, event: events.OutputSeen) -> None:
-        if self._pass is None or self.recorder is None:
+        under_way = self.under_way
+        if under_way is None or self.recorder is None:
             self.rows.resume()
             return
-        if event.module is self._pass.host:
+        if event.module is under_way.host:
             self.rows.resume()
-            if not self.uses:
+            if not under_way.uses:
                 self.abandon()  # a frozen model, or a copy
-                if not self._presumed and self._trained.is_another(event.module):
+                if not under_way.presumed and self._trained.is_another(event.module):
                     self.absences.leave_out("later-model", None, type(event.module).__name__)
                 return
-        self.recorder.engine.leave_model(event.module, (), event.output)
-        for tensor in events.tensors_of(event.output):
-            if tensor.requires_grad:
-                tensor.register_hook(partial(self.recorder.engine.tape.guard, self._on_reached))
-                break
-        self._calls.answered(
-            event.module, event.output, self.recorder.engine.tape, self.staging.losses.active
-        )
+        under_way.answered(event, self._on_reached)
 
     def _on_reached(self, _: Tensor) -> None:
         if self.steps.in_backward:
-            self._reached = True
-        elif torch.is_grad_enabled():  # as in torch.autograd.grad(..., create_graph=True) alone
-            self._unfit = "double-backward"
+            self._batch.reached = True
+        elif torch.is_grad_enabled() and self.under_way is not None:
+            self.under_way.unfit = "double-backward"  # torch.autograd.grad(..., create_graph=True) alone
 
     # ── backward ──────────────────────────────────────────────────────────────────────────────
 
     def _loss_scaled(self, event: events.LossScaled) -> None:
-        if self._pass is not None:
-            self._pass = self._pass.knowing(scale=event.scale, accumulation=event.accumulation)
+        if self.under_way is not None:
+            self.under_way.learn(scale=event.scale, accumulation=event.accumulation)
         else:
-            self._scales = {"scale": event.scale, "accumulation": event.accumulation}
+            self._batch.scaled = event
 
     def _backward_began(self, event: events.BackwardBegan) -> None:
         self.rows.pause()
-        self.steps.in_backward, self._reached = True, False
-        if self._pass is None or self.recorder is None:
-            return
-        self.recorder.engine.tape.paused = False
-        trained = self.recorder.engine.trained.values()
-        if event.only is not None and not {*map(id, trained)} <= {*map(id, event.only)}:
-            self._unfit = "partial-backward"
-        if event.loss is None:
-            self._pass = self._pass.knowing(factor=event.factor)
-            return
-        factor = unexplained_factor(event.loss, self._pass.scale, self._pass.accumulation)
-        self._pass = self._pass.knowing(loss=event.loss, factor=factor)
-        if self.staging.losses.active or self._calls.observed:
-            self._calls.find_errors(event.loss)
+        self.steps.in_backward, self._batch.reached = True, False
+        if self.under_way is not None and self.recorder is not None:
+            self.under_way.backward_began(event)
 
     def _backward_ended(self, event: events.BackwardEnded) -> None:
         try:
@@ -306,48 +259,46 @@ class CaptureSession:
             if self.steps.ended_within:
                 self.staging.read()
             if self.steps.backward_ended():
-                self._after_step()
+                self.snapshots.after_step(self.recorder)
 
     def _pass_ended(self, event: events.BackwardEnded) -> None:
-        if self._pass is not None and self.recorder is not None:
-            self.recorder.engine.tape.paused = True
+        under_way, batch = self.under_way, self._batch
+        if under_way is not None and self.recorder is not None:
+            under_way.backward_ended()
             if event.failed:
                 self.abandon()
                 self.absences.count("failed-backward")
-            elif self._unfit:
+            elif under_way.unfit:
                 self.give_up()
-                self.absences.leave_out(self._unfit)
-            elif self._reached or self.recorder.engine.tape.seconds > 0:
-                self._stage(self._pass, self.recorder)
-        elif self._reached and self._staged and self.recorder is not None:
+                self.absences.leave_out(under_way.unfit)
+            elif batch.reached or under_way.engine.tape.seconds > 0:
+                self._stage(under_way)
+        elif batch.reached and batch.staged and self.recorder is not None:
             self.absences.tell("several-backwards")
             self.absences.count("several-backwards", self.recorder.forget_staged())
 
-    def _stage(self, found: MicroBatch, recorder: Recorder) -> None:
+    def _stage(self, ended: TrainingPass) -> None:
         """The gradients of a pass are there: its rows wait for the optimiser's step."""
-        timesteps = self.staging.timesteps(found, self._calls, recorder)
-        if timesteps is None or not found.shown:
+        timesteps = self.staging.timesteps(ended)
+        if timesteps is None or not ended.micro_batch.shown:
             self.give_up()
-            if not found.shown:
+            if not ended.micro_batch.shown:
                 self.absences.leave_out(UNSHOWN.kind, UNSHOWN.reason)
             return
         began = self.steps.clock.now()
-        engine = recorder.engine
-        engine.loss_scale = found.loss_scale
         try:
-            engine.finish()
+            ended.finish()
         except RecheckNeeded as again:
             self.absences.leave_out(f"recheck-{again.law}", "%s", again)
             return
         finally:
             self.abandon()
-        if not self.staging.stage(found, timesteps, self._calls, recorder):
+        if not self.staging.stage(ended, timesteps):
             self.give_up()
             return
-        self._staged = True
-        self._without_backward = 0
-        seconds = self.steps.clock.now() - began + engine.hook_seconds
-        self.steps.pass_ended(self.staging.samples(found, recorder), seconds)
+        self._batch.staged = True
+        seconds = self.steps.clock.now() - began + ended.engine.hook_seconds
+        self.steps.pass_ended(self.staging.samples(ended), seconds)
 
     # ── an optimiser step ─────────────────────────────────────────────────────────────────────
 
@@ -360,17 +311,13 @@ class CaptureSession:
         self.rows.stepped()
         captured = self.recorder is None or self.steps.captured
         if self.steps.unnamed and not self.steps.samples and captured and not self.steps.in_backward:
-            self.absences.leave_out_unnamed(self._whose)
+            self.absences.leave_out_unnamed(self.steps.whose)
         if self.steps.ended(event):
-            self._after_step()
-
-    def _after_step(self) -> None:
-        if self._snapshot_every and self.steps.count % self._snapshot_every == 0:
-            self._snapshot()
+            self.snapshots.after_step(self.recorder)
 
     def _settle_unseen_step(self) -> None:
         if self.steps.settle_unseen():
-            self._after_step()
+            self.snapshots.after_step(self.recorder)
 
     def settle_held(self) -> None:
         """Complete rows need not wait for the next call of the model: a checkpoint or the end comes first."""
@@ -380,22 +327,4 @@ class CaptureSession:
 
     def _snapshot_due(self) -> None:
         self.settle_held()
-        self._snapshot()
-
-    def _snapshot(self) -> None:
-        if self.recorder is not None:
-            self._aside(self.recorder.snapshot, self.steps.count)
-
-    def probe_at_end(self, budget: float) -> None:
-        """Probe all samples after the last step, as well as so many seconds allow."""
-        if self.recorder is not None:
-            self._aside(self.recorder.probe_at_end, self.steps.count, budget, self.steps.processes)
-
-    def _aside(self, measure: Callable[..., None], *args: Any) -> None:
-        """Forwards of ours are none of the training's, nor is the time that they take."""
-        self._own_forward = True
-        try:
-            measure(*args)
-        finally:
-            self._own_forward = False
-            self.steps.clock.restart()
+        self.snapshots.take(self.recorder)

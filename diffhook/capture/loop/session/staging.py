@@ -10,17 +10,16 @@ from torch import Tensor
 
 from diffhook.capture.loop.events import Event, StepBegan
 from diffhook.capture.loop.identity import blocks
-from diffhook.capture.loop.losses.denoiser_calls import DenoiserCalls, timesteps_of
+from diffhook.capture.loop.losses.denoiser_calls import timesteps_of
 from diffhook.capture.loop.losses.loss_reader import LossReader
 from diffhook.capture.loop.losses.objective_watch import ObjectiveWatch
-from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.run.absences import Absences
 from diffhook.capture.loop.run.scalars import Scalars
 from diffhook.capture.loop.session.throttling import Throttling
 from diffhook.capture.loop.session.thumbnails import ThumbnailTaker
+from diffhook.capture.loop.session.training_pass import TrainingPass
 from diffhook.capture.loop.steps.steps import Steps
 from diffhook.capture.plan import Plan
-from diffhook.capture.recording.recorder import Recorder
 from diffhook.capture.samples.appearance import appearance
 from diffhook.errors import CaptureError
 
@@ -74,15 +73,15 @@ class Staging:
         """Whether it must be known whose rows the batch to come holds."""
         return self._steps.captured or self.throttling.is_active()
 
-    def timesteps(self, found: MicroBatch, calls: DenoiserCalls, recorder: Recorder) -> Tensor | None:
+    def timesteps(self, ended: TrainingPass) -> Tensor | None:
         """(B,) of the calls that the loss came from, in the scheduler's units; None: they are several.
 
         Raises:
             CaptureError: no call was told any.
         """
-        if found.timesteps is not None:
-            return found.timesteps
-        told = timesteps_of(calls.of_loss())
+        if ended.micro_batch.timesteps is not None:
+            return ended.micro_batch.timesteps
+        told = timesteps_of(ended.calls.of_loss())
         if not told:
             raise CaptureError(
                 "what is trained was called without a timestep (keyword 'timestep' or second argument): name "
@@ -96,28 +95,28 @@ class Staging:
                 "micro-batches are left out. Call a backward for each, or name one: hook.step(timesteps=...)",
             )
             return None
-        objective = recorder.prober.objective
+        objective = ended.recorder.prober.objective
         scale = 1.0 if objective is None else objective.timestep_scale
         return told[0] if scale == 1 else told[0].float() / scale
 
-    def stage(self, found: MicroBatch, timesteps: Tensor, calls: DenoiserCalls, recorder: Recorder) -> bool:
+    def stage(self, ended: TrainingPass, timesteps: Tensor) -> bool:
         """The engine has finished the pass. Returns whether there will be rows of it, by :meth:`read`.
 
         Nothing is waited for, unless thumbnails are taken: values are read once the step is under way.
         """
-        rows = recorder.engine.samples
-        if not self._fits(rows, found, timesteps, recorder):
+        rows, found = ended.engine.samples, ended.micro_batch
+        if not self._fits(rows, ended, timesteps):
             return False
         statistics = None
         if found.images is not None and len(found.images) == rows:
             statistics = appearance(found.images)
-            self._thumbnails.take(recorder.writer, found.ids, found.images)
+            self._thumbnails.take(ended.recorder.writer, found.ids, found.images)
         loss = None if found.loss is None else found.loss.detach().clone()  # to which loops add
-        prediction, factors = calls.prediction, self.throttling.factors
+        prediction, factors = ended.calls.prediction, self.throttling.factors
         if prediction is not None and factors is not None:
             prediction.without(factors)
-        found = found.knowing(prediction=prediction, loss=loss, factors=factors)
-        self._unread = partial(self._read, found, timesteps, statistics, calls, recorder)
+        ended.learn(prediction=prediction, loss=loss, factors=factors)
+        self._unread = partial(self._read, ended, timesteps, statistics)
         self.passes += 1
         self.made = False
         return True
@@ -141,19 +140,12 @@ class Staging:
         """Discard the staged pass: no rows are made of it."""
         self._unread = None
 
-    def _read(
-        self,
-        found: MicroBatch,
-        timesteps: Tensor,
-        statistics: Tensor | None,
-        calls: DenoiserCalls,
-        recorder: Recorder,
-    ) -> None:
-        engine = recorder.engine
+    def _read(self, ended: TrainingPass, timesteps: Tensor, statistics: Tensor | None) -> None:
+        found, calls, engine = ended.micro_batch, ended.calls, ended.engine
         rows = engine.samples
         reading, mean_of = self.losses.read(found, engine)
         coefficient = found.accumulation * found.factor / (mean_of * self._steps.processes)
-        norms = recorder.captured(
+        norms = ended.recorder.captured(
             found.ids,
             timesteps.expand(rows),
             step=self._steps.count,
@@ -166,12 +158,13 @@ class Staging:
         deciding = calls.deciding if calls.observed else None
         self.objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale, found.ids)
 
-    def samples(self, found: MicroBatch, recorder: Recorder) -> int:
+    def samples(self, ended: TrainingPass) -> int:
         """How many samples the pass's rows are of."""
-        return recorder.engine.samples // blocks(found.ids)
+        return ended.engine.samples // blocks(ended.micro_batch.ids)
 
-    def _fits(self, rows: int, found: MicroBatch, timesteps: Tensor, recorder: Recorder) -> bool:
-        for count in (len(found.ids), len(timesteps)):
+    def _fits(self, rows: int, ended: TrainingPass, timesteps: Tensor) -> bool:
+        recorder = ended.recorder
+        for count in (len(ended.micro_batch.ids), len(timesteps)):
             if count not in (1, rows):
                 self._absences.leave_out_rows(rows, count)
                 return False

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 
 from diffhook.capture.loop import events
+from diffhook.capture.loop.identity import Unmatched
+from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.run.absences import Absences
 from diffhook.capture.loop.steps.accumulated import AccumulatedGradients
 from diffhook.capture.loop.steps.parameter_moves import ParameterMoves
@@ -37,6 +39,7 @@ class Steps:
         end_missed: an error of ours came while an optimiser was at work, perhaps in place of its end.
         closure_captured: the closure of the step has made its rows; it may be called again.
         unnamed: in this step a model was trained on something that is not known.
+        whose: rows the last training forward was on, as far as that is known.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Steps:
         self.samples = 0
         self.inside = self.in_backward = self.closure_captured = self.unnamed = False
         self.end_missed = False
+        self.whose: MicroBatch | Unmatched | None = None
         self.clock = StepClock(plan)
         self._plan = plan
         self._absences = absences

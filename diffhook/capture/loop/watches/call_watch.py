@@ -54,20 +54,8 @@ class Models(Protocol):
         ...
 
 
-class Seen(Protocol):
-    """What a session knows of the pass under way."""
-
-    @property
-    def started(self) -> bool: ...
-
-    @property
-    def expects_capture(self) -> bool: ...
-
-    @property
-    def in_pass(self) -> bool: ...
-
-    @property
-    def uses(self) -> int: ...
+class PassSeen(Protocol):
+    """What is known of the pass under way."""
 
     @property
     def in_named_call(self) -> bool: ...
@@ -77,6 +65,22 @@ class Seen(Protocol):
 
     @property
     def knows_prediction(self) -> bool: ...
+
+
+class Seen(Protocol):
+    """What a session knows of the loop."""
+
+    @property
+    def started(self) -> bool: ...
+
+    @property
+    def expects_capture(self) -> bool: ...
+
+    @property
+    def under_way(self) -> PassSeen | None: ...
+
+    @property
+    def uses(self) -> int: ...
 
 
 class CallWatch:
@@ -103,19 +107,24 @@ class CallWatch:
 
     def follow(self, event: Event) -> None:
         """Look at all calls while it is not known who is who, as the session has taken ``event``."""
-        seen = self._session
+        seen, under_way = self._session, self._session.under_way
         if isinstance(event, BatchReceived):
             if len(self._models) and not seen.started and seen.expects_capture:
                 self.look()
         elif isinstance(event, ForwardBegan):
-            if seen.in_pass and not seen.knows_timesteps and not self._looking and self._denoiser is None:
+            known = under_way is None or under_way.knows_timesteps
+            if not known and not self._looking and self._denoiser is None:
                 self.look()
         elif isinstance(event, OutputSeen | DenoiserCalled):
-            if seen.knows_prediction and (self._settled or self._denoiser is not None):
+            if self._prediction_is_known() and (self._settled or self._denoiser is not None):
                 self.stop()
-        elif isinstance(event, BackwardEnded) and not seen.in_pass:
+        elif isinstance(event, BackwardEnded) and under_way is None:
             self._settled = True
             self.stop()
+
+    def _prediction_is_known(self) -> bool:
+        under_way = self._session.under_way
+        return under_way is not None and under_way.knows_prediction
 
     def look(self) -> None:
         """See every call from now on, until :meth:`stop`."""
@@ -147,7 +156,8 @@ class CallWatch:
         if len(self._stack) == 1 and self._may_be_host(module):
             self._began, self._used = module, self._session.uses
             self._emit(ForwardBegan(module, args, presumed=True))
-        known = self._denoiser is not None or self._session.in_named_call
+        under_way = self._session.under_way
+        known = self._denoiser is not None or (under_way is not None and under_way.in_named_call)
         if self._candidate is None and not known and takes_timesteps(module):
             self._candidate = module
 
@@ -168,7 +178,7 @@ class CallWatch:
             not self._stack
             and torch.is_grad_enabled()
             and not self._models.contains(module)
-            and (module is self._began or not (self._hosts or self._session.knows_prediction))
+            and (module is self._began or not (self._hosts or self._prediction_is_known()))
         ):
             self._judge_host(module, output)
 
