@@ -87,6 +87,17 @@ def test_records_stand_in_for_rows_that_are_no_longer_looked_at() -> None:
     assert learned.of(torch.tensor([1, BROKEN])).tolist() == [1.0, 0.25]  # type: ignore[union-attr]
 
 
+def test_rows_without_losses_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    learned = factors()
+    for rows in clean_run(6, np.random.default_rng(6)):
+        list(learned.look({**rows, "loss": np.full(32, np.nan)}))
+    assert caplog.text.count("the throttle throttles nobody") == 1
+    seeing = factors()
+    for rows in clean_run(6, np.random.default_rng(6)):
+        list(seeing.look(rows))
+    assert caplog.text.count("the throttle throttles nobody") == 1
+
+
 def test_wrong_wishes_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="floor is 0; expected a factor above 0 and at most 1"):
         diffhook.Throttle(floor=0)

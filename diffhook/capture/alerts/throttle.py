@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from diffhook.log import Rows
 from diffhook.log.alerts import THROTTLE
 from diffhook.log.samples import sample_words
 
+logger = logging.getLogger("diffhook")
+
+_BLIND = 64  # rows without a loss after which that is told
 _EIGHTHS = 8  # exact in half precision, too
 _SURPRISE = -math.log(0.01)  # of one visit at most: a single noisy one throttles nobody
 
@@ -67,6 +71,7 @@ class Factors:
         self.names: Mapping[int, str] = {}  #: of samples that have one
         self.below: dict[int, float] = {}  #: sample → factor, where it is not 1
         self.throttled: set[int] = set()  #: samples that ever had one below 1
+        self._blind: int | None = 0  # rows without a loss; None: there was one, or it was told
         self._throttle = throttle
         self._deviations = deviations
         self._recurrence = Recurrence(throttle.rate, _SURPRISE)
@@ -79,6 +84,7 @@ class Factors:
 
     def look(self, rows: Rows) -> Iterator[Alert]:
         """Learn from the rows of an optimiser step. A record of each factor that has changed."""
+        self._count_blind(rows)
         deviations, ratios = self._deviations["loss"](rows)
         judged = self._recurrence(rows["sample"], deviations)
         for index in np.flatnonzero(~np.isnan(deviations)):
@@ -90,6 +96,19 @@ class Factors:
                 self._set(sample, factor)
                 words = self._words(sample, factor, ratio, len(logs))
                 yield about_row(THROTTLE, rows, int(index), factor, judged.level, words)
+
+    def _count_blind(self, rows: Rows) -> None:
+        if self._blind is None or np.isfinite(rows["loss"]).any():
+            self._blind = None
+            return
+        self._blind += len(rows["loss"])
+        if self._blind >= _BLIND:
+            self._blind = None
+            logger.warning(
+                "the throttle throttles nobody: of %d rows so far none has a loss of its own, which is read off "
+                "a training loss that is a weighted mean of squared errors",
+                _BLIND,
+            )
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Take over what an earlier run's records say of samples that none of the rows seen so far was of."""
