@@ -105,8 +105,8 @@ class Factors:
         if self._blind >= _BLIND:
             self._blind = None
             logger.warning(
-                "the throttle throttles nobody: of %d rows so far none has a loss of its own, which is read off "
-                "a training loss that is a weighted mean of squared errors",
+                "the throttle throttles nobody: of %d rows so far none has a loss of its own, which is read "
+                "off a training loss that is a weighted mean of squared errors",
                 _BLIND,
             )
 
