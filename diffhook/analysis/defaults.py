@@ -6,6 +6,7 @@ import logging
 from weakref import WeakSet
 
 import numpy as np
+import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import distinct_samples
@@ -18,6 +19,8 @@ from diffhook.log.samples import ROLE_STRIDE
 from diffhook.log.store import Location
 
 logger = logging.getLogger("diffhook")
+
+_FEW = 0.1  # of the samples, of which it is worth while to ask why they were not probed
 
 _told: WeakSet[RunLog] = WeakSet()
 """Logs whose rows in memory have been told of: a page reads the same log a dozen times."""
@@ -48,6 +51,8 @@ def default_method(log: RunLog) -> str:
 def best_source(log: RunLog, queries: str | None = None, execution: Execution | None = None) -> str:
     """Which rows tell most: "probe" where probes hold every sample that was trained on, else "train".
 
+    A sample whose gradients were never finite (a broken image) has no part in it.
+
     Args:
         queries: a set that may be made for one of them only, which then decides.
     """
@@ -58,5 +63,13 @@ def best_source(log: RunLog, queries: str | None = None, execution: Execution | 
         return able[0]
     execution = execution or Execution()
     trained, probed = (distinct_samples(table, execution) for table in (log.train, log.probe))
-    whole = np.isin(trained[trained < ROLE_STRIDE], probed).all()
-    return PROBE if whole else TRAIN
+    trained = trained[trained < ROLE_STRIDE]
+    missing = trained[~np.isin(trained, probed)]
+    few = len(missing) <= _FEW * len(trained)
+    return PROBE if not len(missing) or (few and not _ever_finite(log, missing)) else TRAIN
+
+
+def _ever_finite(log: RunLog, samples: npt.NDArray[np.int64]) -> bool:
+    """Whether any of the samples has a training row with a finite gradient."""
+    finite = np.isfinite(log.train["grad_norm"])
+    return bool(np.isin(samples, log.train["sample"][finite]).any())

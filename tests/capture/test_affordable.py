@@ -15,6 +15,7 @@ from tests.capture.test_label_contrast import Told
 from tests.runs import SCHEDULER, TinyDenoiser
 
 SAMPLES, BATCH = 40, 8
+TRIAL, OF_LABELS = 3, 11  # forwards that the trials take, which the budget pays for
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_the_richest_grid_that_fits_is_chosen(
     objective = DiffusionObjective(SCHEDULER)
     before = torch.get_rng_state()
     sibling = engine.sibling(engine.model)
-    found = affordable(probe, sibling, objective, seconds)
+    found = affordable(probe, sibling, objective, seconds + TRIAL)
     assert torch.equal(before, torch.get_rng_state())
     assert (None if found.probe is None else found.probe.grid.rows) == rows
     assert found.seconds == needed
@@ -64,7 +65,9 @@ def test_labels_are_left_out_where_they_do_not_fit(
     data = [{"image": torch.randn(1, 8, 8), "class_labels": index % 3} for index in range(SAMPLES)]
     probe = Probe(None, AT_END.grid, dataset=data, collate=default_collate, batch_size=BATCH)
     engine = PerSampleGradients(model, projection_dim=16)
-    found = affordable(probe, engine.sibling(model), DiffusionObjective(SCHEDULER), seconds)
+    found = affordable(
+        probe, engine.sibling(model), DiffusionObjective(SCHEDULER), seconds + TRIAL + OF_LABELS
+    )
     assert found.probe is not None
     assert (found.probe.grid.rows, found.probe.label_timesteps, found.seconds) == (rows, labels, needed)
 
@@ -73,6 +76,6 @@ def test_rows_of_before_decide_the_grid_and_processes_share_the_work(clock: list
     engine = PerSampleGradients(ticking(TinyDenoiser(), clock), projection_dim=16)
     probe = Probe(None, Grid(4, replicates=2), dataset=torch.randn(SAMPLES, 1, 8, 8), batch_size=BATCH)
     objective, sibling = DiffusionObjective(SCHEDULER), engine.sibling(engine.model)
-    assert affordable(probe, sibling, objective, 39, same_grid=True).probe is None
-    assert affordable(probe, sibling, objective, 40, same_grid=True) == (probe, 40)
-    assert affordable(probe, sibling, objective, 20, same_grid=True, processes=2) == (probe, 20)
+    assert affordable(probe, sibling, objective, 39 + TRIAL, same_grid=True).probe is None
+    assert affordable(probe, sibling, objective, 40 + TRIAL, same_grid=True) == (probe, 40)
+    assert affordable(probe, sibling, objective, 20 + TRIAL, same_grid=True, processes=2) == (probe, 20)

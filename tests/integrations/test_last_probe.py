@@ -135,9 +135,9 @@ epoch()
         ("raise ValueError('mine')", False),
         ("try:\n    1 / 0\nfinally:\n    accelerator.end_training()", False),
         ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    pass\naccelerator.end_training()", True),
-        ("sys.exit(0)", True),
+        ("try:\n    next(iter([]))\nexcept StopIteration:\n    accelerator.end_training()", True),
     ],
-    ids=["exit", "ctrl-c", "error", "finally", "mended", "sys.exit"],
+    ids=["exit", "ctrl-c", "error", "finally", "mended", "stop-iteration"],
 )
 def test_a_training_that_ends_in_an_error_is_not_made_to_wait(end: str, probed: bool, tmp_path: Path) -> None:
     done = subprocess.run(
@@ -146,7 +146,8 @@ def test_a_training_that_ends_in_an_error_is_not_made_to_wait(end: str, probed: 
     assert ("Error" in done.stderr or "Interrupt" in done.stderr) == ("raise" in end or "finally" in end)
     log = diffhook.open_log(tmp_path / "log")
     assert (len(log.train), len(log.probe) > 0) == (96, probed)
-    assert "96 rows, 1 snapshots" in done.stdout
+    assert "1 snapshot; " in done.stdout
+    assert ("of probes" in done.stdout) == probed
 
 
 def test_ctrl_c_ends_the_probe_and_keeps_the_log(
@@ -164,7 +165,7 @@ def test_ctrl_c_ends_the_probe_and_keeps_the_log(
     log = diffhook.open_log(tmp_path / "log")
     assert (len(log.train), len(log.probe)) == (96, 0)
     assert log.verify() == []
-    assert "96 rows, 1 snapshots" in capsys.readouterr().out
+    assert "diffhook: 96 rows, 1 snapshot; " in capsys.readouterr().out
 
 
 def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path) -> None:
@@ -201,3 +202,75 @@ def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path) -> None:
             [g.flatten() for g in torch.autograd.grad(losses[0], list(twin.parameters()))]
         ).norm()
         assert table["grad_norm"][row] == pytest.approx(float(norm), rel=1e-4)
+
+
+def session(
+    log: Path, images: torch.Tensor, steps: int, saved: Path | None = None, resumed: Path | None = None
+) -> TinyDenoiser:
+    """A loop that skips losses that are not finite."""
+    accelerator = Accelerator(cpu=True)
+    hook = DiffHook(accelerator, log, strict=True, alerts=(), projection_dim=64)
+    torch.manual_seed(0)
+    model = TinyDenoiser()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    loader = DataLoader(TensorDataset(images), 8, drop_last=True)
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    if resumed is not None:
+        accelerator.load_state(str(resumed))
+    batches = iter([batch for _ in range(1 + steps // len(loader)) for batch in loader])
+    for _ in range(steps):
+        accelerator.backward(plain(prepared, next(batches)[0]))
+        if all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()):
+            optimizer.step()
+        optimizer.zero_grad()
+    if saved is not None:
+        accelerator.save_state(str(saved))
+    hook.close()
+    return model
+
+
+def test_a_session_that_is_too_short_to_recognise_the_loss_takes_what_was_known(tmp_path: Path) -> None:
+    session(tmp_path / "log", IMAGES, 10, saved=tmp_path / "saved")
+    grid = diffhook.open_log(tmp_path / "log").grid
+    session(tmp_path / "log", IMAGES, 6, resumed=tmp_path / "saved")
+    log = diffhook.open_log(tmp_path / "log")
+    assert log.grid == grid
+    assert np.unique(log.probe["step"], return_counts=True)[0].tolist() == [10, 16]
+    assert len(log.probe) == 2 * 48 * diffhook.Grid(**grid or {}).rows
+
+
+def test_samples_that_were_never_seen_do_not_cost_the_others_their_probe(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session(tmp_path / "log", IMAGES[:45], 10)
+    assert "probing the 40 of 45 samples whose inputs are known" in capsys.readouterr().out
+    log = diffhook.open_log(tmp_path / "log")
+    assert np.unique(log.probe["sample"]).tolist() == list(range(40))
+    assert best_source(log) == "probe"
+
+
+def test_a_broken_image_does_not_cost_the_others_their_probe(tmp_path: Path) -> None:
+    images = IMAGES.clone()
+    images[17, 0, 3, 3] = torch.nan
+    session(tmp_path / "log", images, 18)
+    log = diffhook.open_log(tmp_path / "log")
+    assert 17 in log.train["sample"]
+    assert sorted({*range(48)} - {*log.probe["sample"].tolist()}) == [17]
+    assert best_source(log) == "probe"
+
+
+def test_a_model_that_was_frozen_for_sampling_is_probed_all_the_same(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    hook = DiffHook(accelerator, tmp_path / "log", strict=True, alerts=(), projection_dim=64)
+    model = TinyDenoiser()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(TensorDataset(IMAGES), 8))
+    for (clean,) in [batch for _ in range(2) for batch in loader]:
+        accelerator.backward(plain(prepared, clean))
+        optimizer.step()
+        optimizer.zero_grad()
+    model.requires_grad_(False).eval()
+    hook.close()
+    assert len(np.unique(diffhook.open_log(tmp_path / "log").probe["sample"])) == 48
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training

@@ -50,20 +50,22 @@ def affordable(
         processes: that share the samples.
         same_grid: all of the grid, or nothing: there are rows on it already.
     """
+    until = time.perf_counter() + seconds  # the trial is not for nothing
     trial = _Trial(probe, engine, objective, processes)
     smaller = [] if same_grid else _smaller(probe)
     least = smaller[-1] if smaller else probe
     first = trial.row(1) / _SURVEY * least.grid.rows
-    if first > seconds:
+    if first > until - time.perf_counter():
         return Affordable(None, first)
     row = trial.row(2)
-    if row * least.grid.rows > seconds:
+    if row * least.grid.rows > until - time.perf_counter():
         return Affordable(None, row * least.grid.rows)
     labels = trial.labels() if probe.label_timesteps else 0.0
     choices = [(each, labels) for each in (probe, *smaller)]
     choices.append((replace(least, label_timesteps=0), 0.0))
     costs = [Affordable(each, row * each.grid.rows + more) for each, more in choices]
-    return next(each for each in costs if each.seconds <= seconds)
+    left = until - time.perf_counter()
+    return next((each for each in costs if each.seconds <= left), Affordable(None, costs[-1].seconds))
 
 
 def _smaller(probe: Probe) -> list[Probe]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from diffhook.capture.model.borrowing import undisturbed
+from diffhook.capture.model.borrowing import trainable, undisturbed
 from diffhook.capture.objective import Objective
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.capture.probes.affordable import affordable
@@ -24,6 +24,12 @@ logger = logging.getLogger("diffhook")
 
 Put = Callable[[str, Rows], object]
 Result = TypeVar("Result")
+
+_FAILED = {
+    False: "probes have stopped; training rows go on. %s: %s",
+    True: "no probe at the end, which takes the model as the training leaves it: end the training "
+    "(accelerator.end_training(), hook.close()) before the model is changed. %s: %s",
+}
 
 
 class Sharing(Protocol):
@@ -74,7 +80,7 @@ class Prober:
     ) -> None:
         self.objective, self.probe = objective, probe
         self.waits_for_end = at_end
-        self.seconds = 0.0
+        self.seconds, self.rows = 0.0, 0
         self._engine, self._put, self._flush = engine, put, flush
         self._begin = begin
         self._make_probe: Callable[[], Probe] | None = None
@@ -122,10 +128,16 @@ class Prober:
             processes: that share the samples.
             grid: that the log has rows on; None: there are none.
         """
-        objective, probe = self.objective, self._ready()
-        chosen = None
-        if objective is not None and probe is not None and self._going:
+        objective, probe, chosen = self.objective, self._ready(), None
+        if objective is None or probe is None:
+            announce(
+                "diffhook: no probe at the end: the training loss, or what the model is given, is not known. "
+                "`diffhook checkpoints` measures samples later"
+            )
+        elif self._going:
+            began = time.perf_counter()
             chosen = self._guarded(lambda: self._affordable(objective, probe, budget, processes, grid))
+            self.seconds += time.perf_counter() - began
         if objective is None or chosen is None:
             self.not_taken(step)
         else:
@@ -135,26 +147,35 @@ class Prober:
         self, objective: Objective, probe: Probe, budget: float, processes: int, grid: Grid | None
     ) -> Probe | None:
         probe = replace(probe, grid=grid or probe.grid)
-        samples, population = len(probe.dataset), probe.population
-        if population is not None and samples * processes < population:
+        samples = len(probe.ids(len(probe.dataset)))
+        population = probe.population or samples
+        if samples * processes * 2 < population or not samples:
             announce(
                 f"diffhook: no probe at the end: inputs are known of {samples:,} of {population:,} samples"
             )
             return None
-        engine = self._engine.sibling(self._engine.model, group_size=probe.grid.draws)
-        found = affordable(probe, engine, objective, budget, processes=processes, same_grid=grid is not None)
-        takes = duration(found.seconds)
+        with trainable(self._engine.parameters.values()):
+            engine = self._engine.sibling(self._engine.model, group_size=probe.grid.draws)
+            found = affordable(
+                probe, engine, objective, budget, processes=processes, same_grid=grid is not None
+            )
+        takes, left = duration(found.seconds), duration(max(budget, 0.0))
         if found.probe is None:
-            left = duration(max(budget, 0.0))
+            left = "a little less" if left == takes else left
             announce(
                 f"diffhook: no probe at the end: of {samples:,} samples it would take {takes}, and the "
-                f"budget has {left} left. A larger overhead= allows it; probe=Probe(...) takes what it needs"
+                f"budget has {left} left. A larger overhead= allows it, "
+                "probe=Probe(...) takes what it needs, and `diffhook checkpoints` measures samples later"
             )
             return None
         rows = plural(found.probe.grid.rows, "row")
+        of = (
+            f"all {samples:,} samples"
+            if processes > 1 or samples >= population
+            else (f"the {samples:,} of {population:,} samples whose inputs are known")
+        )
         announce(
-            f"diffhook: the training is over; probing all {samples:,} samples, {rows} each, about {takes} "
-            "(probe=False: never)"
+            f"diffhook: the training is over; probing {of}, {rows} each, about {takes} (probe=False: never)"
         )
         return found.probe
 
@@ -203,25 +224,35 @@ class Prober:
             self._going = False
             if self._strict:
                 raise
-            logger.error("probes have stopped; training rows go on. %s: %s", type(error).__name__, error)
+            logger.error(_FAILED[self.waits_for_end], type(error).__name__, error)
             return None
 
     def _run(self, objective: Objective, probe: Probe, step: int, lr_sum: float, batch: int) -> None:
         start = time.perf_counter()
+        try:
+            self._measure(objective, probe, step, lr_sum, batch)
+        except KeyboardInterrupt:
+            announce(f"diffhook: the probe was interrupted after {plural(self.rows, 'row')}")
+            raise
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _measure(self, objective: Objective, probe: Probe, step: int, lr_sum: float, batch: int) -> None:
         samples = probe.ids(len(probe.dataset))
         if not samples:
             return
-        engine = self._engine.sibling(self._engine.model, group_size=probe.grid.draws)
-        with undisturbed(engine.model):
-            contrasts = probe.contrasts(engine.model, objective)
-        for some in self._shares(probe, samples, step):
-            for rows in probe.run(
-                engine, objective, some, contrasts, step=step, lr_sum=lr_sum, batch_per_step=batch
-            ):
-                self._put("probe", rows)
+        with trainable(self._engine.parameters.values()):
+            engine = self._engine.sibling(self._engine.model, group_size=probe.grid.draws)
+            with undisturbed(engine.model):
+                contrasts = probe.contrasts(engine.model, objective)
+            for some in self._shares(probe, samples, step):
+                for rows in probe.run(
+                    engine, objective, some, contrasts, step=step, lr_sum=lr_sum, batch_per_step=batch
+                ):
+                    self._put("probe", rows)
+                    self.rows += len(rows["sample"])
         if self._sharing is not None:
             self._flush()
-        self.seconds += time.perf_counter() - start
 
     def _shares(self, probe: Probe, samples: list[int], step: int) -> Iterator[list[int]]:
         """Indices of the samples that this process measures: all, or batches that it has claimed."""

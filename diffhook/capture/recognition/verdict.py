@@ -76,7 +76,8 @@ REASONS = {
     "flow-prediction",
     "weights": "the loss weighs its rows by none of the known functions of the timestep",
     "changed": "the loss of later steps is another one",
-    "short": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train longer",
+    "short": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train "
+    "longer, or capture more steps (every=1)",
 }
 
 

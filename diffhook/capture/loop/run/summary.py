@@ -135,9 +135,11 @@ def summary(
         "coverage": str(recorder.engine.coverage),
         "parameters_left_out": dict(recorder.engine.coverage.missing),
     }
+    probed = f"{recorder.prober.rows:,} of probes, " if recorder.prober.rows else ""
     found = ", ".join(f"{count} {kind}" for kind, count in alerts.items()) or "none"
     text = (
-        f"diffhook: {recorder.rows_written:,} rows, {recorder.snapshots_written} snapshots; "
+        f"diffhook: {words.plural(recorder.rows_written, 'row')}, {probed}"
+        f"{words.plural(recorder.snapshots_written, 'snapshot')}; "
         f"alerts: {found}\n"
         f"  {words.size(size)} of rows, {words.size(size / max(plan.captured_steps, 1))} a captured step\n"
         f"  capture added {plan.capture_seconds:.1f} s to {training:.1f} s of training "

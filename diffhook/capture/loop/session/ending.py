@@ -9,6 +9,9 @@ from diffhook.capture.loop.run.summary import summary, training_seconds
 from diffhook.capture.loop.session.session import CaptureSession
 from diffhook.capture.recording.recorder import Recorder
 from diffhook.capture.settings import Settings
+from diffhook.console import announce
+
+_ENDS = (GeneratorExit, StopIteration, StopAsyncIteration)  # by which loops end that are well
 
 
 def take_last(session: CaptureSession, settings: Settings, seconds: float, *, at_exit: bool) -> None:
@@ -22,7 +25,11 @@ def take_last(session: CaptureSession, settings: Settings, seconds: float, *, at
         session.on(events.SnapshotDue())
     session.on(events.GradientsZeroed())  # what was staged for a step that never came moves nothing
     session.staging.objective.end()
-    if settings.probes_at_end and session.steps.count and not _died(at_exit):
+    if not settings.probes_at_end or not session.steps.count:
+        return
+    if _died(at_exit):
+        announce("diffhook: no probe at the end, for an error ended the training")
+    else:
         session.snapshots.probe_at_end(session.recorder, _seconds_left(session, settings, seconds))
 
 
@@ -39,7 +46,7 @@ def _seconds_left(session: CaptureSession, settings: Settings, seconds: float) -
 def _died(at_exit: bool) -> bool:
     """Whether an error, or Ctrl-C, ends the training: then nobody wants to wait."""
     under_way = sys.exc_info()[0]
-    if under_way is not None and under_way is not GeneratorExit:  # a loop that is a generator was closed
+    if under_way is not None and under_way not in _ENDS:
         return True
     return at_exit and hasattr(sys, "last_type")
 

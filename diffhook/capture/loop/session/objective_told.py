@@ -29,7 +29,9 @@ def settle_objective(verdict: Recognised | Refusal, given: Objective | None, ses
     recorder, inputs = session.recorder, session.staging.objective.inputs
     tell_objective(verdict, given, recorder)
     if recorder is not None and inputs is not None and recorder.rank == 0:
-        objective = verdict.objective() if isinstance(verdict, Recognised) else None
+        objective = (
+            verdict.objective() if isinstance(verdict, Recognised) else _known_before(verdict, recorder)
+        )
         recorder.prober.probe_with(objective, inputs.probe)
 
 
@@ -57,7 +59,7 @@ def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recor
                 wrong,
             )
         return
-    if isinstance(verdict, Refusal) and verdict.kind == "short" and _known(recorder):
+    if isinstance(verdict, Refusal) and _known_before(verdict, recorder) is not None:
         return
     known = isinstance(verdict, Recognised)
     announce(f"diffhook: training loss {'recognised' if known else 'not recognised'}: {verdict.words}")
@@ -65,11 +67,13 @@ def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recor
     recorder.writer.record(OBJECTIVE, {"objective": described, "words": verdict.words})
 
 
-def _known(recorder: Recorder) -> bool:
-    """Whether an earlier session has recognised it."""
-    with suppress(LogError):
-        return recorder.writer.past().objective is not None
-    return False
+def _known_before(verdict: Refusal, recorder: Recorder) -> Objective | None:
+    """What an earlier session has recognised, where this one was too short to tell."""
+    if verdict.kind == "short":
+        with suppress(LogError):
+            found = recorder.writer.past().objective
+            return None if found is None else DiffusionObjective.from_description(found)
+    return None
 
 
 def contradiction(given: Objective, found: Recognised) -> str | None:

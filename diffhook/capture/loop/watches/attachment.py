@@ -6,7 +6,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from diffhook.capture.loop.watches.surrounded import Layer, Surrounded, call_if_there
@@ -206,7 +206,8 @@ def close_at_exit(close: Callable[..., None]) -> None:
     def at_exit() -> None:
         found = method()
         if found is not None and os.getpid() == process:  # a DataLoader's worker is not the run
-            found(at_exit=True)
+            with suppress(KeyboardInterrupt):  # of somebody who does not want to wait for us
+                found(at_exit=True)
 
     before_threads_end(at_exit)
 
