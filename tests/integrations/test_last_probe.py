@@ -205,7 +205,12 @@ def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path) -> None:
 
 
 def session(
-    log: Path, images: torch.Tensor, steps: int, saved: Path | None = None, resumed: Path | None = None
+    log: Path,
+    images: torch.Tensor,
+    steps: int,
+    saved: Path | None = None,
+    resumed: Path | None = None,
+    shuffle: bool = False,
 ) -> TinyDenoiser:
     """A loop that skips losses that are not finite."""
     accelerator = Accelerator(cpu=True)
@@ -213,7 +218,7 @@ def session(
     torch.manual_seed(0)
     model = TinyDenoiser()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    loader = DataLoader(TensorDataset(images), 8, drop_last=True)
+    loader = DataLoader(TensorDataset(images), 8, shuffle, drop_last=True)
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     if resumed is not None:
         accelerator.load_state(str(resumed))
@@ -252,7 +257,7 @@ def test_samples_that_were_never_seen_do_not_cost_the_others_their_probe(
 def test_a_broken_image_does_not_cost_the_others_their_probe(tmp_path: Path) -> None:
     images = IMAGES.clone()
     images[17, 0, 3, 3] = torch.nan
-    session(tmp_path / "log", images, 18)
+    session(tmp_path / "log", images, 36, shuffle=True)
     log = diffhook.open_log(tmp_path / "log")
     assert 17 in log.train["sample"]
     assert sorted({*range(48)} - {*log.probe["sample"].tolist()}) == [17]
