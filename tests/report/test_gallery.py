@@ -160,7 +160,10 @@ def test_labels_that_stand_out_less_wait_for_a_click(browser: Any, log: RunLog, 
     rows = visit.tab.locator("#gallery > .doubt")
     assert rows.count() == round(0.07 * SAMPLES)
     assert rows.first.locator(".strength").inner_text() == "1 in 100,000 by chance"
+    samples = "all => all.map(row => +row.querySelector('.tile').dataset.sample)"
+    seen = rows.evaluate_all(samples)
     visit.tab.get_by_role("button", name="Show the other").click()
+    assert not set(seen) & set(rows.evaluate_all(samples)), "what was seen comes after the others"
     assert f"of {SAMPLES} samples" in visit.tab.locator("#gallery-controls .where").inner_text()
     pick(visit, "labels to compare")
     assert visit.said == []
@@ -208,6 +211,28 @@ def test_keys_move_select_undo_open_and_turn_reasons(visit: Visit) -> None:
     assert visit.tab.locator("#facet-reason [aria-pressed=true]").count() == 1
     visit.tab.get_by_label("Find").press("n")
     assert visit.tab.get_by_label("Find").input_value() == "n", "who writes is left alone"
+
+
+def test_keys_go_on_after_a_click_whose_button_is_gone(visit: Visit) -> None:
+    pick(visit, "exact copy")
+    visit.tab.locator("#gallery > .group").first.get_by_role("button", name="Keep right").click()
+    pressed = visit.tab.locator("#facet-reason [aria-pressed=true]")
+    visit.tab.evaluate("document.activeElement.blur()")
+    visit.tab.keyboard.press("n")
+    assert pressed.all_inner_texts() != ["exact copy"]
+    visit.tab.keyboard.press("p")
+    assert pressed.all_inner_texts() == ["exact copy"]
+
+
+def test_x_takes_what_the_mouse_is_on_until_an_arrow_key_moves(visit: Visit) -> None:
+    tiles, ids = visit.tab.locator("#gallery > .tile"), visit.ids()
+    tiles.nth(0).locator("input").focus()
+    tiles.nth(3).hover()
+    visit.tab.keyboard.press("x")
+    assert selected(visit) == {ids[3]}
+    visit.tab.keyboard.press("ArrowRight")
+    visit.tab.keyboard.press("x")
+    assert len(selected(visit)) == 2
 
 
 def test_a_click_selects_and_two_open_without_selecting(visit: Visit) -> None:

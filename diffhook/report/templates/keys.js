@@ -1,11 +1,13 @@
-// Keys of whoever is in the list of samples or its filters; elsewhere letters mean nothing.
+// Keys of whoever is in the list of samples or its filters, or has lost the focus to a new list; elsewhere letters mean nothing.
 class Keys {
   constructor(frame) {
     this.sheet = gallery.sheet;
     this.pointed = null;
-    this.sheet.addEventListener("pointerover", (event) => { this.pointed = event.target.closest("li.tile"); });
+    this.sheet.addEventListener("pointermove", (event) => { this.pointed = event.target.closest("li.tile"); });
     this.sheet.addEventListener("pointerleave", () => { this.pointed = null; });
-    frame.addEventListener("keydown", (event) => this.press(event));
+    document.addEventListener("keydown", (event) => {
+      if (event.target === document.body || frame.contains(event.target)) this.press(event);
+    });
     this.help = document.getElementById("keyboard");
     this.help.hidden = false;
   }
@@ -19,7 +21,7 @@ class Keys {
       n: () => review?.turn(1),
       p: () => review?.turn(-1),
       u: () => excluded.undo(),
-      x: () => this.toggle(tile ?? this.pointed),
+      x: () => this.toggle(this.pointed?.isConnected ? this.pointed : tile), // the mouse first, until an arrow key is used
       "?": () => { this.help.open = !this.help.open; },
       ...(tile && {
         ArrowLeft: () => this.move(tile, -1),
@@ -51,6 +53,7 @@ class Keys {
 
   move(tile, by) {
     const { tiles } = this;
+    this.pointed = null;
     tiles[tiles.indexOf(tile) + by]?.querySelector("input").focus();
   }
 }

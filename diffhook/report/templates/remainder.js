@@ -1,4 +1,5 @@
-// Of what the gallery found: what is worth judging, with what is decided already at the end, and what waits for a click.
+// Of what the gallery found: what is worth judging, with what is decided already at the end, and what waits for a click and
+// is then before all that was shown.
 class Remainder {
   constructor(frame, rest, changed) {
     Object.assign(this, { frame, rest, whole: false });
@@ -13,8 +14,9 @@ class Remainder {
   // Decided before: nothing moves while one decides.
   arrange(items, decided, view) {
     const asked = ["find", "chosen", "marked"].some((name) => filters.masks.has(name)); // for these very samples
-    const worth = view && !this.whole && !asked ? items.filter((item) => view.worth(item)) : items;
-    const shown = worth.length ? worth : items, waiting = items.length - shown.length;
+    const parted = view && !asked, worth = parted ? items.filter((item) => view.worth(item)) : items;
+    const others = this.whole && parted ? items.filter((item) => !view.worth(item)) : [];
+    const shown = worth.length ? [...others, ...worth] : items, waiting = items.length - shown.length;
     this.found = shown;
     this.said = view?.told(shown.length, waiting) ?? "";
     this.rest.hidden = !waiting;
