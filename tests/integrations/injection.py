@@ -39,7 +39,8 @@ _FORWARDS = "calls what is the user's own, and nothing else"
 _SHELL = {
     "gradients.guard:Guarded.__call__": _GUARD,
     "capture.loop.watches.attachment:shielded.<locals>.decorate.<locals>.called": _GUARD,
-    "capture.loop.watches.attachment:Attachment.replace.<locals>.replaced": _AROUND,
+    "capture.loop.watches.surrounded:Layer.__call__": _AROUND,
+    "capture.loop.watches.surrounded:Surrounded.__init__.<locals>.stand_in": _AROUND,
     "capture.loop.session.capture:Capture.step": _AROUND,
     "capture.loop.tracing.row_trace:_Mode.__torch_function__": _AROUND,
     "gradients.reuse:_Deliver.backward": _AROUND,

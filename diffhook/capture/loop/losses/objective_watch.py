@@ -27,6 +27,10 @@ _AGAIN = 100  # passes after which a loss that was recognised is looked at again
 Tell = Callable[[Recognised | Refusal], None]
 
 
+def _tell(text: str) -> None:
+    announce(f"diffhook: {text}")
+
+
 class ObjectiveWatch:
     """Sees diffusers' schedulers at work, until the loss is recognised or given up.
 
@@ -58,7 +62,8 @@ class ObjectiveWatch:
         if probe is None or probe.dataset is not None:
             return cls(attachment, tell)
         inputs = ProbeInputs(probe, all_or_none=settings.probes_at_end)
-        return cls(attachment, tell, inputs, announce if settings.probes_at_end else logger.warning)
+        complain = _tell if settings.probes_at_end else logger.warning
+        return cls(attachment, tell, inputs, complain)
 
     def begin(self, model: nn.Module, loader: Any, *, probes: bool) -> None:
         """The capture begins: of ``model``, on what ``loader`` gives; whether this process probes."""
