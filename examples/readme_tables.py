@@ -135,8 +135,8 @@ def overhead(result: dict[str, Any]) -> str:
     return (
         f"Asked to stay within {result['asked']:.0%}, capture of a UNet on MNIST digits added "
         f"**{result['overhead']:.1%}** to {result['steps']} training steps (its own account: "
-        f"{result['told']:.1%}) with a stride of {result['stride']}, calibration and snapshots included. "
-        + _provenance(result, "python examples/benchmarks/overhead.py")
+        f"{result['told']:.1%}) with a stride of {result['stride']}, calibration, snapshots and the end "
+        "included. " + _provenance(result, "python examples/benchmarks/overhead.py")
     )
 
 

@@ -66,6 +66,11 @@ class Plan:
         # At least 2: without other steps beside it, the cost of a captured one could not be seen.
         return max(self.every, 2, math.ceil(added / (_SPENT * self.budget.share)))
 
+    def allow(self, budget: Budget) -> None:
+        """Events get all of this budget: nothing else will be had of it."""
+        if self.budget is not None:
+            self.budget = budget
+
     def filled(self, size: int) -> bool:
         """Account for the log's bytes. Returns True when fewer steps are captured from now on."""
         if self.budget is None or size < LOG_BYTES * (1 - 0.5 ** (self._thinned + 1)):

@@ -13,7 +13,7 @@ from diffhook.capture import Alerts, Detector, Objective, Plan, Probe
 from diffhook.capture.budget import BUDGET, Budget
 from diffhook.capture.checks import check_choice, check_kind, check_whole
 from diffhook.capture.objective import check_objective
-from diffhook.capture.probes.affordable import AT_END
+from diffhook.capture.probes.last_probe import AT_END
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import check_projection_dim
 from diffhook.words import brief, guess

@@ -2,9 +2,9 @@
 
     python examples/benchmarks/overhead.py [--steps 630] [--overhead 0.05]
 
-Two loops with equal seeds, of four epochs, take turns, ten steps at a
-time, so that a noisy machine hits both alike. Everything counts: calibration, the first pass's
-survey, snapshots, the writer. Saves examples/results/overhead.json.
+Two loops with equal seeds, of four epochs, take turns, ten steps at a time, so that a noisy machine hits both
+alike. Everything counts: calibration, the first pass's survey, snapshots, the writer, and the end with its
+probe, if there is one. Saves examples/results/overhead.json.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import default_collate
 
 from diffhook.capture import DiffusionObjective, Grid, Probe
-from diffhook.capture.probes.affordable import AT_END, affordable
+from diffhook.capture.probes.affordable import affordable
+from diffhook.capture.probes.last_probe import AT_END
 from diffhook.gradients import PerSampleGradients
 from tests.capture.test_label_contrast import Told
 from tests.runs import SCHEDULER, TinyDenoiser

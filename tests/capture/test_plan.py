@@ -92,6 +92,16 @@ def test_seconds_of_a_budget_are_spent_on_every_step_at_first() -> None:
     assert captured > 0.8 * Budget(0.05, 10.0).of(2000) / 0.5, "and it is not saved, either"
 
 
+def test_where_there_is_no_probe_events_get_its_half() -> None:
+    halves, whole = [Plan(budget=Budget(0.1).half) for _ in range(2)]
+    whole.allow(Budget(0.1))
+    captured = [_run(plan, 2000, 0.5)[0] for plan in (halves, whole)]
+    assert 1.8 < captured[1] / captured[0] < 2.2
+    fixed = Plan(every=3)
+    fixed.allow(Budget(0.1))
+    assert _run(fixed, 30, 0.5)[0] == 10
+
+
 def test_a_log_never_grows_beyond_its_bytes() -> None:
     plan, size = Plan(budget=Budget(0.1, 1e9)), 0.0
     strides = []

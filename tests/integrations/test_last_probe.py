@@ -85,16 +85,30 @@ def events_alone(log: Path) -> bool:
     return found.grid is None and len(found.probe) == 0 < len(found.train)
 
 
-def test_a_loss_that_is_not_recognised_is_not_probed(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_recognised_is_not_probed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(tmp_path / "log", odd)
-    assert len(diffhook.open_log(tmp_path / "log").probe) == 0
+    assert events_alone(tmp_path / "log")
+    assert capsys.readouterr().out.count("no probe at the end: it takes the training loss") == 1
+
+
+def test_inputs_that_have_no_room_are_not_kept_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffhook.capture.loop.probes.probe_inputs._BYTES", 10_000)
+    train(tmp_path / "log", plain)
+    assert events_alone(tmp_path / "log")
+    assert capsys.readouterr().out.count("no probe at the end: the inputs of all 48 samples") == 1
 
 
 def test_a_loss_that_was_given_is_probed_with_the_datasets_items(tmp_path: Path) -> None:
     train(tmp_path / "log", plain, objective=diffhook.DiffusionObjective(SCHEDULER))
     train(tmp_path / "plain", plain)
-    for name, values in rows(tmp_path / "log").items():
-        np.testing.assert_allclose(values, rows(tmp_path / "plain")[name], rtol=1e-3, atol=1e-3)
+    found, expected = rows(tmp_path / "log"), rows(tmp_path / "plain")
+    for name in found:
+        atol = 5e-4 if name == "projection" else 0  # float16
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=atol)
 
 
 def test_the_training_is_the_same(tmp_path: Path) -> None:
@@ -201,7 +215,7 @@ def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path) -> None:
         norm = torch.cat(
             [g.flatten() for g in torch.autograd.grad(losses[0], list(twin.parameters()))]
         ).norm()
-        assert table["grad_norm"][row] == pytest.approx(float(norm), rel=1e-4)
+        assert table["grad_norm"][row] == pytest.approx(float(norm), rel=1e-5)
 
 
 def session(

@@ -12,9 +12,6 @@ from diffhook.capture.probes.label_contrast import LabelContrasts
 from diffhook.capture.probes.probe import Probe
 from diffhook.gradients import PerSampleGradients
 
-AT_END = Probe(samples=None)
-"""Of all samples: the usual grid, with replicates, and which labels would fit them better."""
-
 _SURVEY = 4.0  # the first pass takes at most so many times what later ones take
 
 
@@ -39,9 +36,8 @@ def affordable(
     processes: int = 1,
     same_grid: bool = False,
 ) -> Affordable:
-    """As much of a probe as so many seconds allow: all of it; without replicates; half of the timesteps; and
-    no labels; or nothing. On emoji, whitened scores from five rows a sample are as good as from twenty, which
-    add errors.
+    """As much of a probe as so many seconds allow: all of it; without replicates, which tell how far noise
+    moves a score; at half of the timesteps; without labels, too; or nothing.
 
     Some samples are measured on trial. The model comes back as it was.
 

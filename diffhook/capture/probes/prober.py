@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -12,13 +13,13 @@ from typing import Any, Protocol, TypeVar
 from diffhook.capture.model.borrowing import trainable, undisturbed
 from diffhook.capture.objective import Objective
 from diffhook.capture.objective.diffusion import DiffusionObjective
-from diffhook.capture.probes.affordable import affordable
 from diffhook.capture.probes.grid import Grid
+from diffhook.capture.probes.last_probe import last_probe
 from diffhook.capture.probes.probe import Probe
 from diffhook.console import announce
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import Rows
-from diffhook.words import duration, plural
+from diffhook.words import plural
 
 logger = logging.getLogger("diffhook")
 
@@ -34,6 +35,9 @@ _FAILED = {
 
 class Sharing(Protocol):
     """How the processes of a run share the samples of a probe. None of it is a collective."""
+
+    def begin(self, step: int) -> None:
+        """The first process finds out on what terms, which may take a while: the others wait."""
 
     def offer(self, step: int, terms: Mapping[str, Any] | None) -> None:
         """The first process says on what terms the snapshot of a step is probed; None: it is not."""
@@ -129,55 +133,26 @@ class Prober:
             grid: that the log has rows on; None: there are none.
         """
         objective, probe, chosen = self.objective, self._ready(), None
-        if objective is None or probe is None:
-            announce(
-                "diffhook: no probe at the end: the training loss, or what the model is given, is not known. "
-                "`diffhook checkpoints` measures samples later"
-            )
-        elif self._going:
-            began = time.perf_counter()
-            chosen = self._guarded(lambda: self._affordable(objective, probe, budget, processes, grid))
-            self.seconds += time.perf_counter() - began
+        if objective is not None and probe is not None and self._going:
+            chosen = self._guarded(lambda: self._last(step, objective, probe, budget, processes, grid))
         if objective is None or chosen is None:
             self.not_taken(step)
         else:
             self._share(objective, chosen, step, lr_sum, batch_per_step)
 
-    def _affordable(
-        self, objective: Objective, probe: Probe, budget: float, processes: int, grid: Grid | None
+    def _last(
+        self,
+        step: int,
+        objective: Objective,
+        probe: Probe,
+        budget: float,
+        processes: int,
+        grid: Grid | None,
     ) -> Probe | None:
-        probe = replace(probe, grid=grid or probe.grid)
-        samples = len(probe.ids(len(probe.dataset)))
-        population = probe.population or samples
-        if samples * processes * 2 < population or not samples:
-            announce(
-                f"diffhook: no probe at the end: inputs are known of {samples:,} of {population:,} samples"
-            )
-            return None
-        with trainable(self._engine.parameters.values()):
-            engine = self._engine.sibling(self._engine.model, group_size=probe.grid.draws)
-            found = affordable(
-                probe, engine, objective, budget, processes=processes, same_grid=grid is not None
-            )
-        takes, left = duration(found.seconds), duration(max(budget, 0.0))
-        if found.probe is None:
-            left = "a little less" if left == takes else left
-            announce(
-                f"diffhook: no probe at the end: of {samples:,} samples it would take {takes}, and the "
-                f"budget has {left} left. A larger overhead= allows it, "
-                "probe=Probe(...) takes what it needs, and `diffhook checkpoints` measures samples later"
-            )
-            return None
-        rows = plural(found.probe.grid.rows, "row")
-        of = (
-            f"all {samples:,} samples"
-            if processes > 1 or samples >= population
-            else (f"the {samples:,} of {population:,} samples whose inputs are known")
-        )
-        announce(
-            f"diffhook: the training is over; probing {of}, {rows} each, about {takes} (probe=False: never)"
-        )
-        return found.probe
+        if self._sharing is not None:
+            self._sharing.begin(step)
+        with self._measuring(grid or probe.grid) as engine:
+            return last_probe(probe, engine, objective, budget, processes=processes, grid=grid)
 
     def _share(
         self, objective: Objective, probe: Probe, step: int, lr_sum: float, batch_per_step: int
@@ -228,21 +203,10 @@ class Prober:
             return None
 
     def _run(self, objective: Objective, probe: Probe, step: int, lr_sum: float, batch: int) -> None:
-        start = time.perf_counter()
-        try:
-            self._measure(objective, probe, step, lr_sum, batch)
-        except KeyboardInterrupt:
-            announce(f"diffhook: the probe was interrupted after {plural(self.rows, 'row')}")
-            raise
-        finally:
-            self.seconds += time.perf_counter() - start
-
-    def _measure(self, objective: Objective, probe: Probe, step: int, lr_sum: float, batch: int) -> None:
         samples = probe.ids(len(probe.dataset))
         if not samples:
             return
-        with trainable(self._engine.parameters.values()):
-            engine = self._engine.sibling(self._engine.model, group_size=probe.grid.draws)
+        with self._measuring(probe.grid) as engine:
             with undisturbed(engine.model):
                 contrasts = probe.contrasts(engine.model, objective)
             for some in self._shares(probe, samples, step):
@@ -253,6 +217,19 @@ class Prober:
                     self.rows += len(rows["sample"])
         if self._sharing is not None:
             self._flush()
+
+    @contextmanager
+    def _measuring(self, grid: Grid) -> Iterator[PerSampleGradients]:
+        """An engine for a grid, on what was trained; accounts for the time."""
+        began = time.perf_counter()
+        try:
+            with trainable(self._engine.parameters.values()):
+                yield self._engine.sibling(self._engine.model, group_size=grid.draws)
+        except KeyboardInterrupt:
+            announce(f"diffhook: probes were interrupted after {plural(self.rows, 'row')}")
+            raise
+        finally:
+            self.seconds += time.perf_counter() - began
 
     def _shares(self, probe: Probe, samples: list[int], step: int) -> Iterator[list[int]]:
         """Indices of the samples that this process measures: all, or batches that it has claimed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -16,9 +15,6 @@ from diffhook.capture.loop.run.describe import describe_dataset
 from diffhook.capture.loop.watches.attachment import Attachment
 from diffhook.capture.recognition import Mixing, Observation, Recognised, Recognition, Refusal
 from diffhook.capture.settings import Settings
-from diffhook.console import announce
-
-logger = logging.getLogger("diffhook")
 
 _SCHEDULERS = "diffusers.schedulers.scheduling_utils"
 _MIXINGS = 4  # of the batch at hand that are kept
@@ -27,43 +23,40 @@ _AGAIN = 100  # passes after which a loss that was recognised is looked at again
 Tell = Callable[[Recognised | Refusal], None]
 
 
-def _tell(text: str) -> None:
-    announce(f"diffhook: {text}")
-
-
 class ObjectiveWatch:
     """Sees diffusers' schedulers at work, until the loss is recognised or given up.
 
     Args:
         attachment: holds our hooks.
         tell: called with each verdict.
+        no_inputs: called with why none of the samples' inputs can be kept.
         inputs: of samples to probe, which are kept as they come.
-        complain: called with why none can be kept.
     """
 
     def __init__(
         self,
         attachment: Attachment,
         tell: Tell,
+        no_inputs: Callable[[str], None],
         inputs: ProbeInputs | None = None,
-        complain: Callable[[str], None] = logger.warning,
     ) -> None:
         self._attachment, self._tell, self.inputs = attachment, tell, inputs
-        self._complain = complain
+        self._no_inputs = no_inputs
         self._recognition = Recognition()
         self._mixings: deque[Mixing] = deque(maxlen=_MIXINGS)
         self._watched: dict[type, list[Callable[[], None]]] = {}
         self._passes = 0
 
     @classmethod
-    def of(cls, settings: Settings, attachment: Attachment, tell: Tell) -> Self:
+    def of(
+        cls, settings: Settings, attachment: Attachment, tell: Tell, no_inputs: Callable[[str], None]
+    ) -> Self:
         """Where the user has named neither objective nor dataset, probes take what the training shows."""
         probe = settings.probed if settings.objective is None else None
         if probe is None or probe.dataset is not None:
-            return cls(attachment, tell)
+            return cls(attachment, tell, no_inputs)
         inputs = ProbeInputs(probe, all_or_none=settings.probes_at_end)
-        complain = _tell if settings.probes_at_end else logger.warning
-        return cls(attachment, tell, inputs, complain)
+        return cls(attachment, tell, no_inputs, inputs)
 
     def begin(self, model: nn.Module, loader: Any, *, probes: bool) -> None:
         """The capture begins: of ``model``, on what ``loader`` gives; whether this process probes."""
@@ -112,7 +105,7 @@ class ObjectiveWatch:
         if mixing is not None and self.inputs is not None and call.arguments is not None:
             self.inputs.see(sample_ids, mixing.clean, call.module, *call.arguments)
             if self.inputs.refused:
-                self._complain(f"no probes: {self.inputs.refused}")
+                self._no_inputs(self.inputs.refused)
                 self.inputs = None
         verdict = self._recognition.verdict
         if verdict is not None and verdict is not before:

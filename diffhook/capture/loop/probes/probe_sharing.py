@@ -13,7 +13,8 @@ logger = logging.getLogger("diffhook")
 
 _PAUSE = 0.01  # seconds between two looks
 _COMING = 30.0  # seconds that the others wait for the first process's snapshot
-_LONGEST = 600.0  # and the first one for those that are still measuring
+_LONGEST = 600.0  # for terms that the first one has yet to find, and the first one for those still measuring
+_COMING_SOON = b"soon"  # in place of terms
 
 
 class SharedProbe:
@@ -26,15 +27,22 @@ class SharedProbe:
     def __init__(self, store: Any) -> None:
         self._store = store
 
+    def begin(self, step: int) -> None:
+        with suppress(RuntimeError):
+            self._store.set(f"probe-{step}", _COMING_SOON)
+
     def offer(self, step: int, terms: Mapping[str, Any] | None) -> None:
         with suppress(RuntimeError):
             self._store.set(f"probe-{step}", json.dumps(terms))
 
     def terms(self, step: int) -> Mapping[str, Any] | None:
         with suppress(RuntimeError):
-            if not _waited(lambda: self._store.check([f"probe-{step}"]), _COMING):
+            key = f"probe-{step}"
+            if not _waited(lambda: self._store.check([key]), _COMING):
                 return None
-            found: Mapping[str, Any] | None = json.loads(self._store.get(f"probe-{step}"))
+            if not _waited(lambda: self._store.get(key) != _COMING_SOON, _LONGEST):
+                return None
+            found: Mapping[str, Any] | None = json.loads(self._store.get(key))
             if found is not None:
                 self._store.add(f"joined-{step}", 1)
             return found

@@ -28,14 +28,13 @@ from diffhook.capture.loop.run.succession import Succession
 from diffhook.capture.loop.run.summary import tell_plan, why_nothing
 from diffhook.capture.loop.session.ending import recorded_summary, take_last
 from diffhook.capture.loop.session.failures import Failures, reason_of
-from diffhook.capture.loop.session.objective_told import await_objective, settle_objective
+from diffhook.capture.loop.session.objective_told import ObjectiveNews, await_objective
 from diffhook.capture.loop.session.session import CaptureSession
 from diffhook.capture.loop.session.staging import Staging
 from diffhook.capture.loop.session.uncompiled_steps import UncompiledSteps
 from diffhook.capture.loop.watches import BackwardWatch, CallWatch, ModelWatch, OptimizerWatch
 from diffhook.capture.loop.watches.attachment import Attachment, Shield, close_at_exit
 from diffhook.capture.loop.watches.call_inspection import named_timesteps
-from diffhook.capture.recognition import Recognised, Refusal
 from diffhook.capture.recording.recorder import Recorder
 from diffhook.capture.settings import Settings
 from diffhook.console import announce
@@ -88,6 +87,7 @@ class Capture:
         self._began = time.perf_counter()
         self.shield = Shield(self._failed)
         self.attachment = Attachment(self.shield, self._give_way)
+        news = ObjectiveNews(settings, lambda: self.session)
         self.session = CaptureSession(
             settings.plan(),
             self._start,
@@ -97,9 +97,10 @@ class Capture:
             processes=processes,
             staging=partial(
                 Staging,
-                objective=ObjectiveWatch.of(settings, self.attachment, self._judged),
+                objective=ObjectiveWatch.of(settings, self.attachment, news.judged, news.no_inputs),
                 reduction=settings.reduction,
                 thumbnails=settings.thumbnails,
+                shield=self.shield,
             ),
             shield=self.shield,
         )
@@ -290,9 +291,6 @@ class Capture:
             undo.pop_all()
         self._failures.started = True
         return recorder
-
-    def _judged(self, verdict: Recognised | Refusal) -> None:
-        settle_objective(verdict, self.settings.objective, self.session)
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""

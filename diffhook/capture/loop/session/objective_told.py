@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +14,7 @@ from diffhook.capture.loop.probes.probe_inputs import ProbeInputs
 from diffhook.capture.loop.session.session import CaptureSession
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.capture.recognition import Recognised, Refusal
+from diffhook.capture.settings import Settings
 from diffhook.console import announce
 from diffhook.errors import LogError
 from diffhook.log.objective import OBJECTIVE
@@ -20,19 +22,42 @@ from diffhook.log.objective import OBJECTIVE
 logger = logging.getLogger("diffhook")
 
 
-def settle_objective(verdict: Recognised | Refusal, given: Objective | None, session: CaptureSession) -> None:
-    """A verdict is told and recorded, and decides about probes.
+class ObjectiveNews:
+    """What is learned of the training loss while the model trains, for the person, the log and the probes.
 
     Args:
-        given: the objective that the user has named.
+        settings: the user's; an objective that they name is held against what is recognised.
+        session: gives the session under way.
     """
-    recorder, inputs = session.recorder, session.staging.objective.inputs
-    tell_objective(verdict, given, recorder)
-    if recorder is not None and inputs is not None and recorder.rank == 0:
-        objective = (
-            verdict.objective() if isinstance(verdict, Recognised) else _known_before(verdict, recorder)
-        )
-        recorder.prober.probe_with(objective, inputs.probe)
+
+    def __init__(self, settings: Settings, session: Callable[[], CaptureSession]) -> None:
+        self._settings, self._session = settings, session
+
+    def judged(self, verdict: Recognised | Refusal) -> None:
+        """There is a verdict: it is told and recorded, and decides about probes."""
+        session, given = self._session(), self._settings.objective
+        recorder, inputs = session.recorder, session.staging.objective.inputs
+        tell_objective(verdict, given, recorder)
+        if recorder is None or inputs is None:
+            return
+        known = verdict.objective() if isinstance(verdict, Recognised) else _known_before(verdict, recorder)
+        if recorder.rank == 0:
+            recorder.prober.probe_with(known, inputs.probe)
+        if known is None and self._settings.probes_at_end:
+            self._no_last_probe("it takes the training loss. `diffhook checkpoints` measures samples later")
+
+    def no_inputs(self, reason: str) -> None:
+        """Of the samples' inputs none can be kept."""
+        if self._settings.probes_at_end:
+            self._no_last_probe(reason)
+        else:
+            logger.warning("no probes: %s", reason)
+
+    def _no_last_probe(self, reason: str) -> None:
+        """Events get what it would have cost."""
+        self._session().plan.allow(self._settings.budget)
+        if self._session().steps.rank == 0:
+            announce(f"diffhook: no probe at the end: {reason}")
 
 
 def await_objective(inputs: ProbeInputs | None, recorder: Recorder) -> None:

@@ -22,6 +22,7 @@ from diffhook.capture.loop.steps.steps import Steps
 from diffhook.capture.plan import Plan
 from diffhook.capture.samples.appearance import appearance
 from diffhook.errors import CaptureError
+from diffhook.gradients import Guard
 
 _STAGED_ROWS = 1 << 16  # without a step in between
 
@@ -36,6 +37,7 @@ class Staging:
         objective: recognises the training loss; is shown every pass that made rows.
         reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
         thumbnails: longest side of those to keep; 0: none.
+        shield: through which runs what is called by the loop's own operations.
 
     Attributes:
         losses: reads the rows' own losses.
@@ -54,6 +56,7 @@ class Staging:
         aside: Callable[[], AbstractContextManager[None]],
         *,
         objective: ObjectiveWatch,
+        shield: Guard,
         reduction: str = "mean",
         thumbnails: int = 0,
     ) -> None:
@@ -63,7 +66,7 @@ class Staging:
         self.made = False
         self._plan, self._steps, self._absences = plan, steps, absences
         self.objective = objective
-        self.throttling = Throttling()
+        self.throttling = Throttling(shield)
         self._thumbnails = ThumbnailTaker(thumbnails)
         self._aside = aside
         self._unread: Callable[[], None] | None = None

@@ -15,6 +15,7 @@ from diffhook.capture.loop.events import tensors_of
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.watches.call_inspection import find_timesteps
 from diffhook.compat.torch import hook_first
+from diffhook.gradients import Guard
 
 Find = Callable[[Tensor], Tensor | None]  # (B,) ids → (B,) factors; None: all are 1
 
@@ -39,6 +40,7 @@ class ThrottledPass:
     Args:
         batch: that the forward is called on, as far as it is known.
         find: gives the factors of samples.
+        shield: through which runs what the backward calls.
 
     Attributes:
         factors: (B,) that the rows have, or would have if nothing spoke against it; None: all are 1.
@@ -46,7 +48,8 @@ class ThrottledPass:
         unfit: why it cannot be throttled; "" if it can.
     """
 
-    def __init__(self, batch: MicroBatch, find: Find) -> None:
+    def __init__(self, batch: MicroBatch, find: Find, shield: Guard) -> None:
+        self._shield = shield
         self.reached = False
         self.unfit = ""
         self._find = find
@@ -109,7 +112,8 @@ class ThrottledPass:
         for tensor in tensors:
             if tensor.grad_fn is not None:
                 call.outputs.add(tensor.grad_fn)
-                hook_first(tensor, partial(self._scaled, call))  # it may be the last layer's own output
+                # First of all: it may be the last layer's own output, which the engine's hook sees, too.
+                hook_first(tensor, partial(self._shield, self._scaled, call))
 
     def _counts(self, call: _Call) -> bool:
         return call.by_name or not any(other.by_name for other in self._calls)
@@ -121,7 +125,15 @@ class ThrottledPass:
         factors = self.applied
         if factors is None:
             return None
-        return gradient * factors.to(gradient).view(-1, *[1] * (gradient.dim() - 1))
+        self.unfit = "failed"  # unless what follows goes well
+        scaled = _times(gradient, factors)
+        self.unfit = ""
+        return scaled
+
+
+def _times(gradient: Tensor, factors: Tensor) -> Tensor:
+    """Row by row."""
+    return gradient * factors.to(gradient).view(-1, *[1] * (gradient.dim() - 1))
 
 
 def _stands_behind(nodes: set[Node], tensors: Iterable[Tensor]) -> bool:

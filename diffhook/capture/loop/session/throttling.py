@@ -15,6 +15,7 @@ from diffhook.capture.loop.session.throttled_pass import ThrottledPass
 from diffhook.capture.loop.tracing.row_finder import RowFinder
 from diffhook.capture.loop.watches.call_inspection import timestep_last
 from diffhook.compat.torch import in_backward
+from diffhook.gradients import Guard
 from diffhook.words import plural
 
 logger = logging.getLogger("diffhook")
@@ -28,6 +29,7 @@ _WHY_NOT = {
     "a row's loss may depend on both",
     "other-rows": "what the model predicts has not a row for each sample id",
     "no-prediction": "no call was told timesteps whose output needs a gradient",
+    "failed": "an error of ours came in between",
     "unseen-forward": "the call of the model was not seen, as in compiled code: with every=1 all steps are "
     "captured, and run uncompiled",
 }
@@ -37,13 +39,17 @@ _WHY_NOT = {
 class Throttling:
     """Follows the loop's events after the session has taken them; does nothing while all factors are 1.
 
+    Args:
+        shield: through which runs what a backward calls.
+
     Attributes:
         watch: has learned the factors; None before the first captured forward.
         applied: micro-batches that were throttled.
         missed: kind of the reason → micro-batches that should have been.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shield: Guard) -> None:
+        self._shield = shield
         self.watch: Watch | None = None
         self.applied = 0
         self.missed: Counter[str] = Counter()
@@ -94,7 +100,7 @@ class Throttling:
         if begins and (self._pass is None or self._pass.over):
             self._end_pass()
             if self.is_active() and isinstance(whose, MicroBatch):
-                self._pass = ThrottledPass(whose, self._factors_of)
+                self._pass = ThrottledPass(whose, self._factors_of, self._shield)
             elif self.is_active() and not self._unknown:
                 self._unknown = True
                 self._miss("unknown-samples")
