@@ -71,7 +71,7 @@ def plan_text(
             if volume.epoch
             else ""
         ),
-        f"  expected to add about {_expected(plan, recorder):.1%} to the training; measured as it goes",
+        f"  {_expected(plan, recorder)}; measured as it goes",
         f"  {volume.snapshots_text()}",
         f"  sample ids: {ids_from}",
     ]
@@ -92,12 +92,14 @@ def plan_text(
     return "\n".join(lines)
 
 
-def _expected(plan: Plan, recorder: Recorder) -> float:
-    """Share of the training time, before anything is measured."""
-    if plan.budget is not None and not plan.budget.seconds:
-        return plan.budget.share
+def _expected(plan: Plan, recorder: Recorder) -> str:
+    """What events add to the training, before anything is measured."""
     trained = sum(p.numel() for p in recorder.engine.parameters.values())
-    return CAPTURED_STEP * trained / sum(p.numel() for p in recorder.engine.model.parameters()) / plan.stride
+    longer = CAPTURED_STEP * trained / sum(p.numel() for p in recorder.engine.model.parameters())
+    if plan.budget is not None and plan.budget.seconds:
+        return f"a captured step takes about {longer:.1%} longer"
+    share = longer / plan.stride if plan.budget is None else plan.budget.share
+    return f"expected to add about {share:.1%} to the training"
 
 
 def training_seconds(plan: Plan, recorder: Recorder, seconds: float) -> float:
