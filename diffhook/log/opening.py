@@ -60,8 +60,7 @@ def _check_same(found: Mapping[str, Any], own: Mapping[str, Any], where: str) ->
     differing = list(differences(found, own))
     if differing:
         more = f" (and {len(differing) - 5} more)" if len(differing) > 5 else ""
-        kinds = {"dataset": "another dataset", "probe": "probes on another grid"}
-        what = kinds.get(differing[0].partition(".")[0].partition(":")[0], "another configuration")
+        what = "another dataset" if differing[0].startswith("dataset") else "another configuration"
         raise LogError(
             f"the log at {where} belongs to {what}: {'; '.join(differing[:5])}{more}. "
             "Choose another path, or restore the configuration to continue this one"
