@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.layers import Owned
+from diffhook.gradients.products import may_stay_half
 from diffhook.gradients.rules import Call, Factors, LayerRule, Mixers, Product, Reduced, factors
 from diffhook.gradients.sketch import FullGradient, Sketch
 from diffhook.gradients.totals import Totals
@@ -74,7 +75,9 @@ class PassAccumulator:
         """
         owned = self._layers[layer]
         self._note_dtype(grad_output.dtype)
-        call = Call(owned.module, inputs, grad_output.to(self._dtype), owned.parameters)
+        half = owned.rule.takes_half and may_stay_half(grad_output)
+        grad = grad_output if half else grad_output.to(self._dtype)
+        call = Call(owned.module, inputs, grad, owned.parameters)
         self._arrived[layer] += 1
         if self._arrived[layer] > calls:
             raise CaptureError(
@@ -101,7 +104,7 @@ class PassAccumulator:
         call = replace(call, mixers={} if formed else needless)
         for rows in self._chunks(owned.rule, call, formed=several):
             for local, product in owned.rule.products(call.of(rows)):
-                if isinstance(product, Factors) and (local not in call.mixers or factors.forms(product)):
+                if isinstance(product, Factors) and local not in call.mixers:
                     product = factors.formed(product)
                 if summed is not None:
                     part = _summed(product)
@@ -210,7 +213,7 @@ def _summed(product: Product) -> Tensor:
 def _squares(product: Tensor | Factors) -> Tensor:
     """Sum over rows of their squared norms."""
     if isinstance(product, Factors):
-        return factors.gram_squares(product).sum()
+        return factors.squares(product).sum()
     return product.flatten().square().sum()
 
 

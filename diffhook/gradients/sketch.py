@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import tensor_sketch
 from diffhook.gradients.packs import Pack, packed
+from diffhook.gradients.products import widened
 from diffhook.gradients.rules import Factors, Mixers
 from diffhook.gradients.signs import signs
 
@@ -28,7 +29,7 @@ class Sketch:
     of a gradient goes, with a random sign, to bucket i mod dim. Parameters of fewer than 16,384 numbers are
     first put side by side, in the order of their names. Two kinds of weight are reduced before that, so that
     their full products need not be formed: wide convolutions (kernel > 1, 128 channels or more on both sides)
-    to 32 by 32 channels by random ±1/√32 matrices, and wide matrices (256 or more on both sides) to 512
+    to 32 by 32 channels by random ±1 matrices, and wide matrices (256 or more on both sides) to 512
     numbers by a :mod:`tensor sketch <diffhook.gradients.tensor_sketch>`.
 
     The map is linear and inner products are unbiased: E⟨Pg, Ph⟩ = ⟨g, h⟩. It depends on the seed and
@@ -79,15 +80,25 @@ class Sketch:
         outer = tokens == 1 and len(shape) == 2 and self.dim % shape[1] == 0 and shape.numel() >= self.dim
         return name in self.reduced if _is_wide_matrix(shape) else outer and name not in self.small
 
-    def reduce(self, name: str, product: Tensor | Factors) -> Tensor:
+    def reduce_factors(self, name: str, product: Factors, formed: Tensor | None) -> Tensor:
+        """(b, n): what stands for a wide matrix's gradients.
+
+        Args:
+            product: their factors.
+            formed: the gradients, (b, O, I), where they have been formed.
+        """
+        signs = self._side_signs(name, product.grads.device)
+        if formed is None:
+            return tensor_sketch.of_factors(product, signs)
+        return tensor_sketch.of_either(product, formed, signs)
+
+    def reduce(self, name: str, product: Tensor) -> Tensor:
         """(b, n): what stands for the gradients of a parameter in :attr:`reduced`."""
-        if isinstance(product, Factors):
-            return tensor_sketch.of_factors(product, self._side_signs(name, product.grads.device))
         if _is_wide_matrix(self._shapes[name]):
             return tensor_sketch.of_product(product, self._side_signs(name, product.device))
         mixers = self.mixers(name, product)
         assert mixers is not None
-        return torch.einsum("boi...,ip,oq->bqp...", product, *mixers).flatten(1)
+        return torch.einsum("boi...,ip,oq->bqp...", product, *mixers).flatten(1) * mixers.scale
 
     def fold(self, name: str | Pack, values: Tensor, out: Tensor) -> None:
         """Add the projection of a large parameter's gradients, or of a pack, to ``out``.
@@ -109,7 +120,7 @@ class Sketch:
         Where I divides D, bucket d takes row after row from the same column: its sum over rows is a matrix
         product of the left side with the signs, times the right one.
         """
-        left, right = outer.grads[:, 0], outer.inputs[:, 0]
+        left, right = widened(outer.grads[:, 0]), widened(outer.inputs[:, 0])
         (batch, rows), columns = left.shape, right.shape[1]
         height = self.dim // columns  # rows side by side in the buckets
         turns = -(-rows // height)
@@ -165,8 +176,7 @@ class Sketch:
         return Factors(self._kept(f"{name}:out", rows, device), self._kept(f"{name}:in", columns, device))
 
     def _mixer(self, name: str, channels: int, like: Tensor) -> Tensor:
-        values = torch.from_numpy(signs(self.seed, name, channels * _MIXED)).to(like)
-        return values.view(channels, _MIXED) / math.sqrt(_MIXED)
+        return torch.from_numpy(signs(self.seed, name, channels * _MIXED)).to(like).view(channels, _MIXED)
 
 
 def _is_wide_convolution(shape: torch.Size) -> bool:

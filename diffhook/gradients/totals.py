@@ -12,6 +12,7 @@ from torch import Tensor
 from diffhook.errors import CaptureError
 from diffhook.gradients import host
 from diffhook.gradients.norms import piece_norms
+from diffhook.gradients.open_packs import OpenPack, open_pack
 from diffhook.gradients.packs import ALIGNED, Pack
 from diffhook.gradients.rules import Factors, Reduced, factors
 from diffhook.gradients.sketch import FullGradient, Sketch
@@ -24,13 +25,6 @@ class _Parts(NamedTuple):
     rows: slice
     squared: bool
     columns: Mapping[str, slice]  # of each parameter
-
-
-class _Open(NamedTuple):
-    """A pack that waits for the rest of its members."""
-
-    values: Tensor  # (samples, size)
-    left: dict[str, int]  # name → samples still to come
 
 
 class Totals:
@@ -66,7 +60,7 @@ class Totals:
         self._device = device
         self._parts: list[_Parts] = []
         self._arrived: dict[str, None] = {}  # parameters in the order of the backward
-        self._open: dict[int, tuple[Pack, _Open]] = {}
+        self._open: dict[int, OpenPack] = {}
         self._sums: Tensor | None = None
         if sketch is not None:
             self._sums = torch.zeros(samples, sketch.dim, dtype=dtype, device=device)
@@ -132,11 +126,15 @@ class Totals:
     def add_factors(self, name: str, product: Factors, rows: slice) -> None:
         """Add a gradient that is not formed."""
         self._arrived.setdefault(name)
-        self._note(name, factors.gram_squares(product), rows, squared=True)
         sketch = self._sketch
+        formed = factors.formed(product) if factors.forms(product) else None
+        if formed is None:
+            self._note(name, factors.gram_squares(product), rows, squared=True)
+        else:
+            self._note(name, piece_norms(formed.flatten(1)), rows, squared=False)
         if isinstance(sketch, Sketch) and self._sums is not None:
             if name in sketch.reduced:
-                self._pack(sketch.reduced[name], name, sketch.reduce(name, product), rows)
+                self._pack(sketch.reduced[name], name, sketch.reduce_factors(name, product, formed), rows)
             elif product.grads.shape[1] > 1:  # the rule has other tokens than its output's shape told
                 sketch.fold(name, factors.formed(product).flatten(1), self._sums[rows])
             else:
@@ -156,29 +154,26 @@ class Totals:
 
     def _pack(self, pack: Pack, name: str, values: Tensor, rows: slice) -> None:
         """Put (b, n) numbers where they belong; the last one to come closes the pack."""
-        if id(pack) not in self._open:
-            empty = torch.zeros(self.samples, pack.size, dtype=values.dtype, device=values.device)
-            self._open[id(pack)] = pack, _Open(empty, dict.fromkeys(pack.slices, self.samples))
-        _, found = self._open[id(pack)]
-        found.values[rows, pack.slices[name]] = values
-        found.left[name] -= len(values)
-        if not found.left[name]:
-            del found.left[name]
-        if not found.left:
-            self._close(pack)
+        opened = self._open.get(id(pack))
+        if opened is None:
+            opened = self._open[id(pack)] = open_pack(pack, self.samples, values)
+        opened.add(name, values, rows)
+        if not opened.left:
+            self._close(opened)
 
-    def _close(self, pack: Pack) -> None:
-        _, found = self._open.pop(id(pack))
+    def _close(self, opened: OpenPack) -> None:
+        pack, values = opened.pack, opened.values()
+        del self._open[id(pack)]
         sketch, everyone = self._sketch, slice(0, self.samples)
         assert isinstance(sketch, Sketch)
         assert self._sums is not None
         if next(iter(pack.slices)) in sketch.small:
             columns = {n: slice(s.start // ALIGNED, -(-s.stop // ALIGNED)) for n, s in pack.slices.items()}
-            norms = torch.linalg.vector_norm(found.values.view(self.samples, -1, ALIGNED), dim=2)
+            norms = torch.linalg.vector_norm(values.view(self.samples, -1, ALIGNED), dim=2)
             self._parts.append(_Parts(norms, everyone, False, columns))
-        sketch.fold(pack, found.values, self._sums)
+        sketch.fold(pack, values, self._sums)
 
     def _close_all(self) -> None:
         """Fold packs some of whose members have not come: their gradients are zero."""
-        for pack, _ in list(self._open.values()):
-            self._close(pack)
+        for opened in list(self._open.values()):
+            self._close(opened)

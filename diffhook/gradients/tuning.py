@@ -24,6 +24,9 @@ import torch
 logger = logging.getLogger("diffhook")
 
 _REPEATS = 3
+# Numbers of products that ways are timed on. An accelerator is idle under few, and all ways seem alike.
+_TIMED_ON_CPU = 1 << 20
+_TIMED_ELSEWHERE = 1 << 26
 
 
 class Tuner:
@@ -73,6 +76,12 @@ class Tuner:
         except OSError as error:
             logger.debug("measured choices are not kept: %s", error)
             self._path = None
+
+
+def timed_rows(size: int, device: torch.device) -> slice:
+    """Rows enough to measure on, whose products are of so many numbers each."""
+    numbers = _TIMED_ON_CPU if device.type == "cpu" else _TIMED_ELSEWHERE
+    return slice(0, max(numbers // size, 1))
 
 
 def _seconds(way: Callable[[], object]) -> float:

@@ -12,7 +12,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Mixers(NamedTuple):
-    """Random reductions of a convolution's channels, entries ±1/√q: E[R Rᵀ] = 1.
+    """Random reductions of a convolution's channels, entries ±1: E[R Rᵀ] = q.
 
     For a weight of shape (O, I, *kernel), whichever way its layer runs.
     """
@@ -20,12 +20,17 @@ class Mixers(NamedTuple):
     inward: Tensor  # (I, q)
     outward: Tensor  # (O, q)
 
+    @property
+    def scale(self) -> float:
+        """1/q, which makes the mix of both sides keep inner products."""
+        return 1 / self.inward.shape[1]
+
 
 class Reduced(NamedTuple):
     """What is needed of a gradient product that was never formed."""
 
     squares: Tensor  # (B, k) squared L2 norms of k parts
-    mixed: Tensor | None  # (B, q·q·kernel), the product of the mixed factors, outward by inward
+    mixed: Tensor | None  # (B, q·q·kernel), the product of the mixed factors, outward by inward, times 1/q
 
 
 class Factors(NamedTuple):
@@ -45,7 +50,8 @@ class Call(Generic[M]):
     Attributes:
         module: the layer.
         inputs: its input, (B, …), detached; any dtype and strides.
-        grad_output: ∂loss/∂output, (B, …), in the dtype to compute in; any strides.
+        grad_output: ∂loss/∂output, (B, …), in the dtype to compute in, float32 or float64, or, for a rule
+            that ``takes_half``, in the half precision that it came in; any strides.
         wanted: names among the layer's own parameters that are trained.
         mixers: the wanted names whose gradient need not be formed. With mixers, :class:`Reduced` will do,
             mixed by them; with None, :class:`Factors` will do, and where nothing is projected, any

@@ -1,7 +1,8 @@
 """Ways to the weight gradient of each sample under a convolution.
 
 All give the same numbers; which is fastest depends on shapes and machine. Each takes what is in
-:class:`Maps` and returns (B, O, I/groups, *kernel).
+:class:`Maps` and returns (B, O, I/groups, *kernel); of maps in half precision perhaps rounded to it, as
+autograd's own weight gradients are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from diffhook.gradients import products
 from diffhook.gradients.scratch import scratch
 
 
@@ -78,8 +80,7 @@ class Columns(Way):
         pixels = math.prod(grad.shape[2:])
         columns = _windows(inputs, grad.shape[2:], geometry).reshape(batch * groups, -1, pixels)
         flat = grad.reshape(batch * groups, -1, pixels)
-        out = scratch((batch * groups, flat.shape[1], columns.shape[1]), grad)
-        product = torch.bmm(flat, columns.transpose(1, 2), out=out)
+        product = products.bmm(flat, columns.transpose(1, 2), in_scratch=True)
         return product.view(batch, grad.shape[1], inputs.shape[1] // groups, *geometry.kernel)
 
     def size(self, inputs: Tensor, grad: Tensor, geometry: Geometry) -> int:

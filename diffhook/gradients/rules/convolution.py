@@ -8,10 +8,12 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from diffhook.gradients.products import added_up
 from diffhook.gradients.rules import conv_weight
 from diffhook.gradients.rules.call import Call, Product
 from diffhook.gradients.rules.conv_products import Maps
 from diffhook.gradients.rules.registry import LayerRule
+from diffhook.gradients.tuning import timed_rows
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 ConvTranspose = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -23,6 +25,7 @@ class ConvolutionRule(LayerRule[C]):
 
     parameters = ("weight", "bias")
     without_input = ("bias",)
+    takes_half = True
 
     @abstractmethod
     def maps(self, module: C, inputs: Tensor, grad: Tensor) -> Maps:
@@ -45,9 +48,9 @@ class ConvolutionRule(LayerRule[C]):
         if "weight" in call.wanted:
             yield "weight", conv_weight.product(self.maps(call.module, call.inputs, grad), call.mixers)
         if "bias" in call.wanted:
-            yield "bias", grad.flatten(2).sum(2)
+            yield "bias", added_up(grad.flatten(2), 2)
 
     def workspace(self, call: Call[C]) -> int:
         size = super().workspace(call)
-        few = call.of(conv_weight.sample(size))
+        few = call.of(timed_rows(size, call.grad_output.device))
         return conv_weight.workspace(self.maps(call.module, few.inputs, few.grad_output), call.mixers, size)

@@ -8,29 +8,33 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from diffhook.gradients import products
 from diffhook.gradients.norms import piece_norms
 from diffhook.gradients.rules.call import Factors
-from diffhook.gradients.scratch import scratch
 from diffhook.gradients.tuning import tuner
 
 
 def formed(factors: Factors) -> Tensor:
     """(B, O, I)"""
     grads, inputs = factors
-    out = scratch((len(grads), grads.shape[2], inputs.shape[2]), grads)
-    return torch.bmm(grads.transpose(1, 2), inputs, out=out)
+    return products.bmm(grads.transpose(1, 2), inputs, in_scratch=True)
 
 
 def summed(factors: Factors) -> Tensor:
     """(O, I), the gradient of the whole batch."""
     grads, inputs = (side.flatten(0, 1) for side in factors)
-    return grads.t() @ inputs
+    return products.mm(grads.t(), inputs)
 
 
 def gram_squares(factors: Factors) -> Tensor:
     """(B, 1) ‖GᵀA‖² = ⟨AAᵀ, GGᵀ⟩ without GᵀA."""
-    between, inside = (torch.bmm(side, side.transpose(1, 2)).flatten(1) for side in factors)
+    between, inside = (products.bmm(side, side.transpose(1, 2)).flatten(1) for side in factors)
     return torch.linalg.vecdot(inside, between).unsqueeze(1)
+
+
+def squares(factors: Factors) -> Tensor:
+    """(B, k) squared norms of k parts, by the faster way."""
+    return piece_norms(formed(factors).flatten(1)).square() if forms(factors) else gram_squares(factors)
 
 
 def forms(factors: Factors) -> bool:

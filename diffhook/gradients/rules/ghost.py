@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from diffhook.gradients import products
 from diffhook.gradients.rules.conv_products import Geometry
 
 
@@ -51,7 +52,7 @@ def _gram(maps: Tensor) -> Tensor:
     """(B, C, *space) → (B, *space, *space), inner products over channels."""
     flat = maps.flatten(2)
     space = maps.shape[2:]
-    return torch.bmm(flat.transpose(1, 2), flat).view(len(maps), *space, *space)
+    return products.bmm(flat.transpose(1, 2), flat).view(len(maps), *space, *space)
 
 
 def _overlap(

@@ -8,9 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from diffhook.gradients.products import added_up
 from diffhook.gradients.rules.call import Call, Factors, Product
 from diffhook.gradients.rules.factors import forms
 from diffhook.gradients.rules.registry import LayerRule, register
+from diffhook.gradients.tuning import timed_rows
 
 
 @register
@@ -19,6 +21,7 @@ class LinearRule(LayerRule[nn.Linear]):
     parameters = ("weight", "bias")
     without_input = ("bias",)
     gives_factors = True
+    takes_half = True
 
     def samples_first(self, module: nn.Linear, inputs: Tensor) -> bool:
         return inputs.dim() > 1
@@ -36,14 +39,15 @@ class LinearRule(LayerRule[nn.Linear]):
         if "weight" in call.wanted:
             yield "weight", Factors(grad, _tokens(call.inputs).to(grad.dtype))
         if "bias" in call.wanted:
-            yield "bias", grad.sum(1)
+            yield "bias", added_up(grad, 1)
 
     def workspace(self, call: Call[nn.Linear]) -> int:
-        one = call.of(slice(0, 1))
-        grads, tokens = _tokens(one.grad_output), _tokens(one.inputs).to(one.grad_output.dtype)
+        size = super().workspace(call)
+        few = call.of(timed_rows(size, call.grad_output.device))
+        grads, tokens = _tokens(few.grad_output), _tokens(few.inputs).to(few.grad_output.dtype)
         if "weight" not in call.mixers or forms(Factors(grads, tokens)):
-            return super().workspace(call)
-        return max(one.inputs.numel(), one.grad_output.numel(), 2 * grads.shape[1] ** 2)
+            return size
+        return max(tokens[0].numel(), grads[0].numel(), 2 * grads.shape[1] ** 2)
 
 
 def _tokens(values: Tensor) -> Tensor:

@@ -11,10 +11,10 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffhook.gradients.products import added_up, widened
 from diffhook.gradients.rules.call import Call, Product
 from diffhook.gradients.rules.registry import LayerRule, register
 
@@ -24,6 +24,7 @@ class GroupNormRule(LayerRule[nn.GroupNorm]):
     modules = (nn.GroupNorm,)
     parameters = ("weight", "bias")
     without_input = ("bias",)
+    takes_half = True
 
     def samples_first(self, module: nn.GroupNorm, inputs: Tensor) -> bool:
         return True  # it takes no other input
@@ -34,11 +35,11 @@ class GroupNormRule(LayerRule[nn.GroupNorm]):
     def products(self, call: Call[nn.GroupNorm]) -> Iterator[tuple[str, Product]]:
         grad = call.grad_output.reshape(*call.grad_output.shape[:2], -1)
         if "weight" in call.wanted:
-            values = call.inputs.to(grad.dtype).reshape(grad.shape)
+            values = widened(call.inputs.to(grad.dtype)).reshape(grad.shape)
             normal = F.group_norm(values, call.module.num_groups, eps=call.module.eps)
-            yield "weight", torch.linalg.vecdot(grad, normal)
+            yield "weight", normal.mul_(grad).sum(2)
         if "bias" in call.wanted:
-            yield "bias", grad.sum(2)
+            yield "bias", added_up(grad, 2)
 
 
 N = TypeVar("N", nn.LayerNorm, nn.RMSNorm)
@@ -60,10 +61,10 @@ class _TokenNormRule(LayerRule[N]):
         grad = call.grad_output
         rows = (len(call), -1, *call.module.normalized_shape)
         if "weight" in call.wanted:
-            normal = self.normalized(call.module, call.inputs.to(grad.dtype))
-            yield "weight", (grad * normal).reshape(rows).sum(1)
+            normal = self.normalized(call.module, widened(call.inputs.to(grad.dtype)))
+            yield "weight", normal.mul_(grad).reshape(rows).sum(1)
         if "bias" in call.wanted:
-            yield "bias", grad.reshape(rows).sum(1)
+            yield "bias", added_up(grad.reshape(rows), 1)
 
 
 @register
@@ -71,6 +72,7 @@ class LayerNormRule(_TokenNormRule[nn.LayerNorm]):
     modules = (nn.LayerNorm,)
     parameters = ("weight", "bias")
     without_input = ("bias",)
+    takes_half = True
     rounded = True
 
     def normalized(self, module: nn.LayerNorm, inputs: Tensor) -> Tensor:
@@ -81,6 +83,7 @@ class LayerNormRule(_TokenNormRule[nn.LayerNorm]):
 class RMSNormRule(_TokenNormRule[nn.RMSNorm]):
     modules = (nn.RMSNorm,)
     parameters = ("weight",)
+    takes_half = True
 
     def normalized(self, module: nn.RMSNorm, inputs: Tensor) -> Tensor:
         return F.rms_norm(inputs, list(module.normalized_shape), eps=module.eps)

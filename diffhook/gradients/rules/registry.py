@@ -32,6 +32,7 @@ class LayerRule(ABC, Generic[M]):
         without_input: those of ``parameters`` whose gradients do not depend on the layer's input, which is
             not kept where no other is trained.
         gives_factors: whether gradients of matrices may come as :class:`Factors`.
+        takes_half: whether ``products`` takes gradients of half precision, and gives float32 all the same.
         rounded: whether torch's CPU kernel adds up the parameters' gradients in half precision.
     """
 
@@ -40,6 +41,7 @@ class LayerRule(ABC, Generic[M]):
     methods: ClassVar[tuple[str, ...]] = ("forward",)
     without_input: ClassVar[tuple[str, ...]] = ()
     gives_factors: ClassVar[bool] = False
+    takes_half: ClassVar[bool] = False
     rounded: ClassVar[bool] = False
 
     @abstractmethod

@@ -134,6 +134,21 @@ class LayerRuleContract(ABC):
                     assert found.keys() == {local}, f"{name}: products of {set(found)}, not of {local}"
                     _compare(f"{name}, {local} not formed", found[local], gradient, mixers)
 
+    def test_products_of_half_precision_add_up_in_float32(self) -> None:
+        """Of a rule that takes them: float32, and as near as the layer's own precision allows."""
+        for name, layer, inputs in self._layers() if self.rule.takes_half else ():
+            layer, inputs = layer.bfloat16(), _as(torch.bfloat16, inputs)
+            grad = torch.randn_like(layer(inputs))
+            exact = _products(copy.deepcopy(layer).double(), _double(inputs), grad.double())
+            for mixers in ({}, dict.fromkeys(exact)):
+                call = Call(layer, inputs, grad.detach(), tuple(exact), mixers)
+                for local, product in self.rule().products(call):
+                    told = f"{name}, {local} of bfloat16"
+                    found = formed(product) if isinstance(product, Factors) else product
+                    found = found.squares if isinstance(found, Reduced) else found
+                    assert found.dtype == torch.float32, f"{told}: {found.dtype}"
+                    _compare(told, product, exact[local], None, 2**-8)
+
     # ── how ───────────────────────────────────────────────────────────────────────────────────
 
     def _layers(self) -> Iterator[tuple[str, nn.Module, Tensor]]:
@@ -232,19 +247,21 @@ def _products(layer: nn.Module, inputs: Tensor, grad: Tensor) -> dict[str, Tenso
     return {name: torch.stack([row[place] for row in rows]) for place, name in enumerate(parameters)}
 
 
-def _compare(told: str, product: Product, exact: Tensor, mixers: Mixers | None) -> None:
+def _compare(
+    told: str, product: Product, exact: Tensor, mixers: Mixers | None, tolerance: float = 1e-9
+) -> None:
     """Whether a product, or what stands for it, is that of the exact (B, *shape) gradients."""
     if isinstance(product, Factors):
         product = formed(product)
     if isinstance(product, Tensor):
-        _near(told, product, exact, 1e-9)
+        _near(told, product, exact, tolerance)
         return
     assert isinstance(product, Reduced), f"{told}: a {type(product).__name__} is no product"
-    _near(f"{told}: norms", product.squares.sum(1, keepdim=True).sqrt(), _norms(exact.flatten(1)), 1e-9)
+    _near(f"{told}: norms", product.squares.sum(1, keepdim=True).sqrt(), _norms(exact.flatten(1)), tolerance)
     if mixers is not None:
         assert product.mixed is not None, f"{told}: mixed channels were asked for"
-        mixed = torch.einsum("boi...,ip,oq->bqp...", exact, *mixers)
-        _near(f"{told}: mixed channels", product.mixed, mixed, 1e-9)
+        mixed = torch.einsum("boi...,ip,oq->bqp...", exact, *mixers) * mixers.scale
+        _near(f"{told}: mixed channels", product.mixed, mixed, tolerance)
 
 
 def _norms(rows: Tensor) -> Tensor:
