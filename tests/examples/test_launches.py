@@ -55,3 +55,21 @@ def test_views_and_broadcasts_cost_nothing(benchmark: Any) -> None:
     assert counting.count.bytes == (8 + 4 * 8) * 4
     assert counting.count.peak == (8 + 4 * 8) * 4
     del doubled
+
+
+def test_groups_of_a_convolution_are_not_multiplied_with_each_other(benchmark: Any) -> None:
+    """Torch's own count takes them for one."""
+    import torch
+
+    aten = torch.ops.aten
+    operations = {}
+    for groups in (1, 4):
+        grad, inputs = (torch.empty(2, 8, 6, 6, device="meta") for _ in range(2))
+        weight = torch.empty(8, 8 // groups, 3, 3, device="meta")
+        with benchmark("counting").Counting() as counting:
+            aten.convolution_backward(
+                grad, inputs, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), groups, (True, True, False)
+            )
+        operations[groups] = counting.count.operations
+    assert operations[1] == 2 * 2 * (2 * 36) * 8 * 8 * 9  # both gradients: a product and a sum for each tap
+    assert operations[4] == operations[1] / 4
