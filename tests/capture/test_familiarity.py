@@ -150,3 +150,85 @@ def test_a_few_new_names_are_a_changed_dataset() -> None:
         Familiarity(np.array(list(names)), np.full((8, 3), np.nan), "here", names, size=8).meet(
             np.array([900, 901, 902]), {900: "new0.png", 901: "new1.png", 902: "new2.png"}
         )
+
+
+# ── a file was added, removed or renamed ──────────────────────────────────────────────────────────
+
+
+def moved(places: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Item ``first`` has come after ``last``: those between are one place before."""
+    return np.r_[places[:first], places[first + 1 : last + 1], places[first], places[last + 1 :]]
+
+
+def see_epoch(known: Familiarity, looked: np.ndarray) -> None:
+    for ids in np.split(RNG.permutation(IDS), 8):
+        known.see(ids, looked[ids])
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(("first", "last"), [(24, 63), (50, 60), (0, 63)])
+def test_samples_that_stand_beside_their_place_are_refused(first: int, last: int, times: int) -> None:
+    own = looks()
+    known = Familiarity(*visits(own, 0.0, times), "here")
+    with pytest.raises(LogError, match=r"another order: \d+ of \d+ look like others beside them .*renamed"):
+        see_epoch(known, own[moved(IDS, first, last)])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02, 0.3])
+def test_samples_that_stay_where_they_are_are_not_taken_for_others(noise: float) -> None:
+    """Nor where neighbours look alike, as frames of a film do."""
+    own = looks()
+    own[1::2] = own[::2] * 1.001
+    known = Familiarity(*visits(own, noise), "here")
+    for ids in np.split(RNG.permutation(IDS), 8):
+        known.see(ids, own[ids] * (1 + noise * RNG.normal(size=(8, 3))))
+
+
+def test_names_stay_with_their_samples_wherever_those_stand() -> None:
+    own = looks()
+    known = Familiarity(*visits(own, 0.0, 1), "here", names={i: f"{i}.png" for i in range(64)})
+    known.see(IDS, own[moved(IDS, 24, 63)])
+
+
+def test_changed_samples_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    own = looks()
+    changed = own.copy()
+    changed[::4] = looks()[::4]
+    known = Familiarity(*visits(own, 0.0), "here")
+    for ids in np.split(IDS, 8):
+        known.see(ids, changed[ids])
+    told = [record.message for record in caplog.records if "do not look as they did" in record.message]
+    assert len(told) == 1
+    assert "rows of both stand under it" in told[0]
+
+
+def test_a_resume_after_a_file_was_renamed_writes_no_row(tmp_path: Path) -> None:
+    """Pictures that no one has named: half of the indices mean another one."""
+    images = torch.from_numpy(RNG.normal(0, 0.3, (64, 1, 1, 1)) + RNG.normal(0, 0.2, (64, 1, 4, 4))).float()
+    train_on(images, tmp_path)
+    before = len(open_log(tmp_path / "log").train)
+    places = torch.from_numpy(moved(IDS, 24, 63))
+    with pytest.raises(LogError, match="another order"):
+        train_on(images[places], tmp_path, epochs=2)
+    assert len(open_log(tmp_path / "log").train) == before
+
+
+def train_on(images: torch.Tensor, folder: Path, epochs: int = 1) -> None:
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    hook = DiffHook(accelerator, folder / "log", projection_dim=8, every=1, probe=False, strict=True)
+    model, data = TinyDenoiser(), DataLoader(list(images), batch_size=4, shuffle=True)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    model, optimizer, data = accelerator.prepare(model, optimizer, data)
+    if (folder / "saved").exists():
+        accelerator.load_state(str(folder / "saved"))
+    for _ in range(epochs):
+        for clean in data:
+            batch = (clean, torch.randn_like(clean), torch.randint(0, 100, (len(clean),)))
+            loss = denoising_losses(model, batch).mean()
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+    accelerator.save_state(str(folder / "saved"))
+    accelerator.end_training()
+    assert hook is not None

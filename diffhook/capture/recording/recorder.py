@@ -18,9 +18,9 @@ from diffhook.capture.objective import Objective
 from diffhook.capture.probes.grid import Grid
 from diffhook.capture.probes.probe import Probe
 from diffhook.capture.probes.prober import Prober, Sharing
+from diffhook.capture.recording.familiar_rows import FamiliarRows
 from diffhook.capture.recording.tensor_file import safetensors_of
 from diffhook.capture.rows import make_rows
-from diffhook.capture.samples.appearance import appearance as figures_of
 from diffhook.capture.samples.familiarity import Familiarity
 from diffhook.capture.samples.regularisation import roles
 from diffhook.errors import LogError
@@ -114,7 +114,8 @@ class Recorder:
         self._batch_per_step = 1
         with ExitStack() as undo:  # else the next try would find the log held by this one
             undo.callback(self.writer.close)
-            self._familiarity = self._known((config["identity"].get("dataset") or {}).get("samples"))
+            size = (config["identity"].get("dataset") or {}).get("samples")
+            self.incoming = FamiliarRows(self._known(size), self._put)
             self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
             if start_step:
                 self._resume(start_step)
@@ -138,27 +139,6 @@ class Recorder:
         with suppress(LogError, OSError):
             return Familiarity.of(open_log(self.writer.store), size)
         return None
-
-    def recognise(
-        self, sample_ids: Tensor, clean: Tensor | None, names: Mapping[int, str] | None = None
-    ) -> None:
-        """Compare samples with what the log says of them, before any row of theirs is written.
-
-        Args:
-            sample_ids: (B,) int64.
-            clean: (B, …, H, W) their images or latents, where known.
-            names: id → name; None: what they are called tells nothing, as where there are several datasets.
-
-        Raises:
-            LogError: the log is of another dataset.
-        """
-        if self._familiarity is None:
-            return
-        ids = sample_ids.cpu().numpy()
-        if names is not None:
-            self._familiarity.meet(ids, names)
-        if clean is not None and len(clean) == len(ids):
-            self._familiarity.see(ids, figures_of(clean).cpu().numpy())
 
     def keep_names(self, names: dict[int, str], *, telling: bool = True) -> None:
         """Names of samples for the log and for alerts: id → name; may grow, and gets what the log has.
@@ -277,13 +257,9 @@ class Recorder:
         self._holding = False
         held, self._held = self._held, []
         for rows, layer in held:
-            self._write(rows, layer)
+            self.incoming.add(rows, layer, self._names)
 
-    def _write(self, rows: Rows, layer: str | None) -> None:
-        if self._familiarity is not None:
-            if self._names is not None:
-                self._familiarity.meet(rows["sample"], self._names)
-            self._familiarity.see(rows["sample"], np.stack([rows[name] for name in COLUMNS], 1))
+    def _put(self, rows: Rows, layer: str | None) -> None:
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])
         scalars = {name: values for name, values in rows.items() if name in SCALARS}
@@ -297,6 +273,7 @@ class Recorder:
         each until something is written again.
         """
         told, began = self.writer.failing, time.perf_counter()
+        self.incoming.release()
         try:
             self.writer.flush(_ONE_MORE_TRY if told else _LONGEST_WAIT)
         except LogError as error:
@@ -394,6 +371,7 @@ class Recorder:
         with ExitStack() as leaving:  # whatever fails, all of it is let go; the last one first
             leaving.callback(self.writer.close)
             leaving.callback(self.watch.close)
+            leaving.callback(self.incoming.release)
             leaving.callback(self.release_held)
             leaving.callback(self.skipped)
             leaving.callback(self.engine.detach, mid_pass=mid_pass)

@@ -5,6 +5,7 @@ Two datasets of equal length and kind are told apart by what their samples are c
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from itertools import islice
 
@@ -17,12 +18,20 @@ from diffhook.errors import LogError
 from diffhook.log import RunLog
 from diffhook.log.samples import ROLE_STRIDE
 
+logger = logging.getLogger("diffhook")
+
 _ROWS = 1 << 16  # of the log that are looked at, the last ones
 _ENOUGH = 64  # samples, after which nothing more is compared
 _TOLERANCE = 0.1  # of what two samples usually differ by
 _CHANCE = 1e-3  # that the same dataset would be recognised so seldom
 _TOLD = 3  # names, in a message
 _FEW = 0.25  # a dataset of which more is recognised is at most a changed one
+_LATEST = 4096  # samples, after which none is looked for at another's place
+_NEARBY = 8  # places by which a file that was added, removed or renamed may have moved a sample
+_EQUAL = 0.01  # of what two samples usually differ by: what was moved looks the same to the digit
+_MOVED = 3  # samples at others' places that are no accident
+_DOUBTFUL = 32  # samples that are compared before rows of any are believed …
+_DOUBTFUL_ROWS = 256  # … or rows, where few have been seen before
 
 Ids = npt.NDArray[np.integer]
 
@@ -32,8 +41,10 @@ class Familiarity:
 
     A sample is recognised by its mean, or by its contrast and roughness: resizing leaves the first as it is,
     brightening the others. How often the same sample is recognised, which random crops prevent, is learned
-    from the log's own repeated visits; where there are none, nothing is concluded. Ids that the log does not
-    have are of another dataset once there are more in all than the dataset has samples.
+    from the log's own repeated visits; where there are none, nothing is concluded. Samples without names that
+    look exactly like those beside them in the log have been moved, as by a file that was added, removed or
+    renamed. Ids that the log does not have are of another dataset once there are more in all than the dataset
+    has samples.
 
     Args:
         ids: (rows,) sample ids of the log, in the order of their visits.
@@ -62,10 +73,14 @@ class Familiarity:
         self._size = size
         self._appearance = dict(zip(ids[known].tolist(), appearance, strict=True))  # the last visit's
         self._seen: dict[int, bool] = {}  # sample → whether it was recognised
-        self._tolerance = np.zeros(len(STATISTICS))
+        self._moved: dict[int, int] = {}  # sample → the one of the log that it looks like
+        self._rows = 0  # of this run that were looked at
+        self._told = False
+        self._tolerance = self._equal = np.zeros(len(STATISTICS))
         if len(appearance):
             low, high = np.quantile(appearance, [0.25, 0.75], axis=0)
             self._tolerance = _TOLERANCE * (high - low) + 1e-4
+            self._equal = _EQUAL * (high - low) + 1e-6
         hits = self._alike(appearance[order][again], appearance[order][again + 1]).sum()
         self._usual = float(hits / (len(again) + 1))  # how often a sample is recognised
 
@@ -124,12 +139,16 @@ class Familiarity:
         Raises:
             LogError: they are another dataset's.
         """
-        if len(self._seen) >= _ENOUGH or not self._appearance:
+        self._rows += len(ids)
+        if len(self._seen) >= _LATEST or not self._appearance:
             return
         for sample, statistics in zip(ids.tolist(), on_scale(appearance), strict=True):
             if sample in self._appearance and sample not in self._seen and np.isfinite(statistics).all():
-                self._seen[sample] = bool(self._alike(statistics, self._appearance[sample]))
+                self._compare(sample, statistics)
         recognised = sum(self._seen.values())
+        self._refuse_moved(len(self._seen) - recognised)
+        if len(self._seen) > _ENOUGH:
+            return
         if recognised <= _FEW * len(self._seen) and self._chance(recognised) < _CHANCE:
             few = recognised or "none"
             raise LogError(
@@ -138,6 +157,46 @@ class Familiarity:
                 "(mean, contrast, roughness). Choose another path, or train on the log's samples to continue "
                 "it"
             )
+
+        if not self._told and not self.undecided and self._chance(recognised) < _CHANCE**2:
+            self._told = True
+            logger.warning(
+                "of %d samples with ids that the log at %s knows, %d do not look as they did (mean, "
+                "contrast, roughness); where an index means another picture now, rows of both stand under it",
+                len(self._seen),
+                self._location,
+                len(self._seen) - recognised,
+            )
+
+    @property
+    def undecided(self) -> bool:
+        """Whether too few samples have been compared for rows to be believed."""
+        enough = min(_DOUBTFUL, len(self._appearance))
+        return len(self._seen) < enough and self._rows < _DOUBTFUL_ROWS
+
+    def _compare(self, sample: int, statistics: Values) -> None:
+        self._seen[sample] = bool(self._alike(statistics, self._appearance[sample]))
+        if self._seen[sample] or sample in self._names:
+            return
+        for other in range(sample - _NEARBY, sample + _NEARBY + 1):
+            known = self._appearance.get(other)
+            if known is not None and (np.abs(statistics - known) <= self._equal).all():
+                self._moved[sample] = other
+                return
+
+    def _refuse_moved(self, unlike: int) -> None:
+        """
+        Raises:
+            LogError: of the samples that do not look as they did, most look like others beside them.
+        """
+        if len(self._moved) < _MOVED or 2 * len(self._moved) <= unlike:
+            return
+        told = ", ".join(f"{now} like {before}" for now, before in islice(self._moved.items(), _TOLD))
+        raise LogError(
+            f"the log at {self._location} has the samples in another order: {len(self._moved)} of "
+            f"{len(self._seen)} look like others beside them ({told}), as after a file was added, removed or "
+            "renamed. Choose another path, or give samples names, which stay with them (`sample_ids`)"
+        )
 
     def _alike(self, one: Values, other: Values) -> npt.NDArray[np.bool_]:
         near = np.abs(one - other) <= self._tolerance

@@ -278,7 +278,7 @@ class Capture:
         with ExitStack() as undo:
             undo.callback(recorder.close)
             if session.steps.processes == 1:  # else the others would wait for this one
-                recorder.recognise(batch.ids, batch.images, self.identity.telling_names)
+                recorder.incoming.recognise(batch.ids, batch.images, self.identity.telling_names)
             await_objective(session.staging.objective.inputs, recorder)
             self._ranks = ranks
             ranks.listen()
