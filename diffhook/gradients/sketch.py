@@ -19,14 +19,14 @@ from diffhook.gradients.signs import signs
 
 _MIXED = 32  # channels that a wide convolution is mixed down to
 _WIDE = 256  # of both sides of a matrix that is sketched through its factors
-_SMALL = 1 << 14  # numbers; parameters with fewer are packed
+_SMALL = 1 << 15  # numbers; parameters with fewer are packed
 
 
 class Sketch:
     """Projects gradients to ``dim`` numbers.
 
     A count sketch whose buckets all parameters share (Charikar et al. 2002), computed by folding: element *i*
-    of a gradient goes, with a random sign, to bucket i mod dim. Parameters of fewer than 16,384 numbers are
+    of a gradient goes, with a random sign, to bucket i mod dim. Parameters of fewer than 32,768 numbers are
     first put side by side, in the order of their names. Two kinds of weight are reduced before that, so that
     their full products need not be formed: wide convolutions (kernel > 1, 128 channels or more on both sides)
     to 32 by 32 channels by random ±1 matrices, and wide matrices (256 or more on both sides) to 512
@@ -41,7 +41,7 @@ class Sketch:
         seed: seed of the signs.
     """
 
-    VERSION = 2  #: of the map; projections of different versions cannot be compared
+    VERSION = 3  #: of the map; projections of different versions cannot be compared
 
     def __init__(self, dim: int, shapes: Mapping[str, torch.Size], seed: int = 0) -> None:
         if dim < 1:
