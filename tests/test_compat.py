@@ -7,16 +7,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 from zarr.storage import LocalStore, MemoryStore
 
 from diffhook.compat import accelerate as of_accelerate
+from diffhook.compat import fsdp as of_fsdp
 from diffhook.compat import torch as of_torch
 from diffhook.compat import zarr as of_zarr
 
@@ -177,6 +182,52 @@ class TestTorch:
             "assert process_store('ours').get('key') == b'value'\n"
         )
         subprocess.run([sys.executable, "-c", script, str(tmp_path / "meet")], check=True, timeout=120)
+
+
+class TestFSDP:
+    """Of one process, whose share is everything."""
+
+    @pytest.fixture
+    def mesh(self, tmp_path: Path) -> Iterator[Any]:
+        dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+        yield init_device_mesh("cpu", (1,))
+        dist.destroy_process_group()
+
+    @pytest.mark.parametrize("new", [True, False])
+    def test_a_unit_tells_what_it_has_taken_and_what_stands_for_it(self, new: bool, mesh: Any) -> None:
+        layer = nn.Linear(2, 3)
+        made = fully_shard(layer, mesh=mesh) if new else _wrapped(layer, mesh, orig=True)
+        (unit,) = of_fsdp.units(made)
+        assert (unit.outer, unit.inner) == (made, layer)
+        assert list(of_fsdp.processes(unit)) == ([1, 1] if new else [1])
+        assert of_fsdp.keeps_parameters(unit)
+        held = {one.name: one for one in of_fsdp.held(unit)}
+        assert {name: tuple(one.shape) for name, one in held.items()} == {"weight": (3, 2), "bias": (3,)}
+        before = dict(made.named_parameters())
+        assert {id(one.parameter) for one in held.values()} == {id(p) for p in before.values()}
+        seen: list[Any] = []
+        layer.register_forward_pre_hook(lambda *_: seen.append(of_fsdp.standing(layer, "weight")))
+        made(torch.ones(1, 2)).sum().backward()
+        assert tuple(seen[0].shape) == (3, 2)
+        assert type(seen[0].data) is torch.Tensor
+        assert of_fsdp.standing(layer, "weight") is held["weight"].parameter
+
+    def test_flat_parameters_and_wrappers_are_known(self, mesh: Any) -> None:
+        wrapped = _wrapped(nn.Linear(2, 3), mesh, orig=False)
+        assert not of_fsdp.keeps_parameters(of_fsdp.units(wrapped)[0])
+        assert of_fsdp.wraps(wrapped)
+        assert not of_fsdp.wraps(wrapped.module)
+
+    def test_a_class_is_that_of_before(self, mesh: Any) -> None:
+        layer = nn.Linear(2, 3)
+        fully_shard(layer, mesh=mesh)
+        assert type(layer) is not nn.Linear
+        assert of_fsdp.plain_class(layer) is of_fsdp.plain_class(nn.Linear(1, 1)) is nn.Linear
+
+
+def _wrapped(layer: nn.Module, mesh: Any, *, orig: bool) -> Any:
+    cpu = torch.device("cpu")
+    return FullyShardedDataParallel(layer, device_id=cpu, device_mesh=mesh, use_orig_params=orig)
 
 
 def test_zarr_refuses_to_write_what_was_opened_for_reading(tmp_path: Path) -> None:

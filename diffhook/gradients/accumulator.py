@@ -13,7 +13,7 @@ from torch import Tensor
 from diffhook.errors import CaptureError, ConfigurationError
 from diffhook.gradients.layers import Owned
 from diffhook.gradients.products import may_stay_half
-from diffhook.gradients.rules import Call, Factors, LayerRule, Mixers, Product, Reduced, factors
+from diffhook.gradients.rules import Call, Factors, Mixers, Product, Reduced, factors
 from diffhook.gradients.sketch import FullGradient, Sketch
 from diffhook.gradients.totals import Totals
 
@@ -102,7 +102,7 @@ class PassAccumulator:
         formed = several or (not owned.rule.gives_factors and (summed is not None or self.audit is not None))
         needless = {} if several else self._mixers(owned, call.grad_output)
         call = replace(call, mixers={} if formed else needless)
-        for rows in self._chunks(owned.rule, call, formed=several):
+        for rows in self._chunks(owned, call, formed=several):
             for local, product in owned.rule.products(call.of(rows)):
                 if isinstance(product, Factors) and local not in call.mixers:
                     product = factors.formed(product)
@@ -182,11 +182,12 @@ class PassAccumulator:
                 found[local] = mixers
         return found
 
-    def _chunks(self, rule: LayerRule[Any], call: Call[Any], *, formed: bool) -> Iterator[slice]:
+    def _chunks(self, owned: Owned, call: Call[Any], *, formed: bool) -> Iterator[slice]:
         """Runs of rows that fit the workspace together; whole groups."""
-        size = rule.workspace(call)
-        if formed or self._group_size > 1 or isinstance(self._sketch, FullGradient):
-            size = max(size, *(p.numel() for p in call.module.parameters(recurse=False)))
+        size = owned.rule.workspace(call)
+        unseen = next(call.module.parameters(recurse=False), None) is None  # by the rule: they are sharded
+        if formed or unseen or self._group_size > 1 or isinstance(self._sketch, FullGradient):
+            size = max(size, owned.largest)
         step = max(self._workspace // max(size, 1), 1)
         step = max(step - step % self._group_size, self._group_size)
         for start in range(0, len(call), step):
@@ -217,17 +218,17 @@ def _squares(product: Tensor | Factors) -> Tensor:
     return product.flatten().square().sum()
 
 
-def check_preconditioner(factors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+def check_preconditioner(factors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
     """Whether each factor is one parameter's.
 
     Raises:
         ConfigurationError: it does not fit the parameters.
     """
     for name, factor in factors.items():
-        if name not in parameters:
+        if name not in shapes:
             raise ConfigurationError(f"the preconditioner names {name!r}, which is not trained")
-        if factor.shape != parameters[name].shape:
+        if factor.shape != shapes[name]:
             raise ConfigurationError(
                 f"the preconditioner of {name} has shape {tuple(factor.shape)}; "
-                f"expected {tuple(parameters[name].shape)}"
+                f"expected {tuple(shapes[name])}"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffhook.compat import deepspeed, fsdp
 from diffhook.compat.torch import compiler_is_loaded, has_compiled_call, own_children
 
 
@@ -18,8 +19,18 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:
-    """The model inside of the wrappers of DDP and ``torch.compile``."""
+    """The model inside of the wrappers of DDP, FSDP, DeepSpeed and ``torch.compile``."""
     return _nested(model)[-1]
+
+
+def holder(model: nn.Module) -> nn.Module:
+    """What holds the model's parameters: FSDP's or DeepSpeed's wrapper around it, or the model itself."""
+    found = _nested(model)
+    return next((wrapper for wrapper in found if _wraps(wrapper)), found[-1])
+
+
+def _wraps(model: nn.Module) -> bool:
+    return fsdp.wraps(model) or deepspeed.wraps(model)
 
 
 def compiled_wrapper(model: nn.Module) -> nn.Module | None:
@@ -33,8 +44,8 @@ def _nested(model: nn.Module) -> list[nn.Module]:
     while True:
         if "_orig_mod" in own_children(model):
             model = model.get_submodule("_orig_mod")
-        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or _wraps(model):
+            model = model.module  # type: ignore[assignment]
         else:
             return found
         found.append(model)

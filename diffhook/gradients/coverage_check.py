@@ -86,17 +86,31 @@ class CoverageCheck:
         self._balances = {
             name: _Balance(hooked=_is_hooked(p), rounded=name in rounded) for name, p in parameters.items()
         }
+        self._attached = False
         self._handles: list[RemovableHandle] = []
+        self._followed: dict[int, Tensor] = {}  # held, so that no id is reused
         self._parameters = parameters
         self._undecided: dict[str, _Balance] = {}
 
     def attach(self) -> None:
+        self._attached = True
         for name, parameter in self._parameters.items():
             self._handles.append(parameter.register_hook(partial(self._guard, self._collect, name)))
 
+    def follow(self, name: str, tensor: Tensor) -> None:
+        """``tensor`` stands for a parameter that is sharded otherwise: its gradient is that of this process's
+        own samples, before the processes' are added up."""
+        if self._attached and id(tensor) not in self._followed:
+            self._followed[id(tensor)] = tensor
+            balance = self._balances[name]
+            balance.hooked = balance.hooked or _is_hooked(tensor)
+            self._handles.append(tensor.register_hook(partial(self._guard, self._collect, name)))
+
     def close(self) -> None:
+        self._attached = False
         while self._handles:
             self._handles.pop().remove()
+        self._followed.clear()
 
     def _collect(self, name: str, gradient: Tensor) -> None:
         if not self._tape.paused:

@@ -20,7 +20,7 @@ from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse
 from diffhook.gradients.sample_axis import AxisLayout
-from diffhook.gradients.sharding import refuse_sharded
+from diffhook.gradients.sharding import refuse_options, refuse_unsupported, shapes_of, unit_hooks
 from diffhook.gradients.sketch import FullGradient, make_sketch
 from diffhook.gradients.tape import OnBackward, Tape
 from diffhook.gradients.totals import Totals
@@ -71,8 +71,8 @@ class PerSampleGradients:
             the largest layer is. None: 8 MiB on a CPU, 256 MiB elsewhere.
 
     Raises:
-        ConfigurationError: nothing in the model is trainable, its parameters are sharded over processes, or
-            an argument is out of range.
+        ConfigurationError: nothing in the model is trainable, its parameters are spread over processes in a
+            way that is not supported, or an argument is out of range.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class PerSampleGradients:
             raise ConfigurationError(f"group_size is {group_size}; expected a positive integer")
         if workspace is not None and workspace < 1:
             raise ConfigurationError(f"workspace is {workspace}; expected a positive number of bytes")
-        refuse_sharded(model)
+        refuse_unsupported(model)
+        refuse_options(model, weight_gradients=weight_gradients, reuse_products=reuse_products)
         self.model = model
         self.reduction = reduction
         self.weight_gradients = weight_gradients
@@ -109,7 +110,9 @@ class PerSampleGradients:
             raise ConfigurationError("the model has no parameter with requires_grad=True")
         self.layers = layers
         self.parameters = chosen(self.trained, layers)
-        self.sketch = make_sketch(projection_dim, seed, self.parameters)
+        #: of :attr:`parameters`, by name; of a sharded one, that of the whole
+        self.shapes = shapes_of(model, self.parameters)
+        self.sketch = make_sketch(projection_dim, seed, self.shapes)
         self._roots = list(model.values()) if isinstance(model, nn.ModuleDict) else [model]
         self._root_handles: list[RemovableHandle] = []
         self._workspace = workspace
@@ -120,6 +123,7 @@ class PerSampleGradients:
             inputless=[name for name, owned in ruled.items() if not owned.needs_input],
         )
         self._reuse = Reuse(ruled, self.tape) if reuse_products and weight_gradients else None
+        self.tape.companions += unit_hooks(model, self.tape, lambda: self._pass)
         self.tape.let_go = self._reuse is None  # keep inputs: a second backward must refill reused gradients
         self._formed: set[str] = set()  # layers whose products may be reused
         self._assignment = Assignment(self.parameters, ruled)
@@ -186,7 +190,7 @@ class PerSampleGradients:
         Raises:
             ConfigurationError: the preconditioner does not fit the parameters.
         """
-        check_preconditioner(self.preconditioner, self.parameters)
+        check_preconditioner(self.preconditioner, self.shapes)
         self._pass.end()
         hooks = [gradient_hooks(p) for p in self.parameters.values()]
         if hooks != self._hooks:  # they may change gradients

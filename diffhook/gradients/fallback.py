@@ -92,6 +92,8 @@ class Fallback(TorchFunctionMode):
         on_gradient: called for every use with name, (B, *parameter.shape) gradients and the dtype
             that the operation computed in.
         on_obstacle: called with (name, reason) for a use that cannot be split by sample.
+        sharded: custom functions of FSDP stand between the model's parts, whose backward is not to be run for
+            a look at what is behind them.
     """
 
     def __init__(
@@ -104,8 +106,11 @@ class Fallback(TorchFunctionMode):
         guard: PassGuard,
         on_gradient: OnGradient,
         on_obstacle: OnObstacle,
+        *,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
+        self._sharded = sharded
         self._axis = axis
         self._batch = batch
         self._guard = guard
@@ -114,13 +119,26 @@ class Fallback(TorchFunctionMode):
         self._sources = {id(p): _Source(p, frozenset([n]), p.dtype) for n, p in parameters.items()}
         # Tensors that depend on no sample, such as position indices. Held, so that no id is reused.
         self._constants = {id(t): t for t in constants}
-        self._watched = frozenset(parameters)
+        self.watched = frozenset(parameters)
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._parameters = parameters
         self._uses: list[_Use] = []
         self._followed = 0
         self._seen: set[str] = set()  # parameters that have entered an operation themselves
         self._tape = tape
+
+    def follow(self, name: str, tensor: Tensor) -> None:
+        """From now on ``tensor`` stands for a parameter, which is sharded otherwise."""
+        self._sources[id(tensor)] = _Source(tensor, frozenset([name]), tensor.dtype)
+
+    def know_constant(self, tensor: Tensor) -> None:
+        """Likewise for one that is not watched."""
+        self._constants[id(tensor)] = tensor
+
+    def is_ours(self, tensor: Tensor) -> bool:
+        """Whether backward passes of our own start at the operation that made ``tensor``."""
+        own = any(use.output is tensor and use.sources for use in self._uses)
+        return own or id(tensor) in self._sources
 
     def claim(self, output: Tensor, names: Iterable[str]) -> bool:
         """A layer's rule asks for its parameters in the operation that made ``output``.
@@ -129,7 +147,7 @@ class Fallback(TorchFunctionMode):
             False if the parameters entered otherwise: derived values (a weight that is scaled, masked or
             normalised first) are not what the rule explains, and are left to the fallback.
         """
-        claimed = self._watched.intersection(names)
+        claimed = self.watched.intersection(names)
         for use in reversed(self._uses[-3:]) if claimed else ():
             if use.output is output:
                 left = [s for s in use.sources if s[0].edge is not None or not s[0].names <= claimed]
@@ -183,12 +201,12 @@ class Fallback(TorchFunctionMode):
 
     def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Operation | None:
         """What is about to run on which tensors; None if it is none of our business."""
-        if self._guard.error is not None or not torch.is_grad_enabled():
+        if self._guard.error is not None or not torch.is_grad_enabled() or self._tape.blind:
             return None
         if in_backward() or _is_getter(func):
             return None
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if self._axis.seeks_foreign:
+        if self._axis.seeks_foreign and not self._sharded:
             self._adopt_foreign(leaves)
         met = {id(t): self._sources[id(t)] for t in leaves if id(t) in self._sources}
         if not met:

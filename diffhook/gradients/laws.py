@@ -126,7 +126,8 @@ def _settle_unreached(separability: SeparabilityCheck, assignment: Assignment, m
         assignment.inseparable.update(known)
         assignment.declined |= unreached
         reason = f"samples are coupled by {_some(known)}, which cannot be followed here"
-        assignment.leave_out(dict.fromkeys(assignment.names_of(unreached), reason))
+        # The fallback's as well: behind one such layer there may be another.
+        assignment.leave_out(dict.fromkeys(assignment.names_of(unreached) | assignment.fallback, reason))
         raise RecheckNeeded(
             f"{_some(known)} couple samples where it cannot be followed; this pass is discarded, and the "
             f"next one leaves out {_some(unreached)}",

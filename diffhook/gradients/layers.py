@@ -8,19 +8,26 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from diffhook.compat.deepspeed import wraps
+from diffhook.compat.fsdp import standing
 from diffhook.compat.torch import own_children, own_parameters
 from diffhook.errors import ConfigurationError
 from diffhook.gradients.rules import LayerRule, rule_for
+from diffhook.gradients.sharding import originals, shapes_of
+
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that need gradients, each once, by name: without the prefixes of DDP, torch.compile and
-    checkpoint wrappers."""
+    """Parameters that need gradients, each once, by name: without the prefixes of DDP, FSDP, torch.compile
+    and checkpoint wrappers. Of sharded ones, what the optimiser steps, whatever stands for it now."""
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
-    for name, parameter in _named(model, ""):
+    known = originals(model)
+    for name, now in _named(model, ""):
+        parameter = known.get(id(now), now)
         if parameter.requires_grad and id(parameter) not in seen:
             seen.add(id(parameter))
             found[name] = parameter
@@ -67,8 +74,8 @@ def _named(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Parameter]]
 
 def _wraps(module: nn.Module, child: str) -> bool:
     if child == "module":  # which may be a layer's name as well
-        return isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel)
-    return child in ("_orig_mod", "_checkpoint_wrapped_module")
+        return isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel) or wraps(module)
+    return child in _WRAPPED
 
 
 @dataclass(frozen=True)
@@ -78,39 +85,51 @@ class Owned:
     Attributes:
         parameters: attribute → name in the model.
         tensors: attribute → the parameter itself.
+        largest: numbers of the largest of them.
     """
 
     module: nn.Module
     rule: LayerRule[Any]
     parameters: Mapping[str, str]
     tensors: Mapping[str, nn.Parameter]
+    largest: int
 
     @property
     def needs_input(self) -> bool:
         """Whether the layer's input must be kept for the backward."""
         return not self.parameters.keys() <= set(self.rule.without_input)
 
-    def is_as_found(self) -> bool:
+    def is_as_found(self, whole: Mapping[str, Tensor]) -> bool:
         """Whether the layer still has the forward and the parameters that its rule explains: pruning,
-        weight normalisation and adapters replace them, also in the middle of a training."""
-        own = own_parameters(self.module)
-        same = all(own.get(local) is parameter for local, parameter in self.tensors.items())
+        weight normalisation and adapters replace them, also in the middle of a training.
+
+        Args:
+            whole: name in the model → what stands for a sharded parameter in this pass.
+        """
+        same = all(
+            standing(self.module, local) is whole.get(self.parameters[local], parameter)
+            for local, parameter in self.tensors.items()
+        )
         return same and not self.rule.is_replaced(self.module)
 
 
 def find_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Owned]:
     """Every layer that owns some of ``parameters`` and has a rule, by name."""
     names = {id(parameter): name for name, parameter in parameters.items()}
+    known, sizes = originals(model), shapes_of(model, parameters)
     layers: dict[str, Owned] = {}
-    for path, module in model.named_modules():
+    for path, module in (model.module if wraps(model) else model).named_modules():  # type: ignore[union-attr]
         rule = rule_for(module)
         if rule is None or rule.obstacle(module) is not None:
             continue
-        own = {local: own_parameters(module).get(local) for local in rule.parameters}
+        now = {local: own_parameters(module).get(local) for local in rule.parameters}
+        own = {local: known.get(id(p), p) for local, p in now.items()}
         tensors = {local: p for local, p in own.items() if p is not None and id(p) in names}
         if tensors:
             explained = {local: names[id(p)] for local, p in tensors.items()}
-            layers[path or "the model"] = Owned(module, rule, explained, tensors)
+            largest = max(sizes[name].numel() for name in explained.values())
+            name = ".".join(part for part in path.split(".") if part not in _WRAPPED)
+            layers[name or "the model"] = Owned(module, rule, explained, tensors, largest)
     return layers
 
 

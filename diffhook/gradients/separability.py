@@ -29,6 +29,7 @@ from diffhook.compat.torch import WeakIdKeyDictionary, tree_leaves
 from diffhook.gradients import host
 from diffhook.gradients.graph import leaves_behind
 from diffhook.gradients.guard import Guard
+from diffhook.gradients.sharding import NO_SEPARABILITY, is_sharded
 from diffhook.gradients.tape import Tape
 
 _FACTORS = 17  # 0 and powers of two down to 2⁻¹⁵: exact in floating point
@@ -146,7 +147,9 @@ class SeparabilityCheck:
         judged: dict[Place, bool] = {}
         self.alone = batch == 1
         starts = self._starts(output, batch)
-        if not self.alone and starts and not _communicates(self._model):
+        if is_sharded(self._model):
+            self.unchecked = NO_SEPARABILITY
+        elif not self.alone and starts and not _communicates(self._model):
             try:
                 judged = self._send_back(starts, batch)
             except RuntimeError as error:  # reentrant checkpointing forbids it

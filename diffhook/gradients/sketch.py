@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from diffhook.errors import ConfigurationError
@@ -232,7 +232,7 @@ def check_projection_dim(value: Any) -> None:
 
 
 def make_sketch(
-    projection_dim: int | Literal["full"], seed: int, parameters: Mapping[str, nn.Parameter]
+    projection_dim: int | Literal["full"], seed: int, shapes: Mapping[str, torch.Size]
 ) -> Sketch | FullGradient | None:
     """The projection that ``projection_dim`` asks for; None for 0.
 
@@ -241,7 +241,5 @@ def make_sketch(
     """
     check_projection_dim(projection_dim)
     if projection_dim == "full":
-        return FullGradient({name: p.numel() for name, p in parameters.items()})
-    return (
-        Sketch(projection_dim, {n: p.shape for n, p in parameters.items()}, seed) if projection_dim else None
-    )
+        return FullGradient({name: shape.numel() for name, shape in shapes.items()})
+    return Sketch(projection_dim, shapes, seed) if projection_dim else None

@@ -145,6 +145,7 @@ class Tape:
         self.muted = False
         self.companions: list[Hooks] = []  #: put on the layers before our own hooks
         self.paused = False  # while we run backward passes of our own
+        self.blind = False  #: what is computed now is FSDP's, and no operation of the model
         self.require_outputs = False
         # Inputs are let go of as the backward passes their layer, as autograd does with its own.
         self.let_go = True

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from diffhook.compat.torch import in_backward
+from diffhook.compat.fsdp import Unit, units
+from diffhook.compat.torch import in_backward, tree_leaves, tree_map, without_function_modes
 from diffhook.errors import CaptureError, RecheckNeeded
 from diffhook.gradients.accumulator import PassAccumulator
 from diffhook.gradients.compiled import is_compiled, uncompiled
@@ -24,6 +25,7 @@ from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse, Sums
 from diffhook.gradients.sample_axis import AxisLayout, SampleAxis, leading_axis
 from diffhook.gradients.separability import SeparabilityCheck
+from diffhook.gradients.sharding import parameters_of, whole_now
 from diffhook.gradients.tape import OnBackward, Tape
 
 
@@ -69,6 +71,9 @@ class WatchedPass:
         self._reuse = reuse
         self._fallback: Fallback | None = None
         self._host: nn.Module | None = None  # whose call is being watched
+        self._units = units(model)
+        self._names = {id(p): name for name, p in assignment.parameters.items()}
+        self._whole: dict[str, Tensor] = {}  # name → what stands for a sharded parameter in this pass
         self._uncalled: dict[str, RemovableHandle] = {}  # parameters whose layers no call has reached
         self._undo = ExitStack()
 
@@ -143,18 +148,18 @@ class WatchedPass:
             return
         if self.batch is None:
             self.accumulator.batch = self.axis.batch = leading_axis((*args, *(kwargs or {}).values()))
-        watched = self._watched()
-        if self.batch is None or not watched:
-            return
-        if self._fallback is None:
-            self._fallback = self._make_fallback(watched, self.batch)
-        self._fallback.__enter__()
-        self._host = host
+        if self.batch is not None and (watched := self._watched()):
+            if self._fallback is None:
+                self._fallback = self._make_fallback(watched, self.batch)
+            self._fallback.__enter__()
+            self._host = host
+        for unit in self._units:  # whose call has begun already
+            self.on_whole(unit)
 
     def _make_fallback(self, watched: set[str], batch: int) -> Fallback:
         found = {n: p for n, p in self._assignment.parameters.items() if n in watched}
         known = {id(p) for p in found.values()}
-        constants = [p for p in self._model.parameters() if id(p) not in known]
+        constants = [p for p in parameters_of(self._model) if id(p) not in known]
         return Fallback(
             found,
             [*constants, *self._model.buffers()],
@@ -164,7 +169,39 @@ class WatchedPass:
             self.guard,
             self.accumulator.add_use,
             self.obstacles.setdefault,
+            sharded=bool(self._units),
         )
+
+    def on_whole(self, unit: Unit) -> None:
+        """Parameters of a unit of FSDP's are whole now, as they are until its call ends."""
+        for parameter, now in whole_now(unit):
+            name = self._names.get(id(parameter))
+            if name is not None:
+                self._whole[name] = now
+                if self.completeness is not None:
+                    self.completeness.follow(name, now)
+            if self._fallback is not None:
+                if name is None:
+                    self._fallback.know_constant(now)
+                elif name in self._fallback.watched:
+                    self._fallback.follow(name, now)
+
+    def on_left(self, output: Any) -> Any:
+        """A unit has answered. FSDP hooks what it has answered, to be told of the backward. It must not be
+        told of ours, which begin at what the fallback watches: then FSDP gets a copy.
+
+        Returns:
+            What FSDP is to see; None: the same.
+        """
+        fallback = self._fallback
+        if fallback is None or not torch.is_grad_enabled() or in_backward():
+            return None
+        ours = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and fallback.is_ours(leaf)]
+        if not ours:
+            return None
+        known = {id(leaf) for leaf in ours}
+        with without_function_modes():
+            return tree_map(lambda leaf: leaf.clone() if id(leaf) in known else leaf, output)
 
     def leave(self, host: nn.Module, output: Any) -> None:
         """The call has come to its end."""
@@ -182,7 +219,8 @@ class WatchedPass:
             for local, name in owned.parameters.items():
                 if name not in expected:
                     hook = partial(self.guard, self._on_unexpected, layer, name)
-                    self._uncalled[name] = owned.tensors[local].register_hook(hook)
+                    used = self._whole.get(name, owned.tensors[local])
+                    self._uncalled[name] = used.register_hook(hook)
 
     def _expected(self) -> set[str]:
         """Parameters of whose gradients it is known where they come from, or that they do not count."""
@@ -242,7 +280,7 @@ class WatchedPass:
         owned = self._assignment.layers[layer]
         if not (self.axis.samples_first(output) and owned.rule.samples_first(owned.module, inputs)):
             return False
-        if not owned.is_as_found():
+        if not owned.is_as_found(self._whole):
             return False
         if self._fallback is None:
             return True

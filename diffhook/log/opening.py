@@ -30,7 +30,10 @@ def config_there(store: Store, config: Mapping[str, Any]) -> dict[str, Any] | No
     Raises:
         LogError: something else is there, or a log of another configuration or dataset.
     """
-    found = find_config(store)
+    found, foreign = find_config(store), []
+    if found is None:
+        foreign = [name for name in files.names(store, "") if not (name in _PARTS or _is_litter(name))]
+        found = find_config(store) if foreign else None  # another process may have begun it meanwhile
     if found is not None:
         own = json_like(config)
         known, new = found["identity"], own["identity"]
@@ -39,7 +42,6 @@ def config_there(store: Store, config: Mapping[str, Any]) -> dict[str, Any] | No
             known, new = {**known, "probe": there}, {**new, "probe": own["probe"]}
         _check_same(known, new, files.describe(store))
         return found
-    foreign = [name for name in files.names(store, "") if not (name in _PARTS or _is_litter(name))]
     if foreign:
         raise LogError(
             f"{files.describe(store)} is not empty and holds no diffhook log (it has {foreign[0]!r}): choose "

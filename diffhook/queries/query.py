@@ -259,7 +259,7 @@ def _engine(log: RunLog, model: nn.Module, grid: Grid) -> PerSampleGradients:
         weight_gradients=False,
         group_size=grid.draws,
     )
-    own = [[name, list(p.shape)] for name, p in engine.parameters.items()]
+    own = [[name, list(shape)] for name, shape in engine.shapes.items()]
     differing = list(differences(identity["parameters"], own, "trainable parameters"))
     if differing:
         raise ConfigurationError(f"the model is not the one that was trained: {differing[0]}")

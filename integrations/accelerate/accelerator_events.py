@@ -25,21 +25,21 @@ from diffhook.capture.loop.watches.optimizers import scale_of
 from diffhook.capture.settings import Settings
 from diffhook.compat.accelerate import prepared
 from diffhook.errors import ConfigurationError
-from diffhook.gradients.sharding import sharded
+from diffhook.gradients.sharding import SPLIT, refusal
 from diffhook.integrations.accelerate import loaders, quarantine
 from diffhook.integrations.notify import Trackers
 from diffhook.integrations.torch import fetches
 from diffhook.log.store import Location
 from diffhook.words import brief
 
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+_REFUSED = {DistributedType.MEGATRON_LM: SPLIT}
 
 
 def capture_on(accelerator: Accelerator, path: Location, settings: Settings) -> Capture:
     """A capture of this process's share of an Accelerator's loop, whose alerts its trackers get.
 
     Raises:
-        ConfigurationError: no accelerator, or parameters are sharded over processes.
+        ConfigurationError: no accelerator, or parameters are sharded in a way that is not supported.
     """
     if not hasattr(accelerator, "distributed_type"):
         hint = " Are the two swapped?" if isinstance(path, Accelerator) else ""
@@ -48,8 +48,8 @@ def capture_on(accelerator: Accelerator, path: Location, settings: Settings) -> 
             f"TorchHook(path, model, optimizer) in a loop without Accelerate.{hint}"
         )
     kind = accelerator.distributed_type
-    if settings.enabled and kind in _SHARDED:
-        raise sharded(kind.value)
+    if settings.enabled and kind in _REFUSED:
+        raise refusal(_REFUSED[kind])
     return Capture(
         path,
         settings,

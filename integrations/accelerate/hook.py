@@ -43,7 +43,7 @@ class DiffHook(Hook):
             strict, enabled: see :class:`~diffhook.capture.settings.Settings`.
 
     Raises:
-        ConfigurationError: an option out of range, or parameters sharded over processes.
+        ConfigurationError: an option out of range, or parameters sharded in a way that is not supported.
     """
 
     def __init__(

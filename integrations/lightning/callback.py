@@ -11,7 +11,7 @@ from diffhook.capture.loop import Capture, events
 from diffhook.capture.loop.watches.attachment import shielded
 from diffhook.capture.loop.watches.optimizers import scale_of
 from diffhook.capture.settings import Settings
-from diffhook.gradients.sharding import sharded
+from diffhook.gradients.sharding import refusal
 from diffhook.log.store import Location
 
 try:
@@ -53,7 +53,7 @@ class DiffHookCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         kind = type(trainer.strategy).__name__
         if any(word in kind for word in ("FSDP", "DeepSpeed", "ModelParallel")):
-            raise sharded(kind)
+            raise refusal(f"diffhook has not been seen to work with Lightning's {kind}")
         self.capture.place(trainer.global_rank, trainer.world_size)
         self.capture.watch(*self._models(pl_module), trainer.optimizers[0])
 

@@ -41,9 +41,9 @@ class TorchHook(Hook):
 
     Args:
         path: the log: a folder, an fsspec URL, or a zarr Store.
-        watched: the trained model, or several that one backward reaches, unwrapped, not DDP's; the optimiser,
-            whose steps count, of several the first one's; the ``GradScaler`` by which the loop scales its
-            losses, if it does; the DataLoader, if its batches hold ids or names
+        watched: the trained model, or several that one backward reaches, unwrapped, not DDP's, but as
+            FSDP shards it; the optimiser, whose steps count, of several the first one's; the ``GradScaler``
+            by which the loop scales its losses, if it does; the DataLoader, if its batches hold ids or names
             (``batch["image_path"]``). Rows have the learning rate of the optimiser's first group.
         rank, processes: this process's number, and how many share the batch.
         settings: see :class:`~diffhook.capture.settings.Settings`.
@@ -65,7 +65,7 @@ class TorchHook(Hook):
         """Watch trained models' calls, an optimiser's steps, a scaler's scale, or a loader's batches.
 
         Raises:
-            ConfigurationError: the model's parameters are sharded over processes.
+            ConfigurationError: the model's parameters are sharded in a way that is not supported.
         """
         for one in () if self.closed else given:
             if isinstance(one, DataLoader):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import zarr.storage
 
 from diffhook.appearance import COLUMNS as APPEARANCE
 from diffhook.errors import LogError
-from diffhook.log import LogWriter, Snapshot, open_log, schema
+from diffhook.log import LogWriter, Snapshot, open_log, opening, schema
+from diffhook.log.root import write_root
 from diffhook.log.testing import CONFIG, some_rows
 
 
@@ -178,6 +180,19 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
         open_log(tmp_path / "nowhere")
     with pytest.raises(LogError, match="is a file"):
         open_log(tmp_path / "thesis.tex")
+
+
+def test_a_log_that_another_process_begins_at_the_same_moment_is_no_foreign_one(tmp_path: Path) -> None:
+    listed = opening.files.names
+
+    def late(store: Any, place: str) -> list[str]:
+        if not place and not (tmp_path / "zarr.json").exists():
+            write_root(store, CONFIG)
+        return listed(store, place)
+
+    with mock.patch.object(opening.files, "names", late):
+        LogWriter(tmp_path, CONFIG).close()
+    assert open_log(tmp_path).verify() == []
 
 
 def test_another_programs_zarr_group_is_refused(tmp_path: Path) -> None:

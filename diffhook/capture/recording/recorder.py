@@ -19,13 +19,13 @@ from diffhook.capture.probes.grid import Grid
 from diffhook.capture.probes.probe import Probe
 from diffhook.capture.probes.prober import Prober, Sharing
 from diffhook.capture.recording.familiar_rows import FamiliarRows
-from diffhook.capture.recording.tensor_file import safetensors_of
+from diffhook.capture.recording.snapshot_contents import SnapshotContents
 from diffhook.capture.rows import make_rows
 from diffhook.capture.samples.familiarity import Familiarity
 from diffhook.capture.samples.regularisation import roles
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
-from diffhook.log import Content, LogWriter, Rows, Snapshot, open_log
+from diffhook.log import LogWriter, Rows, Snapshot, open_log
 from diffhook.log.grid import GRID
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
@@ -57,7 +57,7 @@ class Recorder:
         probe_at_end: see :meth:`probe_at_end`; snapshots are not probed then.
         preconditioner: what snapshots keep of the optimiser, see
             :func:`~diffhook.capture.recording.preconditioner.adam_preconditioner`; None: nothing.
-        snapshot_dtype: that snapshots are written in; None: the parameters' own.
+        snapshot_dtype, meet: see :class:`~diffhook.capture.recording.snapshot_contents.SnapshotContents`.
         strict: raise at the first write that fails.
     """
 
@@ -80,10 +80,11 @@ class Recorder:
         probe_at_end: bool = False,
         preconditioner: Callable[[Mapping[str, nn.Parameter]], Mapping[str, Tensor]] | None = None,
         snapshot_dtype: torch.dtype | None = None,
+        meet: Callable[[str], bool] = lambda what: True,
         strict: bool = False,
     ) -> None:
         self.engine = engine
-        self.snapshot_dtype = snapshot_dtype
+        self._contents = SnapshotContents(engine, snapshot_dtype, preconditioner, meet)
         self._strict = strict
         if probe is not None and not probe_at_end:
             config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
@@ -96,8 +97,6 @@ class Recorder:
             engine, self.writer.put, self.settle, objective, probe,
             begin=self._keep_grid, sharing=sharing, at_end=probe_at_end, strict=strict,
         )  # fmt: skip
-        self._preconditioner = preconditioner
-        self._reasons: set[str] = set()  # told, why there is none
         self.rows_written = 0
         self.snapshots_written = 0
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
@@ -290,10 +289,7 @@ class Recorder:
     @property
     def snapshot_bytes(self) -> int:
         """Bytes that a snapshot takes."""
-        kept = (
-            0 if self._preconditioner is None else 4 * sum(p.numel() for p in self.engine.parameters.values())
-        )
-        return kept + safetensors_of(self.engine.trained, dtype=self.snapshot_dtype).size
+        return self._contents.size
 
     def snapshot(self, step: int) -> None:
         """Keep the trainable parameters as they are after ``step`` steps, which rank 0 does, and probe. A
@@ -301,11 +297,12 @@ class Recorder:
         if self._last_snapshot == step:
             return
         self._last_snapshot = step
+        began = time.perf_counter()
+        content = self._contents.of(step, keep=not self.rank)
         if self.rank:
             self.prober.beside(step)
             return
-        began = time.perf_counter()
-        taken = self._keep_parameters(step)
+        taken = content is not None and self.writer.snapshot(Snapshot(step, self._lr, self.lr_sum), *content)
         self.snapshot_seconds += time.perf_counter() - began
         if not taken:
             self.prober.not_taken(step)
@@ -341,26 +338,6 @@ class Recorder:
             self.prober.at_end(step, rate, self._batch_per_step, budget, processes, grid)
         else:
             self.prober.not_taken(step)
-
-    def _keep_parameters(self, step: int) -> bool:
-        trained = self.engine.trained
-        for device in {parameter.device for parameter in trained.values()}:
-            torch.get_device_module(device).synchronize()  # they are read in another thread
-        snapshot = Snapshot(step, self._lr, self.lr_sum)
-        parameters = safetensors_of(trained, dtype=self.snapshot_dtype)
-        return self.writer.snapshot(snapshot, parameters, self._divisors(step))
-
-    def _divisors(self, step: int) -> Content | None:
-        if self._preconditioner is None:
-            return None
-        try:
-            factors = self._preconditioner(self.engine.parameters)
-        except ValueError as reason:
-            if str(reason) not in self._reasons:
-                self._reasons.add(str(reason))
-                logger.warning("snapshots keep no preconditioner (from step %d on), because %s", step, reason)
-            return None
-        return safetensors_of(factors, like=self.engine.parameters, dtype=torch.float32)
 
     def close(self, *, mid_pass: bool = False) -> None:
         """Flush and let go of model and log. Idempotent.

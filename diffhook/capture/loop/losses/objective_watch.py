@@ -13,12 +13,19 @@ from diffhook.capture.loop.losses.denoiser_calls import DenoiserCall
 from diffhook.capture.loop.probes.probe_inputs import ProbeInputs
 from diffhook.capture.loop.run.describe import describe_dataset
 from diffhook.capture.loop.watches.attachment import Attachment
+from diffhook.capture.probes.probe import Probe
 from diffhook.capture.recognition import Mixing, Observation, Recognised, Recognition, Refusal
 from diffhook.capture.settings import Settings
+from diffhook.gradients.sharding import is_sharded
 
 _SCHEDULERS = "diffusers.schedulers.scheduling_utils"
 _MIXINGS = 4  # of the batch at hand that are kept
 _AGAIN = 100  # passes after which a loss that was recognised is looked at again
+
+_SHARDED = (
+    "the parameters are sharded, so every pass of a probe would need all processes. `diffhook checkpoints` "
+    "measures samples later"
+)
 
 Tell = Callable[[Recognised | Refusal], None]
 
@@ -58,13 +65,27 @@ class ObjectiveWatch:
         inputs = ProbeInputs(probe, all_or_none=settings.probes_at_end)
         return cls(attachment, tell, no_inputs, inputs)
 
-    def begin(self, model: nn.Module, loader: Any, *, probes: bool) -> None:
-        """The capture begins: of ``model``, on what ``loader`` gives; whether this process probes."""
+    def begin(self, model: nn.Module, loader: Any, probe: Probe | None, probes: bool) -> Probe | None:
+        """The capture begins.
+
+        Args:
+            model: that is trained.
+            loader: the training's, where an adapter knows it.
+            probe: what is to be probed.
+            probes: whether this process takes part.
+
+        Returns:
+            ``probe``, or None where nothing can be probed.
+        """
+        if probe is not None and is_sharded(model):
+            self._no_inputs(_SHARDED)
+            self.inputs = probe = None
         if not probes:
             self.inputs = None
         if self.inputs is not None:
             dataset = describe_dataset(loader)
             self.inputs.begin(model, None if dataset is None else dataset["samples"])
+        return probe
 
     @property
     def observes(self) -> bool:

@@ -11,7 +11,9 @@ from torch.utils.data import IterableDataset
 
 from diffhook.capture import Objective
 from diffhook.capture.model.adapter import describe_adapters
+from diffhook.compat.fsdp import plain_class
 from diffhook.gradients import PerSampleGradients, Sketch
+from diffhook.gradients.compiled import without_wrappers
 from diffhook.log.schema import json_like
 
 _LIBRARIES = ("diffhook", "torch", "accelerate", "diffusers", "peft", "zarr", "numpy")
@@ -19,10 +21,11 @@ _LIBRARIES = ("diffhook", "torch", "accelerate", "diffusers", "peft", "zarr", "n
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
     """Class and, for models that have them, configuration and adapters."""
+    model = without_wrappers(model)
     if isinstance(model, nn.ModuleDict):
         return {"class": "several", "models": {name: describe_model(m) for name, m in model.items()}}
     config = getattr(model, "config", None)
-    kind = type(model)
+    kind = plain_class(model)
     described: dict[str, Any] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
     if config is not None:
         fields = config if isinstance(config, dict) else getattr(config, "__dict__", {})
@@ -63,7 +66,7 @@ def describe_run(
                 "version": sketch.VERSION if isinstance(sketch, Sketch) else None,
             },
             "layers": [engine.layers] if isinstance(engine.layers, str) else engine.layers,
-            "parameters": [[n, list(p.shape)] for n, p in engine.parameters.items()],
+            "parameters": [[name, list(shape)] for name, shape in engine.shapes.items()],
             "model": describe_model(engine.model),
             "objective": objective.describe() if objective is not None else None,
             "dataset": describe_dataset(loader),

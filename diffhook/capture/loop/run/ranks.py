@@ -24,6 +24,7 @@ from diffhook.compat.torch import process_store
 
 _PAUSE = 0.05  # seconds between two looks for a request
 _PATIENCE = 10.0  # seconds that a checkpoint, or the beginning, waits for the other processes
+_LEAST = 1.0  # after they did not come several times
 
 _numbers = itertools.count()  # processes start their hooks in the same order
 
@@ -42,6 +43,7 @@ class Ranks:
         self._settle = weakref.WeakMethod(settle)
         self._store: Any = None
         self._requests = 0
+        self._patience = _PATIENCE
         self._leaving = threading.Event()
         self._thread: threading.Thread | None = None
         if processes > 1 and dist.is_available() and dist.is_initialized():
@@ -98,6 +100,38 @@ class Ranks:
             waiting = [rank for rank in waiting if not self._answered(rank)]
         return waiting
 
+    def meet(self, what: str) -> bool:
+        """Whether all processes have come to the same point, for something that they must do together.
+
+        All get the same answer, whoever comes late or not at all: the first that knows it decides for all.
+
+        Args:
+            what: names the point.
+        """
+        if self._processes == 1:
+            return True
+        with suppress(RuntimeError):  # the store is gone, and the first process with it
+            if self._store is None or not dist.is_initialized():
+                return False
+            verdict = f"{what}-met"
+            whole = self._store.add(f"{what}-here", 1) == self._processes
+            decides = whole or not self._decided(verdict, self._patience)
+            if decides and self._store.add(f"{what}-deciding", 1) == 1:
+                self._store.set(verdict, "yes" if whole else "no")
+            met = bytes(self._store.get(verdict)) == b"yes"
+            self._patience = _PATIENCE if met else max(self._patience / 2, _LEAST)
+            return met
+        return False
+
+    def _decided(self, verdict: str, patience: float) -> bool:
+        until = time.monotonic() + patience
+        while not self._store.check([verdict]):
+            gone = any(self._store.check([f"gone-{rank}"]) for rank in range(self._processes))
+            if gone or time.monotonic() > until:
+                return False
+            time.sleep(_PAUSE / 10)
+        return True
+
     def _answered(self, rank: int) -> bool:
         return any(self._store.check([key]) for key in (f"{self._requests}-by-{rank}", f"gone-{rank}"))
 
@@ -111,7 +145,7 @@ class Ranks:
         try:
             yield
         finally:
-            if thread is not None:
+            if self._store is not None:
                 self._tell(f"gone-{self._rank}")
 
     def _work(self) -> None:

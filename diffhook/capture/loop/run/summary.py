@@ -14,6 +14,7 @@ from diffhook.capture import Plan, Recorder
 from diffhook.capture.loop.run.volume import Volume
 from diffhook.capture.plan import CAPTURED_STEP
 from diffhook.console import announce
+from diffhook.gradients.sharding import is_sharded
 
 logger = logging.getLogger("diffhook")
 
@@ -62,7 +63,7 @@ def plan_text(
         stride = f"as many steps as fit into {plan.budget}"
     lines = [
         f"diffhook: capturing {stride}, {len(engine.parameters)} parameters "
-        f"({sum(p.numel() for p in engine.parameters.values()):,} numbers), "
+        f"({sum(shape.numel() for shape in engine.shapes.values()):,} numbers), "
         f"D = {engine.sketch.dim if engine.sketch else 0}",
         f"  {batch} rows of {per_row:,} bytes a micro-batch"
         + (
@@ -75,6 +76,8 @@ def plan_text(
         f"  {volume.snapshots_text()}",
         f"  sample ids: {ids_from}",
     ]
+    if is_sharded(engine.model):
+        lines.append("  the parameters are sharded: it is not checked that samples stay apart in the model")
     if recorder.prober.waits_for_end:
         lines.append("  all samples are probed at the end, if the budget affords it (probe=False: never)")
     elif recorder.prober.probe is not None and recorder.prober.probe.dataset is None:

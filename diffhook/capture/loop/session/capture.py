@@ -40,6 +40,7 @@ from diffhook.capture.settings import Settings
 from diffhook.console import announce
 from diffhook.errors import LogError
 from diffhook.gradients import PerSampleGradients
+from diffhook.gradients.sharding import refuse_miscounted
 from diffhook.log.store import Location, settled
 
 logger = logging.getLogger("diffhook")
@@ -142,7 +143,7 @@ class Capture:
         """Watch trained models' calls, an optimiser's steps, or a scaler's scale.
 
         Raises:
-            ConfigurationError: the model's parameters are sharded over processes.
+            ConfigurationError: the model's parameters are sharded in a way that is not supported.
         """
         for one in () if self.closed else given:
             self.shield(self._watch, one)
@@ -251,11 +252,12 @@ class Capture:
             reuse_products=settings.reuse_products,
             workspace=settings.workspace,
         )
+        refuse_miscounted(engine.model, session.steps.processes)
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
         ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
-        session.staging.objective.begin(engine.model, self.loader, probes=ranks.probes)
+        probed = session.staging.objective.begin(engine.model, self.loader, settings.probed, ranks.probes)
         recorder = Recorder(
             engine,
             self.path,
@@ -268,11 +270,12 @@ class Capture:
             lr_sum=self._position.lr_sum,
             alerts=self.alerts,
             objective=settings.objective,
-            probe=training_probe(settings.probed, settings.objective, self.loader, self.identity),
+            probe=training_probe(probed, settings.objective, self.loader, self.identity),
             sharing=ranks.shared_probe,
-            probe_at_end=settings.probes_at_end,
+            probe_at_end=settings.probes_at_end and probed is not None,
             preconditioner=self._optimizers.preconditioner if settings.keep_preconditioner else None,
             snapshot_dtype=settings.snapshot_precision(),
+            meet=ranks.meet,
             strict=settings.strict,
         )
         with ExitStack() as undo:

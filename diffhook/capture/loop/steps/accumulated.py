@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.gradients import host
+from diffhook.gradients.sharding import own_share
 
 
 class AccumulatedGradients:
@@ -21,7 +22,7 @@ class AccumulatedGradients:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self._parameters = list(parameters)
+        self._parameters = list(parameters)  # of sharded ones each process looks at its own share
         self._noted: tuple[int, int] | None = None  # id() and version of the first gradient there is
         self._suspected = False
         self._any: Tensor | bool = False  # whether one was not zero when they were suspected
@@ -35,7 +36,9 @@ class AccumulatedGradients:
         noted, now = self._noted, self._look()
         if noted is None or noted == now:
             return
-        held = list(self._gradients())
+        held = [share for gradient in self._gradients() if (share := own_share(gradient)).numel()]
+        if not held and self._look() is not None:
+            return  # it has none of the numbers
         if held and host.waits(held[0]):
             self._any = (torch.stack(torch._foreach_norm(held)) != 0).any()
         else:

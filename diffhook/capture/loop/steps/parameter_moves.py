@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from diffhook.gradients.sharding import own_share
+
 
 class ParameterMoves:
     """Notes what parameters are at one moment, and says later whether they are others.
@@ -30,5 +32,6 @@ class ParameterMoves:
         return self._look() != self._noted
 
     def _look(self) -> tuple[int, list[float]]:
-        sums = torch.stack([p.detach().sum(dtype=torch.float64).cpu() for p in self._parameters]).nan_to_num()
+        shares = [own_share(p.detach()) for p in self._parameters]
+        sums = torch.stack([share.sum(dtype=torch.float64).cpu() for share in shares]).nan_to_num()
         return sum(p._version for p in self._parameters), sums.tolist()

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from diffhook.gradients.sharding import is_sharded
+
 
 class RestoredParameters:
     """Compares what a step has changed with what is left of it when the model is called next.
 
     Only rows of embeddings are known to be put back by training scripts, so only their weights are kept over
-    a step, for the first captured steps.
+    a step, for the first captured steps. Not of sharded models: a script cannot put back rows that lie
+    with other processes.
 
     Attributes:
         settled: it is known which rows are put back.
@@ -23,7 +26,7 @@ class RestoredParameters:
         names = {id(parameter): name for name, parameter in parameters.items()}
         self._tables: dict[str, Tensor] = {
             names[id(module.weight)]: module.weight
-            for module in model.modules()
+            for module in ([] if is_sharded(model) else model.modules())
             if isinstance(module, nn.Embedding) and id(module.weight) in names
         }
         self._before: dict[str, Tensor] = {}

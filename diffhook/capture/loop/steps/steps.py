@@ -19,6 +19,7 @@ from diffhook.capture.plan import Plan
 from diffhook.capture.recording.recorder import Recorder
 from diffhook.compat.torch import in_backward
 from diffhook.console import announce
+from diffhook.gradients.sharding import keeps_gradients
 
 
 class Steps:
@@ -85,7 +86,8 @@ class Steps:
         """Tell this recorder of steps from now on."""
         self._recorder = recorder
         self._restored = RestoredParameters(recorder.engine.model, recorder.engine.parameters)
-        self._gradients = AccumulatedGradients(recorder.engine.parameters.values())
+        if keeps_gradients(recorder.engine.model):
+            self._gradients = AccumulatedGradients(recorder.engine.parameters.values())
 
     def pass_begins(self) -> None:
         """A captured forward is about to run: what the loop has done since the last step can be seen now."""

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from diffhook.gradients.layers import trainable_parameters
+from diffhook.gradients.sharding import parameters_of
+
 
 class TrainedSet:
     """The parameters that rows hold gradients of, held against those that the model trains now.
@@ -24,12 +27,11 @@ class TrainedSet:
 
     def added(self) -> list[str]:
         """Names of parameters that are trained and not held."""
-        if all(id(p) in self._held for p in self._model.parameters() if p.requires_grad):
+        if all(id(p) in self._held for p in parameters_of(self._model) if p.requires_grad):
             return []
-        named = self._model.named_parameters()
-        return [name for name, p in named if p.requires_grad and id(p) not in self._held]
+        return [name for name, p in trainable_parameters(self._model).items() if id(p) not in self._held]
 
     def is_another(self, model: nn.Module) -> bool:
         """Whether a model is trained of which rows hold nothing."""
-        trained = [id(p) for p in model.parameters() if p.requires_grad]
+        trained = [id(p) for p in parameters_of(model) if p.requires_grad]
         return bool(trained) and self._held.keys().isdisjoint(trained)

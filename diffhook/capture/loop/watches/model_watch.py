@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,10 +13,12 @@ from diffhook.capture.loop.events import Event, ForwardBegan, OutputSeen
 from diffhook.capture.loop.watches.attachment import Attachment
 from diffhook.capture.loop.watches.call_inspection import takes_timesteps
 from diffhook.capture.loop.watches.call_watch import watch_calls
+from diffhook.compat.deepspeed import moved
+from diffhook.compat.fsdp import plain_class
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import Guarded
-from diffhook.gradients.compiled import compiled_wrapper, is_compiled, without_wrappers
-from diffhook.gradients.sharding import refuse_sharded
+from diffhook.gradients.compiled import compiled_wrapper, holder, is_compiled, without_wrappers
+from diffhook.gradients.sharding import parameters_of, refuse_unsupported
 
 
 class ModelWatch:
@@ -38,6 +41,7 @@ class ModelWatch:
         self._emit = emit
         self._chosen = None if chosen is None else [_origin(model) for model in chosen]
         self._models: list[nn.Module] = []
+        self._holders: dict[int, nn.Module] = {}  # id of a model → what holds its parameters
         self._called: list[nn.Module] = []  # the same, or the compiled wrappers that the loop calls
         self._hooks: list[Guarded] = []
 
@@ -51,11 +55,11 @@ class ModelWatch:
             model: as the loop calls it, or what is inside of the wrappers of DDP.
 
         Raises:
-            ConfigurationError: its parameters are sharded over processes, or it is compiled and torch is
-                older than 2.6.
+            ConfigurationError: its parameters are spread over processes in a way that is not supported, or
+                it is compiled and torch is older than 2.6.
         """
-        refuse_sharded(model)
-        called, model = model, without_wrappers(model)
+        refuse_unsupported(model)
+        called, whole, model = model, holder(model), without_wrappers(model)
         if any(model is known for known in self._models) or not is_trained(model):
             return
         if self._chosen is not None and not any(_origin(model) is chosen for chosen in self._chosen):
@@ -63,6 +67,7 @@ class ModelWatch:
         if is_compiled(called):
             refuse_old_compiler()
         self._models.append(model)
+        self._holders[id(model)] = whole
         self._attachment.own(model)
         wrapper = compiled_wrapper(called)  # within which a compiled call shows nothing
         called = model if wrapper is None else wrapper
@@ -80,7 +85,7 @@ class ModelWatch:
 
     def moved_by(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimiser has a parameter of the models that count."""
-        return bool(_parameters_of(optimizer) & _trained_in(self._models))
+        return bool(moved(optimizer) & self._trained_in(self._models))
 
     def settle(self, optimizers: Iterable[torch.optim.Optimizer]) -> list[nn.Module]:
         """Let only those models count that are trained together with the denoiser.
@@ -94,27 +99,33 @@ class ModelWatch:
         denoisers = [model for model in self._models if takes_timesteps(model)]
         if self._chosen is not None or len(self._models) < 2 or len(denoisers) != 1:
             return []
-        moved: set[int] = set()
+        together: set[int] = set()
         others: set[int] = set()
         for optimizer in optimizers:
-            parameters = _parameters_of(optimizer)
-            (moved if parameters & _trained_in(denoisers) else others).update(parameters)
-        if not moved:
+            parameters = moved(optimizer)
+            (together if parameters & self._trained_in(denoisers) else others).update(parameters)
+        if not together:
             return []
-        left_out = [m for m in self._models if _trained_in([m]) & others and not _trained_in([m]) & moved]
+        trained = {id(m): self._trained_in([m]) for m in self._models}
+        left_out = [m for m in self._models if trained[id(m)] & others and not trained[id(m)] & together]
         self._models = [m for m in self._models if not any(m is other for other in left_out)]
         return left_out
 
     def together(self) -> nn.Module:
         """The one model, or an ``nn.ModuleDict`` of several by class name."""
         if len(self._models) == 1:
-            return self._models[0]
+            return self._holders[id(self._models[0])]
         named: dict[str, nn.Module] = {}
+        kinds = Counter[str]()
         for model in self._models:
-            kind = type(model).__name__
-            same = sum(type(other) is type(model) for other in named.values())
-            named[f"{kind}_{same + 1}" if same else kind] = model
+            kind = plain_class(model).__name__
+            kinds[kind] += 1
+            named[f"{kind}_{kinds[kind]}" if kinds[kind] > 1 else kind] = self._holders[id(model)]
         return nn.ModuleDict(named)
+
+    def _trained_in(self, models: Iterable[nn.Module]) -> set[int]:
+        holders = [self._holders[id(model)] for model in models]
+        return {id(p) for holder in holders for p in parameters_of(holder) if p.requires_grad}
 
     def _before(self, called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         model = without_wrappers(called)
@@ -125,14 +136,6 @@ class ModelWatch:
         model = without_wrappers(called)
         if torch.is_grad_enabled() and any(model is known for known in self._models):
             self._emit(OutputSeen(model, output))
-
-
-def _parameters_of(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _trained_in(models: Iterable[nn.Module]) -> set[int]:
-    return {id(p) for model in models for p in model.parameters() if p.requires_grad}
 
 
 def _origin(model: nn.Module) -> nn.Module:

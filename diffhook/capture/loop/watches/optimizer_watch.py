@@ -18,6 +18,7 @@ from diffhook.capture.loop.events import Event, GradientsZeroed, StepBegan, Step
 from diffhook.capture.loop.watches.attachment import Attachment
 from diffhook.capture.loop.watches.optimizers import overflowed, scale_of, steps_taken
 from diffhook.capture.recording.preconditioner import adam_preconditioner
+from diffhook.compat.deepspeed import steps_itself
 
 
 class OptimizerWatch:
@@ -41,6 +42,7 @@ class OptimizerWatch:
         self._turns: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # that have taken this step
         self._counted: weakref.ref[torch.optim.Optimizer] | None = None
         self._under_way: weakref.ref[torch.optim.Optimizer] | None = None  # the outermost, as SAM's
+        self._itself: weakref.ref[torch.optim.Optimizer] | None = None  # DeepSpeed's: torch does not tell
         self._scaler: GradScaler | None = None
         attachment.hook(self._before_step, register_optimizer_step_pre_hook, again=True)
         attachment.hook(self._after_step, register_optimizer_step_post_hook, again=True)
@@ -61,6 +63,9 @@ class OptimizerWatch:
         elif given not in self._watched:
             self._watched.add(given)
             self._attachment.replace(given, "zero_grad", after=self._after_zeroed)
+            if steps_itself(given):
+                self._itself = weakref.ref(given)
+                self._attachment.replace(given, "step", before=self._before_own, after=self._after_own)
 
     def scale(self) -> float:
         """By what the scaler multiplies losses, if there is one. Waits for its device."""
@@ -104,6 +109,14 @@ class OptimizerWatch:
             return
         self._emit(StepEnded(optimizer, overflowed(optimizer)))
         self._under_way = None
+
+    def _before_own(self, *args: Any, **kwargs: Any) -> None:
+        if self._itself is not None and (optimizer := self._itself()) is not None:
+            self._before_step(optimizer, args, kwargs)
+
+    def _after_own(self, *_: Any, **__: Any) -> None:
+        if self._itself is not None and (optimizer := self._itself()) is not None:
+            self._after_step(optimizer)
 
     def _after_zeroed(self, *_: Any, **__: Any) -> None:
         self._emit(GradientsZeroed())

@@ -16,7 +16,7 @@ def scale_of(scaler: GradScaler | None) -> float:
 def overflowed(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the step just taken moved nothing: a fused optimiser is stepped by a scaler even if the
     gradients are not finite, and told so."""
-    found = getattr(optimizer, "found_inf", None)
+    found = getattr(optimizer, "found_inf", None) or getattr(optimizer, "overflow", None)  # DeepSpeed's
     return found is not None and bool(found)
 
 
