@@ -20,7 +20,7 @@ class Affordable(NamedTuple):
 
     Attributes:
         probe: None: none.
-        seconds: what it takes, or the cheapest would have taken.
+        seconds: what it takes, or the cheapest would have taken, the trial included.
     """
 
     probe: Probe | None
@@ -46,22 +46,28 @@ def affordable(
         processes: that share the samples.
         same_grid: all of the grid, or nothing: there are rows on it already.
     """
-    until = time.perf_counter() + seconds  # the trial is not for nothing
+    began = time.perf_counter()
+    until = began + seconds  # the trial is not for nothing
     trial = _Trial(probe, engine, objective, processes)
     smaller = [] if same_grid else _smaller(probe)
     least = smaller[-1] if smaller else probe
     first = trial.row(1) / _SURVEY * least.grid.rows
     if first > until - time.perf_counter():
-        return Affordable(None, first)
+        return _none(first, began)
     row = trial.row(2)
     if row * least.grid.rows > until - time.perf_counter():
-        return Affordable(None, row * least.grid.rows)
+        return _none(row * least.grid.rows, began)
     labels = trial.labels() if probe.label_timesteps else 0.0
     choices = [(each, labels) for each in (probe, *smaller)]
     choices.append((replace(least, label_timesteps=0), 0.0))
     costs = [Affordable(each, row * each.grid.rows + more) for each, more in choices]
     left = until - time.perf_counter()
-    return next((each for each in costs if each.seconds <= left), Affordable(None, costs[-1].seconds))
+    return next((each for each in costs if each.seconds <= left), None) or _none(costs[-1].seconds, began)
+
+
+def _none(seconds: float, began: float) -> Affordable:
+    """Too dear; the trial that showed it has taken its time, too."""
+    return Affordable(None, seconds + time.perf_counter() - began)
 
 
 def _smaller(probe: Probe) -> list[Probe]:
