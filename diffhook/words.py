@@ -124,6 +124,12 @@ def cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
+def middle(text: str, longest: int) -> str:
+    """With "…" for what is too much in the middle: a path's end tells most."""
+    half = (longest - 1) // 2
+    return text if len(text) <= longest else f"{text[:half]}…{text[-half:]}"
+
+
 def brief(value: object) -> str:
     """What a user gave, in a message: a number or short text as it is, of anything else the kind."""
     if value is None or isinstance(value, bool | int | float):

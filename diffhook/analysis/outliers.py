@@ -13,7 +13,7 @@ from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.fisher import combined
 from diffhook.analysis.non_finite import non_finite_samples
 from diffhook.analysis.ranking import Ranking
-from diffhook.analysis.reason import Reason
+from diffhook.analysis.reason import COPY, Reason
 from diffhook.analysis.roles import regularisation_images
 from diffhook.analysis.signals import PAIRWISE, SIGNALS, Found, Signal, View
 from diffhook.analysis.tables import source_table
@@ -53,7 +53,7 @@ def outliers(
         parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`; all of these that can rank
             count. By default all that the log can tell; "duplicate", which compares all pairs, for up
             to 20,000 samples. A log captured with projection_dim=0 has "norm", "repeat", "loss", "input"
-            and, where probes tried labels, "label".
+            and, where there are probes, "equal" and, where these tried labels, "label".
         labels: of the samples, by id or in the dataset's order, for "label"; by default the classes that
             probes were told.
         execution: as for :func:`diffhook.influence`.
@@ -76,7 +76,8 @@ def outliers(
         flags[i].append(Reason(told.words, "not finite", "not finite"))
     for signal in found.values():
         for position, reason in signal.reasons.items():
-            flags[position].append(reason)
+            if reason.kind != COPY or COPY not in {Reason.of(flag).kind for flag in flags[position]}:
+                flags[position].append(reason)  # gradients and pixels may tell the same copies
     together = {name: found[name] for name in _names(found, source, parts)}
     for each in flags:
         each.sort(key=lambda flag: Reason.of(flag).place)

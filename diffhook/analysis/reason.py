@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+COPY = "exact copy"
+
 KINDS = (
     "not finite",
     "unusual look",
     "high loss",
-    "exact copy",
+    COPY,
     "near copy",
     "wrong label",
     "unusual in sum",

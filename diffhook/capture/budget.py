@@ -43,7 +43,7 @@ class Budget:
         return type(self)(self.share / 2, self.seconds / 2)
 
     def __str__(self) -> str:
-        besides = f" and {duration(self.seconds)}" if self.seconds else ""
+        besides = f", and up to {duration(self.seconds)} on top" if self.seconds else ""
         return f"{100 * self.share:.3g}% of the training time{besides}"
 
 

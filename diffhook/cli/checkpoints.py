@@ -21,6 +21,7 @@ from diffhook.cli.printing import print_json
 from diffhook.cli.values import integers, numbers
 from diffhook.console import announce
 from diffhook.errors import ConfigurationError
+from diffhook.words import plural
 
 logger = logging.getLogger("diffhook")
 
@@ -104,8 +105,8 @@ def run(args: argparse.Namespace) -> None:
         print_json({"log": log.location, "rows": len(log.probe), "snapshots": steps})
     else:
         print(
-            f"{len(log.probe):,} rows at {len(steps)} checkpoints; now: diffhook outliers {args.log}, or "
-            f"diffhook query {args.log} --images … --name …"
+            f"{len(log.probe):,} rows at {plural(len(steps), 'checkpoint')}; now: diffhook outliers "
+            f"{args.log}, or diffhook query {args.log} --images … --name …"
         )
 
 
@@ -142,6 +143,24 @@ def _tell_left_out(pictures: Any) -> None:
         )  # fmt: skip
 
 
+def _check_readable(images: Any) -> None:
+    """Before anything is measured: one bad file would end it somewhere.
+
+    Raises:
+        ConfigurationError: files of a folder cannot be read.
+    """
+    from diffhook.report.folder import Folder
+
+    bad = images.unreadable() if isinstance(images, Folder) else {}
+    if bad:
+        first = next(iter(bad))
+        raise ConfigurationError(
+            f"{plural(len(bad), 'image file')} of {len(images):,} in {images.path} cannot be read, such as "
+            f"{first} ({bad[first]}): remove or repair {'it' if len(bad) == 1 else 'them'}, or name the "
+            "folder of the others"
+        )
+
+
 def _pictures(args: argparse.Namespace, pipeline: Any) -> Any:
     from diffhook.cli.samples import Pictures, folder_labels
 
@@ -150,6 +169,7 @@ def _pictures(args: argparse.Namespace, pipeline: Any) -> Any:
         args.data, pipeline.channels, pipeline.size, pipeline, args.captions, args.caption, labels
     )
     _tell_left_out(pictures)
+    _check_readable(pictures.images)
     classes = getattr(pipeline.denoiser.config, "num_class_embeds", None)
     if classes is not None and labels is None:
         pictures.class_labels = folder_labels([PurePath(name) for name in pictures.names.values()], classes)

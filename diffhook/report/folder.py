@@ -8,10 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from PIL import Image
+
 from diffhook.errors import ConfigurationError
 from diffhook.images import open_image
+from diffhook.words import one_line
 
 _TORCHVISION = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+_WHOLE = 2_000  # files up to which each is read whole
 _SUFFIXES = _TORCHVISION | {".gif"}
 
 
@@ -44,6 +48,19 @@ class Folder(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return _read(self.files[index])
+
+    def unreadable(self) -> dict[str, str]:
+        """File, from the folder on → what is wrong with it: a link to nothing, no image, half of one. Of very
+        many files only the beginning is read, which most tell by."""
+        found = {}
+        for file in self.files:
+            try:
+                open_image(file) if len(self) <= _WHOLE else Image.open(file).close()
+            except (OSError, SyntaxError, ConfigurationError) as error:
+                gone = file.is_symlink() and not file.exists()
+                told = f"a link to {os.readlink(file)}, which is not there" if gone else one_line(str(error))
+                found[file.relative_to(self.path).as_posix()] = told
+        return found
 
     def by_name(self, names: Mapping[int, str]) -> Callable[[int], Any]:
         """Id → image of a sample that has a name and a file here or further down; None of any other.

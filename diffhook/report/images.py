@@ -13,7 +13,8 @@ import numpy.typing as npt
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import ROLE_STRIDE
 from diffhook.report.folder import Folder
-from diffhook.report.likeness import Images, Likeness
+from diffhook.report.likeness import MOST, Images, Judgement, Likeness
+from diffhook.words import plural
 
 logger = logging.getLogger("diffhook")
 
@@ -91,12 +92,12 @@ def training_images(
         return _in_order(found, ids, likeness)
     images = find_images(found, ids, names)
     told = callable(found) and not hasattr(found, "__getitem__")  # a function is taken at its word
-    match = None if images is None or likeness is None or told else likeness.judge(images)
+    match = None if images is None or likeness is None or told else likeness.judge(images, bool(names))
     if match is None:
         return images, {}
     if match.fits is False:
-        raise ConfigurationError(_mismatch(f"the images of {_told(source)}", match.share))
-    return match.checked, {}
+        raise ConfigurationError(_mismatch(f"the images of {_told(source)}", match))
+    return _told_of(match, f"the images of {_told(source)}"), {}
 
 
 def _in_order(
@@ -112,32 +113,48 @@ def _in_order(
     matches = [
         None if likeness is None else likeness.judge(_of_first_rows(each.__getitem__)) for each in read
     ]
-    right = [
-        (each, match.checked)
-        for each, match in zip(read, matches, strict=True)
-        if match is not None and match.fits
-    ]
-    if not right and any(match is not None and match.fits is False for match in matches):
-        share = max(match.share for match in matches if match is not None)
-        raise ConfigurationError(_mismatch(f"the {longest:,} image files in {folder.path}", share))
+    judged = [(match, each) for each, match in zip(read, matches, strict=True) if match is not None]
+    right = sorted((m for m in judged if m[0].fits), key=lambda m: -m[0].share)
+    wrong = [match for match, _ in judged if match.fits is False]
+    what = f"the {longest:,} image files in {folder.path}"
+    if not right and wrong:
+        raise ConfigurationError(_mismatch(what, max(wrong, key=lambda match: match.share)))
     if not right and any(each.files[:count] != read[0].files[:count] for each in read):
         raise ConfigurationError(
             f"the image files in {folder.path} can be read in several orders, and the log cannot tell "
             "which the training had: pass a function from id to image, or the dataset itself"
         )
-    chosen, images = right[0] if right else (read[0], _of_first_rows(read[0].__getitem__))
+    chosen = right[0][1] if right else read[0]
+    images = _told_of(right[0][0], what) if right else _of_first_rows(chosen.__getitem__)
     if len(chosen) > count:
         logger.warning("%s holds %d images; the log knows %d samples", folder.path, len(chosen), count)
     return images, chosen.names(own.tolist())
 
 
-def _mismatch(what: str, share: float) -> str:
+def _mismatch(what: str, match: Judgement) -> str:
+    if (moved := match.displaced) is not None and match.share >= MOST:
+        places, later = plural(abs(moved.places), "place"), "later" if moved.places > 0 else "earlier"
+        why = f"from sample {moved.first} to {moved.last} the picture that fits comes {places} {later}"
+    else:
+        why = (
+            f"only {match.share:.0%} of those compared have the mean, contrast and roughness that the log "
+            "has of their sample"
+        )
     return (
-        f"{what} are not what was trained on, in that order: only {share:.0%} of those compared have the "
-        "mean, contrast and roughness that the log has of their sample. Is a file extra, missing or "
-        "renamed? Pass the folder as it was, the dataset itself, or a function from id to image, which is "
-        "not checked"
+        f"{what} are not what was trained on, in that order: {why}. Is a file extra, missing or renamed? "
+        "Pass the folder as it was, the dataset itself, or a function from id to image, which is not checked"
     )
+
+
+def _told_of(match: Judgement, what: str) -> Images:
+    """The pictures, after a word on those that are left out."""
+    if match.share < 1:
+        logger.warning(
+            "of %s, %s of those compared are not shown: mean, contrast or roughness is not what the log has",
+            what,
+            f"{1 - match.share:.1%}",
+        )
+    return match.checked
 
 
 def _told(source: Any) -> str:

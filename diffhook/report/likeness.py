@@ -12,29 +12,21 @@ import numpy.typing as npt
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.signals import View
 from diffhook.analysis.tables import appearance_table
-from diffhook.appearance import COLUMNS, STATISTICS, on_scale
+from diffhook.appearance import COLUMNS, on_scale
 from diffhook.errors import ConfigurationError
-from diffhook.images import to_image
 from diffhook.log import RunLog
 from diffhook.log.samples import ROLE_STRIDE
+from diffhook.report.likeness_fit import Displaced, Fit, Values, displacement
+from diffhook.report.readings import Reading, read, readings
 
 Images = Callable[[int], Any]
 """sample id → an image that :func:`to_image` takes, or None where there is none."""
 
-Values = npt.NDArray[np.float64]
-
-_ASKED = 512  # samples whose pictures are compared before any is shown
+_BLOCKS, _BLOCK = 32, 16  # so many times so many pictures in a row are compared before any is shown
+_TRIED = 48  # pictures that are read in every way
 _FEWEST = 16  # of which one can say whether pictures fit
-_SEGMENT = 32  # samples in a row among which most must fit: a missing file shifts all that follow
-_SHUFFLES = 16
-_CLOSE, _CLOSE_SHARE = 0.005, 0.9  # nearer than all but so many of strangers' pairs; share of a segment
-_ALIKE, _ALIKE_SHARE = (
-    0.1,
-    0.75,
-)  # the same where the loop resizes, crops or colours them, by mean and contrast
-_SAME, _FAR = 1e-3, 0.25  # spreads: a pair no further apart is always close, one further apart never
-_FLAT = np.array([-np.inf, *np.log([1e-2, 1e-2])])  # no less contrast or roughness counts: it is rounding
-_ROUNDING = 5.0  # times the residual of most pairs that fit
+MOST, _SOME = 0.5, 0.25  # of the pictures must fit; where names say whose each is
+_DISPLACED = 0.1  # of the pictures: so many others would fit if they lay some places away
 
 
 class WrongPictureError(ConfigurationError):
@@ -49,28 +41,38 @@ class Judgement:
         fits: whether they are the training's; None where the log cannot tell.
         share: of the pictures compared, those that fit.
         checked: the pictures; one that does not fit its sample raises a WrongPictureError.
+        displaced: where they lie in another order, the samples that fit so many places further on.
     """
 
     fits: bool | None
     share: float
     checked: Images
+    displaced: Displaced | None = None
 
 
 class Likeness:
     """Compares pictures with what the log knows of their samples.
 
-    Both sides' statistics come to one scale by their medians, which no order of the files moves: whatever
-    range the loop trains in, and whatever size. Whether a picture fits is decided by how near strangers are:
-    the same pictures, shuffled.
+    Both sides' statistics come to one scale, whatever range the loop trains in. A loop may crop, pad, resize
+    or recolour its pictures, so they are read in several ways, and each statistic counts by how far it
+    usually differs: an average over neighbours keeps the mean, but not contrast and roughness. Whether a
+    picture fits is decided by how near strangers are: the same pictures, moved on by some places.
 
     Args:
         ids: (N,) ascending.
         statistics: (N, 3) means over the visits of ``diffhook.appearance.STATISTICS``, as the log has them.
         channels: 1 or 3, of what the model was trained on.
+        size: (height, width) that it was trained on, where that is known.
     """
 
-    def __init__(self, ids: npt.NDArray[np.int64], statistics: Values, channels: int) -> None:
-        self.mode = "L" if channels == 1 else "RGB"
+    def __init__(
+        self,
+        ids: npt.NDArray[np.int64],
+        statistics: Values,
+        channels: int,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        self.readings = readings("L" if channels == 1 else "RGB", size)
         known = np.isfinite(statistics).all(1) & (ids < ROLE_STRIDE)
         self.ids, self.statistics = ids[known], on_scale(statistics[known])
 
@@ -84,37 +86,56 @@ class Likeness:
             return None
         view = View(log, table.name, table, execution or Execution())
         means = [view.means(table, column)[0] for column in COLUMNS]
-        found = cls(view.sample_ids, np.column_stack(means).astype(np.float64), channels)
+        found = cls(view.sample_ids, np.column_stack(means).astype(np.float64), channels, _size(model))
         return found if len(found.ids) >= _FEWEST else None
 
-    def judge(self, images: Images) -> Judgement:
-        """Compare some hundred pictures, evenly spaced; then each that is asked for."""
-        every = np.unique(np.linspace(0, len(self.ids) - 1, _ASKED).round().astype(np.intp))
-        seen = [(i, found) for i in every if (found := self._figures(images, int(self.ids[i]))) is not None]
+    def judge(self, images: Images, named: bool = False) -> Judgement:
+        """Compare some hundred pictures, some in a row each time; then each that is asked for.
+
+        Args:
+            named: each picture was found by its sample's name, so that no order can be wrong.
+        """
+        asked = self._asked()
+        reading = self._best_reading(images, asked[:: max(len(asked) // _TRIED, 1)])
+        seen = [(i, found[0]) for i in asked if (found := self._figures(images, i, [reading])) is not None]
         if len(seen) < _FEWEST:
             return Judgement(None, 1.0, images)
-        logged, pictures = self.statistics[[i for i, _ in seen]], np.stack([found for _, found in seen])
-        scale = _Scale.fit(pictures, logged, len(STATISTICS))
-        apart, strangers = scale.apart(pictures, logged), _strangers(pictures, logged, scale.used)
-        close = float(np.clip(np.quantile(strangers, _CLOSE), _SAME, _FAR))
-        if _everywhere(apart <= close, _CLOSE_SHARE):
-            usual = float(np.quantile(apart[apart <= close], 0.95))
-            limit = min(close, max(_ROUNDING * usual, _SAME))
-        else:  # roughness changes with the size
-            scale = _Scale.fit(pictures, logged, 2)
-            apart, strangers = scale.apart(pictures, logged), _strangers(pictures, logged, scale.used)
-            limit = float(np.quantile(strangers, _ALIKE))
-        fits = _everywhere(apart <= limit, _ALIKE_SHARE)
-        return Judgement(fits, float((apart <= limit).mean()), self._checked(images, scale, limit))
+        places, pictures = np.array([i for i, _ in seen]), np.stack([found for _, found in seen])
+        logged = self.statistics[places]
+        fit = Fit.of(pictures, logged)
+        displaced = None if named else displacement(self.ids[places], pictures, logged, fit.scale)
+        if displaced and fit.exact and displaced.count < _DISPLACED * len(places):
+            displaced = None  # each of them is seen to be another's
+        fits = displaced is None and fit.share >= (_SOME if named else MOST)
+        return Judgement(fits, fit.share, self._checked(images, reading, fit), displaced)
 
-    def _checked(self, images: Images, scale: _Scale, limit: float) -> Images:
+    def _asked(self) -> npt.NDArray[np.intp]:
+        """Positions: all; or runs of some in a row, where a missing file shows as a shift."""
+        count = len(self.ids)
+        if count <= _BLOCKS * _BLOCK:
+            return np.arange(count)
+        starts = np.linspace(0, count - _BLOCK, _BLOCKS).round().astype(np.intp)
+        return np.unique(starts[:, None] + np.arange(_BLOCK))
+
+    def _best_reading(self, images: Images, places: npt.NDArray[np.intp]) -> Reading:
+        """The way to read pictures in which they fit best: the plainest of those that are as good."""
+        seen = [(i, found) for i in places if (found := self._figures(images, i, self.readings)) is not None]
+        if len(seen) < _FEWEST:
+            return self.readings[0]
+        logged, pictures = self.statistics[[i for i, _ in seen]], np.stack([found for _, found in seen])
+        _, different = np.unique(pictures, axis=1, return_index=True)
+        fits = {way: Fit.of(pictures[:, way], logged) for way in sorted(different.tolist())}
+        best = max(fits, key=lambda way: (fits[way].exact, round(fits[way].share, 1), -fits[way].strangers))
+        return self.readings[best]
+
+    def _checked(self, images: Images, reading: Reading, fit: Fit) -> Images:
         def checked(sample: int) -> Any:
             image = images(sample)
             place = int(np.searchsorted(self.ids, sample))
             if image is None or place == len(self.ids) or self.ids[place] != sample:
                 return image
-            own = on_scale(figures_of(image, self.mode)[None])
-            if scale.apart(own, self.statistics[place][None])[0] > limit:
+            own = on_scale(read(image, [reading]))
+            if fit.scale.ratio(own, self.statistics[place][None])[0] > fit.limit:
                 raise WrongPictureError(
                     "not what the training saw: its mean, contrast or roughness is another"
                 )
@@ -122,61 +143,20 @@ class Likeness:
 
         return checked
 
-    def _figures(self, images: Images, sample: int) -> Values | None:
-        """None of a picture that is not there or cannot be read, which is told where it is to be shown."""
+    def _figures(self, images: Images, place: int, ways: list[Reading]) -> Values | None:
+        """(ways, 3); None of a picture that is not there or cannot be read, which is told where it is to be
+        shown."""
         try:
-            image = images(sample)
-            return None if image is None else on_scale(figures_of(image, self.mode)[None])[0]
+            image = images(int(self.ids[place]))
+            return None if image is None else on_scale(read(image, ways))
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
 
-def figures_of(image: Any, mode: str) -> Values:
-    """(3,) the :data:`diffhook.appearance.STATISTICS` of a picture in grey ("L") or colour ("RGB")."""
-    picture = to_image(image).convert(mode)
-    values = np.asarray(picture, np.float64).reshape(picture.height, picture.width, -1) / 255
-    steps = np.concatenate([np.diff(values, axis=axis).ravel() for axis in (0, 1)])
-    rough = float(np.sqrt((steps**2).mean())) if len(steps) else 0.0
-    return np.array([values.mean(), values.std(), rough])
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """From a picture's statistics to the log's."""
-
-    factor: float  # of means; contrast and roughness are logarithms
-    shift: Values
-    spread: Values
-    used: int  # of the statistics, the first so many are compared
-
-    @classmethod
-    def fit(cls, pictures: Values, logged: Values, used: int) -> _Scale:
-        low, high = np.quantile(logged, [0.1, 0.9], axis=0)
-        spread = np.maximum((high - low) / 2.56, 1e-6)
-        factor = float(np.exp(np.median(logged[:, 1]) - np.median(pictures[:, 1])))
-        scaled = pictures * np.array([factor, 1.0, 1.0])
-        rough = cls(factor, np.median(logged, 0) - np.median(scaled, 0), spread, used)
-        best = np.argsort(rough.apart(pictures, logged))[: len(logged) // 2]
-        factor = float(np.exp(np.median(logged[best, 1] - pictures[best, 1])))
-        scaled = pictures[best] * np.array([factor, 1.0, 1.0])
-        return cls(factor, np.median(logged[best] - scaled, 0), spread, used)
-
-    def apart(self, pictures: Values, logged: Values) -> Values:
-        """(rows,) how far a picture's statistics are from the log's, in the samples' spreads; the largest."""
-        scaled = pictures * np.array([self.factor, 1.0, 1.0]) + self.shift
-        off = np.abs(np.maximum(scaled, _FLAT) - np.maximum(logged, _FLAT)) / self.spread
-        found: Values = off[:, : self.used].max(1)
-        return found
-
-
-def _strangers(pictures: Values, logged: Values, used: int) -> Values:
-    """How far apart pictures and samples are that have nothing to do with each other."""
-    rng = np.random.default_rng(0)
-    orders = [rng.permutation(len(pictures)) for _ in range(_SHUFFLES)]
-    return np.concatenate([_Scale.fit(pictures[o], logged, used).apart(pictures[o], logged) for o in orders])
-
-
-def _everywhere(fit: npt.NDArray[np.bool_], share: float) -> bool:
-    """Whether so many fit in each segment of samples in a row."""
-    segments = np.array_split(fit, max(len(fit) // _SEGMENT, 1))
-    return all(float(segment.mean()) >= share for segment in segments)
+def _size(model: Any) -> tuple[int, int] | None:
+    """Of what a model of diffusers is trained on, where its config says so."""
+    size = (model.get("config") or {}).get("sample_size")
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2:
+        return None
+    return (int(sides[0]), int(sides[1])) if all(isinstance(s, int) and s > 0 for s in sides) else None

@@ -19,6 +19,8 @@ from diffhook import words
 from diffhook.errors import ConfigurationError
 from diffhook.log.samples import sample_words, split_id
 
+_LONGEST = 100  # letters of a name on the page; templates/tiles.js shortens to as many
+
 
 @dataclass(frozen=True)
 class Part:
@@ -73,11 +75,16 @@ def _sample(context: Context, sample: int) -> str:
     """Its name, or "#7" where it has none."""
     names = context.get("names") or {}
     told = sample_words(sample, names)
-    return told if split_id(sample)[0] in names else f"#{told}"
+    return words.middle(told, _LONGEST) if split_id(sample)[0] in names else f"#{told}"
 
 
-def breakable(name: str) -> Markup:
-    """A name that a browser breaks after separators, before it cuts words."""
+def breakable(name: str, whole: bool = False) -> Markup:
+    """A name that a browser breaks after separators, before it cuts words. A very long one is shortened, and
+    whole where the mouse is on it, unless ``whole``."""
+    if not whole and len(name) > _LONGEST:
+        return Markup('<span title="{}">{}</span>').format(
+            name, breakable(words.middle(name, _LONGEST), True)
+        )
     pieces = re.split(r"(?<=[/_-])(?=[^/_-])", name)
     return Markup("<wbr>").join(pieces)
 

@@ -82,25 +82,26 @@ def test_a_dataset_of_another_class_is_named(tmp_path: Path) -> None:
 
 
 class Named(torch.utils.data.Dataset[dict[str, Any]]):
-    """Twelve images that are called something."""
+    """Twelve images that are called something, or nothing."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str | None) -> None:
         self._name = name
 
     def __len__(self) -> int:
         return 12
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": identified()[index], "file_name": self._name.format(index)}
+        image = {"image": identified()[index]}
+        return image if self._name is None else {**image, "file_name": self._name.format(index)}
 
 
-def train_named(log: Path, name: str, steps: int = 6, other: str | None = None) -> None:
+def train_named(log: Path, name: str | None, steps: int = 6, other: str | None = None) -> None:
     """Of batches of four, with a second dataset beside it perhaps."""
     torch.manual_seed(0)
     accelerator = Accelerator(cpu=True)
     hook = DiffHook(accelerator, log, projection_dim=0)
     model = TinyDenoiser()
-    loaders = [DataLoader(Named(n), 4, shuffle=True) for n in (name, other) if n is not None]
+    loaders = [DataLoader(Named(n), 4, shuffle=True) for n in ([name] if other is None else [name, other])]
     model, optimizer, *loaders = accelerator.prepare(
         model, torch.optim.SGD(model.parameters(), 0.01), *loaders
     )
@@ -125,6 +126,22 @@ def test_samples_of_other_names_are_another_dataset_however_they_look(tmp_path: 
     assert {name[:4] for name in open_log(tmp_path / "log").names().values()} == {"cats"}
     train_named(tmp_path / "log", "cats/{}.png")
     assert len(open_log(tmp_path / "log").sessions) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        (None, "cats/{}.png", r"by position, without names, and .* by name \('cats/.*\(sample_ids=False\)"),
+        ("cats/{}.png", None, r"by name \('cats/.*, and .* by position, without names: .*\(sample_ids=\)"),
+    ],
+)
+def test_names_where_there_were_none_are_told_as_such(
+    before: str | None, now: str | None, told: str, tmp_path: Path
+) -> None:
+    train_named(tmp_path / "log", before)
+    with pytest.raises(LogError, match=told) as raised:
+        train_named(tmp_path / "log", now)
+    assert "another dataset" not in str(raised.value)
 
 
 def test_a_log_that_has_seen_a_part_is_another_datasets_once_there_are_too_many_names(

@@ -19,6 +19,7 @@ from peft import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from diffhook.capture.checkpoints import find_checkpoints, read_lora, read_parameters
+from diffhook.capture.checkpoints.rates import learning_rates
 from diffhook.capture.model.adapter import add_adapters, describe_adapters
 from diffhook.errors import ConfigurationError
 from tests.models import unet
@@ -217,3 +218,29 @@ def test_wrong_use_is_told_in_one_sentence(tmp_path: Path) -> None:
         read_parameters([tmp_path / "broken.safetensors"], wanted)
     with pytest.raises(ConfigurationError, match="no averaged"):
         read_parameters(find_checkpoints(tmp_path / "a/checkpoint-5")[0].files, wanted, ema=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["opt", "optim", "optimizer", "optimizer_state_dict", "optimizer_states", "optimizers", "unheard_of"],
+)
+def test_rates_come_from_an_optimizers_state_beside_the_weights(name: str, tmp_path: Path) -> None:
+    model = trained()
+    for step, lr in ((10, 0.1), (20, 0.3)):
+        optimizer = torch.optim.AdamW(model.parameters(), lr)
+        state: Any = optimizer.state_dict()
+        held = [state] if name.endswith("s") else state
+        torch.save({"model": model.state_dict(), name: held, "step": step}, tmp_path / f"m_{step}.pth")
+    rates, weighted = learning_rates(find_checkpoints(tmp_path / "m_*.pth"))
+    assert weighted == "optimizer"
+    assert [lr for lr, _ in rates] == [0.1, 0.3]
+
+
+def test_one_checkpoint_is_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    last = tmp_path / "out" / "last.pt"
+    last.parent.mkdir()
+    torch.save(trained().state_dict(), last)
+    assert find_checkpoints(last)[0].step == 1
+    assert "it counts as step 1" in caplog.text
+    with pytest.raises(ConfigurationError, match="for 1 checkpoint; expected one"):
+        find_checkpoints(last, steps=[1, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,28 @@ def test_a_lora_of_another_model_and_missing_captions_leave_no_log(
     log = diffhook.open_log(tmp_path / "log")
     assert np.isfinite(log.probe["grad_norm"]).all()
     assert (log.probe["grad_norm"] > 0).all()
+
+
+def test_files_that_cannot_be_read_are_told_before_the_plan(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "data", tmp_path / "data")
+    (tmp_path / "data/class-0/dangling.png").symlink_to("nowhere.png")
+    whole = (tmp_path / "data/class-1/01.png").read_bytes()
+    (tmp_path / "data/class-1/01.png").write_bytes(whole[: len(whole) // 2])
+    command = (
+        "checkpoints",
+        tmp_path / "log",
+        "--pipeline",
+        trained / "pipeline",
+        "--data",
+        tmp_path / "data",
+    )
+    assert run(*command, "--checkpoints", trained / "out/checkpoint-*", *GRID) != 0
+    told = capsys.readouterr()
+    assert f"2 image files of {COUNT + 1} in {tmp_path / 'data'} cannot be read" in told.err
+    assert (
+        "class-0/dangling.png (a link to nowhere.png, which is not there): remove or repair them" in told.err
+    )
+    assert "rows to measure" not in told.out + told.err
+    assert not (tmp_path / "log").exists()

@@ -21,6 +21,15 @@ pytestmark = pytest.mark.browser
 _TEXT_OUTSIDE = """boxes => boxes.filter(box => [...box.querySelectorAll('*')].some(
     each => each.getBoundingClientRect().right > box.getBoundingClientRect().right + 1)).length"""
 
+# Scores and boxes that lie under the button of their tile.
+_UNDER_THE_BUTTON = """tiles => tiles.flatMap(tile => {
+    const {left, right, top, bottom} = tile.querySelector(".look").getBoundingClientRect();
+    return [...tile.querySelectorAll(".number, input, b")].filter(part => {
+        const own = part.getBoundingClientRect();
+        return own.left < right && own.right > left && own.top < bottom && own.bottom > top;
+    }).map(part => part.outerHTML);
+})"""
+
 
 @pytest.fixture
 def visit(browser: Any, page_file: Path) -> Iterator[Visit]:
@@ -178,6 +187,31 @@ def test_names_as_long_as_paths_wrap_at_every_width(browser: Any, tmp_path: Path
         assert outside == 0, "text beside its picture overprints its neighbour"
 
     visit.look_at_every_width(tmp_path, text_is_inside)
+    assert visit.said == []
+    visit.context.close()
+
+
+@pytest.mark.parametrize("pictures", [True, False])
+def test_the_button_that_opens_covers_nothing_and_a_name_no_screen(
+    browser: Any, tmp_path: Path, pictures: bool
+) -> None:
+    names = [f"{i}-{'long' * 250}-{i}.png" for i in range(64)]
+    log = write_log(tmp_path / "log", 64, 1, names=names)
+    images = dict(zip(sorted(log.names()), photographs(64, 16), strict=True)) if pictures else None
+    write_page(tmp_path / "page.html", log, images=images)
+    visit = Visit(browser, tmp_path / "page.html")
+    tiles = visit.tab.locator("#gallery > li")
+    assert tiles.evaluate_all(_UNDER_THE_BUTTON) == []
+    assert max(tiles.evaluate_all("tiles => tiles.map(tile => tile.offsetHeight)")) < 500
+    name = log.names()[visit.ids()[0]]
+    shown = tiles.first.locator(".name").inner_text()
+    assert (shown[:40], shown[-40:]) == (name[:40], name[-40:])
+    assert len(shown) < 200
+    assert name in str(tiles.first.locator("label").get_attribute("title"))
+    tiles.first.locator(".look").click()
+    assert visit.tab.locator("#detail h3").inner_text() == name
+    visit.tab.keyboard.press("Escape")
+    visit.look_at_every_width(tmp_path)
     assert visit.said == []
     visit.context.close()
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffhook.errors import ConfigurationError
+from diffhook.images import to_image
 from diffhook.log import RunLog
+from diffhook.log.samples import name_id
 from diffhook.report import write_page
 from diffhook.report.folder import Folder
+from diffhook.report.images import training_images
+from diffhook.report.likeness import Likeness, WrongPictureError
 from tests.report.logs import photographs, write_log
 
 SAMPLES = 96
@@ -159,6 +165,137 @@ def test_a_file_under_another_s_name_is_not_shown_as_it(tmp_path: Path) -> None:
     assert tile is not None
     assert ">another picture<" in tile[0]
     assert "not what the training saw: its mean, contrast or roughness is another" in tile[0]
+
+
+def averaged(picture: Image.Image) -> Image.Image:
+    """What ``avg_pool2d`` makes of it, in whole numbers."""
+    return picture.resize((SIZE // 2, SIZE // 2), Image.Resampling.BOX)
+
+
+def resized(picture: Image.Image) -> Image.Image:
+    return picture.resize((12, 12), Image.Resampling.BICUBIC)
+
+
+def centred(picture: Image.Image) -> Image.Image:
+    return averaged(ImageOps.fit(picture, (SIZE, SIZE), Image.Resampling.BILINEAR))
+
+
+def padded(picture: Image.Image) -> Image.Image:
+    return averaged(ImageOps.pad(picture, (SIZE, SIZE), Image.Resampling.BILINEAR, color="white"))
+
+
+def grey(picture: Image.Image) -> Image.Image:
+    return averaged(picture.convert("L").convert("RGB"))
+
+
+LOOPS = (averaged, resized, centred, padded, grey)
+Loop = Callable[[Image.Image], Image.Image]
+
+
+def narrow(number: int, picture: np.ndarray) -> np.ndarray:
+    """Of a width of its own."""
+    return picture[:, : SIZE - number % 7]
+
+
+@pytest.fixture(scope="module", params=LOOPS)
+def changed_by_its_loop(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RunLog, list[bytes]]:
+    root = tmp_path_factory.mktemp("changed")
+    a_run(root, as_torchvision)
+    files = as_torchvision(root / "images")
+    for number, file in enumerate(files):
+        Image.fromarray(narrow(number, np.asarray(Image.open(file)))).save(file)
+    trained = np.stack([np.asarray(request.param(Image.open(file))) for file in files])
+    log = write_log(root / "changed", SAMPLES, 1, alerts=False, images=trained)
+    return root, log, [pixels(Image.open(file)) for file in files]
+
+
+def pixels(image: Any) -> bytes:
+    picture = to_image(image)
+    return picture.tobytes() + bytes(picture.size)
+
+
+def none_wrong(images: Any, log: RunLog, right: Sequence[bytes]) -> int:
+    """How many pictures are shown; 0 where the images are refused."""
+    ids = np.arange(SAMPLES)
+    try:
+        found, _ = training_images(images, ids, log.names(), Likeness.of(log))
+    except ConfigurationError:
+        return 0
+    count = 0
+    for sample in ids.tolist():
+        with contextlib.suppress(WrongPictureError):
+            assert pixels(found(sample)) == right[sample], f"a wrong picture of {sample}"
+            count += 1
+    return count
+
+
+def test_a_folder_is_known_whatever_its_loop_makes_of_it(
+    changed_by_its_loop: tuple[Path, RunLog, list[bytes]],
+) -> None:
+    root, log, right = changed_by_its_loop
+    assert none_wrong(root / "images", log, right) > 0.8 * SAMPLES
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("change", [extra, missing, renamed, moved, swapped])
+def test_no_wrong_picture_is_shown_of_a_loop_that_changes_them(
+    change: Change, seed: int, changed_by_its_loop: tuple[Path, RunLog, list[bytes]], tmp_path: Path
+) -> None:
+    root, log, right = changed_by_its_loop
+    shutil.copytree(root / "images", tmp_path / "images")
+    rng = np.random.default_rng(seed)
+    for _ in range(seed + 1):
+        change(tmp_path / "images", rng)
+    none_wrong(tmp_path / "images", log, right)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_names_say_whose_a_picture_is(loop: Loop, tmp_path: Path) -> None:
+    """Four in ten files hold something else now: those alone are left out."""
+    names = [f"{index}.png" for index in range(SAMPLES)]
+    files = [Image.fromarray(narrow(number, picture)) for number, picture in enumerate(PICTURES)]
+    trained = np.stack([np.asarray(loop(file)) for file in files])
+    log = write_log(tmp_path / "log", SAMPLES, 1, names=names, images=trained)
+    (tmp_path / "images").mkdir()
+    others = [Image.fromarray(picture) for picture in np.ascontiguousarray(PICTURES[::-1, ::-1])]
+    for number, name in enumerate(names):
+        (others if number % 5 < 2 else files)[number].save(tmp_path / "images" / name)
+    ids = np.array([name_id(name) for name in names])
+    found, _ = training_images(tmp_path / "images", ids, log.names(), Likeness.of(log))
+    shown = []
+    for number, sample in enumerate(ids.tolist()):
+        with contextlib.suppress(WrongPictureError):
+            found(sample)
+            shown.append(number)
+    assert not [number for number in shown if number % 5 < 2]
+    assert len(shown) > 0.5 * SAMPLES
+
+
+def test_pictures_that_do_not_fit_are_left_out_and_told(
+    trained: tuple[Path, RunLog], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, log = trained
+    files = as_torchvision(root / "images")
+    right = [pixels(Image.open(file)) for file in files]
+    shown = [np.asarray(Image.open(file)) for file in files]
+    for number in range(40, 72):  # a whole folder's worth
+        shown[number] = 255 - shown[number][::-1] // 2
+    assert none_wrong(shown, log, right) == SAMPLES - 32
+    assert "33.3% of those compared are not shown" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["extra", "missing"])
+def test_a_shift_is_told_from_pictures_that_changed(change: str, trained: tuple[Path, RunLog]) -> None:
+    root, log = trained
+    right = [np.asarray(Image.open(file)) for file in as_torchvision(root / "images")]
+    where, later = (60, "1 place later") if change == "extra" else (60, "1 place earlier")
+    shown = [*right[:where], 255 - right[0], *right[where:]]
+    if change == "missing":
+        shown = [*right[:where], *right[where + 1 :], right[0]]
+    with pytest.raises(ConfigurationError, match=f"from sample 6. to 9. the picture that fits comes {later}"):
+        training_images(shown, np.arange(SAMPLES), {}, Likeness.of(log))
 
 
 @pytest.mark.parametrize("change", ["grey", "larger", "cropped"])

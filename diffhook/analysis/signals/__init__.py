@@ -1,6 +1,7 @@
 """Signals that a sample is unlike the others, each a small class in a file of its own."""
 
 from diffhook.analysis.signals.duplicate import Duplicate
+from diffhook.analysis.signals.equal import Equal
 from diffhook.analysis.signals.input import Input
 from diffhook.analysis.signals.label import Label
 from diffhook.analysis.signals.loss import Loss
@@ -13,6 +14,7 @@ __all__ = [
     "PAIRWISE",
     "SIGNALS",
     "Duplicate",
+    "Equal",
     "Found",
     "Input",
     "Label",

@@ -8,11 +8,11 @@ import numpy.typing as npt
 from diffhook.analysis.copies import Copies, find_copies
 from diffhook.analysis.duplicates import nearest_several
 from diffhook.analysis.reason import Reason
+from diffhook.analysis.signals.equal import copy_reason
 from diffhook.analysis.signals.signal import Found, Signal, View, register
 from diffhook.log.samples import sample_words, short_names
 
 _NEAREST = 5  # by gradient, of which the pixels decide
-_NAMED = 3  # of very many copies of one picture, such as a black one
 
 
 @register
@@ -59,10 +59,6 @@ def _reasons(ids: npt.NDArray[np.int64], found: Copies, names: dict[int, str]) -
         words = f"nearly the same picture as {sample_words(other, names)} (correlation of pixels {alike:.2f})"
         reasons[i] = Reason(words, "near copy", f"nearly {sample_words(other, short)}", (other,))
     for i, group in found.exact.items():
-        named = tuple(int(ids[j]) for j in group[: _NAMED + 1] if j != i)[:_NAMED]
-        told = ", ".join(sample_words(other, names) for other in named)
-        more = len(group) - 1 - len(named)
-        words = f"the very same picture as {told}" + (f" and {more:,} more" if more else "")
-        brief = f"same as {sample_words(named[0], short)}" + (f" + {len(group) - 2}" if group[2:] else "")
-        reasons[i] = Reason(words, "exact copy", brief, named)
+        same = tuple(int(ids[j]) for j in group)
+        reasons[i] = copy_reason(int(ids[i]), same, names, short, "the very same picture as")
     return reasons

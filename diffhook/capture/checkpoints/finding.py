@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from diffhook.errors import ConfigurationError
-from diffhook.words import brief
+from diffhook.words import brief, plural
 
 logger = logging.getLogger("diffhook")
 
@@ -100,8 +100,8 @@ def _matching(patterns: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def _given(steps: Sequence[int], paths: Sequence[Path]) -> list[int]:
     if len(steps) != len(paths) or len(set(steps)) != len(steps) or min(steps) < 0:
         raise ConfigurationError(
-            f"there are {len(steps)} steps ({brief(list(steps))}) for {len(paths)} checkpoints; expected one "
-            "each, all different"
+            f"there are {len(steps)} steps ({brief(list(steps))}) for {plural(len(paths), 'checkpoint')}; "
+            "expected one each, all different"
         )
     return list(steps)
 
@@ -119,7 +119,8 @@ def _steps(paths: Sequence[Path]) -> list[int]:
         )
     numbers = [position + 1 if step is None else step for position, step in enumerate(found)]
     if without:
-        logger.warning("the names of the checkpoints tell no steps: they count as 1 to %d", len(paths))
+        told = "it counts as step 1" if len(paths) == 1 else f"they count as steps 1 to {len(paths)}, by name"
+        logger.warning("the names of the checkpoints tell no steps (--steps): %s", told)
     for position, number in enumerate(numbers):
         if number in numbers[:position]:
             other = paths[numbers.index(number)]

@@ -39,6 +39,7 @@ from diffhook.log.lock import lock_rank, part_lock, release_rank
 from diffhook.log.reference import MovedCheckpointError
 from diffhook.log.root import find_config
 from diffhook.log.store import Location
+from diffhook.words import plural
 
 logger = logging.getLogger("diffhook")
 
@@ -195,8 +196,8 @@ class _Work:
         total, done = len(steps) * len(samples) * grid.rows, held.count(steps, samples)
         if done < total and progress:
             announce(
-                f"diffhook: {len(samples):,} samples × {grid.rows} rows at {len(steps)} checkpoints, "
-                f"{total - done:,} rows to measure; {measured.words}"
+                f"diffhook: {plural(len(samples), 'sample')} × {grid.rows} rows at "
+                f"{plural(len(steps), 'checkpoint')}, {total - done:,} rows to measure; {measured.words}"
             )
         with progress_bar(progress) as bar:
             task = bar.add_task("measuring", total=total, completed=done)

@@ -17,7 +17,10 @@ from diffhook.errors import ConfigurationError
 
 OPTIMIZER, EQUAL, GIVEN = "optimizer", "equal", "given"
 _FILES = ("optimizer.bin", "optimizer.pt", "optimizer.pth")
-_KEYS = ("optimizer", "optimizer_state_dict", "optim", "optimizer_states")
+_KEYS = (
+    *("optimizer", "optimizer_state_dict", "optimizer_state", "optimizer_states", "optimizers"),
+    *("optim", "optim_state_dict", "opt", "opt_state_dict", "opt_state"),
+)
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,15 @@ def _read(path: Any) -> Any:
     return None
 
 
+def _only_state(held: Mapping[Any, Any]) -> Any:
+    """An optimiser's state under whatever name, where there is one alone."""
+    found = [value for value in held.values() if isinstance(value, Mapping) and "param_groups" in value]
+    return found[0] if len(found) == 1 else None
+
+
 def _of_state(state: Any) -> Rate | None:
     while isinstance(state, Mapping) and "param_groups" not in state:
-        state = next((state[key] for key in _KEYS if key in state), None)
+        state = next((state[key] for key in _KEYS if key in state), None) or _only_state(state)
         state = state[0] if isinstance(state, list) and state else state
     if not isinstance(state, Mapping) or not state["param_groups"]:
         return None

@@ -123,11 +123,29 @@ class Familiarity:
             return
         recognised = len(self._met) - len(self._strangers)
         if recognised <= _FEW * len(self._met):
+            self._check_naming(names)
             raise LogError(
                 f"the log at {self._location} belongs to another dataset of {self._size:,} samples: it has "
                 f"{_called(self._ids, self._names)}, this run has {_called(self._strangers, names)}. Choose "
                 "another path, or train on the log's samples to continue it"
             )
+
+    def _check_naming(self, names: Mapping[int, str]) -> None:
+        """Raises a LogError where one side's samples have names and the other's have none: they may be the
+        same, and nothing can tell."""
+        named = {sample: names[sample] for sample in self._strangers if sample in names}
+        if bool(named) == bool(self._names):
+            return
+        before, now, then = (
+            ("by position, without names", f"by name ({_called(self._strangers, names)})", "sample_ids=False")
+            if named
+            else (f"by name ({_called(self._ids, self._names)})", "by position, without names", "sample_ids=")
+        )
+        raise LogError(
+            f"the log at {self._location} has its samples {before}, and this run has them {now}: whether "
+            f"they are the same ones cannot be told. Have them as before ({then}) to continue the log, or "
+            "choose another path"
+        )
 
     def see(self, ids: Ids, appearance: npt.NDArray[np.floating]) -> None:
         """Compare the samples of a batch.

@@ -53,7 +53,8 @@ class Detail {
 
   twin(i) {
     const button = Object.assign(document.createElement("button"), { type: "button" }), name = document.createElement("span");
-    name.append(...breakable(tiles.title(i)));
+    name.append(...breakable(shortened(tiles.title(i))));
+    button.title = tiles.title(i);
     button.append(document.createElement("canvas"), name);
     button.addEventListener("click", () => this.show(i));
     tiles.draw(i, button.firstElementChild);

@@ -1,5 +1,8 @@
 // A name with places to break it after separators, before words are cut.
-const breakable = (name) => name.split(/(?<=[/_-])(?=[^/_-])/).flatMap((piece, n) => (n ? [document.createElement("wbr"), piece] : [piece]));
+const breakable = (text) => text.split(/(?<=[/_-])(?=[^/_-])/).flatMap((piece, n) => (n ? [document.createElement("wbr"), piece] : [piece]));
+
+// A name of a thousand letters would fill the screen: its middle is left out. The whole one is its tile's title and the opened sample's.
+const shortened = (name) => (name.length > 100 ? `${name.slice(0, 49)}…${name.slice(-49)}` : name);
 
 // A sample's tile in the gallery. The page has those of the first samples; the others are made when they are shown.
 class Tiles {
@@ -50,7 +53,7 @@ class Tiles {
     };
     tile.dataset.sample = data.ids[i];
     say(".id", this.title(i));
-    tile.querySelector(".name")?.append(...breakable(data.names[i]));
+    tile.querySelector(".name")?.append(...breakable(shortened(data.names[i])));
     say(".number", data.scores[i]);
     tile.querySelector("input").setAttribute("aria-label", `Select sample ${data.names[i]}`);
     tile.querySelector(".look").setAttribute("aria-label", `Open sample ${data.names[i]}`);
@@ -60,7 +63,7 @@ class Tiles {
     for (const [brief, sentence] of reasons ?? []) {
       const [item, fold, chip] = ["li", "details", "summary"].map((tag) => document.createElement(tag));
       chip.className = "chip";
-      chip.append(...breakable(brief));
+      chip.append(...breakable(shortened(brief)));
       fold.append(chip, ...breakable(sentence));
       item.append(fold);
       list.append(item);
