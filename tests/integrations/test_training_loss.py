@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from diffhook.capture.objective.noise import noise_bank
 from diffhook.cli.info import describe
 from diffhook.integrations.accelerate import DiffHook
 from tests.models import unet
@@ -24,6 +26,7 @@ from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses
 
 IMAGES = torch.randn(48, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 Loss = Callable[[nn.Module, Tensor], Tensor]
+GRID = diffhook.Grid(3, replicates=2)
 
 
 def plain(model: nn.Module, clean: Tensor) -> Tensor:
@@ -156,9 +159,53 @@ def test_training_is_the_same_and_schedulers_are_left_alone(loss: Loss, tmp_path
     assert all(dict(vars(kind)) == held for kind, held in before.items())
 
 
-# ── probes by what was recognised ─────────────────────────────────────────────────────────────────
+class Points(nn.Module):
+    """Of samples that are no images: (B, F)."""
 
-GRID = diffhook.Grid(3, replicates=2)
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.time, self.inward, self.outward = (
+            nn.Linear(1, 8),
+            nn.Linear(features, 8),
+            nn.Linear(8, features),
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.outward(F.silu(self.inward(x) + self.time(t[:, None].to(x.dtype) / 1000)))
+
+
+@pytest.mark.parametrize("features", [1, 2, 40])
+def test_samples_of_two_axes_are_probed_like_others(features: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    points, model = torch.rand(64, features), Points(features)
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, tmp_path / "log", every=1, strict=True, probe=diffhook.Probe(None, GRID))
+    loader = DataLoader(TensorDataset(points), 16, shuffle=True)
+    optimizer: Any = torch.optim.Adam(model.parameters(), 1e-3)
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    for _ in range(2):
+        for (clean,) in loader:
+            noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+            predicted = prepared(SCHEDULER.add_noise(clean, noise, timesteps), timesteps)
+            accelerator.backward(F.mse_loss(predicted, noise))
+            optimizer.step()
+            optimizer.zero_grad()
+    accelerator.end_training()
+    log = diffhook.open_log(tmp_path / "log")
+    assert log.objective is not None, log.objective_words
+    table = log.probe
+    assert set(table["sample"]) == set(range(64))
+    for row in range(0, len(table), 40):
+        clean, timestep = points[table["sample"][row]][None], torch.tensor([int(table["timestep"][row])])
+        noise = noise_bank(torch.tensor([int(table["noise_seed"][row])]), clean).double()
+        twin = copy.deepcopy(model).double()
+        twin_loss = twin(SCHEDULER.add_noise(clean.double(), noise, timestep), timestep) - noise
+        twin_loss.square().mean().backward()
+        expected = torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None]).norm()
+        assert table["grad_norm"][row] == pytest.approx(float(expected), rel=2e-5)
+
+
+# ── probes by what was recognised ─────────────────────────────────────────────────────────────────
 
 
 class Encoder(nn.Module):

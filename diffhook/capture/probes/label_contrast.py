@@ -26,6 +26,9 @@ CLASSES, CAPTIONS = 16, 4
 REFERENCE = 256
 """Samples that say what the conditions are, and what loss is usual at a timestep."""
 
+_LABELS = ("class_labels", "y", "c", "labels", "label", "classes", "class_label", "cls")
+"""What denoisers call their class."""
+
 Arguments = dict[str, Any]  # of the model
 Batches = Callable[[], Iterable[tuple[Sequence[int], Any]]]  # () → (sample ids, collated batch on the device)
 
@@ -73,8 +76,8 @@ class LabelContrasts:
         """None of a model without conditions, or where all samples have the same.
 
         Args:
-            objective: one whose inputs hand the model integer ``class_labels``, or ``encoder_hidden_states``;
-                of others, nothing is known.
+            objective: one whose inputs hand the model integer ``class_labels`` (``y``, ``labels`` …), or
+                ``encoder_hidden_states``; of others, nothing is known.
             batches: goes through the reference samples, from the beginning at each call.
             grid: timesteps; one draw of noise at each.
         """
@@ -131,8 +134,11 @@ class _Conditions:
 def _classes(objective: DiffusionObjective, batches: Batches) -> _Conditions | None:
     """None where the model is told no class, or the same of all."""
     found: set[int] = set()
+    name = ""
     for _, batch in batches():
-        labels = objective.inputs(batch)[1].get("class_labels")
+        arguments = objective.inputs(batch)[1]
+        name = next((each for each in _LABELS if each in arguments), "")
+        labels = arguments.get(name)
         if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point():
             return None
         found.update(labels.tolist())
@@ -141,13 +147,13 @@ def _classes(objective: DiffusionObjective, batches: Batches) -> _Conditions | N
     classes = np.sort(list(found))[spaced(len(found), CLASSES)].tolist()
 
     def under(label: int) -> Callable[[Arguments], Arguments]:
-        return lambda told: {**told, "class_labels": torch.full_like(told["class_labels"], label)}
+        return lambda told: {**told, name: torch.full_like(told[name], label)}
 
     def own(told: Arguments) -> Tensor:
-        return told["class_labels"].cpu()[:, None] == torch.tensor(classes)
+        return told[name].cpu()[:, None] == torch.tensor(classes)
 
     def told(arguments: Arguments) -> list[int]:
-        labels: list[int] = arguments["class_labels"].tolist()
+        labels: list[int] = arguments[name].tolist()
         return labels
 
     return _Conditions([under(label) for label in classes], own, classes, told)

@@ -101,6 +101,10 @@ class Prober:
         """
         self.objective, self._make_probe = objective, probe
 
+    def probe_none(self) -> None:
+        """From now on: the samples' inputs cannot be given again."""
+        self.objective = self.probe = self._make_probe = None
+
     def at_snapshot(self, step: int, lr_sum: float, batch_per_step: int) -> None:
         """The first process has taken a snapshot."""
         if self.waits_for_end:

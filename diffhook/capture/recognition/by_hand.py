@@ -1,39 +1,45 @@
-"""Flow matching that a loop mixes by itself: x and ε are solved for, and ε must be white and standard."""
+"""Flow matching that a loop mixes by itself: x and ε are solved for, and ε must be white and standard.
+
+What is white is the noise, unless the samples are white, too, as whitened latents: then x and ε may be
+exchanged, as where the model is told t of t x + (1 − t) ε, and the batch's own rows must say which is which.
+"""
 
 from __future__ import annotations
 
-import math
-
+import torch
 from torch import Tensor
 
 from diffhook.capture.recognition.observation import Mixing, Observation
+from diffhook.capture.recognition.whiteness import Whiteness, is_white
 
 _FEWEST = 128  # elements of a row from which its noise can be judged
-_DEVIATIONS = 6.0
+_LIKE = 0.5  # correlation with a batch's rows from which they are meant, with half of it at most elsewhere
 TIMESTEPS = 1000  # T of the scripts that mix by hand
 
 
-def flow_by_hand(seen: Observation) -> Mixing | None:
+def flow_by_hand(seen: Observation) -> Mixing | str:
     """x_t = (1 − σ) x + σ ε and the target v = ε − x give ε = x_t + (1 − σ) v and x = x_t − σ v.
 
-    Of a squared error the slope has the direction of output − v, and the loss's graph its length. Where
-    outputs are preconditioned, x_t − σ output against x, the graph has −σ times it. None: ε is not white
-    noise of variance 1.
+    Of a squared error the slope has the direction of output − v, and the loss's graph its length: of whatever
+    sign and factor, as where outputs are preconditioned, x_t − σ output against x.
+
+    Returns:
+        What was mixed, or why that is not known: a kind of
+        :data:`~diffhook.capture.recognition.verdict.REASONS`.
     """
     sigmas = _sigmas(seen.told)
-    few = seen.output[0].numel() < _FEWEST
-    if sigmas is None or seen.difference is None or seen.given.shape != seen.output.shape or few:
-        return None
+    if sigmas is None or seen.error_norms is None or seen.given.shape != seen.output.shape:
+        return "unmixed"
+    if seen.output[0].numel() < _FEWEST:
+        return "small"
     sigmas = sigmas.view(-1, *(1 for _ in seen.given.shape[1:]))
-    given, slope, difference = seen.given.float(), seen.slope, seen.difference.float()
-    preconditioned = slope.shape == difference.shape and float((slope * difference).sum()) < 0
-    lengths = difference.flatten(1).norm(dim=1) / slope.flatten(1).norm(dim=1).clamp(min=1e-30)
-    error = slope * lengths.view_as(sigmas) / (sigmas if preconditioned else 1)
-    target = seen.output.float() - error
-    noise = given + (1 - sigmas) * target
+    given, slope = seen.given.float(), seen.slope
+    lengths = seen.error_norms.float() / slope.flatten(1).norm(dim=1).clamp(min=1e-30)
+    target = seen.output.float() - slope * lengths.view_as(sigmas)
+    clean, noise = given - sigmas * target, given + (1 - sigmas) * target
     if not is_white(noise):
-        return None
-    return Mixing(_scheduler(), given - sigmas * target, noise, sigmas.flatten() * TIMESTEPS, given)
+        return "reversed" if is_white(clean) else "unmixed"
+    return Mixing(_scheduler(), clean, noise, sigmas.flatten() * TIMESTEPS, given)
 
 
 def _sigmas(told: Tensor) -> Tensor | None:
@@ -49,26 +55,41 @@ def _scheduler() -> object:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TIMESTEPS)
 
 
-def is_white(noise: Tensor) -> bool:
-    """Whether (B, …) numbers may be standard Gaussian noise: mean, variance, kurtosis and neighbours.
+class Exchange:
+    """Whether x and ε that were solved for may be each other, over all passes so far."""
 
-    A constant shift of each channel, as noise offset adds, is left out of it.
-    """
-    noise = noise.float()
-    if noise.dim() > 3:
-        noise = noise - noise.flatten(2).mean(2).view(*noise.shape[:2], *(1 for _ in noise.shape[2:]))
-        lost = noise.shape[0] * noise.shape[1]
-    else:
-        lost = 0
-    flat, count = noise.flatten(1), noise.numel()
-    variance = float(flat.square().sum()) / max(count - lost, 1)
-    rows = flat.square().mean(1) * count / max(count - lost, 1)
-    kurtosis = float(flat.pow(4).mean()) / max(float(flat.square().mean()) ** 2, 1e-30)
-    neighbours = float((flat[:, 1:] * flat[:, :-1]).mean()) / max(variance, 1e-30)
-    root = math.sqrt(count)
-    return (
-        abs(variance - 1) < _DEVIATIONS * math.sqrt(2) / root
-        and bool(((rows - 1).abs() < _DEVIATIONS * math.sqrt(2 / flat.shape[1])).all())
-        and abs(kurtosis - 3) < _DEVIATIONS * math.sqrt(24) / root
-        and abs(neighbours) < _DEVIATIONS / root + lost / count
-    )
+    def __init__(self) -> None:
+        self._clean = Whiteness()
+        self._sums = torch.zeros(5, dtype=torch.float64)
+
+    def add(self, mixing: Mixing, images: Tensor | None) -> None:
+        """A pass.
+
+        Args:
+            images: (B, …) its rows as the batch has them.
+        """
+        self._clean.add(mixing.clean)
+        if images is None or images.shape != mixing.clean.shape:
+            return
+        images = images.to(mixing.clean.device)
+        own, clean, noise = (_centred(each) for each in (images, mixing.clean, mixing.noise))
+        pairs = ((own, clean), (own, noise), (own, own), (clean, clean), (noise, noise))
+        self._sums += torch.stack([(one * other).sum().cpu().double() for one, other in pairs])
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the samples are not known, as a kind of reason; None: they are."""
+        with_clean, with_noise, own, clean, noise = self._sums.tolist()
+        like_clean = abs(with_clean) / max((own * clean) ** 0.5, 1e-30)
+        like_noise = abs(with_noise) / max((own * noise) ** 0.5, 1e-30)
+        if like_noise > max(_LIKE, 2 * like_clean):
+            return "reversed"
+        if like_clean > max(_LIKE, 2 * like_noise):
+            return None
+        return "either" if self._clean.holds else None
+
+
+def _centred(values: Tensor) -> Tensor:
+    """Without each row's mean, or each channel's: samples and noise may share a shift by chance."""
+    flat = values.float().flatten(2 if values.dim() > 2 else 1)
+    return (flat - flat.mean(-1, keepdim=True)).flatten(1)

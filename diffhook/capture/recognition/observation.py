@@ -56,8 +56,9 @@ class Observation:
         output: (B, …) what it said.
         gradient: (B, …) of each sample's own loss, by its output.
         mixing: what made the input, where that was seen.
-        difference: (B, …) prediction − target, where the loss's graph holds it; perhaps with its elements
-            in another order than the output's.
+        error_norms: (B,) lengths of output − target, where the loss's graph holds that squared, be it of the
+            other sign or scaled.
+        images: (B, …) the rows as the loop's batch has them, where it shows them.
     """
 
     given: Tensor
@@ -65,7 +66,8 @@ class Observation:
     output: Tensor
     gradient: Tensor
     mixing: Mixing | None = None
-    difference: Tensor | None = None
+    error_norms: Tensor | None = None
+    images: Tensor | None = None
 
     @property
     def tolerance(self) -> float:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from diffhook.capture.objective.distance import Distance, relative
 from diffhook.capture.objective.parametrization import PARAMETRIZATIONS, Parametrization
-from diffhook.capture.recognition.by_hand import flow_by_hand, is_white
+from diffhook.capture.recognition.by_hand import Exchange, flow_by_hand
 from diffhook.capture.recognition.distances import candidates, fit
+from diffhook.capture.recognition.noise_offset import NoiseOffset
 from diffhook.capture.recognition.observation import Mixing, Observation, agree
 from diffhook.capture.recognition.verdict import Recognised, Refusal
-from diffhook.capture.recognition.weightings import find_weighting
+from diffhook.capture.recognition.weightings import Weights, find_weighting
+from diffhook.capture.recognition.whiteness import Whiteness, is_white
 from diffhook.errors import ConfigurationError
 
 logger = logging.getLogger("diffhook")
@@ -30,6 +32,7 @@ ROWS, PASSES = 64, 2
 
 _LONGEST = 256  # rows after which no further ones will tell how they are weighed
 _ODD, _ODD_SHARE = 2, 0.05  # passes, and their share, that may be odd before a loss is given up
+_CLEARLY = 4.0  # times the error that another prediction must have
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -53,6 +56,11 @@ class _Candidate:
         self.timesteps.append(mixing.timesteps.cpu())
         self.weights.append(weights.cpu().double())
         self.errors.append(float(errors.quantile(0.95)))
+
+    def weights_found(self, tolerance: float) -> Weights | None:
+        """How the rows so far are weighed, if that is known."""
+        timesteps, weights = torch.cat(self.timesteps), torch.cat(self.weights)
+        return find_weighting(timesteps, weights, self.parametrization, tolerance)
 
     def settled(self, verdict: Recognised, tolerance: float) -> bool:
         """Whether the last pass has the weights of a verdict; passes are not kept from then on."""
@@ -84,7 +92,9 @@ class Recognition:
         self._parametrizations: list[Parametrization] = []
         self._candidates: list[_Candidate] = []
         self._scale: float | None = None  # of the timesteps that the model is told
-        self._offset = _NoiseOffset()
+        self._noise = Whiteness()  # of all rows, where each pass has few
+        self._offset = NoiseOffset()
+        self._exchange: Exchange | None = None  # of samples and noise, where they had to be solved for
 
     def end(self) -> Refusal | None:
         """The training is over. Why there is no verdict, where there is none."""
@@ -95,21 +105,21 @@ class Recognition:
         if not bool(torch.isfinite(seen.gradient).all()):
             return None
         mixing = seen.mixing if seen.mixing is not None else flow_by_hand(seen)
-        failure = self._failure(mixing, seen)
+        failure = mixing if isinstance(mixing, str) else self._failure(mixing, seen)
         if failure is None:
             self._passes += 1
             self._rows += len(seen.told)
             if self.verdict is None and self._rows >= ROWS and self._passes >= PASSES:
                 self._decide(seen.tolerance)
-            return mixing
+            return mixing if isinstance(mixing, Mixing) else None
         self._failures += 1
         if self._failures > max(_ODD, _ODD_SHARE * self._passes):
             self.verdict = Refusal("changed" if isinstance(self.verdict, Recognised) else failure)
         return None
 
-    def _failure(self, mixing: Mixing | None, seen: Observation) -> str | None:
+    def _failure(self, mixing: Mixing, seen: Observation) -> str | None:
         """Why a pass is not explained; a kind of :data:`~diffhook.capture.recognition.verdict.REASONS`."""
-        if mixing is None or (self._scheduler is not None and not self._knows(mixing.scheduler)):
+        if self._scheduler is not None and not self._knows(mixing.scheduler):
             return "unmixed"
         if self._scheduler is None and not self._meet(mixing.scheduler):
             return "scheduler"
@@ -126,7 +136,11 @@ class Recognition:
             return "target"
         if isinstance(self.verdict, Recognised):
             return None if self._candidates[0].settled(self.verdict, seen.tolerance) else "weights"
+        self._noise.add(mixing.noise)
         self._offset.add(mixing.noise)
+        if seen.mixing is None:
+            self._exchange = self._exchange or Exchange()
+            self._exchange.add(mixing, seen.images)
         return None
 
     def _knows(self, scheduler: Any) -> bool:
@@ -191,45 +205,38 @@ class Recognition:
         return found
 
     def _decide(self, tolerance: float) -> None:
-        for candidate in self._candidates:
-            timesteps, weights = torch.cat(candidate.timesteps), torch.cat(candidate.weights)
-            kind = candidate.parametrization
-            if (found := find_weighting(timesteps, weights, kind, tolerance)) is not None:
-                self._candidates = [candidate]
-                self.verdict = Recognised(
-                    self._scheduler,
-                    kind.name,
-                    candidate.distance,
-                    found.weighting,
-                    found.factor,
-                    1.0 if self._scale is None else self._scale,
-                    self._offset.estimate(),
-                    self._rows,
-                    max(*candidate.errors, found.error),
-                )
-                candidate.forget()
-                return
-        if self._rows >= _LONGEST:
-            self.verdict = Refusal("weights")
+        refused = None if self._exchange is None else self._exchange.refusal
+        refused = refused or (None if self._noise.holds else "noise")
+        if refused is not None:
+            self.verdict = Refusal(refused)
+            return
+        told = [(each, found) for each in self._candidates if (found := each.weights_found(tolerance))]
+        if len({each.parametrization.name for each, _ in told}) > 1:
+            told.sort(key=lambda each: max(each[0].errors))
+        several = bool(told) and _near(told[0][0], [each for each, _ in told[1:]])
+        if told and not several:
+            self._accept(*told[0])
+        elif self._rows >= _LONGEST:
+            self.verdict = Refusal("several" if several else "weights")
+
+    def _accept(self, candidate: _Candidate, weights: Weights) -> None:
+        self._candidates = [candidate]
+        self.verdict = Recognised(
+            self._scheduler,
+            candidate.parametrization.name,
+            candidate.distance,
+            weights.weighting,
+            weights.factor,
+            1.0 if self._scale is None else self._scale,
+            self._offset.estimate(),
+            self._rows,
+            max(*candidate.errors, weights.error),
+        )
+        candidate.forget()
 
 
-class _NoiseOffset:
-    """Channels' means of noise have the variance 1/n of its n elements, and the offset's square on top."""
-
-    def __init__(self) -> None:
-        self._squares, self._count, self._usual = 0.0, 0, 0.0
-
-    def add(self, noise: Tensor) -> None:
-        if noise.dim() > 2:
-            means = noise.float().flatten(2).mean(2)
-            self._squares += float(means.square().sum())
-            self._count += means.numel()
-            self._usual = 1 / noise[0, 0].numel()
-
-    def estimate(self) -> float:
-        """0 where nothing speaks for one."""
-        if not self._count:
-            return 0.0
-        variance = self._squares / self._count
-        excess, spread = variance - self._usual, variance * (2 / self._count) ** 0.5
-        return round(excess**0.5, 2) if excess > 4 * spread and excess > 1e-4 else 0.0
+def _near(best: _Candidate, others: list[_Candidate]) -> bool:
+    """Whether another prediction explains the rows about as well: near an end of a schedule, two targets may
+    differ by less than a half's digits."""
+    rivals = [each for each in others if each.parametrization.name != best.parametrization.name]
+    return any(max(each.errors) < _CLEARLY * max(best.errors) for each in rivals)

@@ -8,6 +8,7 @@ from typing import Any
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.capture.objective.distance import Distance, Squared
 from diffhook.capture.objective.weighting import Uniform, Weighting
+from diffhook.capture.recognition.noise_offset import Measured
 from diffhook.capture.samples.inputs import Inputs, default_inputs
 
 
@@ -17,7 +18,8 @@ class Recognised:
 
     Attributes:
         scheduler: one of diffusers', made anew from the configuration of the training's.
-        prediction_type, distance, weighting, factor, timestep_scale, noise_offset: see
+        noise_offset: as it was measured.
+        prediction_type, distance, weighting, factor, timestep_scale: see
             :class:`~diffhook.capture.objective.diffusion.DiffusionObjective`.
         rows: from which it was recognised.
         error: relative error of the rows' gradients by it, the largest but for a twentieth of the rows.
@@ -29,7 +31,7 @@ class Recognised:
     weighting: Weighting
     factor: float
     timestep_scale: float
-    noise_offset: float
+    noise_offset: Measured
     rows: int
     error: float
 
@@ -40,7 +42,7 @@ class Recognised:
             inputs,
             prediction_type=self.prediction_type,
             weighting=self.weighting,
-            noise_offset=self.noise_offset,
+            noise_offset=self.noise_offset.value,
             timestep_scale=self.timestep_scale,
             distance=self.distance,
             factor=self.factor,
@@ -54,8 +56,10 @@ class Recognised:
             parts.append(_named(self.distance.describe()))
         if not isinstance(self.weighting, Uniform):
             parts.append(_named(self.weighting.describe()))
-        if self.noise_offset:
-            parts.append(f"noise offset {self.noise_offset:g}")
+        if (offset := self.noise_offset).value:
+            parts.append(
+                f"noise offset {offset.value:g} (measured: {offset.measured:.3f} ± {offset.error:.3f})"
+            )
         if self.timestep_scale != 1:
             parts.append(f"timesteps × {self.timestep_scale:g}")
         return f"{', '.join(parts)} ({self.rows} rows, error at most {max(self.error, 1e-7):.0e})"
@@ -67,18 +71,35 @@ def _named(description: dict[str, Any]) -> str:
 
 
 REASONS = {
-    "unmixed": "the model's input was not made by a scheduler's add_noise or scale_noise, nor as "
-    "(1 − σ) x + σ ε with σ = t / T",
+    "unmixed": "no scheduler's add_noise or scale_noise was seen to make the model's input, and the loss is "
+    "not flow matching as loops mix it themselves: a squared error of ε − x, at (1 − σ) x + σ ε, the model "
+    "told σ or 1000 σ",
+    "small": "no scheduler's add_noise or scale_noise was seen to make the model's input, and samples of "
+    "fewer than 128 numbers do not show how else noise was mixed in",
+    "reversed": "the model is told how much of the sample is in its input, t x + (1 − t) ε, and not how much "
+    "noise",
+    "either": "samples look like noise, so that it is not known which part of the input t a + (1 − t) b they "
+    "are",
     "scheduler": "the scheduler mixes samples and noise in a way that its configuration does not give",
     "timesteps": "the model is told timesteps that are no constant multiple of the scheduler's",
     "noise": "the noise is not white",
     "target": "the loss's gradient at the output is that of no known error of ε-, v-, sample- or "
     "flow-prediction",
+    "several": "the timesteps trained on are so near an end of the schedule that several predictions explain "
+    "the loss, as far as the output's precision shows",
     "weights": "the loss weighs its rows by none of the known functions of the timestep",
     "changed": "the loss of later steps is another one",
     "short": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train "
     "longer, or capture more steps (every=1)",
 }
+
+
+_HELP = {
+    "reversed": "Name an objective=… of your own (diffhook.Objective) that calls it so",
+    "either": "If it is b, tell that: objective=DiffusionObjective(FlowMatchEulerDiscreteScheduler(), "
+    "inputs=…), with timestep_scale=1 / 1000 where the model is told 0 … 1",
+}
+_USUAL_HELP = "Tell queries: objective=DiffusionObjective(noise_scheduler, …)"
 
 
 @dataclass(frozen=True)
@@ -97,4 +118,4 @@ class Refusal:
     def words(self) -> str:
         """In a line, with what helps."""
         reason = REASONS[self.kind].format(rows=self.rows)
-        return f"{reason}. Tell queries: objective=DiffusionObjective(noise_scheduler, …)"
+        return f"{reason}. {_HELP.get(self.kind, _USUAL_HELP)}"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor, nn
 
+from diffhook.capture.loop.events import BatchReceived
 from diffhook.capture.loop.losses.denoiser_calls import DenoiserCall
+from diffhook.capture.loop.probes.held_rows import HeldRows
 from diffhook.capture.loop.probes.probe_inputs import ProbeInputs
 from diffhook.capture.loop.run.describe import describe_dataset
 from diffhook.capture.loop.watches.attachment import Attachment
@@ -52,6 +55,7 @@ class ObjectiveWatch:
         self._recognition = Recognition()
         self._mixings: deque[Mixing] = deque(maxlen=_MIXINGS)
         self._watched: dict[type, list[Callable[[], None]]] = {}
+        self._held: HeldRows | None = None  # by the batch at hand
         self._passes = 0
 
     @classmethod
@@ -99,9 +103,10 @@ class ObjectiveWatch:
         wanted = self.inputs is not None and self.inputs.wants(sample_ids)
         return self.observes or (wanted and not isinstance(self._recognition.verdict, Refusal))
 
-    def batch_received(self) -> None:
+    def batch_received(self, event: BatchReceived) -> None:
         """What was mixed for the batch before is of no use any more."""
         self._mixings.clear()
+        self._held = HeldRows(event) if self.inputs is not None else None
         if self.observes or self._watched:
             self._watch_schedulers()
 
@@ -109,43 +114,59 @@ class ObjectiveWatch:
         """The training is over: a run that was too short says so."""
         if (verdict := self._recognition.end()) is not None:
             self._tell(verdict)
+        if self.inputs is not None:
+            self.inputs.end()
+            self._tell_refusal()
 
-    def pass_ended(self, call: DenoiserCall | None, undo: float, sample_ids: Tensor) -> None:
+    def pass_ended(
+        self, call: DenoiserCall | None, undo: float, sample_ids: Tensor, images: Tensor | None
+    ) -> None:
         """A pass has made rows.
 
         Args:
             call: of the denoiser, that the loss came from; None where it was not observed.
             undo: factor that makes a gradient that of the sample's own loss.
             sample_ids: (B,).
+            images: (B, …) the rows as the batch has them, where it shows them.
         """
         self._passes += 1
-        if call is None or (seen := self._observation(call, undo)) is None:
+        if call is None or (seen := self._observation(call, undo, images)) is None:
             return
         before = self._recognition.verdict
         mixing = self._recognition.add(seen)
         if mixing is not None and self.inputs is not None and call.arguments is not None:
-            self.inputs.see(sample_ids, mixing.clean, call.module, *call.arguments)
-            if self.inputs.refused:
-                self._no_inputs(self.inputs.refused)
-                self.inputs = None
+            held = partial(self._held_of, sample_ids, (mixing.noise, mixing.noisy, seen.told))
+            self.inputs.see(sample_ids, mixing.clean, seen.told, held, (call.module, *call.arguments))
         verdict = self._recognition.verdict
         if verdict is not None and verdict is not before:
             self._tell(verdict)
+        self._tell_refusal()
         if isinstance(verdict, Refusal):
             self._let_go()
 
-    def _observation(self, call: DenoiserCall, undo: float) -> Observation | None:
+    def _held_of(self, sample_ids: Tensor, drawn: tuple[Tensor, ...]) -> list[Tensor]:
+        return [] if self._held is None else self._held.of(sample_ids, drawn)
+
+    def _tell_refusal(self) -> None:
+        """Of inputs, once the loss is known: without it there are no probes anyway, which has been told."""
+        if self.inputs is None or not self.inputs.refused:
+            return
+        if isinstance(self._recognition.verdict, Recognised):
+            self._no_inputs(self.inputs.refused)
+            self.inputs = None
+
+    def _observation(self, call: DenoiserCall, undo: float, images: Tensor | None) -> Observation | None:
         found = call.prediction
         if found is None or found.gradient is None or found.output is None or call.arguments is None:
             return None
-        inputs = list(_inputs(*call.arguments, rows=len(found.output)))
+        inputs = _inputs(*call.arguments, like=found.output)
         made = ((each, x) for each in reversed(self._mixings) for x in inputs if each.makes(x))
         mixing, given = next(made, (None, inputs[0] if inputs else None))
         if given is None or len(call.timesteps) not in (1, len(given)):
             return None
         told = call.timesteps.expand(len(given))
         gradient = found.gradient * undo
-        return Observation(given.detach(), told, found.output, gradient, mixing, found.difference)
+        return Observation(given.detach(), told, found.output, gradient, mixing, found.error_norms, images)
 
     # ── schedulers at work ────────────────────────────────────────────────────────────────────
 
@@ -191,8 +212,14 @@ def _kinds(kind: type) -> Iterator[type]:
         yield from _kinds(subclass)
 
 
-def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, rows: int) -> Iterator[Tensor]:
-    """Arguments that may be noisy samples, one for each row."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 2 and len(value) == rows:
-            yield value
+def _inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, like: Tensor) -> list[Tensor]:
+    """Arguments that may be noisy samples, one for each row; those of the output's shape first."""
+    found = [
+        value
+        for value in (*args, *kwargs.values())
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.dim() > 1
+        and len(value) == len(like)
+    ]
+    return sorted(found, key=lambda value: value.shape != like.shape)

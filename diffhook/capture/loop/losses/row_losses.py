@@ -46,6 +46,7 @@ class PredictionGradient:
 
     Attributes:
         output, gradient, difference: (B, …) where they are kept, the last where it is found as errors are.
+        error_norms: (B,) lengths of prediction − target, by the difference and its gradient, likewise.
         errors: (B,) mean squared errors, where they are found in the loss's graph.
     """
 
@@ -54,6 +55,7 @@ class PredictionGradient:
         self.output = predicted.detach() if keep else None
         self.gradient: Tensor | None = None
         self.difference: Tensor | None = None
+        self._slopes: Tensor | None = None  # (B,) lengths of the difference's gradient
         self._shape = predicted.shape
         self._elements = predicted[0].numel()
         self._squares: Tensor | None = None
@@ -67,10 +69,27 @@ class PredictionGradient:
 
     def find_errors(self, loss: Tensor) -> None:
         """Look for the squared error in the graph of a loss, while that still has it."""
-        difference = _difference(loss, self._shape)
-        if difference is not None:
-            self.difference = None if self.output is None else difference.detach()
-            self.errors = difference.detach().flatten(1).float().square().mean(1)
+        found = _difference(loss, self._shape)
+        if found is None:
+            return
+        difference, node = found
+        self.errors = difference.detach().flatten(1).float().square().mean(1)
+        if self.output is not None:
+            self.difference = difference.detach()
+            node.register_hook(partial(self._tape.guard, self._on_slope))
+
+    def _on_slope(self, inputs: tuple[Tensor | None, ...], _: Any) -> None:
+        """The difference's own gradient: the output's has the factor on the output within it besides."""
+        if not self._tape.paused:
+            gradient = next((each for each in inputs if each is not None), None)
+            self._slopes = None if gradient is None else gradient.detach().flatten(1).float().norm(dim=1)
+
+    @property
+    def error_norms(self) -> Tensor | None:
+        if self.difference is None or self._slopes is None or self.gradient is None:
+            return None
+        factors = self.gradient.flatten(1).float().norm(dim=1) / self._slopes.clamp(min=1e-30)
+        return self.difference.flatten(1).float().norm(dim=1) / factors.clamp(min=1e-30)
 
     def without(self, factors: Tensor) -> None:
         """The gradient was multiplied by these (B,) factors, which are not of the loop's loss."""
@@ -158,8 +177,11 @@ def _constant(node: Any) -> float | None:
     return value if kind == "MulBackward0" else 1 / value if value else None
 
 
-def _difference(loss: Tensor, shape: torch.Size) -> Tensor | None:
-    """prediction − target, where the graph of a loss squares it; of ``shape``, or unpacked from it."""
+def _difference(loss: Tensor, shape: torch.Size) -> tuple[Tensor, Any] | None:
+    """± (prediction − target), where the graph of a loss squares it, and the node that does.
+
+    Of ``shape``, or unpacked from it.
+    """
     waiting: deque[Any] = deque([loss.grad_fn])
     seen: set[Any] = set()
     while waiting and len(seen) < _DEPTH:
@@ -169,7 +191,7 @@ def _difference(loss: Tensor, shape: torch.Size) -> Tensor | None:
         seen.add(node)
         found = _squared_by(node)
         if found is not None and found.dim() and (len(found), found.numel()) == (shape[0], shape.numel()):
-            return found
+            return found, node
         waiting.extend(following for following, _ in node.next_functions)
     return None
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,17 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture import Probe
-from diffhook.capture.loop.watches.call_inspection import NAMES
+from diffhook.capture.loop.probes.conditions import Conditions, tensors
 from diffhook.capture.objective.noise import noise_seed
 from diffhook.capture.probes.grid import take
-from diffhook.capture.samples.inputs import CONDITIONS
 from diffhook.log.samples import ROLE_STRIDE
 from diffhook.words import size
 
 _BYTES = 1 << 30  # of inputs that are kept; further samples are not probed
-_INPUT = ("sample", "hidden_states", "x", "latents")  # what denoisers call their noisy samples
-_PASSED_ON = ("return_dict",)
-_SAY = "objective=… with inputs=… says it"
 
 
 class ProbeInputs:
@@ -39,7 +34,9 @@ class ProbeInputs:
         self._model: nn.Module | None = None
         self._population: int | None = None
         self._named = set(probe.samples) if isinstance(probe.samples, Sequence) else None
-        self._items: dict[int, Any] = {}
+        self._items: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # as default_inputs takes them
+        self._told: dict[int, float] = {}  # the timestep of each item's call
+        self._conditions = Conditions()
         self._bytes = 0
         self.refused = ""  #: why these calls cannot be made again, in words
 
@@ -51,43 +48,74 @@ class ProbeInputs:
         self._model, self._population = model, samples
 
     def wants(self, sample_ids: Tensor) -> bool:
-        """Whether a pass over these samples has any that are still missing."""
-        return not self.refused and self._bytes < _BYTES and any(True for _ in self._missing(sample_ids))
+        """Whether a pass over these samples has any that are still missing, or that prove something."""
+        if self.refused:
+            return False
+        proves = bool(self._conditions.unproven) and any(i in self._items for i in sample_ids.tolist())
+        return proves or (self._bytes < _BYTES and any(True for _ in self._missing(sample_ids)))
 
-    def see(self, sample_ids: Tensor, clean: Tensor, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def see(
+        self,
+        sample_ids: Tensor,
+        clean: Tensor,
+        told: Tensor,
+        held: Callable[[], Sequence[Tensor]],
+        call: tuple[nn.Module, Any, Any],
+    ) -> None:
         """Keep what is missing.
 
         Args:
             sample_ids: (B,).
             clean: (B, …), of the same rows.
-            module, args, kwargs: the denoiser's call.
+            told: (B,) the timesteps of the call.
+            held: gives what the loader's batch holds of these rows, (B, …) each.
+            call: the denoiser's module, and the arguments that it was called with, in order and by name.
         """
-        conditions = self._conditions(module, args, kwargs, len(clean))
-        if self.refused:
+        module, args, kwargs = call
+        conditions = self._conditions.read(self._model, module, args, kwargs, clean)
+        samples, times = sample_ids.tolist(), told.tolist()
+        before = {
+            row: self._items[sample][1]
+            for row, sample in enumerate(samples)
+            if sample in self._items and self._told[sample] != times[row]
+        }
+        self._conditions.prove(conditions, held, before)
+        if self._conditions.refused:
+            self._refuse(self._conditions.refused)
             return
         missing = {sample: row for row, sample in self._missing(sample_ids)}
+        if not missing or self._bytes >= _BYTES:
+            return
         index = torch.tensor(list(missing.values()), dtype=torch.long, device=clean.device)
-        kept = _to_cpu(take({"latents": clean.detach(), **conditions}, index))  # once a batch: it may wait
-        for position, sample in enumerate(missing):
+        kept = _to_cpu(take((clean.detach(), conditions), index))  # once a batch: it may wait
+        for position, (sample, row) in enumerate(missing.items()):
             item = take(kept, torch.tensor([position]))
-            self._items[sample] = item
-            self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in _tensors(item))
+            self._items[sample], self._told[sample] = item, times[row]
+            self._bytes += sum(each.numel() * each.element_size() for each in _all_tensors(item))
             if self._bytes >= _BYTES:
                 break
         self._refuse_too_many()
 
+    def end(self) -> None:
+        """The training is over: what is not proven by now is refused."""
+        if self._items and not self.refused and (why := self._conditions.unproven):
+            self._refuse(why)
+
+    def _refuse(self, reason: str) -> None:
+        self.refused = reason
+        self._items.clear()
+
     def _refuse_too_many(self) -> None:
         needed = self._bytes / max(len(self._items), 1) * (self._population or 0)
         if self._all_or_none and needed > _BYTES:
-            self.refused = (
+            self._refuse(
                 f"the inputs of all {self._population:,} samples would take {size(needed)} of memory, and "
                 f"{size(_BYTES)} are kept at most. probe=Probe(512) takes some of them"
             )
-            self._items.clear()
 
     def probe(self) -> Probe:
-        """Of the samples that are kept by now; further ones join as they come."""
-        items = _Kept(self._items)
+        """Of the samples that are kept by now; further ones join as they come, once they are proven."""
+        items = _Kept({} if self._conditions.unproven else self._items)
         return replace(
             self._probe,
             samples=None,
@@ -113,32 +141,6 @@ class ProbeInputs:
         share = noise_seed(self._probe.grid.seed, 0.0, 0, sample) / 2**63
         return share < wanted / self._population
 
-    def _conditions(
-        self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], rows: int
-    ) -> dict[str, Any]:
-        """The call's further arguments, by name."""
-        parameters = list(inspect.signature(module.forward).parameters)
-        if getattr(module, "module", module) is not self._model:
-            self.refused = (
-                f"the trained parts hang in a {type(module).__name__} that is not trained itself. {_SAY}"
-            )
-        elif not set(parameters[1:2]) & set(NAMES):
-            self.refused = f"the second argument of {type(module).__name__} is not its timestep. {_SAY}"
-        given = dict(zip(parameters, args, strict=False)) | dict(kwargs)
-        found = {}
-        for name, value in given.items():
-            if value is None or name in (*_INPUT, *NAMES, *_PASSED_ON) or isinstance(value, bool):
-                continue
-            if name not in CONDITIONS or any(len(tensor) != rows for tensor in _tensors(value)):
-                self.refused = (
-                    f"the model is given {name!r}, which probes would not know how to make again. {_SAY}"
-                )
-            elif any(tensor.requires_grad for tensor in _tensors(value)):
-                self.refused = f"{name!r} comes from a model that is trained itself. {_SAY}"
-            else:
-                found[name] = value
-        return found
-
 
 class _Kept:
     """The items as a dataset."""
@@ -158,18 +160,19 @@ def _joined(items: list[Any]) -> Any:
     """Single-row items as a batch."""
     if isinstance(items[0], Tensor):
         return torch.cat(items)
+    if isinstance(items[0], tuple):
+        return tuple(_joined(list(each)) for each in zip(*items, strict=True))
     return {key: _joined([item[key] for item in items]) for key in items[0]}
 
 
 def _to_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to("cpu", copy=True)
+    if isinstance(value, tuple):
+        return tuple(map(_to_cpu, value))
     return {key: _to_cpu(inner) for key, inner in value.items()}
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _tensors(inner)
+def _all_tensors(item: tuple[Tensor, dict[str, Any]]) -> Iterator[Tensor]:
+    yield item[0]
+    yield from tensors(item[1])

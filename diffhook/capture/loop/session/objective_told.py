@@ -48,6 +48,9 @@ class ObjectiveNews:
 
     def no_inputs(self, reason: str) -> None:
         """Of the samples' inputs none can be kept."""
+        recorder = self._session().recorder
+        if recorder is not None:
+            recorder.prober.probe_none()
         if self._settings.probes_at_end:
             self._no_last_probe(reason)
         else:

@@ -143,7 +143,7 @@ class CaptureSession:
         self._settle_unseen_step()
         self.steps.settle_lost()
         self._batch = BatchProgress()
-        self.staging.objective.batch_received()
+        self.staging.objective.batch_received(event)
         self.rows.received(event, captured=self.steps.captured, captured_next=self.steps.captured_next)
 
     def _count_missing_backward(self) -> None:

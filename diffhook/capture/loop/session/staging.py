@@ -159,7 +159,8 @@ class Staging:
         )
         self.scalars.add(norms)
         deciding = calls.deciding if calls.observed else None
-        self.objective.pass_ended(deciding, (1 if mean_of == 1 else rows) / engine.loss_scale, found.ids)
+        undo = (1 if mean_of == 1 else rows) / engine.loss_scale
+        self.objective.pass_ended(deciding, undo, found.ids, found.images)
 
     def samples(self, ended: TrainingPass) -> int:
         """How many samples the pass's rows are of."""

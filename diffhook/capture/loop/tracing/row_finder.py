@@ -21,8 +21,8 @@ from diffhook.capture.samples.appearance import images_of
 
 _MIXED = Unmatched(
     "mixed-rows",
-    "a row that the model is called on is made of several samples, or of none that came from the loader: "
-    "such micro-batches are left out. Name the rows with hook.step(sample_ids=...)",
+    "a row that the model is called on is made of several samples, or of none that came from the loader. "
+    "Name the rows with hook.step(sample_ids=...)",
 )
 UNSHOWN = Unmatched(
     "not-of-the-batch",
