@@ -1,4 +1,4 @@
-"""Rows on their way into a log that has been written before: are their samples the log's?"""
+"""Rows on their way into the log: are their samples the log's, and what units have their timesteps?"""
 
 from __future__ import annotations
 
@@ -8,22 +8,32 @@ import numpy as np
 from torch import Tensor
 
 from diffhook.appearance import COLUMNS
+from diffhook.capture.recording.timestep_units import TimestepUnits
 from diffhook.capture.samples.appearance import appearance as figures_of
 from diffhook.capture.samples.familiarity import Familiarity
 from diffhook.errors import LogError
 from diffhook.log import Rows
 
+_MOST = 4096  # rows that wait for the units of their timesteps
+
 
 class FamiliarRows:
-    """Passes rows on, and keeps those back that come before enough samples have been compared.
+    """Passes rows on, and keeps those back that come before enough is known of them.
 
     Args:
         familiarity: what the log knows of its samples; None: it is new, and rows pass.
+        units: of timesteps.
         put: called with (rows, the layer that was first not finite).
     """
 
-    def __init__(self, familiarity: Familiarity | None, put: Callable[[Rows, str | None], None]) -> None:
+    def __init__(
+        self,
+        familiarity: Familiarity | None,
+        units: TimestepUnits,
+        put: Callable[[Rows, str | None], None],
+    ) -> None:
         self._familiarity = familiarity
+        self._units = units
         self._put = put
         self._kept: list[tuple[Rows, str | None]] = []
 
@@ -65,10 +75,19 @@ class FamiliarRows:
                 raise
             if self._familiarity.undecided:
                 return
-        self.release()
+        if not self._units.waiting or sum(len(kept["sample"]) for kept, _ in self._kept) > _MOST:
+            self.release()
+
+    def settle(self) -> None:
+        """Pass on what can be: a checkpoint is about to be written."""
+        if not self._units.waiting:
+            self.release()
 
     def release(self) -> None:
-        """Pass on what is kept back: nothing more will be known of it."""
+        """Pass on what is kept back: nothing more will be known of it. Units that are not known by now are
+        the model's, for all rows to come, too."""
         kept, self._kept = self._kept, []
+        if kept:
+            self._units.learn(1.0)
         for rows, layer in kept:
-            self._put(rows, layer)
+            self._put(self._units.apply(rows), layer)

@@ -20,6 +20,7 @@ from diffhook.capture.probes.probe import Probe
 from diffhook.capture.probes.prober import Prober, Sharing
 from diffhook.capture.recording.familiar_rows import FamiliarRows
 from diffhook.capture.recording.snapshot_contents import SnapshotContents
+from diffhook.capture.recording.timestep_units import TimestepUnits
 from diffhook.capture.rows import make_rows
 from diffhook.capture.samples.familiarity import Familiarity
 from diffhook.capture.samples.regularisation import roles
@@ -97,6 +98,7 @@ class Recorder:
             engine, self.writer.put, self.settle, objective, probe,
             begin=self._keep_grid, sharing=sharing, at_end=probe_at_end, strict=strict,
         )  # fmt: skip
+        self.units = TimestepUnits(None if objective is None else objective.timestep_scale)
         self.rows_written = 0
         self.snapshots_written = 0
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
@@ -114,7 +116,7 @@ class Recorder:
         with ExitStack() as undo:  # else the next try would find the log held by this one
             undo.callback(self.writer.close)
             size = (config["identity"].get("dataset") or {}).get("samples")
-            self.incoming = FamiliarRows(self._known(size), self._put)
+            self.incoming = FamiliarRows(self._known(size), self.units, self._put)
             self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
             if start_step:
                 self._resume(start_step)
@@ -272,7 +274,7 @@ class Recorder:
         each until something is written again.
         """
         told, began = self.writer.failing, time.perf_counter()
-        self.incoming.release()
+        self.incoming.settle()
         try:
             self.writer.flush(_ONE_MORE_TRY if told else _LONGEST_WAIT)
         except LogError as error:

@@ -38,9 +38,12 @@ class ObjectiveNews:
         session, given = self._session(), self._settings.objective
         recorder, inputs = session.recorder, session.staging.objective.inputs
         tell_objective(verdict, given, recorder)
-        if recorder is None or inputs is None:
+        if recorder is None:
             return
         known = verdict.objective() if isinstance(verdict, Recognised) else _known_before(verdict, recorder)
+        recorder.units.learn(1.0 if known is None else known.timestep_scale)
+        if inputs is None:
+            return
         if recorder.rank == 0:
             recorder.prober.probe_with(known, inputs.probe)
         if known is None and self._settings.probes_at_end:

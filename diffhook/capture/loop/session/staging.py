@@ -77,7 +77,7 @@ class Staging:
         return self._steps.captured or self.throttling.is_active()
 
     def timesteps(self, ended: TrainingPass) -> Tensor | None:
-        """(B,) of the calls that the loss came from, in the scheduler's units; None: they are several.
+        """(B,) of the calls that the loss came from, in the model's units; None: they are several.
 
         Raises:
             CaptureError: no call was told any.
@@ -98,9 +98,8 @@ class Staging:
                 "micro-batches are left out. Call a backward for each, or name one: hook.step(timesteps=...)",
             )
             return None
-        objective = ended.recorder.prober.objective
-        scale = 1.0 if objective is None else objective.timestep_scale
-        return told[0] if scale == 1 else told[0].float() / scale
+        ended.recorder.units.note(whole=not told[0].is_floating_point())
+        return told[0]
 
     def stage(self, ended: TrainingPass, timesteps: Tensor) -> bool:
         """The engine has finished the pass. Returns whether there will be rows of it, by :meth:`read`.
