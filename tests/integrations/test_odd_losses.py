@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -53,3 +54,43 @@ def test_a_batch_that_is_not_finite_decides_nothing(tmp_path: Path) -> None:
     data[1, 0, 3, 3] = torch.nan
     losses = _losses(tmp_path / "log", lambda predicted, noise, _: F.mse_loss(predicted, noise), data)
     assert np.isfinite(losses[4:]).all()
+
+
+def _train_on_pairs(log: Path, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Each item has two pictures, which the loop puts one batch after the other."""
+    torch.manual_seed(0)
+    accelerator = Accelerator(cpu=True)
+    DiffHook(accelerator, log, strict=True, projection_dim=0, alerts=(), probe=False)
+    model, images = TinyDenoiser(), identified()
+    pairs = TensorDataset(torch.cat([images, images.flip(0)], 1))
+    loader = DataLoader(pairs, 4, drop_last=True)
+    model, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3), loader)
+    for (both,) in loader:
+        clean = torch.cat(both.chunk(2, dim=1))
+        noise, timesteps = torch.randn_like(clean), torch.full((8,), 100)
+        predicted = model(SCHEDULER.add_noise(clean, noise, timesteps), timesteps)[0]
+        accelerator.backward(loss(predicted, noise))
+        optimizer.step()
+        optimizer.zero_grad()
+    accelerator.end_training()
+
+
+def _preference(predicted: Tensor, noise: Tensor) -> Tensor:
+    """Diffusion-DPO's, without a reference."""
+    chosen, rejected = (predicted - noise).square().flatten(1).mean(1).chunk(2)
+    return -F.logsigmoid(rejected - chosen).mean()
+
+
+def test_a_loss_that_couples_a_samples_rows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _train_on_pairs(tmp_path / "log", _preference)
+    told = [each.message for each in caplog.records if "couples a sample's rows" in each.message]
+    assert len(told) == 1
+    assert told[0].startswith("each sample gives the model 2 rows")
+
+
+def test_losses_of_a_samples_rows_that_add_up_are_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _train_on_pairs(tmp_path / "log", F.mse_loss)
+    assert not [each for each in caplog.records if "couples a sample's rows" in each.message]
+    assert np.isfinite(diffhook.open_log(tmp_path / "log").train["loss"]).all()

@@ -20,6 +20,9 @@ REASONS = {
     "fetched-elsewhere": "batches are fetched in another thread (SimpleTuner's --dataloader_prefetch), from "
     "where it is not seen which one the model is trained on: such steps are not captured. Turn that "
     "off, or name the samples with hook.step(sample_ids=...)",
+    "several-parts": "each sample gives the model %d rows, and the loss is no sum of losses of the rows: if "
+    "it couples a sample's rows, as those of pairs of preferences (Diffusion-DPO) do, norms, alerts and "
+    "scores are of each row's part of the sample's gradient",
     "no-forward": "%d batches in a row came on which none of the models that the capture began with was "
     "called: there are no rows of them. If another model is trained now, give it a hook and a log of its own",
     "several-batches": "the model was called on other samples before the backward of the first, and whose "

@@ -146,6 +146,8 @@ class Staging:
         found, calls, engine = ended.micro_batch, ended.calls, ended.engine
         rows = engine.samples
         reading, mean_of = self.losses.read(found, engine)
+        if reading.contradicted and blocks(found.ids) > 1:
+            self._absences.tell("several-parts", None, blocks(found.ids))
         coefficient = found.accumulation * found.factor / (mean_of * self._steps.processes)
         norms = ended.recorder.captured(
             found.ids,
