@@ -34,7 +34,12 @@ from tests.report.conftest import SAMPLES
 from tests.report.logs import CONFIG, QUERIES, SUMMARY, photographs, write_log, write_queries
 
 NONE = PictureCache(None)
-VALUES = re.compile(r'class="value"[^>]*>([^<]+)<.*?class="number">(\d+)<')
+VALUES = re.compile(r'class="value"[^>]*>(.*?)</button>.*?class="number">(\d+)<')
+
+
+def values_of(facet: str) -> list[tuple[str, str]]:
+    """(value, count), without the places where a long value may break."""
+    return [(value.replace("<wbr>", ""), count) for value, count in VALUES.findall(facet)]
 
 
 def test_it_stays_under_5_megabytes_and_names_no_address(page_file: Path) -> None:
@@ -217,7 +222,7 @@ def test_reasons_are_filtered_by_kind_shown_in_brief_and_told_in_a_sentence(log:
     assert drawn is not None
     facet = re.search(r'<fieldset id="facet-reason".*?</fieldset>', drawn.html, re.DOTALL)
     assert facet is not None
-    offered = VALUES.findall(facet[0])
+    offered = values_of(facet[0])
     assert {"high norm", "not finite", "none"} <= {kind for kind, _ in offered}
     assert not any(re.search(r"\d", kind) for kind, _ in offered)
     for kind, count in offered:
@@ -289,7 +294,7 @@ def test_the_command_filters_by_the_labels_of_a_file(
     assert main([*place, "--labels", str(tmp_path / "labels.txt")]) == 0
     facet = re.search(r'id="facet-label".*?</fieldset>', (tmp_path / "page.html").read_text(), re.DOTALL)
     assert facet is not None
-    assert sorted(VALUES.findall(facet[0])) == [("cat", "100"), ("dog", "100")]
+    assert sorted(values_of(facet[0])) == [("cat", "100"), ("dog", "100")]
 
 
 def test_when_no_image_can_be_read_the_first_error_is_raised(log: RunLog, tmp_path: Path) -> None:
