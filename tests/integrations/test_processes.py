@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from tests.integrations.torchrun import assert_same_rows, torchrun
 from tests.integrations.two_processes import probe_options, train
 from tests.integrations.two_sittings import SAVED
 from tests.runs import identified
@@ -22,28 +21,17 @@ from tests.runs import identified
 HERE = Path(__file__).parent
 
 
-def _torchrun(script: str, *arguments: object, killed: bool = False, processes: int = 2) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-        "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-        str(HERE / script), *map(str, arguments),
-    ]  # fmt: skip
-    environment = {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert ("SIGKILL" in done.stderr) if killed else (done.returncode == 0), done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    _torchrun("two_processes.py", folder)
+    torchrun("two_processes.py", folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def sittings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sittings")
-    _torchrun("two_sittings.py", folder, killed=True)
+    torchrun("two_sittings.py", folder, killed=True)
     return folder
 
 
@@ -56,12 +44,8 @@ def test_the_ranks_together_log_what_one_process_does(out: Path, tmp_path: Path)
     train(tmp_path / "log", DataLoader(TensorDataset(identified()), 6), projection_dim="full")
     one, two = diffhook.open_log(tmp_path / "log").train, diffhook.open_log(out / "log").train
     assert sorted(p.name for p in (out / "log/train").glob("rank-*")) == ["rank-0000", "rank-0001"]
-    columns = {}
-    for name in ("step", "sample", "timestep", "weight", "lr", "loss", "grad_norm", "projection"):
-        first, second = (t[name][np.lexsort((t["sample"], t["step"]))] for t in (one, two))
-        columns[name] = first
-        np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert columns["sample"].tolist() == list(range(12))
+    assert_same_rows(one, two, rtol=1e-4)
+    assert sorted(two["sample"]) == list(range(12))
 
 
 def test_the_ranks_share_the_probes_and_together_make_one_process_s(out: Path, tmp_path: Path) -> None:
@@ -131,7 +115,7 @@ def test_a_checkpoint_of_the_main_process_keeps_the_rows_of_every_rank(sittings:
 def test_ranks_that_resume_lose_and_double_nothing(sittings: Path, tmp_path: Path, saved: int) -> None:
     """From a checkpoint of every process, and from a later one of the main process."""
     shutil.copytree(sittings, tmp_path / "copy")
-    _torchrun("two_sittings.py", tmp_path / "copy", saved)
+    torchrun("two_sittings.py", tmp_path / "copy", saved)
     assert _visits(tmp_path / "copy/log") == _visits(sittings / "whole")
 
 
@@ -139,8 +123,8 @@ def test_ranks_that_resume_lose_and_double_nothing(sittings: Path, tmp_path: Pat
 def test_a_run_comes_back_with_another_number_of_processes(before: int, after: int, tmp_path: Path) -> None:
     """Any one of them is killed beyond the last checkpoint, and the others are ended whatever they do."""
     killed = random.Random(before).randrange(before)
-    _torchrun("world_sizes.py", tmp_path, 11, killed, processes=before, killed=True)
-    _torchrun("world_sizes.py", tmp_path, 14, -1, 8, processes=after)
+    torchrun("world_sizes.py", tmp_path, 11, killed, processes=before, killed=True)
+    torchrun("world_sizes.py", tmp_path, 14, -1, 8, processes=after)
     log = diffhook.open_log(tmp_path / "log")
     assert log.verify() == []
     rows = sorted(zip(log.train["step"].tolist(), log.train["sample"].tolist(), strict=True))

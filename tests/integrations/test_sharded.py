@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 import diffhook
 from diffhook.capture import DiffusionObjective
-from tests.integrations.test_processes import _torchrun
+from tests.integrations.torchrun import assert_same_rows, torchrun
 from tests.integrations.two_sharded import KEPT, GatedDenoiser, loader, train
 from tests.runs import SCHEDULER, identified
 
@@ -26,7 +26,7 @@ WAYS = ("log", "uneven", "failing", "ruled")
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
-    _torchrun("two_sharded.py", folder)
+    torchrun("two_sharded.py", folder)
     return folder
 
 
@@ -43,9 +43,7 @@ def test_the_ranks_together_log_what_one_process_does(out: Path, one: diffhook.R
     log = diffhook.open_log(out / f"log-{version}")
     assert log.verify() == []
     assert len(log.train.groups) == 2
-    for name in ("step", "sample", "timestep", "weight", "lr", "loss", "grad_norm", "projection"):
-        first, second = (t[name][np.lexsort((t["sample"], t["step"]))] for t in (one.train, log.train))
-        np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert_same_rows(one.train, log.train, rtol=1e-5)
     identities = [each.config["identity"] for each in (one, log)]
     assert identities[0]["parameters"] == identities[1]["parameters"], "names and shapes are the whole ones"
     assert identities[1]["model"]["class"].endswith(".GatedDenoiser")

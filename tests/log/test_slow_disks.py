@@ -18,7 +18,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore, WrapperStore
 
 from diffhook.capture import Recorder
-from diffhook.capture.recording.familiar_rows import FamiliarRows
+from diffhook.capture.recording.incoming_rows import IncomingRows
 from diffhook.capture.recording.timestep_units import TimestepUnits
 from diffhook.cli.info import describe
 from diffhook.errors import LogError
@@ -263,7 +263,7 @@ def test_a_disk_that_hangs_holds_up_one_checkpoint_and_the_next_ones_only_a_mome
     store, waits = FaultyStore(MemoryStore()), []
     recorder = object.__new__(Recorder)  # of which this needs no more
     recorder.writer = writer = LogWriter(store, CONFIG)
-    recorder.incoming = FamiliarRows(None, TimestepUnits(None), lambda rows, layer: None)
+    recorder.incoming = IncomingRows(None, TimestepUnits(None), lambda rows, layer: None)
     recorder.snapshot_seconds = 0.0
     flush = writer.flush
     monkeypatch.setattr(writer, "flush", lambda timeout: (waits.append(timeout), flush(timeout)))

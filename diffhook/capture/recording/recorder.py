@@ -18,7 +18,7 @@ from diffhook.capture.objective import Objective
 from diffhook.capture.probes.grid import Grid
 from diffhook.capture.probes.probe import Probe
 from diffhook.capture.probes.prober import Prober, Sharing
-from diffhook.capture.recording.familiar_rows import FamiliarRows
+from diffhook.capture.recording.incoming_rows import IncomingRows
 from diffhook.capture.recording.snapshot_contents import SnapshotContents
 from diffhook.capture.recording.timestep_units import TimestepUnits
 from diffhook.capture.rows import make_rows
@@ -116,7 +116,7 @@ class Recorder:
         with ExitStack() as undo:  # else the next try would find the log held by this one
             undo.callback(self.writer.close)
             size = (config["identity"].get("dataset") or {}).get("samples")
-            self.incoming = FamiliarRows(self._known(size), self.units, self._put)
+            self.incoming = IncomingRows(self._known(size), self.units, self._put)
             self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)
             if start_step:
                 self._resume(start_step)

@@ -17,7 +17,7 @@ from diffhook.log import Rows
 _MOST = 4096  # rows that wait for the units of their timesteps
 
 
-class FamiliarRows:
+class IncomingRows:
     """Passes rows on, and keeps those back that come before enough is known of them.
 
     Args:
