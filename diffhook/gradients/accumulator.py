@@ -140,7 +140,7 @@ class PassAccumulator:
 
     def _add(self, name: str, product: Product, rows: slice, batch: int, *, several: bool) -> None:
         if isinstance(product, Reduced):
-            self._sums(product.squares.device).add_reduced(name, product, rows)
+            self._sums(product.norms.device).add_reduced(name, product, rows)
             return
         if several or self._shared(name):
             assert isinstance(product, Tensor)  # a parameter with other uses is in no mixers

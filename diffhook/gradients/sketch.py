@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from diffhook.errors import ConfigurationError
 from diffhook.gradients import tensor_sketch
 from diffhook.gradients.packs import Pack, packed
-from diffhook.gradients.products import widened
+from diffhook.gradients.products import is_half, widened
 from diffhook.gradients.rules import Factors, Mixers
 from diffhook.gradients.signs import signs
 
+_SIDES = (("in", 1), ("out", 0))  # of a convolution's weight, and their axes
 _MIXED = 32  # channels that a wide convolution is mixed down to
 _WIDE = 256  # of both sides of a matrix that is sketched through its factors
 _SMALL = 1 << 15  # numbers; parameters with fewer are packed
@@ -56,7 +57,8 @@ class Sketch:
         self.reduced = {name: pack for pack in packed(reduced) for name in pack.slices}
         self._signs: dict[tuple[str, torch.device], Tensor] = {}
         self._mixers: dict[tuple[str, torch.device, torch.dtype], Mixers] = {}
-        self._sides: dict[tuple[str, torch.device], Factors] = {}
+        self._outer: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._sides: dict[tuple[str, torch.device], tensor_sketch.Signs] = {}
 
     def mixers(self, name: str, like: Tensor) -> Mixers | None:
         """The channel mixers of a wide convolution's weight; None for every other parameter."""
@@ -65,9 +67,10 @@ class Sketch:
             return None
         key = (name, like.device, like.dtype)
         if key not in self._mixers:
-            self._mixers[key] = Mixers(
-                self._mixer(f"{name}:in", shape[1], like), self._mixer(f"{name}:out", shape[0], like)
-            )
+            inward, outward = (self._mixer(f"{name}:{side}", shape[axis], like) for side, axis in _SIDES)
+            # Half-precision maps might become too small if they were scaled before.
+            scaled = (outward, 1 / _MIXED) if is_half(like) else (outward / _MIXED, 1.0)
+            self._mixers[key] = Mixers(inward, *scaled)
         return self._mixers[key]
 
     def takes_factors(self, name: str, tokens: int) -> bool:
@@ -98,7 +101,10 @@ class Sketch:
             return tensor_sketch.of_product(product, self._side_signs(name, product.device))
         mixers = self.mixers(name, product)
         assert mixers is not None
-        return torch.einsum("boi...,ip,oq->bqp...", product, *mixers).flatten(1) * mixers.scale
+        return (
+            torch.einsum("boi...,ip,oq->bqp...", product, mixers.inward, mixers.outward).flatten(1)
+            * mixers.scale
+        )
 
     def fold(self, name: str | Pack, values: Tensor, out: Tensor) -> None:
         """Add the projection of a large parameter's gradients, or of a pack, to ``out``.
@@ -123,14 +129,22 @@ class Sketch:
         left, right = widened(outer.grads[:, 0]), widened(outer.inputs[:, 0])
         (batch, rows), columns = left.shape, right.shape[1]
         height = self.dim // columns  # rows side by side in the buckets
-        turns = -(-rows // height)
-        padding = turns * height - rows
-        signs = self._sign_row(name, left.device).to(left.dtype).view(rows, columns)
-        left = F.pad(left, (0, padding)).view(batch, turns, height).permute(2, 0, 1)
-        signs = F.pad(signs, (0, 0, 0, padding)).view(turns, height, columns).transpose(0, 1)
+        if rows % height:
+            left = F.pad(left, (0, -rows % height))
         # Contiguous: with other strides bmm may take seven times as long.
-        folded = torch.bmm(left.contiguous(), signs.contiguous()).transpose(0, 1)
-        out.add_((folded * right.unsqueeze(1)).reshape(batch, -1))
+        left = left.view(batch, -1, height).permute(2, 0, 1).contiguous()
+        folded = torch.bmm(left, self._outer_signs(name, height, left))
+        out.view(batch, height, columns).addcmul_(folded.transpose(0, 1), right.unsqueeze(1))
+
+    def _outer_signs(self, name: str, height: int, like: Tensor) -> Tensor:
+        """(height, turns, I): the signs of :meth:`fold_outer`, 0 where there are no more rows."""
+        key = (name, like.device, like.dtype)
+        if key not in self._outer:
+            rows, columns = self._shapes[name]
+            signs = self._sign_row(name, like.device).view(rows, columns)
+            turns = F.pad(signs, (0, 0, 0, -rows % height)).view(-1, height, columns)
+            self._outer[key] = turns.transpose(0, 1).to(like.dtype).contiguous()
+        return self._outer[key]
 
     def project(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """(b, D) projections of whole gradients, parameter name → (b, *shape)."""
@@ -171,9 +185,13 @@ class Sketch:
             self._signs[key] = torch.from_numpy(signs(self.seed, name, count)).to(device)
         return self._signs[key]
 
-    def _side_signs(self, name: str, device: torch.device) -> Factors:
-        rows, columns = self._shapes[name]
-        return Factors(self._kept(f"{name}:out", rows, device), self._kept(f"{name}:in", columns, device))
+    def _side_signs(self, name: str, device: torch.device) -> tensor_sketch.Signs:
+        if (name, device) not in self._sides:
+            rows, columns = self._shapes[name]
+            self._sides[name, device] = tensor_sketch.Signs.of(
+                self._kept(f"{name}:out", rows, device), self._kept(f"{name}:in", columns, device)
+            )
+        return self._sides[name, device]
 
     def _mixer(self, name: str, channels: int, like: Tensor) -> Tensor:
         return torch.from_numpy(signs(self.seed, name, channels * _MIXED)).to(like).view(channels, _MIXED)

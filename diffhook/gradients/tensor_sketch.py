@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,18 +23,32 @@ from diffhook.gradients.tuning import tuner
 SIZE = 512  #: numbers that a matrix is reduced to
 
 
-def of_factors(factors: Factors, signs: Factors) -> Tensor:
+class Signs(NamedTuple):
+    """±1, int8, of a matrix (O, I)."""
+
+    outward: Tensor  # (O,)
+    inward: Tensor  # (I,)
+    both: Tensor | None  # (O, I), their products, where each side has a bucket for every element
+
+    @classmethod
+    def of(cls, outward: Tensor, inward: Tensor) -> Signs:
+        few = max(len(outward), len(inward)) <= SIZE
+        return cls(outward, inward, torch.outer(outward, inward) if few else None)
+
+
+def of_factors(factors: Factors, signs: Signs) -> Tensor:
     """(B, SIZE): the sketch of Σ_t grads[:, t] ⊗ inputs[:, t].
 
     Args:
         factors: (B, T, O) and (B, T, I).
-        signs: (O,) and (I,).
     """
-    left, right = (torch.fft.rfft(_side(side, sign)) for side, sign in zip(factors, signs, strict=True))
-    return torch.fft.irfft((left * right).sum(1), n=SIZE)
+    left = torch.fft.rfft(_side(factors.grads, signs.outward))
+    right = torch.fft.rfft(_side(factors.inputs, signs.inward))
+    both = left * right
+    return torch.fft.irfft(both[:, 0] if both.shape[1] == 1 else both.sum(1), n=SIZE)
 
 
-def of_either(factors: Factors, product: Tensor, signs: Factors) -> Tensor:
+def of_either(factors: Factors, product: Tensor, signs: Signs) -> Tensor:
     """The same, by the faster way where the product has been formed."""
     (_, tokens, outward), inward = factors.grads.shape, factors.inputs.shape[2]
     ways: dict[str, Callable[[], Tensor]] = {
@@ -63,24 +78,29 @@ def _buckets(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (places == torch.arange(SIZE, device=device)).to(dtype)
 
 
-def of_product(product: Tensor, signs: Factors) -> Tensor:
+def of_product(product: Tensor, signs: Signs) -> Tensor:
     """The same of (B, O, I) products."""
-    folded = _bucketed(product * signs.inputs).transpose(1, 2)
-    folded = _bucketed(folded * signs.grads)  # (B, q, p), at most SIZE of each
-    # Rows of SIZE + 1 numbers, end to end: (q, p) lies at q · SIZE + (q + p).
-    rows = folded.shape[1]
-    flat = F.pad(folded, (0, SIZE + 1 - folded.shape[2])).flatten(1)
-    return F.pad(flat, (0, SIZE - rows)).view(-1, rows + 1, SIZE).sum(1)
+    if signs.both is not None:
+        rows, left = product, signs.both
+    else:
+        rows, left = product * signs.inward, signs.outward.unsqueeze(1)
+        rows = _folded(rows) if rows.shape[2] > SIZE else rows
+    batch, height, width = rows.shape
+    filled = min(height, SIZE)
+    # Rows of SIZE + 1 numbers, end to end: (p, q) lies at p · SIZE + (p + q).
+    sums = product.new_zeros(batch, filled + 1, SIZE)
+    ends = sums.flatten(1)[:, : filled * (SIZE + 1)].view(batch, filled, SIZE + 1)[..., :width]
+    if height <= SIZE:
+        torch.mul(rows, left, out=ends)
+    else:
+        ends.copy_(_folded(rows * left, 1))
+    return sums.sum(1)
 
 
-def _bucketed(values: Tensor) -> Tensor:
-    """(…, n) → (…, ≤ SIZE): element i goes to bucket i mod SIZE."""
-    return values if values.shape[-1] <= SIZE else _folded(values)
-
-
-def _folded(values: Tensor) -> Tensor:
-    """(…, n) → (…, SIZE): element i goes to bucket i mod SIZE."""
-    length = values.shape[-1]
+def _folded(values: Tensor, axis: int = -1) -> Tensor:
+    """Along the axis, element i goes to bucket i mod SIZE; what has fewer elements is only padded."""
+    length = values.shape[axis]
     if length % SIZE:
-        values = F.pad(values, (0, -length % SIZE))
-    return values if length <= SIZE else values.unflatten(-1, (-1, SIZE)).sum(-2)
+        behind = (0, 0) * (values.dim() - 1 - axis % values.dim())
+        values = F.pad(values, (*behind, 0, -length % SIZE))
+    return values if length <= SIZE else values.unflatten(axis, (-1, SIZE)).sum(axis % values.dim())

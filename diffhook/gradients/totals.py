@@ -143,7 +143,7 @@ class Totals:
     def add_reduced(self, name: str, product: Reduced, rows: slice) -> None:
         """Add what stands for a product that was never formed."""
         self._arrived.setdefault(name)
-        self._note(name, product.squares, rows, squared=True)
+        self._note(name, product.norms, rows, squared=product.squared)
         if product.mixed is not None and isinstance(self._sketch, Sketch):
             self._pack(self._sketch.reduced[name], name, product.mixed, rows)
 

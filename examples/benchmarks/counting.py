@@ -33,6 +33,7 @@ _NO_KERNEL = {
     aten.new_empty.default,
     aten.new_empty_strided.default,
     aten.detach.default,
+    aten._unsafe_view.default,
     aten._local_scalar_dense.default,
 }
 

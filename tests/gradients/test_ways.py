@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from diffhook.gradients import PerSampleGradients
+from diffhook.gradients.rules import ghost
 from diffhook.gradients.tuning import Tuner
 from tests.gradients.test_layers import CONV, TRANSPOSED, WIDE, WIDE_TRANSPOSED, squares
 from tests.twins import projected, relative_error, sample_gradients
@@ -48,11 +49,14 @@ def test_every_way_of_a_convolution_equals_the_batch_1_loop(
     assert relative_error(engine.projections, sample_gradients(layer, squares, batch)) < 1e-5
 
 
-@pytest.mark.parametrize("way", ["ghost", "product"])
+@pytest.mark.parametrize("way", ["ghost", "ghost, taps at once", "product"])
 @pytest.mark.parametrize("name", [*_WIDE, "linear"])
 def test_every_way_of_a_norm_equals_the_batch_1_loop(
     name: str, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    way, _, taps = way.partition(", ")
+    if taps:  # as on a GPU
+        monkeypatch.setattr(ghost, "tap_by_tap", ghost.all_taps)
     offered = _force(monkeypatch, way)
     layer, shape = _WIDE[name] if name in _WIDE else (nn.Linear(64, 48), (3, 7, 64))
     batch = (torch.randn(shape),)
@@ -68,7 +72,7 @@ def test_every_way_of_a_norm_equals_the_batch_1_loop(
 @pytest.mark.parametrize("dim", [2048, 300])
 @pytest.mark.parametrize("way", ["ghost", "product"])
 @pytest.mark.parametrize("tokens", [(), (1,), (7,), (3, 5)], ids=str)
-@pytest.mark.parametrize(("inward", "outward"), [(64, 96), (256, 640), (600, 256), (48, 3)])
+@pytest.mark.parametrize(("inward", "outward"), [(64, 96), (256, 640), (600, 256), (300, 512), (48, 3)])
 def test_every_way_of_a_matrix_is_projected_as_the_batch_1_loops_gradient(
     inward: int, outward: int, tokens: tuple[int, ...], way: str, dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

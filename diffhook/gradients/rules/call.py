@@ -12,25 +12,23 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Mixers(NamedTuple):
-    """Random reductions of a convolution's channels, entries ±1: E[R Rᵀ] = q.
+    """Random reductions of a convolution's channels, entries of one size: the mix of both sides, times
+    ``scale``, keeps inner products.
 
     For a weight of shape (O, I, *kernel), whichever way its layer runs.
     """
 
     inward: Tensor  # (I, q)
     outward: Tensor  # (O, q)
-
-    @property
-    def scale(self) -> float:
-        """1/q, which makes the mix of both sides keep inner products."""
-        return 1 / self.inward.shape[1]
+    scale: float
 
 
 class Reduced(NamedTuple):
     """What is needed of a gradient product that was never formed."""
 
-    squares: Tensor  # (B, k) squared L2 norms of k parts
-    mixed: Tensor | None  # (B, q·q·kernel), the product of the mixed factors, outward by inward, times 1/q
+    norms: Tensor  # (B, k), of k parts
+    squared: bool  # whether the norms are
+    mixed: Tensor | None  # (B, q·q·kernel), the product of the mixed factors, outward by inward, scaled
 
 
 class Factors(NamedTuple):

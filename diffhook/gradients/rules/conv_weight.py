@@ -35,11 +35,13 @@ def _formed(maps: Maps) -> Tensor:
 
 def _reduced(maps: Maps, mixers: Mixers | None) -> Reduced:
     """Norms by the faster way, and the product of the mixed channels."""
-    squares = ghost_squares(*maps) if _norm_way(maps) == "ghost" else _product_squares(maps)
+    squared = _norm_way(maps) == "ghost"
+    norms = ghost_squares(*maps) if squared else _product_norms(maps)
     if mixers is None:
-        return Reduced(squares, None)
+        return Reduced(norms, squared, None)
     inputs, grad = _mix(maps.inputs, mixers.inward), _mix(maps.grad, mixers.outward)
-    return Reduced(squares, _formed(Maps(inputs, grad, maps.geometry)).flatten(1).mul_(mixers.scale))
+    mixed = _formed(Maps(inputs, grad, maps.geometry)).flatten(1)
+    return Reduced(norms, squared, mixed if mixers.scale == 1 else mixed.mul_(mixers.scale))
 
 
 def _mix(values: Tensor, mixer: Tensor) -> Tensor:
@@ -49,10 +51,10 @@ def _mix(values: Tensor, mixer: Tensor) -> Tensor:
     return flat.view(len(values), -1, *values.shape[2:])
 
 
-def _product_squares(maps: Maps) -> Tensor:
+def _product_norms(maps: Maps) -> Tensor:
     what = "rounded product" if is_half(maps.grad) else "product"
     ways = {name: partial(way, *maps) for name, way in WAYS.items()}
-    return piece_norms(ways[_fastest(what, maps, ways)]().flatten(1)).square()
+    return piece_norms(ways[_fastest(what, maps, ways)]().flatten(1))
 
 
 # ── the choice ────────────────────────────────────────────────────────────────────────────────────
@@ -82,5 +84,5 @@ def _of_widened(way: Way, maps: Maps) -> Tensor:
 def _norm_way(maps: Maps) -> str:
     if not ghost_applies(*maps):
         return "product"
-    ways = {"ghost": partial(ghost_squares, *maps), "product": partial(_product_squares, maps)}
+    ways = {"ghost": partial(ghost_squares, *maps), "product": partial(_product_norms, maps)}
     return _fastest("norm", maps, ways)

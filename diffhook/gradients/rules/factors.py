@@ -29,6 +29,8 @@ def summed(factors: Factors) -> Tensor:
 def gram_squares(factors: Factors) -> Tensor:
     """(B, 1) ‖GᵀA‖² = ⟨AAᵀ, GGᵀ⟩ without GᵀA."""
     between, inside = (products.bmm(side, side.transpose(1, 2)).flatten(1) for side in factors)
+    if inside.shape[1] == 1:
+        return inside * between
     return torch.linalg.vecdot(inside, between).unsqueeze(1)
 
 

@@ -145,7 +145,7 @@ class LayerRuleContract(ABC):
                 for local, product in self.rule().products(call):
                     told = f"{name}, {local} of bfloat16"
                     found = formed(product) if isinstance(product, Factors) else product
-                    found = found.squares if isinstance(found, Reduced) else found
+                    found = found.norms if isinstance(found, Reduced) else found
                     assert found.dtype == torch.float32, f"{told}: {found.dtype}"
                     _compare(told, product, exact[local], None, 2**-8)
 
@@ -169,7 +169,8 @@ class LayerRuleContract(ABC):
         if gradient.dim() < 4 or not self.rule().mixes_channels(layer):
             return [None]
         outward, inward = gradient.shape[1:3]
-        return [None, Mixers(*(torch.randn(n, _MIXED, dtype=torch.float64) for n in (inward, outward)))]
+        sides = [torch.randn(n, _MIXED, dtype=torch.float64) for n in (inward, outward)]
+        return [None, Mixers(sides[0], sides[1], 1 / _MIXED)]
 
     def _check(
         self, name: str, model: _Model, calls: tuple[Tensor, ...], dim: Any = "full", **options: Any
@@ -257,10 +258,11 @@ def _compare(
         _near(told, product, exact, tolerance)
         return
     assert isinstance(product, Reduced), f"{told}: a {type(product).__name__} is no product"
-    _near(f"{told}: norms", product.squares.sum(1, keepdim=True).sqrt(), _norms(exact.flatten(1)), tolerance)
+    squares = product.norms if product.squared else product.norms.square()
+    _near(f"{told}: norms", squares.sum(1, keepdim=True).sqrt(), _norms(exact.flatten(1)), tolerance)
     if mixers is not None:
         assert product.mixed is not None, f"{told}: mixed channels were asked for"
-        mixed = torch.einsum("boi...,ip,oq->bqp...", exact, *mixers) * mixers.scale
+        mixed = torch.einsum("boi...,ip,oq->bqp...", exact, mixers.inward, mixers.outward) * mixers.scale
         _near(f"{told}: mixed channels", product.mixed, mixed, tolerance)
 
 
