@@ -49,7 +49,7 @@ def tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(folder, model_max_length=12)
 
 
-def _text(kind: Any, width: int) -> Any:
+def clip(kind: Any, width: int) -> Any:
     config = CLIPTextConfig(
         vocab_size=56, hidden_size=width, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
         max_position_embeddings=12, projection_dim=10, bos_token_id=0, eos_token_id=1, pad_token_id=1,
@@ -76,7 +76,7 @@ def _unet(width: int, **options: Any) -> UNet2DConditionModel:
 def save_stable_diffusion(folder: Path) -> Path:
     torch.manual_seed(0)
     StableDiffusionPipeline(
-        _vae(), _text(CLIPTextModel, 12), tokenizer(folder.parent / "tokenizer"), _unet(12),
+        _vae(), clip(CLIPTextModel, 12), tokenizer(folder.parent / "tokenizer"), _unet(12),
         PNDMScheduler(skip_prk_steps=True, steps_offset=1, **_BETAS),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
@@ -88,7 +88,7 @@ def save_stable_diffusion_xl(folder: Path) -> Path:
     added: dict[str, Any] = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
     added["projection_class_embeddings_input_dim"] = 10 + 6 * 4
     StableDiffusionXLPipeline(
-        _vae(), _text(CLIPTextModel, 12), _text(CLIPTextModelWithProjection, 16),
+        _vae(), clip(CLIPTextModel, 12), clip(CLIPTextModelWithProjection, 16),
         tokenizer(folder.parent / "tokenizer"), tokenizer(folder.parent / "tokenizer_2"),
         _unet(12 + 16, **added), EulerDiscreteScheduler(**_BETAS),
     ).save_pretrained(folder)  # fmt: skip

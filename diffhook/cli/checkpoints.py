@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from diffhook.cli.loss import add_captions, add_loss, device_of, named_objective
+from diffhook.cli.loss import add_captions, add_loss, named_objective
+from diffhook.cli.pipeline import add_pipeline, open_pipeline
 from diffhook.cli.printing import print_json
 from diffhook.cli.values import integers, numbers
 from diffhook.console import announce
@@ -27,9 +28,7 @@ logger = logging.getLogger("diffhook")
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--pipeline", metavar="DIR", required=True, help="saved pipeline whose model was trained"
-    )
+    add_pipeline(command, required=True)
     command.add_argument(
         "--checkpoints",
         metavar="PATTERN",
@@ -72,14 +71,14 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from diffhook.capture import DiffusionObjective, Grid, Probe
+    from diffhook.capture import Grid, Probe
     from diffhook.capture.checkpoints import find_checkpoints, from_checkpoints
-    from diffhook.capture.model.pipeline import SavedPipeline
 
     found = find_checkpoints(args.checkpoints, ema=args.ema, steps=integers(args.steps, "--steps"))
-    pipeline = SavedPipeline(args.pipeline, device_of(args.device))
+    pipeline = open_pipeline(args)
     pictures = _pictures(args, pipeline)
     named = named_objective(args, pipeline, lambda: pipeline.training_scheduler().config)
+    objective = pipeline.objective() if named is None else named
     ids = integers(args.ids, "--ids")
     if ids is not None and args.samples is not None:
         raise ConfigurationError("--ids and --samples both say which samples: give one")
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         _model(pipeline, found, args.lora_alpha, args.json),
         found,
         pictures,
-        DiffusionObjective(pipeline.training_scheduler()) if named is None else named,
+        objective,
         args.log,
         probe=Probe(
             args.samples if ids is None else ids,
@@ -170,7 +169,7 @@ def _pictures(args: argparse.Namespace, pipeline: Any) -> Any:
     )
     _tell_left_out(pictures)
     _check_readable(pictures.images)
-    classes = getattr(pipeline.denoiser.config, "num_class_embeds", None)
-    if classes is not None and labels is None:
-        pictures.class_labels = folder_labels([PurePath(name) for name in pictures.names.values()], classes)
+    if pipeline.classes is not None and labels is None:
+        files = [PurePath(name) for name in pictures.names.values()]
+        pictures.class_labels = folder_labels(files, pipeline.classes)
     return pictures

@@ -17,7 +17,14 @@ def add_loss(group: Any) -> None:
         help="a diffusers scheduler, such as DDPMScheduler, with the betas of the pipeline or the log",
     )
     group.add_argument("--prediction-type", metavar="TYPE", help="epsilon, v_prediction, sample …")
-    group.add_argument("--snr-gamma", type=float, metavar="γ", help="the loss had min-SNR weights")
+    weights = group.add_mutually_exclusive_group()
+    weights.add_argument("--snr-gamma", type=float, metavar="γ", help="the loss had min-SNR weights")
+    weights.add_argument(
+        "--weighting",
+        metavar="NAME",
+        help="the loss had others: uniform, sigma_sqrt, cosmap, preconditioned (σ², Stable Diffusion 3's "
+        "default), debiased …",
+    )
     group.add_argument("--device", help="where to compute; default: a GPU if there is one")
 
 
@@ -44,15 +51,19 @@ def named_objective(
     from diffhook.capture import DiffusionObjective, MinSNR
     from diffhook.capture.objective.diffusion import make_scheduler
 
-    if (args.scheduler, args.prediction_type, args.snr_gamma) == (None, None, None):
+    weighting = args.weighting if args.snr_gamma is None else MinSNR(args.snr_gamma)
+    if (args.scheduler, args.prediction_type, weighting) == (None, None, None):
         return None
     if args.scheduler is not None:
         scheduler = make_scheduler(args.scheduler, dict(schedule()))
-    elif pipeline is not None:
-        scheduler = pipeline.training_scheduler()
+    elif pipeline is None:
+        raise ConfigurationError(
+            "--prediction-type, --snr-gamma and --weighting need --scheduler or --pipeline"
+        )
     else:
-        raise ConfigurationError("--prediction-type and --snr-gamma need --scheduler or --pipeline")
-    weighting = None if args.snr_gamma is None else MinSNR(args.snr_gamma)
+        scheduler = None
+    if pipeline is not None:
+        return pipeline.objective(scheduler, args.prediction_type, weighting)
     return DiffusionObjective(scheduler, prediction_type=args.prediction_type, weighting=weighting)
 
 

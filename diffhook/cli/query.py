@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from diffhook.cli.loss import add_captions, add_loss, device_of, named_objective
+from diffhook.cli.pipeline import TRAINING, add_pipeline, open_pipeline
 from diffhook.cli.printing import print_json
 from diffhook.cli.values import integers
 from diffhook.errors import ConfigurationError
@@ -31,7 +32,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     add_captions(command)
 
     model = command.add_argument_group("the model and its loss, where the log does not hold them")
-    model.add_argument("--pipeline", metavar="DIR", help="saved pipeline whose model was trained")
+    add_pipeline(model)
     model.add_argument(
         "--lora", metavar="PATH", help="LoRA, LoHa or LoKr file, or folder with an adapter_config.json"
     )
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
     log = open_log(args.log)
     device = device_of(args.device)
-    pipeline = _pipeline(args, device)
+    pipeline = _pipeline(args)
     pictures = _pictures(log, args, pipeline) if args.images else None  # before a model is built
     objective = _objective(log, args, pipeline)
     model = build_model(log, pipeline, args.lora).to(device)
@@ -114,15 +115,13 @@ def _grid(log: RunLog, args: argparse.Namespace) -> Any:
     return replace(default_grid(log), **{name: value for name, value in named.items() if value is not None})
 
 
-def _pipeline(args: argparse.Namespace, device: Any) -> Any:
-    from diffhook.capture.model.pipeline import SavedPipeline
-
+def _pipeline(args: argparse.Namespace) -> Any:
     if args.pipeline is None:
-        for option in ("lora", "captions", "caption"):
+        for option in ("lora", "captions", "caption", *TRAINING):
             if getattr(args, option) is not None:
-                raise ConfigurationError(f"--{option} needs --pipeline")
+                raise ConfigurationError(f"--{option.replace('_', '-')} needs --pipeline")
         return None
-    return SavedPipeline(args.pipeline, device)
+    return open_pipeline(args)
 
 
 def _objective(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:

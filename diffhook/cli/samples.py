@@ -146,7 +146,7 @@ def model_format(log: RunLog) -> tuple[int, tuple[int, int]]:
     Raises:
         ConfigurationError: it does not take images.
     """
-    from diffhook.capture.model.pipeline import sides
+    from diffhook.capture.model.families import sides
 
     described = log.config["identity"]["model"]
     config = described.get("config", {})

@@ -20,6 +20,7 @@ from diffhook.capture.checkpoints.lora import by_layer, check_keys
 from diffhook.capture.checkpoints.weights import read_tensors
 from diffhook.capture.model.adapter import add_adapters, network_alphas
 from diffhook.capture.model.pipeline import SavedPipeline
+from diffhook.capture.objective.denoising import denoise
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog
 
@@ -60,7 +61,7 @@ class AsTrained(nn.Module):
     def forward(self, *inputs: Any, captions_to_encode: Sequence[str] = (), **arguments: Any) -> Any:
         if captions_to_encode:
             arguments |= self._encode(captions_to_encode)
-        return self.denoiser(*inputs, **arguments)
+        return denoise(self.denoiser, *inputs, **arguments)
 
 
 def _register(root: nn.Module, name: str, model: nn.Module, own: str) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from diffhook.analysis.defaults import as_log
 from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.model.borrowing import borrowed
-from diffhook.capture.model.pipeline import SavedPipeline, sides
+from diffhook.capture.model.families import sides
+from diffhook.capture.model.pipeline import SavedPipeline
 from diffhook.capture.model.refusal import refused
 from diffhook.capture.model.sampling import sample
 from diffhook.capture.objective.diffusion import DiffusionObjective

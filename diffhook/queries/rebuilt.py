@@ -29,7 +29,7 @@ def build_objective(log: RunLog, pipeline: SavedPipeline | None = None) -> Diffu
     if described is not None:
         return DiffusionObjective.from_description(described)
     if pipeline is not None:
-        return DiffusionObjective(pipeline.training_scheduler())
+        return pipeline.objective()
     why = f" ({log.objective_words})" if log.objective_words else ""
     raise ConfigurationError(
         f"the log does not know the training loss{why}: name its scheduler with --scheduler, or the pipeline "

@@ -116,7 +116,9 @@ class _Paths:
         flat = _flat(self._blocks.get(written, written))
         match = _DENOISER.match(flat)
         assert match is not None
-        return self._known.get(flat) or self._known.get(flat[match.end() :])
+        # A layer's own path may begin like a prefix: "transformer_blocks.0".
+        starts = [0, *(match.end(group) for group, found in enumerate(match.groups(), 1) if found)]
+        return next((self._known[flat[at:]] for at in starts if flat[at:] in self._known), None)
 
     def owner(self, key: str) -> str | None:
         """The layer that a key begins with."""

@@ -14,6 +14,7 @@ from torch import Size, nn
 
 from diffhook.capture.checkpoints.adapter_keys import AdapterKeys, Part, adapter_keys
 from diffhook.capture.checkpoints.adapter_kinds import describe
+from diffhook.capture.checkpoints.fused_keys import in_diffusers_names
 from diffhook.capture.checkpoints.weights import read_tensors
 from diffhook.capture.model.adapter import read_adapter
 from diffhook.errors import ConfigurationError
@@ -38,7 +39,7 @@ def read_lora(files: Sequence[Path], model: nn.Module, alpha: float | None = Non
     """
     if (files[0].parent / "adapter_config.json").exists():
         return read_adapter(files[0].parent)
-    tensors = read_tensors(files)
+    tensors = in_diffusers_names(read_tensors(files))
     keys = adapter_keys(tensors, [name for name, _ in model.named_modules()])
     check_keys(keys, model, str(files[0]))
     shapes = {part: tensors[key].shape for key, part in keys.parts.items() if part.name != "alpha"}

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffhook.capture.checkpoints.adapter_keys import Part, adapter_keys, split_key
+from diffhook.capture.checkpoints.fused_keys import in_diffusers_names
 from diffhook.errors import ConfigurationError
 from diffhook.words import one_line
 
@@ -39,7 +40,7 @@ def read_parameters(files: Sequence[Path], wanted: Names, *, ema: bool = False) 
     Raises:
         ConfigurationError: the files cannot be read, or are not of this model.
     """
-    tensors = _as_wanted(read_tensors(files), wanted)
+    tensors = _as_wanted(in_diffusers_names(read_tensors(files)), wanted)
     names = matched(tensors, wanted, files[0], ema=ema or _EMA.search(files[0].parent.name) is not None)
     found = {name: tensors[key] for name, key in names.items()}
     for name, values in found.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,25 +13,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffhook.capture.model.families import Choices, find_family
+from diffhook.capture.objective.diffusion import DiffusionObjective
+from diffhook.capture.objective.weighting import Weighting
 from diffhook.errors import ConfigurationError
 
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _ENCODED_AT_ONCE = 8  # images; a VAE at full resolution takes more memory than a denoiser
 
 
 class SavedPipeline:
     """The folder that ``DiffusionPipeline.save_pretrained`` wrote, loaded in float32.
 
-    Nothing is downloaded.
+    Nothing is downloaded. What the training chose and the folder does not tell is by default as diffusers'
+    own script for such a model has it.
 
     Args:
         path: the folder.
         device: where to put the models; by default a GPU if there is one.
+        resolution: of the training's images, in pixels a side; by default what the denoiser was made for.
+        max_sequence_length: tokens of a caption, where the pipeline's ``encode_prompt`` takes such a number.
+        guidance_scale: that a guidance-distilled model (Flux) was told in training.
 
     Raises:
-        ConfigurationError: no pipeline there, or one of a kind that is not supported.
+        ConfigurationError: no pipeline there, or one of a kind that is not supported; or one that is not
+            trained with these choices.
     """
 
-    def __init__(self, path: str | Path, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        resolution: int | None = None,
+        max_sequence_length: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> None:
         from diffusers import DiffusionPipeline
 
         path = Path(path)
@@ -40,16 +58,13 @@ class SavedPipeline:
             )
         index = (path / "model_index.json").read_text()
         self.kind = str(json.loads(index).get("_class_name"))
-        if self.kind not in CONDITIONS:  # told before gigabytes are read
-            raise ConfigurationError(
-                f"{path} holds a {self.kind}; supported are {', '.join(CONDITIONS)}. For others encode the "
-                "samples yourself: diffhook.query(log, batch, name, objective, model=...)"
-            )
+        family = find_family(self.kind, path)  # told before gigabytes are read
         if '"transformers"' in index and not find_spec("transformers"):
             raise ConfigurationError("text encoders need transformers: pip install diffhook[pipelines]")
         self.path = path
         self.pipe: Any = DiffusionPipeline.from_pretrained(path, local_files_only=True)
         self.pipe.set_progress_bar_config(disable=True)
+        self.family = family(self.pipe, Choices(resolution, max_sequence_length, guidance_scale))
         self.trains_text = False  #: captions stay texts, for a model that encodes them itself
         self._once = _Once()
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -60,13 +75,13 @@ class SavedPipeline:
     @property
     def denoiser(self) -> nn.Module:
         """The model that is trained."""
-        found: nn.Module = self.pipe.unet
+        found: nn.Module = self.family.model
         return found
 
     @property
     def text_encoders(self) -> list[nn.Module]:
         """Those that there are, in the pipeline's order."""
-        found = (getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
+        found = (getattr(self.pipe, name, None) for name in _TEXT_ENCODERS)
         return [encoder for encoder in found if encoder is not None]
 
     @property
@@ -76,14 +91,17 @@ class SavedPipeline:
 
     @property
     def takes_captions(self) -> bool:
-        return CONDITIONS[self.kind] is not _nothing
+        return self.family.takes_captions
+
+    @property
+    def classes(self) -> int | None:
+        """How many class labels the denoiser tells apart; None: it is told none."""
+        return self.family.classes
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the images that the denoiser was made for, in pixels."""
-        factor = 1 if self.vae is None else int(self.pipe.vae_scale_factor)
-        height, width = sides(self.denoiser.config.sample_size)  # type: ignore[union-attr]
-        return height * factor, width * factor
+        """Height and width of the training's images, in pixels."""
+        return self.family.size
 
     @property
     def channels(self) -> int:
@@ -92,11 +110,40 @@ class SavedPipeline:
         return int(owner.config.in_channels)  # type: ignore[union-attr, arg-type]
 
     def training_scheduler(self) -> Any:
-        """The noise schedule of the training: as diffusers' scripts do, DDPM with the saved betas."""
-        from diffusers import DDPMScheduler
+        """The noise schedule of the training, whichever sampler the pipeline has: as diffusers' scripts do,
+        that of flow matching, or DDPM with the saved betas."""
+        from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
         given = self.pipe.scheduler
-        return given if hasattr(given, "scale_noise") else DDPMScheduler.from_config(given.config)
+        if hasattr(given, "scale_noise"):
+            return given
+        flow = given.config.get("prediction_type") == "flow_prediction" or given.config.get("use_flow_sigmas")
+        if not flow:
+            return DDPMScheduler.from_config(given.config)
+        known = inspect.signature(FlowMatchEulerDiscreteScheduler).parameters
+        return FlowMatchEulerDiscreteScheduler(**{n: v for n, v in given.config.items() if n in known})
+
+    def objective(
+        self,
+        scheduler: Any = None,
+        prediction_type: str | None = None,
+        weighting: Weighting | str | None = None,
+    ) -> DiffusionObjective:
+        """The training loss, as diffusers' script for such a pipeline has it where nothing else is said.
+
+        Args:
+            scheduler: by default :meth:`training_scheduler`.
+            prediction_type: by default the scheduler's.
+            weighting: of the loss; see :class:`DiffusionObjective`.
+        """
+        if (scheduler, prediction_type, weighting) == (None, None, None):
+            weighting = self.family.weighting
+        return DiffusionObjective(
+            self.training_scheduler() if scheduler is None else scheduler,
+            prediction_type=prediction_type,
+            weighting=weighting,
+            timestep_scale=self.family.timestep_scale,
+        )
 
     @torch.no_grad()
     def encode(self, images: Tensor, captions: Sequence[str] | None = None) -> dict[str, Any]:
@@ -110,7 +157,7 @@ class SavedPipeline:
             captions: Q texts, for pipelines that take them.
 
         Returns:
-            "latents" (Q, …) and the denoiser's conditions, on :attr:`device`.
+            "latents" (Q, …), for Flux packed into tokens, and the denoiser's conditions, on :attr:`device`.
 
         Raises:
             ConfigurationError: captions that are missing, too many, or not wanted.
@@ -138,15 +185,17 @@ class SavedPipeline:
         logger = logging.getLogger(type(self.pipe).__module__)
         logger.addFilter(self._once)  # one that a caption is cut short comes again at every snapshot
         try:
-            return CONDITIONS[self.kind](self.pipe, list(captions), tuple(size or self.size))
+            height, width = size or self.size
+            return self.family.conditions(list(captions), (height, width))
         finally:
             logger.removeFilter(self._once)
 
     def _latents(self, images: Tensor) -> Tensor:
         if self.vae is None:
             return images
-        mean: Tensor = self.vae.encode(images).latent_dist.mode()
-        return (mean - (self._shift or 0.0)) * self.vae.config.scaling_factor
+        made = self.vae.encode(images)
+        mean: Tensor = made.latent_dist.mode() if hasattr(made, "latent_dist") else made.latent
+        return self.family.pack((mean - (self._shift or 0.0)) * self.vae.config.scaling_factor)
 
     @property
     def _shift(self) -> float | None:
@@ -159,7 +208,7 @@ class SavedPipeline:
             return latents
         parts = [
             self.vae.decode(part / self.vae.config.scaling_factor + (self._shift or 0.0)).sample
-            for part in latents.split(_ENCODED_AT_ONCE)
+            for part in self.family.unpack(latents, self.size).split(_ENCODED_AT_ONCE)
         ]
         return torch.cat(parts).clamp(-1, 1)
 
@@ -173,6 +222,7 @@ class SavedPipeline:
             height=height,
             width=width,
             output_type="latent",
+            **self.family.generation(),
         ).images
         return found
 
@@ -189,37 +239,3 @@ class _Once(logging.Filter):
         new = message not in self._told
         self._told.add(message)
         return new
-
-
-def sides(size: Any) -> tuple[int, int]:
-    """Height and width of a diffusers model's sample_size: a number, or both."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
-
-
-def _nothing(pipe: Any, captions: list[str], size: tuple[int, ...]) -> dict[str, Any]:
-    return {}
-
-
-def _text(pipe: Any, captions: list[str], size: tuple[int, ...]) -> dict[str, Any]:
-    embedded = pipe.encode_prompt(captions, pipe.device, 1, do_classifier_free_guidance=False)
-    return {"encoder_hidden_states": embedded[0]}
-
-
-def _text_and_size(pipe: Any, captions: list[str], size: tuple[int, ...]) -> dict[str, Any]:
-    """Stable Diffusion XL: two text encoders; images count as uncropped at their size."""
-    embedded, _, pooled, _ = pipe.encode_prompt(
-        captions, device=pipe.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-    )
-    times = torch.tensor([*size, 0, 0, *size], dtype=embedded.dtype, device=embedded.device)
-    added = {"text_embeds": pooled, "time_ids": times.repeat(len(captions), 1)}
-    return {"encoder_hidden_states": embedded, "added_cond_kwargs": added}
-
-
-CONDITIONS: dict[str, Callable[[Any, list[str], tuple[int, ...]], dict[str, Any]]] = {
-    "DDPMPipeline": _nothing,
-    "DDIMPipeline": _nothing,
-    "StableDiffusionPipeline": _text,
-    "StableDiffusionXLPipeline": _text_and_size,
-}
-"""Pipeline class → (pipeline, captions, (H, W)) → the denoiser's arguments besides the timestep."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from diffhook.capture.objective.diffusion import DiffusionObjective, predicted_tensor
+from diffhook.capture.objective.diffusion import DiffusionObjective
 
 
 @torch.no_grad()
@@ -45,10 +45,8 @@ def sample(
     options = {"generator": generators} if draws else {}
     scales = hasattr(scheduler, "scale_model_input")
     for timestep in scheduler.timesteps:
-        told = timestep if objective.timestep_scale == 1 else timestep * objective.timestep_scale
         scaled = scheduler.scale_model_input(state, timestep) if scales else state
-        output = predicted_tensor(
-            model(scaled, told.to(state.device).expand(len(seeds)), **(conditions or {}))
-        )
+        timesteps = timestep.to(state.device).expand(len(seeds))
+        output = objective.output(model, scaled, timesteps, dict(conditions or {}))
         state = scheduler.step(output, timestep, state, **options).prev_sample
     return state

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from diffhook.capture.objective.denoising import denoise
 from diffhook.capture.objective.distance import Distance, make_distance
 from diffhook.capture.objective.noise import noise_bank
 from diffhook.capture.objective.objective import Predicting, Prediction
@@ -94,17 +95,16 @@ class DiffusionObjective(Predicting):
         clean, arguments = self.inputs(batch)
         noise = noise_bank(noise_seeds, clean, self.noise_offset)
         noisy = self.parametrization.noisy(clean, noise, timesteps)
-        output = self._output(model, noisy, timesteps, arguments)
+        output = self.output(model, noisy, timesteps, arguments)
         exact = torch.promote_types(output.dtype, torch.float32)
         target = self.parametrization.target(clean, noise, timesteps)
         weights = self.factor * self.weighting(timesteps, self.parametrization)
         return Prediction(output.to(exact), target.to(exact), weights.to(exact), self.distance)
 
-    def _output(
-        self, model: nn.Module, noisy: Tensor, timesteps: Tensor, arguments: dict[str, Any]
-    ) -> Tensor:
+    def output(self, model: nn.Module, noisy: Tensor, timesteps: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """(B, …) what the model predicts, without variances; arguments as of :meth:`expected`."""
         told = timesteps if self.timestep_scale == 1 else timesteps * self.timestep_scale
-        output = predicted_tensor(model(noisy, told, **arguments))
+        output = predicted_tensor(denoise(model, noisy, told, **arguments))
         if output.dim() > 1 and output.shape[1] == 2 * noisy.shape[1]:
             output = output[:, : noisy.shape[1]]  # the rest are variances, which the loss leaves alone
         return output
@@ -119,7 +119,7 @@ class DiffusionObjective(Predicting):
             timesteps: (B,), as in a call.
             arguments: of the model besides.
         """
-        output = self._output(model, noisy, timesteps, arguments)
+        output = self.output(model, noisy, timesteps, arguments)
         return self.parametrization.clean(noisy, output.to(noisy.dtype), timesteps)
 
     def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:

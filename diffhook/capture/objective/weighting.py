@@ -123,6 +123,7 @@ class Custom(Weighting):
 NAMED = {
     "snr": {"kind": SNRPower.kind, "power": 1.0},
     "debiased": {"kind": SNRPower.kind, "power": -0.5},
+    "preconditioned": {"kind": SigmaPower.kind, "power": 2.0},
     "sigma_sqrt": {"kind": SigmaPower.kind, "power": -2.0},
 }
 """Names that papers and scripts have for some of them."""

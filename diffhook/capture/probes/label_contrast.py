@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from diffhook.capture.objective import Objective
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.capture.probes.grid import Grid, take
+from diffhook.capture.samples.inputs import without_shared
 
 CLASSES, CAPTIONS = 16, 4
 """Of more, so many, evenly spaced, are tried beside a sample's own. Models that read captions are large."""
@@ -169,7 +170,7 @@ def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | 
         count += len(ids)
     wanted, chosen, start = set(spaced(count, CAPTIONS).tolist()), [], 0
     for ids, batch in batches():
-        told = objective.inputs(batch)[1]
+        told = without_shared(objective.inputs(batch)[1], batch)
         places = [place for place in range(len(ids)) if start + place in wanted]
         chosen += [take(told, torch.tensor([place], device=_states(told).device)) for place in places]
         start += len(ids)
@@ -177,7 +178,8 @@ def _captions(objective: DiffusionObjective, batches: Batches) -> _Conditions | 
     def under(other: Arguments) -> Callable[[Arguments], Arguments]:
         def repeated(told: Arguments) -> Arguments:
             states = _states(told)
-            return dict(take(other, torch.zeros(len(states), dtype=torch.long, device=states.device)))
+            places = torch.zeros(len(states), dtype=torch.long, device=states.device)
+            return {**told, **take(other, places)}
 
         return repeated
 

@@ -20,6 +20,11 @@ CONDITIONS = (
     "added_cond_kwargs",
     "captions_to_encode",  # by a model whose text encoder is trained
 )
+SHARED = "shared_arguments"
+"""Key of arguments that all samples have alike, such as tokens' positions: name → (B, …), of which the model
+is given one row, without the samples' axis."""
+
+_PASSED_ON = (*CONDITIONS, "guidance")
 
 
 def default_inputs(batch: Any) -> tuple[Tensor, dict[str, Any]]:
@@ -28,7 +33,7 @@ def default_inputs(batch: Any) -> tuple[Tensor, dict[str, Any]]:
     A tensor is the samples; a tuple or list begins with them, and a dict after them holds
     arguments of the model; in a dict they have a well-known key, such as "latents", "images" or
     "pixel_values", and the model's own names ("class_labels", "encoder_hidden_states",
-    "added_cond_kwargs" …) are passed on.
+    "added_cond_kwargs" …) are passed on; so are those under :data:`SHARED`.
 
     Raises:
         ConfigurationError: none of these is a tensor.
@@ -38,7 +43,8 @@ def default_inputs(batch: Any) -> tuple[Tensor, dict[str, Any]]:
     if isinstance(batch, Mapping):
         for key in CLEAN:
             if isinstance(batch.get(key), Tensor):
-                return batch[key], {name: batch[name] for name in CONDITIONS if name in batch}
+                arguments = {name: batch[name] for name in _PASSED_ON if name in batch}
+                return batch[key], arguments | {n: each[0] for n, each in batch.get(SHARED, {}).items()}
         raise ConfigurationError(
             f"the batch has keys {sorted(map(str, batch))}, none of {', '.join(CLEAN)}: pass "
             "inputs=lambda batch: (clean_samples, model_arguments)"
@@ -50,3 +56,9 @@ def default_inputs(batch: Any) -> tuple[Tensor, dict[str, Any]]:
         f"cannot find clean samples in a batch of type {type(batch).__name__}: pass "
         "inputs=lambda batch: (clean_samples, model_arguments)"
     )
+
+
+def without_shared(arguments: Mapping[str, Any], batch: Any) -> dict[str, Any]:
+    """Of a batch's arguments of the model, those that have a row for each sample."""
+    shared = batch.get(SHARED, {}) if isinstance(batch, Mapping) else {}
+    return {name: value for name, value in arguments.items() if name not in shared}

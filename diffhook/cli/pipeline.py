@@ -1,0 +1,43 @@
+"""Options that describe a saved pipeline and what its training chose, of several commands."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from diffhook.cli.loss import device_of
+
+TRAINING = ("resolution", "max_sequence_length", "guidance_scale")  #: what no file of a pipeline tells
+
+
+def add_pipeline(group: Any, *, required: bool = False) -> None:
+    """The pipeline, and what no file of it tells."""
+    group.add_argument(
+        "--pipeline", metavar="DIR", required=required, help="saved pipeline whose model was trained"
+    )
+    group.add_argument(
+        "--resolution",
+        type=int,
+        metavar="N",
+        help="of the training, in pixels a side (default: what the model was made for)",
+    )
+    group.add_argument(
+        "--max-sequence-length",
+        type=int,
+        metavar="N",
+        help="tokens of a caption (default: as diffusers' script)",
+    )
+    group.add_argument(
+        "--guidance-scale", type=float, metavar="G", help="that Flux was told in training (default: 3.5)"
+    )
+
+
+def open_pipeline(args: argparse.Namespace) -> Any:
+    """The :class:`diffhook.SavedPipeline` that the options name, on the device of --device."""
+    from diffhook.capture.model.pipeline import SavedPipeline
+
+    return SavedPipeline(
+        args.pipeline,
+        device_of(args.device),
+        **{name: getattr(args, name) for name in TRAINING},
+    )
