@@ -178,17 +178,23 @@ class AcceleratorEvents:
     # ── batches ───────────────────────────────────────────────────────────────────────────────
 
     def _on_prepared(self, batch: Any, arrival: loaders.Arrival) -> None:
-        # One that ends, perhaps another training's as garbage, says nothing of this one.
+        # One that ends, perhaps another training's as garbage, says nothing of this one, …
         self._prepares = self._prepares or batch is not None
-        self._on_batch(batch, arrival)
+        if self._capture.session.thread.is_here:  # … least of all in the thread that collects it.
+            self._on_batch(batch, arrival)
+        elif batch is not None:
+            self._elsewhere(arrival.unknown.dataset)
 
     def _on_fetched(self, batch: Any, dataset: Any, here: bool) -> None:
         """Of a loader that was not prepared: some trainers use such loaders only."""
         if not here:
-            if self._capture.identity.datasets.knows(dataset):
-                self._capture.session.absences.tell("fetched-elsewhere")
+            self._elsewhere(dataset)
         elif not self._prepares:
             self._on_batch(batch, loaders.Arrival.untagged(dataset))
+
+    def _elsewhere(self, dataset: Any) -> None:
+        if self._capture.identity.datasets.knows(dataset):
+            self._capture.session.fetched_elsewhere()
 
     def _on_batch(self, batch: Any, arrival: loaders.Arrival) -> None:
         source, session = arrival.unknown.source, self._capture.session

@@ -270,11 +270,13 @@ def _fetched_for(loader: Any, iterate: Callable[[Any], Iterator[Any]]) -> Iterat
     """What the loader iterates over, while the plain loader within it tells nobody of its batches."""
     items = iterate(loader)
     while True:
-        with fetches.by_another():
-            try:
-                item = next(items)
-            except StopIteration:
-                return
+        before = guarded(fetches.begin_another)
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            guarded(fetches.end_another, before)
         yield item
 
 

@@ -7,8 +7,7 @@ or makes an iterator for every batch, draws the random numbers that it draws wit
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -43,15 +42,20 @@ def listen(hook: Guarded) -> _Listening:
     return _Listening(hook)
 
 
-@contextmanager
-def by_another() -> Iterator[None]:
-    """While entered, what is fetched is for another loader, which tells of its batches itself."""
+def begin_another() -> bool:
+    """From now on, what this thread fetches is for another loader, which tells of its batches itself.
+
+    Returns:
+        Whether that was so before, for :func:`end_another`.
+    """
     before = getattr(_within, "other", False)
     _within.other = True
-    try:
-        yield
-    finally:
-        _within.other = before
+    return before
+
+
+def end_another(before: bool | None) -> None:
+    """The other loader has its batch."""
+    _within.other = bool(before)
 
 
 def _telling(fetch: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -83,7 +83,7 @@ class TorchHook(Hook):
             return
         capture = self.capture
         if not here:
-            capture.session.absences.tell("fetched-elsewhere")
+            capture.session.fetched_elsewhere()
             return
         if batch is None:
             capture.on(events.LoaderEnded(dataset))

@@ -46,6 +46,7 @@ _SHELL = {
     "gradients.reuse:_Deliver.backward": _AROUND,
     "gradients.fallback:Fallback.__torch_function__": _AROUND,
     "integrations.accelerate.loaders:_untagging.<locals>.untagged": _AROUND,
+    "integrations.accelerate.loaders:_fetched_for": _AROUND,
     "integrations.accelerate.loaders:_IndexedDataset.__getitems__": _AROUND,
     "integrations.accelerate.loaders:_TaggingCollate.__call__": _AROUND,
     "integrations.accelerate.quarantine:_HealthyBatches.__iter__": _AROUND,

@@ -33,7 +33,7 @@ from diffhook.capture.loop.session.session import CaptureSession
 from diffhook.capture.loop.session.staging import Staging
 from diffhook.capture.loop.session.uncompiled_steps import UncompiledSteps
 from diffhook.capture.loop.watches import BackwardWatch, CallWatch, ModelWatch, OptimizerWatch
-from diffhook.capture.loop.watches.attachment import Attachment, Shield, close_at_exit
+from diffhook.capture.loop.watches.attachment import Attachment, Shield, close_at_exit, let_go
 from diffhook.capture.loop.watches.call_inspection import named_timesteps
 from diffhook.capture.recording.recorder import Recorder
 from diffhook.capture.settings import Settings
@@ -334,7 +334,7 @@ class Capture:
 
     def __del__(self) -> None:
         if getattr(self, "_process", None) == os.getpid() and not self.closed:  # None: half-made
-            self.detach()
+            let_go(self.detach)
 
     def _give_way(self) -> None:
         """Another hook of this process has come to our loop, or to our log."""

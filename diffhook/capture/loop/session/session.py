@@ -12,7 +12,7 @@ from diffhook.capture import Plan, Recorder
 from diffhook.capture.loop import events
 from diffhook.capture.loop.identity import Unmatched
 from diffhook.capture.loop.micro_batch import MicroBatch
-from diffhook.capture.loop.run.absences import Absences
+from diffhook.capture.loop.run.absences import REASONS, Absences
 from diffhook.capture.loop.session.snapshots import SnapshotTaker
 from diffhook.capture.loop.session.staging import Staging
 from diffhook.capture.loop.session.training_pass import BatchProgress, TrainingPass
@@ -20,9 +20,11 @@ from diffhook.capture.loop.steps.steps import Steps
 from diffhook.capture.loop.steps.trained_set import TrainedSet
 from diffhook.capture.loop.tracing.row_finder import UNSHOWN, RowFinder
 from diffhook.capture.loop.watches.call_inspection import timestep_last
+from diffhook.capture.loop.watches.training_thread import TrainingThread
 from diffhook.errors import RecheckNeeded
 
 _IN_A_ROW = 3  # forwards without a backward, or batches without a forward: then it is told
+_FETCHED_ELSEWHERE = Unmatched("fetched-elsewhere", REASONS["fetched-elsewhere"])
 _GIVEN_UP = Unmatched("given-up", "another part of its batch was left out, and the rest goes with it")
 
 
@@ -55,6 +57,7 @@ class CaptureSession:
         self.recorder: Recorder | None = None
         self.under_way: TrainingPass | None = None  #: a captured forward waits for its backward, or is in it
         self.absences = Absences()
+        self.thread = TrainingThread()
         self.rows = RowFinder(shield)
         self.steps = Steps(plan, self.absences, steps_are_seen, rank, processes)
         self.staging = staging(plan, self.steps, self.absences, self.rows.trace.aside)
@@ -133,7 +136,13 @@ class CaptureSession:
 
     # ── a batch ───────────────────────────────────────────────────────────────────────────────
 
+    def fetched_elsewhere(self) -> None:
+        """A batch of the training has come in another thread than it trains in."""
+        self.thread.fetched()
+        self.absences.tell("fetched-elsewhere")
+
     def _batch_received(self, event: events.BatchReceived) -> None:
+        self.thread.fetched()
         self._count_missing_backward()
         if self.started and self.steps.captured and self.rows.unused:
             self.absences.count("no-forward")
@@ -168,10 +177,13 @@ class CaptureSession:
             return
         if not event.presumed:
             self.rows.pause()
+            self.thread.trains()
         values = timestep_last(event.module, event.args, event.kwargs)
         if self.under_way is not None:
             self._look_again(self.under_way, values)
         else:
+            if self.thread.fetched_elsewhere:
+                self.rows.give_up(_FETCHED_ELSEWHERE)
             self.steps.whose = found = self.rows.called(values)
             if not isinstance(found, MicroBatch):
                 self.steps.unnamed = self.steps.unnamed or found is not _GIVEN_UP
@@ -194,6 +206,7 @@ class CaptureSession:
             names = ", ".join(added[:3]) + (" …" if len(added) > 3 else "")
             self.absences.leave_out("other-parameters", None, len(added), names)
             return
+        self.thread.trains()
         scaled = self._batch.scaled
         self.under_way = TrainingPass(
             found.knowing(scale=scaled.scale, accumulation=scaled.accumulation),

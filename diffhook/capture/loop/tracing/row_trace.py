@@ -47,12 +47,12 @@ class RowTrace:
         self._codes: dict[int, _Noted] = {}
         self._exposed: set[int] = set()  # addresses of memory that numpy shares
         self._mode = _Mode(shield, weakref.WeakMethod(self._called))
-        self._thread: int | None = None  # in which the mode is
+        self._thread: threading.Thread | None = None  # in which the mode is
 
     def start(self) -> None:
         """See every torch function of this thread, until :meth:`stop`."""
-        if self._thread is None:
-            self._thread = threading.get_ident()
+        if self._thread is None or not self._thread.is_alive():  # each epoch may have a thread of its own
+            self._thread = threading.current_thread()
             put_function_mode_lowest(self._mode)
         self._mode.mute = False
 
@@ -60,7 +60,7 @@ class RowTrace:
         """See no more; what is known of tensors stays known."""
         self._mode.mute = True
         # Within a function that is being seen, such as Tensor.backward, torch would put the mode back.
-        if self._thread == threading.get_ident() and not self._mode.depth:
+        if self._thread is threading.current_thread() and not self._mode.depth:
             self._thread = None
             take_off_function_mode(self._mode)
 

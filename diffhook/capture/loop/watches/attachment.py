@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -210,6 +211,19 @@ def close_at_exit(close: Callable[..., None]) -> None:
                 found(at_exit=True)
 
     before_threads_end(at_exit)
+
+
+def let_go(detach: Callable[[], Any]) -> None:
+    """Detach what has become garbage.
+
+    The collector may run in a thread that rows need on their way to the disk, and which must not wait for
+    itself: the log's writer, or, of a store on a network, zarr's event loop.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        with suppress(RuntimeError):  # the interpreter ends, and begins no thread any more
+            threading.Thread(target=detach, name="diffhook-last").start()
+            return
+    detach()
 
 
 def _same(host: Any, other: Any) -> bool:
