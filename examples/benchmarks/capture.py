@@ -14,13 +14,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from models import CASES, Case
+from models import CASES, LARGE, Case
 from peers import Run, batch_1_loop, dattri_llm, opacus, vmap_grad
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -105,7 +105,7 @@ def peak_memory(model: str, method: str) -> int | None:
 def print_peak(model: str, method: str) -> None:
     """What :func:`peak_memory` asks its process."""
     torch.manual_seed(0)
-    case = CASES[model]()
+    case = (CASES | LARGE)[model]()
     run = METHODS[method](case)
     start = torch.cuda.memory_allocated() if torch.cuda.is_available() else _status("VmRSS")
     for _ in range(2):
@@ -120,12 +120,14 @@ def _status(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
-def measure(model: str, case: Case, repeats: int) -> list[dict[str, Any]]:
+def measure(model: str, case: Case, repeats: int, methods: Collection[str] = METHODS) -> list[dict[str, Any]]:
     """Rows of the table for one model; the methods take turns, so that noise hits all alike."""
     runs, notes = {}, {}
     exact = exact_norms(case)
     errors: dict[str, float] = {}
     for name, make in METHODS.items():
+        if name not in methods:
+            continue
         try:
             runs[name] = make(case)
             norms = runs[name]()
@@ -155,7 +157,7 @@ def measure(model: str, case: Case, repeats: int) -> list[dict[str, Any]]:
             "error": errors.get(name),
             "note": notes.get(name, ""),
         }
-        for name in METHODS
+        for name in methods
     ]
 
 
@@ -169,13 +171,24 @@ def main() -> None:
     if args.peak:
         print_peak(*args.peak)
         return
+    run(args.models, CASES, METHODS, args.repeats, args.out)
+
+
+def run(
+    models: Sequence[str],
+    cases: Mapping[str, Callable[[], Case]],
+    methods: Collection[str],
+    repeats: int,
+    path: Path,
+) -> None:
+    """Measure models one after the other; print and save each at once."""
     results = []
-    for name in args.models:
+    for name in models:
         torch.manual_seed(0)
-        case = CASES[name]()
+        case = cases[name]()
         title = f"{case.name} {case.size / 1e6:.2g} M, batch {case.batch}"
-        rows = measure(name, case, args.repeats)
-        made = {"date": date.today().isoformat(), "machine": machine(), "repeats": args.repeats}
+        rows = measure(name, case, repeats, methods)
+        made = {"date": date.today().isoformat(), "machine": machine(), "repeats": repeats}
         results.append({"model": name, "title": title, **made, "rows": rows})
         print(title)
         for row in rows:
@@ -183,14 +196,14 @@ def main() -> None:
             memory = "" if row["peak_ratio"] is None else f"× {row['peak_ratio']:.2f}"
             error = "" if row["error"] is None else f"{row['error']:.0e}"
             print(f"  {row['method']:<36} {ratio:>6}  {memory:>10}  {error:>6}  {row['note']}", flush=True)
-        save(results, args.out)
+        save(results, path, cases)
 
 
-def save(results: list[dict[str, Any]], path: Path) -> None:
+def save(results: list[dict[str, Any]], path: Path, cases: Iterable[str] = CASES) -> None:
     """Write the results, in the order of the cases; those of models that were not measured stay."""
     kept = json.loads(path.read_text())["results"] if path.exists() else []
     found = {result["model"]: result for result in [*kept, *results]}
-    ordered = [found[name] for name in CASES if name in found]
+    ordered = [found[name] for name in cases if name in found]
     path.write_text(json.dumps({"results": ordered}, indent=1) + "\n")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]  # what LoRA adapts
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -114,8 +116,7 @@ def lora(batch: int = 16) -> Case:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
     )
     model.requires_grad_(False)
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    model.add_adapter(LoraConfig(r=8, init_lora_weights="gaussian", target_modules=targets))
+    model.add_adapter(LoraConfig(r=8, init_lora_weights="gaussian", target_modules=ATTENTION))
     text = torch.randn(batch, 16, 64)
     return _case("LoRA r=8", model, batch, 4, 32, encoder_hidden_states=text)
 
@@ -136,6 +137,30 @@ def dit_small(batch: int = 64) -> Case:
     return dit(batch, heads=6, width=64, layers=12, size=32)
 
 
+def dit_block(heads: int, width: int, batch: int) -> Callable[[], Case]:
+    """One block over 256 tokens, as a whole DiT of the width has many."""
+
+    def made() -> Case:
+        case = dit(batch, heads=heads, width=width, layers=1, size=32)
+        case.name = f"DiT, one block of width {heads * width}"
+        return case
+
+    return made
+
+
+def stable_diffusion(rank: int | None, batch: int = 2) -> Case:
+    """The UNet of SD 1.5, on latents of 16 × 16."""
+    model: Any = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+    if rank is not None:
+        from peft import LoraConfig
+
+        model.requires_grad_(False)
+        model.add_adapter(LoraConfig(r=rank, init_lora_weights="gaussian", target_modules=ATTENTION))
+    how = "whole" if rank is None else f"LoRA r={rank}"
+    text = torch.randn(batch, 77, 768)
+    return _case(f"UNet of SD 1.5, {how}", model, batch, 4, 16, encoder_hidden_states=text)
+
+
 def _in_bf16(make: Callable[[], Case]) -> Callable[[], Case]:
     def made() -> Case:
         case = make()
@@ -150,6 +175,14 @@ CASES: dict[str, Callable[[], Case]] = {
     "large_unet": large_unet,
     "dit": dit,
     "lora": lora,
+}
+#: too large, or too much alike, for the table of all methods
+LARGE: dict[str, Callable[[], Case]] = {
+    "dit_block_384": dit_block(6, 64, 16),
+    "dit_block_1024": dit_block(16, 64, 8),
+    "dit_block_1152": dit_block(16, 72, 8),
+    "sd15_lora": partial(stable_diffusion, 8),
+    "sd15_whole": partial(stable_diffusion, None),
 }
 if DEVICE == "cuda":  # sizes that would take a processor minutes a pass
     CASES |= {"wide_unet": wide_unet, "dit_small": dit_small}
