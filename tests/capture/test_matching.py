@@ -174,6 +174,33 @@ def test_items_may_be_objects_and_tuples_and_tensors() -> None:
     assert matched([_image(i) for i in ORDER], lambda e: torch.stack(e[::-1])) == ORDER[::-1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_lists_of_lists_of_numbers_are_arrays(dtype: torch.dtype) -> None:
+    """As datasets give them that were encoded beforehand: hundreds of lists a row."""
+    given = [
+        {"embeds": [[7.0, 8.0]] * 77, "latents": (_image(i, 4, 90, 3) * 1000).tolist(), "size": (8, 8)}
+        for i in ORDER
+    ]
+
+    def collate(e: list[Any]) -> Any:
+        return {
+            "embeds": torch.tensor([i["embeds"] for i in e]),
+            "latents": torch.stack([torch.tensor(i["latents"]) for i in e[::-1]]).to(dtype),
+            "size": [i["size"] for i in e],
+        }
+
+    assert matched(given, collate) == ORDER[::-1]
+
+
+def test_two_lists_of_an_item_are_two_values() -> None:
+    """Of one length, too: tokens and their mask."""
+    given = [([i, 2, 3 * i, 4, 5, i, 7, 9], [1] * 8) for i in ORDER]
+    assert (
+        matched(given, lambda e: tuple(torch.tensor(each) for each in zip(*e[::-1], strict=True)))
+        == (ORDER[::-1])
+    )
+
+
 # ── equal items ───────────────────────────────────────────────────────────────────────────────────
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +189,25 @@ def test_an_odd_pass_is_no_other_loss(when: int) -> None:
         recognition.add(loss.observe(draw))
     assert isinstance(recognition.verdict, Recognised), recognition.verdict
     assert recognition.verdict.weighting.describe() == {"kind": "min_snr", "gamma": pytest.approx(5)}
+
+
+@pytest.mark.parametrize("when", [1, 3, 6])
+def test_a_pipeline_that_is_saved_while_training_changes_nothing(when: int, tmp_path: Path) -> None:
+    """diffusers notes its version and the class in the scheduler's configuration then."""
+    draw, recognition, loss = torch.Generator().manual_seed(0), Recognition(), Loss(DDPMScheduler())
+    for number in range(12):
+        if number == when:
+            loss.scheduler.save_pretrained(tmp_path)
+            assert "_class_name" in loss.scheduler.config
+        assert recognition.add(loss.observe(draw)) is not None
+    assert isinstance(recognition.verdict, Recognised), recognition.verdict
+
+
+def test_samples_of_several_schedulers_are_refused_as_such() -> None:
+    draw, recognition = torch.Generator().manual_seed(0), Recognition()
+    for scheduler in [DDPMScheduler(), SCHEDULERS["cosine"]()] * 4:
+        recognition.add(Loss(scheduler).observe(draw))
+    assert recognition.verdict == Refusal("schedulers")
 
 
 def test_two_losses_by_turns_are_none() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -51,6 +51,27 @@ def mixed_by_hand(model: nn.Module, clean: Tensor) -> Tensor:
     return F.mse_loss(predicted, noise - clean)
 
 
+SAMPLER = EulerDiscreteScheduler.from_config(SCHEDULER.config)
+
+
+def _denoised(model: nn.Module, clean: Tensor, scale: float = 1.0) -> Tensor:
+    """As EDM's loops: a sampler mixes x + σ ε, the model is given it at unit variance, the loss is of x."""
+    noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),)).float()
+    kept = SCHEDULER.alphas_cumprod[timesteps.long()].view(-1, 1, 1, 1)
+    sigmas = ((1 - kept) / kept).sqrt()
+    mixed = SAMPLER.add_noise(clean, noise, timesteps)
+    predicted = model(mixed / (sigmas**2 + 1).sqrt() * scale, timesteps)[0]
+    return (sigmas**-2 * (mixed - sigmas * predicted - clean) ** 2).flatten(1).mean(1).mean()
+
+
+def sampler_mixed(model: nn.Module, clean: Tensor) -> Tensor:
+    return _denoised(model, clean)
+
+
+def sampler_mixed_odd(model: nn.Module, clean: Tensor) -> Tensor:
+    return _denoised(model, clean, 0.9)
+
+
 def odd(model: nn.Module, clean: Tensor) -> Tensor:
     noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
     predicted = model(SCHEDULER.add_noise(clean, noise, timesteps), timesteps)[0]
@@ -83,6 +104,7 @@ def train(
         (plain, "epsilon", {"kind": "uniform"}),
         (min_snr_velocity, "v_prediction", {"kind": "min_snr", "gamma": 5.0}),
         (mixed_by_hand, "flow_prediction", {"kind": "uniform"}),
+        (sampler_mixed, "epsilon", {"kind": "uniform"}),
     ],
 )
 def test_the_log_knows_the_loss(loss: Loss, kind: str, weighting: dict[str, Any], tmp_path: Path) -> None:
@@ -92,7 +114,33 @@ def test_the_log_knows_the_loss(loss: Loss, kind: str, weighting: dict[str, Any]
     assert (found["prediction_type"], found["weighting"]) == (kind, weighting)
     if kind != "flow_prediction":
         config = dict(SCHEDULER.config)
+        if loss is sampler_mixed:  # of sampling alone
+            config["timestep_spacing"] = SAMPLER.config["timestep_spacing"]
         assert {name: config[name] for name in found["scheduler_config"]} == found["scheduler_config"]
+
+
+def test_what_a_sampler_mixed_is_probed_as_the_loop_trains_it(tmp_path: Path) -> None:
+    """x + σ ε, divided by √(σ² + 1), is DDPM's mixture; σ⁻² on the sample's error leaves the noise's."""
+    model = train(tmp_path / "log", sampler_mixed, probe=diffhook.Probe(None, diffhook.Grid(2)))
+    table = diffhook.open_log(tmp_path / "log").probe
+    for row in range(len(table["sample"]) - 6, len(table["sample"])):
+        twin = copy.deepcopy(model).double()
+        clean = IMAGES[int(table["sample"][row])][None].double()
+        noise = noise_bank(torch.tensor([int(table["noise_seed"][row])]), clean.float()).double()
+        timesteps = torch.tensor([int(table["timestep"][row])])
+        kept = SCHEDULER.alphas_cumprod.double()[timesteps].view(-1, 1, 1, 1)
+        sigma = ((1 - kept) / kept).sqrt()
+        predicted = twin((clean + sigma * noise) / (sigma**2 + 1).sqrt(), timesteps)[0]
+        (sigma**-2 * (clean + sigma * noise - sigma * predicted - clean) ** 2).mean().backward()
+        norm = torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None]).norm()
+        assert table["grad_norm"][row] == pytest.approx(float(norm), rel=2e-5)
+
+
+def test_a_samplers_mixture_at_another_scale_is_not_known(tmp_path: Path) -> None:
+    train(tmp_path / "log", sampler_mixed_odd)
+    log = diffhook.open_log(tmp_path / "log")
+    assert log.objective is None
+    assert "no scheduler's add_noise" in log.objective_words
 
 
 def test_queries_need_not_be_told_it(tmp_path: Path) -> None:

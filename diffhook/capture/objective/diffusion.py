@@ -159,9 +159,7 @@ class DiffusionObjective(Predicting):
             "distance": self.distance.describe(),
             "factor": self.factor,
             "scheduler": type(self.scheduler).__name__,
-            "scheduler_config": json_like(
-                {k: v for k, v in dict(self.scheduler.config).items() if not k.startswith("_")}
-            ),
+            "scheduler_config": json_like(configured(self.scheduler)),
         }
 
 
@@ -179,6 +177,11 @@ def predicted_tensor(output: Any) -> Tensor:
             "or an output with .sample"
         )
     return found
+
+
+def configured(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration, without what diffusers notes beside it when a pipeline is saved."""
+    return {name: value for name, value in dict(scheduler.config).items() if not name.startswith("_")}
 
 
 def make_scheduler(name: str, config: dict[str, Any]) -> Any:

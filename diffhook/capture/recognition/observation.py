@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
+
+from diffhook.capture.objective.distance import relative
 
 _TOLERANCE = {"torch.float64": 1e-4, "torch.float32": 1e-4, "torch.float16": 3e-3, "torch.bfloat16": 2e-2}
 _MOST, _WORST = 0.95, 100.0
@@ -44,6 +48,41 @@ class Mixing:
             return False
         part = given[:, : noisy.shape[1]]
         return part.shape == noisy.shape and bool((part == noisy.to(part.dtype)).all())
+
+    def scaled(self, given: Tensor) -> Mixing | None:
+        """As DDPM's, where a sampler has mixed x + σ ε, and the model is given √ᾱ times that.
+
+        EDM-style loops do so: √ᾱ = 1 / √(σ² + 1).
+        """
+        noisy, timesteps = self.noisy, self.timesteps.long()
+        plain = _variance_preserving(self.scheduler)
+        if plain is None or given.shape != noisy.shape or noisy.dim() < 2:
+            return None
+        if bool((timesteps != self.timesteps).any() or (timesteps < 0).any()):
+            return None
+        kept = plain.alphas_cumprod.to(noisy.device)
+        if int(timesteps.max()) >= len(kept):
+            return None
+        expected = kept[timesteps].sqrt().view(-1, *(1 for _ in noisy.shape[1:])) * noisy.float()
+        if float(relative(given.float(), expected).max()) > _TOLERANCE.get(str(given.dtype), 1e-4):
+            return None
+        return replace(self, scheduler=plain, timesteps=timesteps, noisy=given.detach())
+
+
+_PLAIN: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _variance_preserving(scheduler: Any) -> Any:
+    """DDPM's scheduler of the same betas, None where a scheduler has none."""
+    if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
+        return None
+    if scheduler not in _PLAIN:
+        from diffusers import DDPMScheduler
+
+        known = inspect.signature(DDPMScheduler.__init__).parameters
+        config = {name: value for name, value in dict(scheduler.config).items() if name in known}
+        _PLAIN[scheduler] = DDPMScheduler.from_config(config)
+    return _PLAIN[scheduler]
 
 
 @dataclass(frozen=True)

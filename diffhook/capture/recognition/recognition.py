@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffhook.capture.objective.diffusion import configured
 from diffhook.capture.objective.distance import Distance, relative
 from diffhook.capture.objective.parametrization import PARAMETRIZATIONS, Parametrization
 from diffhook.capture.recognition.by_hand import Exchange, flow_by_hand
@@ -120,7 +121,7 @@ class Recognition:
     def _failure(self, mixing: Mixing, seen: Observation) -> str | None:
         """Why a pass is not explained; a kind of :data:`~diffhook.capture.recognition.verdict.REASONS`."""
         if self._scheduler is not None and not self._knows(mixing.scheduler):
-            return "unmixed"
+            return "schedulers"
         if self._scheduler is None and not self._meet(mixing.scheduler):
             return "scheduler"
         seen = seen.without_variance(mixing.clean.shape[1])
@@ -144,7 +145,7 @@ class Recognition:
         return None
 
     def _knows(self, scheduler: Any) -> bool:
-        return type(scheduler) is type(self._scheduler) and dict(scheduler.config) == self._config
+        return type(scheduler) is type(self._scheduler) and configured(scheduler) == self._config
 
     def _meet(self, scheduler: Any) -> bool:
         """Take its configuration, and what may be predicted with it."""
@@ -158,7 +159,7 @@ class Recognition:
                 found.append(kind(fresh))
             except ConfigurationError:
                 continue
-        self._scheduler, self._config, self._parametrizations = fresh, dict(scheduler.config), found
+        self._scheduler, self._config, self._parametrizations = fresh, configured(scheduler), found
         return bool(found)
 
     def _mixes(self, mixing: Mixing, tolerance: float) -> bool:

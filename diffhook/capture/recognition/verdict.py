@@ -81,6 +81,7 @@ REASONS = {
     "either": "samples look like noise, so that it is not known which part of the input t a + (1 − t) b they "
     "are",
     "scheduler": "the scheduler mixes samples and noise in a way that its configuration does not give",
+    "schedulers": "samples and noise are mixed by several schedulers, or by one whose configuration changes",
     "timesteps": "the model is told timesteps that are no constant multiple of the scheduler's",
     "noise": "the noise is not white",
     "target": "the loss's gradient at the output is that of no known error of ε-, v-, sample- or "

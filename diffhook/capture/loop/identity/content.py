@@ -73,7 +73,10 @@ def leaves(items: Sequence[Any]) -> list[Leaf]:
 def _walk(value: Any, path: Path, parts: int) -> Iterator[tuple[Path, Any, int]]:
     if path == () and not isinstance(value, Tensor | str | int | float):
         yield path, value, parts  # the item itself, for collations that keep it whole
-    children = _children(value) if len(path) < _DEPTH else None
+    if path and (numbers := _nested_numbers(value)) is not None:
+        value, children = numbers, None
+    else:
+        children = _children(value) if len(path) < _DEPTH else None
     if children is None:
         if path or isinstance(value, Tensor | str | int | float | np.ndarray):
             yield path, value, parts
@@ -136,6 +139,24 @@ def _is_flat(values: Sequence[Any]) -> bool:
     return len(values) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
+def _nested_numbers(value: Any) -> np.ndarray[Any, Any] | None:
+    """Lists of lists of numbers, all of one length, such as latents of datasets that keep no arrays."""
+    if not isinstance(value, list | tuple) or not value or not isinstance(value[0], list | tuple):
+        return None
+    first = value[0]
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if not isinstance(first, int | float) or isinstance(first, bool):
+        return None
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError):
+        return None  # of several lengths
+    if array.dtype.kind not in "if" or array.size < 2:
+        return None
+    return array.astype(np.float32) if array.dtype.kind == "f" else array  # as torch.tensor makes of floats
+
+
 def as_array(value: Any) -> Tensor | None:
     """An array of at least one axis as a tensor; None for anything else."""
     with suppress(Exception):  # arrays of strings and objects, images that are not loaded
@@ -145,6 +166,8 @@ def as_array(value: Any) -> Tensor | None:
             return torch.from_numpy(np.ascontiguousarray(value)) if value.ndim else None
         if isinstance(value, list | tuple) and _is_flat(value):
             return torch.tensor(value)
+        if (numbers := _nested_numbers(value)) is not None:
+            return torch.from_numpy(numbers)
         if _is_loaded_image(value):
             return torch.from_numpy(np.asarray(value).copy())
     return None

@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -160,7 +161,11 @@ class ObjectiveWatch:
         if found is None or found.gradient is None or found.output is None or call.arguments is None:
             return None
         inputs = _inputs(*call.arguments, like=found.output)
-        made = ((each, x) for each in reversed(self._mixings) for x in inputs if each.makes(x))
+        pairs = [(each, x) for each in reversed(self._mixings) for x in inputs]
+        made = chain(
+            ((each, x) for each, x in pairs if each.makes(x)),
+            ((scaled, x) for each, x in pairs if (scaled := each.scaled(x)) is not None),
+        )
         mixing, given = next(made, (None, inputs[0] if inputs else None))
         if given is None or len(call.timesteps) not in (1, len(given)):
             return None

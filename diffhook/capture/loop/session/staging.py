@@ -23,6 +23,7 @@ from diffhook.capture.plan import Plan
 from diffhook.capture.samples.appearance import appearance
 from diffhook.errors import CaptureError
 from diffhook.gradients import Guard
+from diffhook.log.samples import ROLE_STRIDE
 
 _STAGED_ROWS = 1 << 16  # without a step in between
 
@@ -146,7 +147,7 @@ class Staging:
         found, calls, engine = ended.micro_batch, ended.calls, ended.engine
         rows = engine.samples
         reading, mean_of = self.losses.read(found, engine)
-        if reading.contradicted and blocks(found.ids) > 1:
+        if reading.contradicted and blocks(found.ids) > 1 and bool((found.ids < ROLE_STRIDE).all()):
             self._absences.tell("several-parts", None, blocks(found.ids))
         coefficient = found.accumulation * found.factor / (mean_of * self._steps.processes)
         norms = ended.recorder.captured(
