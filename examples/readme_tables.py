@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def emoji(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _provenance(result, "python examples/emoji.py --record", more)])
 
 
-def capture(result: dict[str, Any]) -> str:
+def capture(result: dict[str, Any], command: str = "capture.py") -> str:
     """What per-sample gradients cost."""
     models = result["results"]
     lines = [
@@ -69,15 +70,15 @@ def capture(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Largest error of a norm of ours against float64: {max(errors):.0e}. "
-        + "; ".join(dict.fromkeys(_measured(model) for model in models))
+        + "; ".join(dict.fromkeys(_measured(model, command) for model in models))
         + ".",
     ]
     return "\n".join(lines)
 
 
-def _measured(model: dict[str, Any]) -> str:
+def _measured(model: dict[str, Any], command: str) -> str:
     return (
-        f"`python examples/benchmarks/capture.py`, {model['date']}, {model['machine']}; "
+        f"`python examples/benchmarks/{command}`, {model['date']}, {model['machine']}; "
         f"medians of {model['repeats']}"
     )
 
@@ -268,6 +269,7 @@ EVIDENCE = (
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "emoji": emoji,
     "capture": capture,
+    "large": partial(capture, command="large.py"),
     "quality": quality,
     "overhead": overhead,
     "launches": launches,
