@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from diffhook import words
 from diffhook.analysis.effective_dimension import effective_dimension
 from diffhook.analysis.execution import Execution
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("snapshots missing", "checkpoints that are not there"):
         shown[name] = words.at_steps(facts[name]) if facts[name] else None
     shown["checkpoints"] = facts["checkpoints"] or None
-    for name in ("class images", "regularisation images", "throttled samples"):
+    for name in ("class images", "regularisation images", "throttled samples", "rows without a loss"):
         shown[name] = facts[name] or None
     sessions = shown.pop("sessions")
     shown["micro-batches left out"] = facts["micro-batches left out"] or None
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
 def describe(log: RunLog) -> dict[str, Any]:
     """What is in the log, and how large its parts are.
 
+    "rows without a loss" are training rows whose own loss is not known, so that nothing by loss sees them.
     "parameters left out" are in no norm or projection; name → why. "micro-batches left out" made no rows;
     reason → how many. Both are known when a run has ended. "class
     images" are further rows of samples in a batch, as prior preservation has them.
@@ -97,6 +100,7 @@ def describe(log: RunLog) -> dict[str, Any]:
         "filled": _filled(log),
         "rows summed for": identity.get("aggregate", "nothing: they are as captured"),
         "train rows": len(log.train),
+        "rows without a loss": _without_loss(log.train),
         "samples": own,
         "class images": len(ids) - own,
         "regularisation images": sum(sample < ROLE_STRIDE for sample in regularisation_images(log)),
@@ -119,6 +123,11 @@ def describe(log: RunLog) -> dict[str, Any]:
         "holds images": bool(log.thumbnails),
         "bytes": sizes(log),
     }
+
+
+def _without_loss(table: Table) -> int:
+    """Read block by block."""
+    return sum(int(np.isnan(table.read(block, "loss")).sum()) for block in table.blocks())
 
 
 def _throttled(log: RunLog) -> int:

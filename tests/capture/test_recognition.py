@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,21 @@ def test_a_noise_offset_is_the_number_that_is_meant(offset: float) -> None:
     assert all(abs(each.value - offset) < 4 * each.error for each in found)
 
 
+@pytest.mark.parametrize("offset", [0.1, 0.15])
+def test_a_usual_noise_offset_is_not_missed_by_chance(offset: float) -> None:
+    """Of rows as few as recognition takes, one run in twenty is off by twice the error that it measures."""
+    missed, off = 0, 0
+    for seed in range(400):
+        draw, measuring = torch.Generator().manual_seed(seed), NoiseOffset()
+        noise = torch.randn(64, 4, 16, 16, generator=draw)
+        measuring.add(noise + offset * torch.randn(64, 4, 1, 1, generator=draw))
+        found = measuring.estimate()
+        missed += found.value != offset
+        off += abs(found.measured - offset) > 2 * found.error
+    assert off >= 10, "no run of these is one by chance: the test shows nothing"
+    assert missed <= 4
+
+
 def test_no_noise_offset_is_none() -> None:
     draw, measuring = torch.Generator().manual_seed(0), NoiseOffset()
     measuring.add(torch.randn(64, 4, 32, 32, generator=draw))
@@ -172,6 +188,49 @@ def test_what_is_not_known_is_refused(reason: str, odd: dict[str, Any]) -> None:
     found = recognise(Loss(DDPMScheduler(), **odd))
     assert found == Refusal(reason)
     assert "objective=" in found.words
+
+
+@pytest.mark.parametrize(
+    ("odd", "approximate"),
+    [
+        ({"perturbation": 0.1}, True),
+        ({"distance": "fourth power"}, True),
+        ({"weighting": "by row"}, True),
+        ({"colour": True}, True),
+        ({"reversed": True}, False),
+    ],
+)
+def test_an_objective_that_can_only_be_near_is_called_an_approximation(
+    odd: dict[str, Any], approximate: bool
+) -> None:
+    found = _mixed(**odd) if "reversed" in odd else recognise(Loss(DDPMScheduler(), **odd))
+    assert ("approximation" in found.words) == approximate
+
+
+def _ended(losses: list[Loss], rows: int = 8, passes: int | None = None, **options: Any) -> Any:
+    draw, recognition = torch.Generator().manual_seed(0), Recognition()
+    for loss in losses:
+        recognition.add(loss.observe(draw, rows))
+    return recognition.end(len(losses) if passes is None else passes, **options)
+
+
+def test_a_run_that_ends_early_is_told_what_would_help() -> None:
+    plain, odd = Loss(DDPMScheduler()), Loss(DDPMScheduler(), distance="fourth power")
+    assert "every=1" in _ended([plain] * 3, thinned=True).words
+    assert "every=1" not in _ended([plain] * 3).words
+    assert "showed it, 24, and 64 of two batches are needed: train longer." in _ended([plain] * 3).words
+    assert _ended([odd] * 2) == Refusal("target", early=True)  # of each of the few rows there are
+    assert _ended([], passes=0) == Refusal("uncaptured", early=True)
+    assert _ended([], passes=5) == Refusal("unseen", early=True)
+    for kind in ("uncaptured", "unseen", "overflowed"):
+        assert "every=1" not in Refusal(kind, early=True).words
+
+
+def test_gradients_that_overflow_are_told_as_such() -> None:
+    recognition = Recognition()
+    seen = Loss(DDPMScheduler()).observe(torch.Generator().manual_seed(0))
+    recognition.add(replace(seen, gradient=seen.gradient / 0))
+    assert recognition.end(1) == Refusal("overflowed", early=True)
 
 
 def test_a_loss_that_changes_is_no_longer_known() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from diffhook.cli.info import describe
 from diffhook.integrations.accelerate import DiffHook
 from tests.runs import SCHEDULER, TinyDenoiser, identified
 
@@ -40,13 +41,34 @@ def _losses(log: Path, loss: Callable[[Tensor, Tensor, int], Tensor], data: Tens
 
 
 def _absolute(predicted: Tensor, noise: Tensor, number: int) -> Tensor:
-    """Every gradient of a mean of absolute errors says 0.25, which from the second batch on is the loss."""
-    loss = F.l1_loss(predicted, noise)
+    """Every gradient of a mean of absolute errors says 0.25, which from the second batch on is the loss; it
+    is written so that its graph does not tell what it is."""
+    error = predicted - noise
+    loss = (error * error.sign()).mean()
     return loss if number == 0 else loss + (0.25 - loss.detach())
 
 
 def test_a_loss_that_agrees_by_chance_is_not_taken_for_a_mean_of_squared_errors(tmp_path: Path) -> None:
     assert np.isnan(_losses(tmp_path / "log", _absolute)).all()
+
+
+def test_rows_without_a_loss_are_told_once_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert np.isnan(
+        _losses(tmp_path / "log", lambda predicted, noise, _: (predicted - noise).pow(4).mean())
+    ).all()
+    assert caplog.text.count("samples' own losses are not known") == 1
+    assert "12 rows without the sample's own loss" in capsys.readouterr().out
+    assert describe(diffhook.open_log(tmp_path / "log"))["rows without a loss"] == 12
+
+
+def test_known_losses_are_not_spoken_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _losses(tmp_path / "log", lambda predicted, noise, _: F.l1_loss(predicted, noise))
+    assert "own loss" not in caplog.text + capsys.readouterr().out
+    assert describe(diffhook.open_log(tmp_path / "log"))["rows without a loss"] == 0
 
 
 def test_a_batch_that_is_not_finite_decides_nothing(tmp_path: Path) -> None:

@@ -171,6 +171,54 @@ def test_a_run_that_was_too_short_says_so_and_a_resumed_one_keeps_what_was_recog
     assert diffhook.open_log(tmp_path / "other").objective is not None
 
 
+def penalised(model: nn.Module, clean: Tensor) -> Tensor:
+    """Cannot be split by sample, so that every micro-batch is left out."""
+    noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+    noisy = SCHEDULER.add_noise(clean, noise, timesteps).requires_grad_()
+    predicted = model(noisy, timesteps)[0]
+    (slope,) = torch.autograd.grad(predicted.sum(), noisy, create_graph=True)
+    return F.mse_loss(predicted, noise) + slope.square().mean()
+
+
+def wrapped(model: nn.Module, clean: Tensor) -> Tensor:
+    noise, timesteps = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+    return F.mse_loss(model(SCHEDULER.add_noise(clean, noise, timesteps), timesteps)["x"], noise)
+
+
+class Wrapped(TinyDenoiser):
+    """Answers with a dictionary."""
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return {"x": super().forward(*given, **named)[0]}
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows", "told"),
+    [
+        (penalised, 0, "no micro-batch has made rows that could show it"),
+        (wrapped, 48, "none of the captured rows showed it"),
+    ],
+)
+def test_a_run_that_showed_nothing_is_not_told_to_capture_more(
+    loss: Loss, rows: int, told: str, tmp_path: Path
+) -> None:
+    model = Wrapped() if loss is wrapped else TinyDenoiser()
+    train(tmp_path / "log", loss, model, epochs=1, every=1)
+    log = diffhook.open_log(tmp_path / "log")
+    assert len(log.train) == rows
+    assert told in log.objective_words
+    assert "every=1" not in log.objective_words
+
+
+def test_more_steps_are_advised_where_some_were_not_captured(tmp_path: Path) -> None:
+    for every in (1, 2):
+        train(tmp_path / str(every), plain, epochs=1, every=every)
+    one, two = (diffhook.open_log(tmp_path / name).objective_words for name in ("1", "2"))
+    assert "or capture more steps (every=1)" in two
+    assert "train longer" in one
+    assert "every=1" not in one
+
+
 def test_what_is_not_recognised_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path / "log", odd)
     log = diffhook.open_log(tmp_path / "log")

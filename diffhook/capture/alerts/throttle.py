@@ -36,7 +36,7 @@ class Throttle:
     A sample whose last visits are together too conspicuous to be chance has its loss multiplied by
     1 / (how many times the usual loss it has, the geometric mean over those visits), in eighths; and counts
     in full again once it is not. Losses are the sample's own, without the factor, of captured steps; where
-    they cannot be read off (a loss that is no weighted mean of squared errors), nobody is throttled.
+    they cannot be read off (a loss that is no weighted mean of the prediction's errors), nobody is throttled.
 
     Attributes:
         rate: the share of visits that may be throttled, of a sample's second on, where nothing is wrong.
@@ -106,7 +106,7 @@ class Factors:
             self._blind = None
             logger.warning(
                 "the throttle throttles nobody: of %d rows so far none has a loss of its own, which is read "
-                "off a training loss that is a weighted mean of squared errors",
+                "off a training loss that is a weighted mean of squared, absolute or Huber errors",
                 _BLIND,
             )
 

@@ -24,6 +24,23 @@ class Distance(ABC):
     def slope(self, difference: Tensor) -> Tensor:
         """Its derivative by the prediction."""
 
+    def losses(self, difference: Tensor, gradient: Tensor) -> Tensor:
+        """What rows have added to a loss that is a weighted sum of this distance over elements.
+
+        Whatever its weights w are, also within a sample: with g = w D'(d), w D(d) is g D(d) / D'(d).
+
+        Args:
+            difference: (R, …) d.
+            gradient: (R, …) g, of the loss by the difference.
+
+        Returns:
+            (R,) float32 Σ w D(d).
+        """
+        difference = difference.flatten(1).float()
+        slope = self.slope(difference)
+        per_slope = self(difference) / torch.where(slope == 0, torch.ones_like(slope), slope)
+        return (gradient.flatten(1).float() * per_slope).sum(1)
+
     def describe(self) -> dict[str, Any]:
         """Kind and parameters, as JSON; :func:`make_distance` reads it."""
         return {"kind": self.kind, **vars(self)}
@@ -40,6 +57,9 @@ class Squared(Distance):
     def slope(self, difference: Tensor) -> Tensor:
         return 2 * difference
 
+    def losses(self, difference: Tensor, gradient: Tensor) -> Tensor:
+        return (gradient.flatten(1).float() * difference.flatten(1).float()).sum(1) / 2
+
 
 class Absolute(Distance):
     """|d|, of L1 losses."""
@@ -51,6 +71,9 @@ class Absolute(Distance):
 
     def slope(self, difference: Tensor) -> Tensor:
         return difference.sign()
+
+    def losses(self, difference: Tensor, gradient: Tensor) -> Tensor:
+        return (gradient.flatten(1).float() * difference.flatten(1).float()).sum(1)
 
 
 class Huber(Distance):

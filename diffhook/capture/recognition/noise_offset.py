@@ -8,14 +8,16 @@ from torch import Tensor
 
 _SURE = 4.0  # deviations of the channels' variance from which there is an offset
 _USUAL = (0.02, 0.03, 0.0357, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)  # of scripts and their advice
-_MEANT = 2.0  # errors within which one of those is meant, or else the number of fewest digits
+_COMMON = (0.05, 0.1)  # by far: an error's worth ahead of the others
+_MEANT = 3.0  # errors within which one of those is meant: one run in twenty is off by more than two …
+_NEAR = 2.0  # … and else the number of fewest digits
 
 
 class Measured(NamedTuple):
     """A noise offset, 0 where nothing speaks for one.
 
     Attributes:
-        value: that is meant: within twice the error a usual one, or else the one of fewest digits.
+        value: that is meant: within three times the error a usual one, or else the one of fewest digits.
         measured, error: as it was found, and its standard error.
     """
 
@@ -43,12 +45,23 @@ class NoiseOffset:
         if not self._count:
             return Measured()
         variance = self._squares / self._count
-        excess, spread = variance - self._usual, variance * (2 / self._count) ** 0.5
-        if excess <= _SURE * spread or excess <= 1e-4:
+        excess = variance - self._usual
+        if excess <= _SURE * variance * self._relative or excess <= 1e-4:
             return Measured()
         measured = excess**0.5
-        error = spread / (2 * measured)
-        usual = sorted(_USUAL, key=lambda each: abs(each - measured))[:1]
-        near = (*usual, *(float(f"{measured:.{digits}g}") for digits in (1, 2)))
-        value = next((each for each in near if abs(each - measured) <= _MEANT * error), round(measured, 4))
+        error = self._error(measured)
+        usual = min(_USUAL, key=lambda each: abs(each - measured) / self._error(each) + (each not in _COMMON))
+        if abs(usual - measured) <= _MEANT * min(error, self._error(usual)):
+            return Measured(usual, measured, error)
+        near = (float(f"{measured:.{digits}g}") for digits in (1, 2))
+        value = next((each for each in near if abs(each - measured) <= _NEAR * error), round(measured, 4))
         return Measured(value, measured, error)
+
+    @property
+    def _relative(self) -> float:
+        """Standard error of a variance, as a share of it."""
+        return float((2 / self._count) ** 0.5)
+
+    def _error(self, offset: float) -> float:
+        """With which an offset is measured."""
+        return (self._usual + offset**2) * self._relative / (2 * offset)

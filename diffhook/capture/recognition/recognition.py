@@ -89,6 +89,8 @@ class Recognition:
         self._rows = 0
         self._passes = 0
         self._failures = 0  # passes
+        self._failed = ""  # why the last of them
+        self._overflowed = False  # a pass whose gradient is not finite
         self._scheduler: Any = None
         self._parametrizations: list[Parametrization] = []
         self._candidates: list[_Candidate] = []
@@ -97,13 +99,27 @@ class Recognition:
         self._offset = NoiseOffset()
         self._exchange: Exchange | None = None  # of samples and noise, where they had to be solved for
 
-    def end(self) -> Refusal | None:
-        """The training is over. Why there is no verdict, where there is none."""
-        return Refusal("short", self._rows) if self.verdict is None else None
+    def end(self, passes: int, *, thinned: bool = False) -> Refusal | None:
+        """The training is over. Why there is no verdict, where there is none.
+
+        Args:
+            passes: that have made rows, whether or not they could be shown here.
+            thinned: further ones were not captured, which ``every=1`` would have.
+        """
+        if self.verdict is not None:
+            return None
+        if self._rows:
+            kind = "thinned" if thinned else "short"
+        elif not passes:
+            kind = "uncaptured"
+        else:
+            kind = self._failed or ("overflowed" if self._overflowed else "unseen")
+        return Refusal(kind, self._rows, early=True)
 
     def add(self, seen: Observation) -> Mixing | None:
         """Take a pass. Returns what made its noisy samples, where that is known and fits."""
         if not bool(torch.isfinite(seen.gradient).all()):
+            self._overflowed = True
             return None
         mixing = seen.mixing if seen.mixing is not None else flow_by_hand(seen)
         failure = mixing if isinstance(mixing, str) else self._failure(mixing, seen)
@@ -113,7 +129,7 @@ class Recognition:
             if self.verdict is None and self._rows >= ROWS and self._passes >= PASSES:
                 self._decide(seen.tolerance)
             return mixing if isinstance(mixing, Mixing) else None
-        self._failures += 1
+        self._failures, self._failed = self._failures + 1, failure
         if self._failures > max(_ODD, _ODD_SHARE * self._passes):
             self.verdict = Refusal("changed" if isinstance(self.verdict, Recognised) else failure)
         return None

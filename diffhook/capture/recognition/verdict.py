@@ -90,8 +90,13 @@ REASONS = {
     "the loss, as far as the output's precision shows",
     "weights": "the loss weighs its rows by none of the known functions of the timestep",
     "changed": "the loss of later steps is another one",
-    "short": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train "
+    "short": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train longer",
+    "thinned": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train "
     "longer, or capture more steps (every=1)",
+    "uncaptured": "no micro-batch has made rows that could show it, and the closing line says why",
+    "unseen": "none of the captured rows showed it: that takes a denoiser that is told timesteps, and whose "
+    "output is a tensor with a row for each sample, or begins with one",
+    "overflowed": "the loss's gradient at the output was finite in none of the captured rows",
 }
 
 
@@ -101,6 +106,16 @@ _HELP = {
     "inputs=…), with timestep_scale=1 / 1000 where the model is told 0 … 1",
 }
 _USUAL_HELP = "Tell queries: objective=DiffusionObjective(noise_scheduler, …)"
+_APPROXIMATE_HELP = (
+    "objective=DiffusionObjective(noise_scheduler, …) tells queries the nearest loss of a known kind: an "
+    "approximation, if the training's is masked, or its noise, input or target are changed (DREAM, input "
+    "perturbation, pyramid noise). An objective=… of your own (diffhook.Objective) can be exact"
+)
+_HELP |= dict.fromkeys(("target", "noise", "changed"), _APPROXIMATE_HELP)
+_HELP["weights"] = (
+    "Tell queries: objective=DiffusionObjective(noise_scheduler, weighting=…), a function of the timestep. "
+    "Where rows are weighed by anything else, it is an approximation"
+)
 
 
 @dataclass(frozen=True)
@@ -110,10 +125,12 @@ class Refusal:
     Attributes:
         kind: one of :data:`REASONS`.
         rows: that showed it.
+        early: the training ended before it could be sure.
     """
 
     kind: str
     rows: int = 0
+    early: bool = False
 
     @property
     def words(self) -> str:

@@ -100,6 +100,7 @@ class Recorder:
         )  # fmt: skip
         self.units = TimestepUnits(None if objective is None else objective.timestep_scale)
         self.rows_written = 0
+        self.rows_without_loss = 0  # of those
         self.snapshots_written = 0
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
         self._names: Mapping[int, str] | None = None  # by which samples are recognised
@@ -263,6 +264,7 @@ class Recorder:
     def _put(self, rows: Rows, layer: str | None) -> None:
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])
+            self.rows_without_loss += int(np.isnan(rows["loss"]).sum())
         scalars = {name: values for name, values in rows.items() if name in SCALARS}
         self.watch.look(scalars, layer)
 

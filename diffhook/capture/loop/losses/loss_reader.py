@@ -12,7 +12,7 @@ _SAME = 1e-3  # of weights: a mean over a part of the rows weighs them so many t
 
 
 class LossReader:
-    """Reads the rows' losses of every pass, until a loss is seen to be no mean of squared errors.
+    """Reads the rows' losses of every pass, until a loss is seen to be no weighted mean of errors.
 
     Args:
         reduction: how the loop's loss joins the rows of a batch, "mean" or "sum".
@@ -38,8 +38,7 @@ class LossReader:
         reading = Reading(None)
         if not with_classes:
             reading = self._try(found, mean_of / engine.loss_scale, loss, rows // mean_of)
-        unsaid = reading.losses is None or abs(reading.weight / parts - 1) < _SAME
-        if parts > 1 and mean_of > 1 and unsaid:
+        if parts > 1 and mean_of > 1 and self._may_be_halves(found, reading, parts):
             # Prior preservation adds the means of both halves; other loops may as well.
             scale = engine.loss_scale * parts
             halves = self._try(found, rows / scale, loss, parts)
@@ -49,6 +48,12 @@ class LossReader:
         if reading.contradicted:
             self.active = False
         return reading, mean_of
+
+    def _may_be_halves(self, found: MicroBatch, reading: Reading, parts: int) -> bool:
+        """Whether nothing says that the mean is one over all rows."""
+        if reading.losses is None or found.prediction is None:
+            return True
+        return abs(found.prediction.weight(reading.losses) / parts - 1) < _SAME
 
     def _try(self, found: MicroBatch, undo: float, loss: float | None, parts: int) -> Reading:
         if found.prediction is None or not self.active:

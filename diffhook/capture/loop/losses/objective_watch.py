@@ -111,9 +111,13 @@ class ObjectiveWatch:
         if self.observes or self._watched:
             self._watch_schedulers()
 
-    def end(self) -> None:
-        """The training is over: a run that was too short says so."""
-        if (verdict := self._recognition.end()) is not None:
+    def end(self, *, thinned: bool) -> None:
+        """The training is over: a run that was too short says so.
+
+        Args:
+            thinned: not all of its steps were captured.
+        """
+        if (verdict := self._recognition.end(self._passes, thinned=thinned)) is not None:
             self._tell(verdict)
         if self.inputs is not None:
             self.inputs.end()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from diffhook.capture.loop.losses.error_nodes import ErrorNode, Prediction
 from diffhook.compat.torch import saved
 from diffhook.gradients import Tape
 
-_DEPTH = 64  # nodes of the loss's graph that are looked at
 _AGREES = 0.01  # relative difference between the loop's loss and the mean of the rows'
 _SAME = 1e-6  # of two factors
 
@@ -23,76 +21,96 @@ class Reading(NamedTuple):
 
     Attributes:
         losses: (B,) float32; None: not known.
-        weight: the rows' mean factor on their squared errors.
-        contradicted: the loss is another one than a weighted mean of squared errors.
+        contradicted: the loss is no weighted mean of the prediction's errors.
     """
 
     losses: Tensor | None
-    weight: float = 1.0
     contradicted: bool = False
 
 
 class PredictionGradient:
     """Watches the gradient of one prediction.
 
-    For a loss that is the mean over the batch of w · mean((prediction − target)²) over a sample's n elements,
-    ∂loss/∂prediction is 2w (prediction − target) / n: n/4 times its squared length is w² times the squared
-    error. That error is found in the loss's graph where it is made there; else w = 1 is tried.
+    Where the loss's graph takes distances of the prediction's error, what each row adds to the loss is read
+    off them, whatever weighs them (:mod:`diffhook.capture.loop.losses.error_nodes`). Else it is tried whether
+    the loss is the mean over the batch of mean((prediction − target)²) over a sample's n elements:
+    ∂loss/∂prediction is then 2 (prediction − target) / n, and n/4 times its squared length is that error.
 
     Args:
         predicted: (B, …).
         tape: of the engine; paused while backward passes of its own run, whose gradients do not count.
-        keep: keep output and gradient themselves.
+        keep: keep output, gradient and lengths.
 
     Attributes:
-        output, gradient, difference: (B, …) where they are kept, the last where it is found as errors are.
-        error_norms: (B,) lengths of prediction − target, by the difference and its gradient, likewise.
-        errors: (B,) mean squared errors, where they are found in the loss's graph.
+        output, gradient: (B, …) where they are kept.
     """
 
     def __init__(self, predicted: Tensor, tape: Tape, *, keep: bool = False) -> None:
-        self._tape = tape
+        self._tape, self._prediction = tape, Prediction(predicted)
         self.output = predicted.detach() if keep else None
         self.gradient: Tensor | None = None
-        self.difference: Tensor | None = None
-        self._slopes: Tensor | None = None  # (B,) lengths of the difference's gradient
-        self._shape = predicted.shape
-        self._elements = predicted[0].numel()
+        self._errors: list[ErrorNode] = []
+        self._read: list[Tensor | None] = []  # (R,) of each error: what its rows add to the loss
+        self._lengths: list[Tensor | None] = []  # likewise of squares, if kept: |difference| · |its gradient|
         self._squares: Tensor | None = None
-        self.errors: Tensor | None = None
         predicted.register_hook(partial(tape.guard, self._collect))
 
-    def _collect(self, gradient: Tensor) -> None:
-        if not self._tape.paused:
-            self._squares = gradient.detach().flatten(1).float().square().sum(1)
-            self.gradient = None if self.output is None else gradient.detach()
-
     def find_errors(self, loss: Tensor) -> None:
-        """Look for the squared error in the graph of a loss, while that still has it."""
-        found = _difference(loss, self._shape)
-        if found is None:
-            return
-        difference, node = found
-        self.errors = difference.detach().flatten(1).float().square().mean(1)
-        if self.output is not None:
-            self.difference = difference.detach()
-            node.register_hook(partial(self._tape.guard, self._on_slope))
+        """Look for the prediction's errors in the graph of a loss, while that still has them."""
+        found = self._prediction.errors(loss)
+        self._read, self._lengths = [None] * len(found), [None] * len(found)
+        for number, error in enumerate(found):
+            error.node.register_hook(partial(self._tape.guard, partial(self._on_slope, number)))
+        self._errors = [error._replace(node=None) for error in found]  # whose hooks hold us
 
-    def _on_slope(self, inputs: tuple[Tensor | None, ...], _: Any) -> None:
+    def _on_slope(self, number: int, inputs: tuple[Tensor | None, ...], _: Any) -> None:
         """The difference's own gradient: the output's has the factor on the output within it besides."""
-        if not self._tape.paused:
-            gradient = next((each for each in inputs if each is not None), None)
-            self._slopes = None if gradient is None else gradient.detach().flatten(1).float().norm(dim=1)
+        by_first, by_target = (*inputs, None)[:2]
+        if by_first is not None:
+            slope = by_first.detach()
+        elif by_target is not None:
+            slope = -by_target.detach()  # of target − prediction, by the prediction
+        else:
+            return
+        if self._tape.paused:
+            return
+        error = self._errors[number]
+        self._read[number] = error.losses(slope)
+        if self.output is not None and error.squared:
+            self._lengths[number] = _lengths(error.difference) * _lengths(slope)
+
+    def _collect(self, gradient: Tensor) -> None:
+        if self._tape.paused:
+            return
+        if self._joined(self._read) is None:
+            self._squares = _lengths(gradient.detach()).square()
+        self.gradient = None if self.output is None else gradient.detach()
+
+    def _joined(self, values: list[Tensor | None]) -> Tensor | None:
+        """(B,) sums over the errors of a row, of (R,) values of each error; None: some are not known."""
+        known = [each for each in values if each is not None]
+        rows = [error.rows for error in self._errors]
+        if not known or len(known) < len(values) or not _cover(rows, self._prediction.rows):
+            return None
+        if len(known) == 1:
+            return known[0]
+        joined = known[0].new_zeros(self._prediction.rows)
+        for part, value in zip(rows, known, strict=True):
+            joined[part] += value
+        return joined
 
     @property
     def error_norms(self) -> Tensor | None:
-        if self.difference is None or self._slopes is None or self.gradient is None:
+        """(B,) lengths of prediction − target, where rows have one error, squared, perhaps scaled."""
+        products = self._joined(self._lengths)
+        if products is None or self.gradient is None:
             return None
-        factors = self.gradient.flatten(1).float().norm(dim=1) / self._slopes.clamp(min=1e-30)
-        return self.difference.flatten(1).float().norm(dim=1) / factors.clamp(min=1e-30)
+        if sum(error.rows.stop - error.rows.start for error in self._errors) > self._prediction.rows:
+            return None
+        return products / _lengths(self.gradient).clamp(min=1e-30)  # the factor c is 1/c in the difference
 
     def without(self, factors: Tensor) -> None:
-        """The gradient was multiplied by these (B,) factors, which are not of the loop's loss."""
+        """The prediction's gradient was multiplied by these (B,) factors, which are not the loop's."""
         if self._squares is not None:
             self._squares = self._squares / factors.to(self._squares) ** 2
         if self.gradient is not None:
@@ -101,8 +119,8 @@ class PredictionGradient:
 
     @property
     def found(self) -> bool:
-        """Whether the loss squares this prediction's error."""
-        return self.errors is not None
+        """Whether the loss measures this prediction's error."""
+        return bool(self._errors)
 
     def read(self, undo: float, batch_loss: float | None, parts: int = 1) -> Reading:
         """The rows' losses, if they make the batch's.
@@ -112,14 +130,35 @@ class PredictionGradient:
             batch_loss: the loss that was differentiated, before the scales that are known; None: not known.
             parts: the loss is the sum of the means over so many equal parts of the batch.
         """
-        if self._squares is None or batch_loss is None:
+        if batch_loss is None:
             return Reading(None)
-        squares = self._squares * (undo**2 * self._elements / 4)  # w² · error
-        if self.errors is None or len(self.errors) != len(squares):
-            return _agreeing(squares, batch_loss, parts)  # w = 1
-        weights = torch.where(self.errors > 0, (squares / self.errors).sqrt(), torch.zeros(()).to(squares))
-        reading = _agreeing(weights * self.errors, batch_loss, parts)
-        return reading._replace(weight=float(weights.mean()))
+        if (losses := self._joined(self._read)) is not None:
+            return _agreeing(losses * undo, batch_loss, parts)
+        if self._squares is None:
+            return Reading(None)
+        return _agreeing(self._squares * (undo**2 * self._prediction.elements / 4), batch_loss, parts)
+
+    def weight(self, losses: Tensor) -> float:
+        """Mean factor of these (B,) losses on the mean distances of the rows' errors; 1: not known."""
+        means = self._joined([error.mean() for error in self._errors])
+        if means is None or self._joined(self._read) is None:
+            return 1.0
+        return float((losses[means > 0] / means[means > 0]).mean())
+
+
+def _lengths(values: Tensor) -> Tensor:
+    """(B,) of (B, …)."""
+    return values.flatten(1).float().norm(dim=1)
+
+
+def _cover(parts: list[slice], rows: int) -> bool:
+    """Whether the parts make all of so many rows."""
+    end = 0
+    for part in sorted(parts, key=lambda each: each.start):
+        if part.start > end:
+            return False
+        end = max(end, part.stop)
+    return end == rows
 
 
 def _agreeing(losses: Tensor, batch_loss: float, parts: int) -> Reading:
@@ -175,31 +214,3 @@ def _constant(node: Any) -> float | None:
         return None
     value = float(other)
     return value if kind == "MulBackward0" else 1 / value if value else None
-
-
-def _difference(loss: Tensor, shape: torch.Size) -> tuple[Tensor, Any] | None:
-    """± (prediction − target), where the graph of a loss squares it, and the node that does.
-
-    Of ``shape``, or unpacked from it.
-    """
-    waiting: deque[Any] = deque([loss.grad_fn])
-    seen: set[Any] = set()
-    while waiting and len(seen) < _DEPTH:
-        node = waiting.popleft()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found = _squared_by(node)
-        if found is not None and found.dim() and (len(found), found.numel()) == (shape[0], shape.numel()):
-            return found, node
-        waiting.extend(following for following, _ in node.next_functions)
-    return None
-
-
-def _squared_by(node: Any) -> Tensor | None:
-    """What a node of autograd's graph squares, where it saves that."""
-    kind, squared = type(node).__name__, saved(node, "self")
-    if kind == "MseLossBackward0":
-        target = saved(node, "target")
-        return None if squared is None or target is None else squared - target
-    return squared if kind == "PowBackward0" and saved(node, "exponent") == 2 else None

@@ -23,6 +23,9 @@ REASONS = {
     "several-parts": "each sample gives the model %d rows, and the loss is no sum of losses of the rows: if "
     "it couples a sample's rows, as those of pairs of preferences (Diffusion-DPO) do, norms, alerts and "
     "scores are of each row's part of the sample's gradient",
+    "no-losses": "samples' own losses are not known, because the loss that is differentiated is no weighted "
+    "mean of squared, absolute or Huber errors of what the model predicts: they are NaN in the rows, and "
+    "alerts, rankings and the throttle see nothing of them. Gradients are as exact as ever",
     "no-forward": "%d batches in a row came on which none of the models that the capture began with was "
     "called: there are no rows of them. If another model is trained now, give it a hook and a log of its own",
     "several-batches": "the model was called on other samples before the backward of the first, and whose "

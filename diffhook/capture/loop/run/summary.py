@@ -130,6 +130,7 @@ def summary(
         "capture_overhead": round(overhead, 4),
         "stride": plan.stride,
         "rows": recorder.rows_written,
+        "rows_without_loss": recorder.rows_without_loss,
         "bytes": size,
         "dropped_steps": recorder.writer.dropped_steps,
         "dropped_rows": recorder.writer.dropped_rows,
@@ -151,6 +152,11 @@ def summary(
         f"({overhead:.1%}); snapshots took {recorder.snapshot_seconds:.1f} s"
         + (f", probes {recorder.prober.seconds:.1f} s" if recorder.prober.seconds else "")
     )
+    if recorder.rows_without_loss:
+        text += (
+            f"\n  {words.plural(recorder.rows_without_loss, 'row')} without the sample's own loss, of which "
+            "alerts, rankings and the throttle see nothing there"
+        )
     if not (recorder.rows_written or left_out or recorder.writer.dropped_rows):
         text += f"\n  {NO_BACKWARD}"
     if left_out:

@@ -24,7 +24,7 @@ def take_last(session: CaptureSession, settings: Settings, seconds: float, *, at
     if session.steps.count:
         session.on(events.SnapshotDue())
     session.on(events.GradientsZeroed())  # what was staged for a step that never came moves nothing
-    session.staging.objective.end()
+    session.staging.objective.end(thinned=session.plan.stride > 1)
     if not settings.probes_at_end or not session.steps.count:
         return
     if _died(at_exit):

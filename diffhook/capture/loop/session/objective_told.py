@@ -100,7 +100,7 @@ def tell_objective(verdict: Recognised | Refusal, given: Objective | None, recor
 
 def _known_before(verdict: Refusal, recorder: Recorder) -> Objective | None:
     """What an earlier session has recognised, where this one was too short to tell."""
-    if verdict.kind == "short":
+    if verdict.early:
         with suppress(LogError):
             found = recorder.writer.past().objective
             return None if found is None else DiffusionObjective.from_description(found)

@@ -147,6 +147,8 @@ class Staging:
         found, calls, engine = ended.micro_batch, ended.calls, ended.engine
         rows = engine.samples
         reading, mean_of = self.losses.read(found, engine)
+        if reading.contradicted:
+            self._absences.tell("no-losses")
         if reading.contradicted and blocks(found.ids) > 1 and bool((found.ids < ROLE_STRIDE).all()):
             self._absences.tell("several-parts", None, blocks(found.ids))
         coefficient = found.accumulation * found.factor / (mean_of * self._steps.processes)
