@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
         learning_rates=numbers(args.learning_rates, "--learning-rates"),
         train_batch_size=args.train_batch_size,
         projection_dim=args.projection_dim,
+        pipeline=pipeline,
         progress=not args.json,
     )
     steps = [snapshot.step for snapshot in log.snapshots]

@@ -8,6 +8,7 @@ example: diffhook query runs/butterflies --images generated/ --name generated
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,9 @@ from diffhook.cli.printing import print_json
 from diffhook.cli.values import integers
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
+from diffhook.log.schema import differences, json_like
+
+logger = logging.getLogger("diffhook")
 
 
 def arguments(command: argparse.ArgumentParser) -> None:
@@ -71,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
 
     log = open_log(args.log)
     device = device_of(args.device)
-    pipeline = _pipeline(args)
+    pipeline = _pipeline(log, args)
     pictures = _pictures(log, args, pipeline) if args.images else None  # before a model is built
     objective = _objective(log, args, pipeline)
     model = build_model(log, pipeline, args.lora).to(device)
@@ -115,21 +119,26 @@ def _grid(log: RunLog, args: argparse.Namespace) -> Any:
     return replace(default_grid(log), **{name: value for name, value in named.items() if value is not None})
 
 
-def _pipeline(args: argparse.Namespace) -> Any:
+def _pipeline(log: RunLog, args: argparse.Namespace) -> Any:
     if args.pipeline is None:
         for option in ("lora", "captions", "caption", *TRAINING):
             if getattr(args, option) is not None:
                 raise ConfigurationError(f"--{option.replace('_', '-')} needs --pipeline")
         return None
-    return open_pipeline(args)
+    return open_pipeline(args, log.config["identity"].get("pipeline"))
 
 
 def _objective(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
-    """The log's, unless the command line describes another."""
+    """The log's, unless the command line describes another, which is told."""
     from diffhook.queries.rebuilt import build_objective
 
     named = named_objective(args, pipeline, lambda: _schedule(log, pipeline))
-    return build_objective(log, pipeline) if named is None else named
+    if named is None:
+        return build_objective(log, pipeline)
+    known = log.objective
+    if known is not None and (others := list(differences(known, json_like(named.describe())))):
+        logger.warning("the query is asked with another loss than the log's: %s", "; ".join(others))
+    return named
 
 
 def _schedule(log: RunLog, pipeline: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import RunLog, Snapshot
 from diffhook.log.store import Location
-from diffhook.queries.rebuilt import build_model, build_objective
+from diffhook.queries.rebuilt import build_model, build_objective, check_pipeline
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def generate(
         )
     log = as_log(log)
     snapshot = _find_snapshot(log, step)
+    check_pipeline(log, pipeline)
     objective = build_objective(log, pipeline) if objective is None else objective
     model = build_model(log, pipeline) if model is None else model
     seeds = list(range(seed, seed + count))

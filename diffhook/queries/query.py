@@ -34,6 +34,7 @@ from diffhook.queries.question import QueryPart, Question
 from diffhook.queries.rebuilt import (
     build_model,
     build_objective,
+    check_pipeline,
 )
 
 logger = logging.getLogger("diffhook")
@@ -95,7 +96,7 @@ def query(
     Raises:
         LogError: no snapshots, none with a preconditioner where one is asked for, or other queries of
             that name exist.
-        ConfigurationError: samples or model do not fit the run; or batch_size is under 1.
+        ConfigurationError: samples, model or pipeline do not fit the run; or batch_size is under 1.
     """
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1")
@@ -138,6 +139,7 @@ def _question(
 ) -> Question:
     """Arguments as of :func:`query`; what is not given, from the log."""
     snapshots = _snapshots(log, preconditioned)
+    check_pipeline(log, pipeline)
     grid = grid or default_grid(log)
     parts = [] if isinstance(samples, Trajectory) else [_part(samples, ids, grid)]  # before a model is built
     objective = build_objective(log, pipeline) if objective is None else objective

@@ -16,6 +16,7 @@ from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.errors import ConfigurationError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import RunLog, Snapshot
+from diffhook.log.schema import json_like
 from diffhook.queries.as_trained import build_as_trained
 
 
@@ -35,6 +36,26 @@ def build_objective(log: RunLog, pipeline: SavedPipeline | None = None) -> Diffu
         f"the log does not know the training loss{why}: name its scheduler with --scheduler, or the pipeline "
         "with --pipeline, or call diffhook.query(..., objective=...)"
     )
+
+
+def check_pipeline(log: RunLog, pipeline: SavedPipeline | None) -> None:
+    """Whether a pipeline makes latents and conditions as those of the log's samples were made.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    known = log.config["identity"].get("pipeline")
+    if pipeline is None or known is None:
+        return
+    own = json_like(pipeline.chosen)
+    other = [name for name in known if own.get(name) != known[name]]
+    if other:
+        told = ", ".join(f"{name}={known[name]}" for name in other)
+        has = ", ".join(f"{name}={own.get(name)}" for name in other)
+        raise ConfigurationError(
+            f"the samples of {log.location} were measured with {told}, and the pipeline has {has}: pass "
+            f"SavedPipeline(…, {told})"
+        )
 
 
 def build_model(

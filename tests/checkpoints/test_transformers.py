@@ -23,6 +23,7 @@ from diffhook.capture.model.adapter import add_adapters
 from diffhook.capture.model.pipeline import SavedPipeline
 from diffhook.capture.objective.noise import noise_bank, noise_seed
 from diffhook.cli import main
+from diffhook.errors import ConfigurationError
 from tests import denoisers, script_twins
 from tests.pipelines import CAPTIONS, LORA, SIZE, images
 from tests.twins import sample_gradients
@@ -104,10 +105,11 @@ def test_checkpoints_and_queries_are_those_of_the_training_script(
     (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
     told: tuple[Any, ...] = ("--pipeline", folder)
     if name != "dit":
-        told += ("--captions", tmp_path / "captions.txt", *TOLD)
+        told += ("--captions", tmp_path / "captions.txt")
     measured = ("--checkpoints", tmp_path / "out/checkpoint-*", "--data", data, "--lora-alpha", 6)
     grid = ("--timesteps", 2, "--replicates", 1, "--projection-dim", 64)
-    assert run("checkpoints", log, *told, *measured, *grid) == 0, capsys.readouterr()
+    chosen = () if name == "dit" else TOLD  # the log keeps it: queries need no word
+    assert run("checkpoints", log, *told, *chosen, *measured, *grid) == 0, capsys.readouterr()
     labels = () if name != "dit" else ("--class-labels", "0,0,1,1")
     assert run("query", log, "--images", data, "--name", "own", *told, *labels) == 0, capsys.readouterr()
 
@@ -139,6 +141,66 @@ def test_checkpoints_and_queries_are_those_of_the_training_script(
     both = [table["projection"][order] for table, order in zip((rows, asked), orders, strict=True)]
     np.testing.assert_allclose(both[0], both[1], atol=2e-3)  # of float16
     assert run("influence", log, "--queries", "own") == 0
+
+
+@pytest.fixture
+def flux(tmp_path: Path) -> Path:
+    """A pipeline, the log of two of its images with choices of the training's own, and how to ask it."""
+    folder = denoisers.save_flux(tmp_path / "pipeline")
+    save_checkpoint("flux", folder, tmp_path / "out", 1)
+    save_images(tmp_path / "data")
+    chosen = ("--resolution", SIZE, "--max-sequence-length", 7, "--guidance-scale", 2)
+    assert run(
+        "checkpoints", tmp_path / "log", "--pipeline", folder, "--checkpoints", tmp_path / "out/checkpoint-*",
+        "--data", tmp_path / "data", "--caption", "a cat", "--weighting", "sigma_sqrt", *chosen,
+        "--timesteps", 2, "--replicates", 1, "--projection-dim", 64, "--lora-alpha", 6,
+    ) == 0  # fmt: skip
+    return tmp_path
+
+
+def asked(root: Path, *more: Any) -> int:
+    return run(
+        "query", root / "log", "--pipeline", root / "pipeline", "--images", root / "data",
+        "--caption", "a cat", "--name", "own", *more,
+    )  # fmt: skip
+
+
+def test_the_log_keeps_what_the_training_chose(flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = diffhook.open_log(flux / "log")
+    chosen = {"resolution": SIZE, "max_sequence_length": 7, "guidance_scale": 2.0}
+    assert log.config["identity"]["pipeline"] == chosen
+    assert asked(flux, "--guidance-scale", 2) == 0  # the same may be said
+    assert "another loss" not in caplog.text
+    rows, own = log.probe, log.refresh().queries["own"]
+    assert own.description["objective"]["weighting"] == {"kind": "sigma_power", "power": -2.0}
+    orders = [np.lexsort([table[c] for c in ("sample", "timestep")]) for table in (rows, own)]
+    norms = [table["grad_norm"][order] for table, order in zip((rows, own), orders, strict=True)]
+    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "measured"),
+    [("resolution", 32, SIZE), ("max-sequence-length", 8, 7), ("guidance-scale", 3.5, 2.0)],
+)
+def test_another_choice_is_refused(
+    option: str, value: float, measured: float, flux: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert asked(flux, f"--{option}", value) == 2
+    why = f"--{option} is {value}, and the log's samples were measured with {measured}: leave it out"
+    assert why in capsys.readouterr().err
+    options: dict[str, Any] = {"resolution": SIZE, "max_sequence_length": 7, "guidance_scale": 2.0}
+    pipeline = SavedPipeline(flux / "pipeline", "cpu", **{**options, option.replace("-", "_"): value})
+    batch = pipeline.encode(images(), ["a cat"] * 4)
+    name = option.replace("-", "_")
+    with pytest.raises(ConfigurationError, match=rf"pass SavedPipeline\(…, {name}={measured}\)"):
+        diffhook.query(flux / "log", batch, "other", pipeline=pipeline, model=pipeline.denoiser)
+    assert not diffhook.open_log(flux / "log").queries
+
+
+def test_another_loss_is_told(flux: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert asked(flux, "--weighting", "uniform") == 0
+    assert "another loss than the log's: weighting.kind: the log has 'sigma_power'" in caplog.text
 
 
 def kohya_flux(path: Path) -> None:

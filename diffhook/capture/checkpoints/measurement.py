@@ -27,6 +27,7 @@ from diffhook.capture.checkpoints.snapshots import load_snapshot
 from diffhook.capture.checks import check_location, check_whole
 from diffhook.capture.loop.run.describe import describe_run
 from diffhook.capture.model.borrowing import borrowed
+from diffhook.capture.model.pipeline import SavedPipeline
 from diffhook.capture.model.refusal import refused
 from diffhook.capture.objective import Objective, check_objective
 from diffhook.capture.probes.probe import Probe
@@ -64,6 +65,7 @@ def from_checkpoints(
     layers: str | Sequence[str] | None = None,
     projection_dim: int = 2048,
     seed: int = 0,
+    pipeline: SavedPipeline | None = None,
     progress: bool = True,
 ) -> RunLog:
     """Measure training samples at the checkpoints that a training has left.
@@ -87,6 +89,8 @@ def from_checkpoints(
         train_batch_size: of the training; it scales the scores of tracin and retrac.
         ema: take the averaged weights.
         layers: see :class:`~diffhook.gradients.PerSampleGradients`; so are ``projection_dim`` and ``seed``.
+        pipeline: that makes the dataset's latents and conditions: what its training chose is kept in the log,
+            and queries have to be made likewise.
         progress: say what is to be done and, on a terminal, show a progress bar.
 
     Returns:
@@ -108,7 +112,8 @@ def from_checkpoints(
         model, layers=layers, projection_dim=projection_dim, seed=seed, weight_gradients=False,
         group_size=probe.grid.draws,
     )  # fmt: skip
-    work = _Work(engine, objective, probe, train_batch_size, path, dict(names or {}))
+    chosen = None if pipeline is None else pipeline.chosen
+    work = _Work(engine, objective, probe, train_batch_size, path, dict(names or {}), chosen)
     with borrowed(model), work.opened(found, learning_rates) as (writer, measured):
         work.run(writer, measured, progress)
     return open_log(path)
@@ -137,6 +142,7 @@ class _Work:
     train_batch_size: int
     path: Location
     names: dict[int, str]
+    chosen: dict[str, Any] | None
 
     @contextmanager
     def opened(
@@ -181,6 +187,8 @@ class _Work:
 
     def _writer(self, store: Store, log: RunLog | None, weighted: str) -> LogWriter:
         config = describe_run(self.engine, self.objective, _Loader(self.probe.dataset))
+        if self.chosen is not None:
+            config["identity"]["pipeline"] = self.chosen
         weight = self.train_batch_size / len(self.probe.dataset)
         config["probe"] = {"grid": self.probe.grid.describe(), "weight": weight}
         config["checkpoints"] = {"weighted": weighted}

@@ -104,6 +104,14 @@ class SavedPipeline:
         return self.family.size
 
     @property
+    def chosen(self) -> dict[str, Any]:
+        """What the training chose, by the names of this class's arguments; a log of checkpoints keeps it.
+
+        "resolution" is None where the training's images are not square.
+        """
+        return self.family.chosen
+
+    @property
     def channels(self) -> int:
         """Of an image."""
         owner = self.denoiser if self.vae is None else self.vae

@@ -141,7 +141,9 @@ class ObjectiveWatch:
         mixing = self._recognition.add(seen)
         if mixing is not None and self.inputs is not None and call.arguments is not None:
             held = partial(self._held_of, sample_ids, (mixing.noise, mixing.noisy, seen.told))
-            self.inputs.see(sample_ids, mixing.clean, seen.told, held, (call.module, *call.arguments))
+            # Solved for in float32 where the loop mixed by itself: the model may take halves alone.
+            clean = mixing.clean if seen.mixing is not None else mixing.clean.to(seen.given.dtype)
+            self.inputs.see(sample_ids, clean, seen.told, held, (call.module, *call.arguments))
         verdict = self._recognition.verdict
         if verdict is not None and verdict is not before:
             self._tell(verdict)

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffhook.capture.loop.watches.call_inspection import NAMES
-from diffhook.capture.samples.inputs import CONDITIONS
+from diffhook.capture.loop.probes.dropping import DROPPED, Dropping
+from diffhook.capture.objective.denoising import TIMESTEP_NAMES, timestep_name
+from diffhook.capture.samples.inputs import CONDITIONS, GUIDANCE
 
 _PASSED_ON = ("return_dict",)
+_PLACES = ("img_ids", "txt_ids")  # of Flux's tokens: for all samples, or a row for each
+_SETTINGS = (GUIDANCE, *_PLACES)  # of a training: mostly one for all
 _VISITS = 64  # of samples that came before, from which an argument is believed to be theirs
 _COMMON = 0.25  # visit for one with the first value of all: a flag that is rarely up agrees mostly, too
 _SAY = "objective=… with inputs=… says it"
@@ -21,14 +24,18 @@ _SAY = "objective=… with inputs=… says it"
 class Conditions:
     """Reads them off calls.
 
-    What has a well-known name is a condition. Any other tensor of a row for each sample is one where it is in
-    the loader's batch, which knows nothing of noise and timesteps; or else where samples that come again, at
-    other timesteps and with other noise, have the same. What changes is none, be it drawn anew or made of the
-    noise.
+    What has a well-known name is a condition, unless it is seen to be dropped at times. Any other tensor of a
+    row for each sample is one where it is in the loader's batch, which knows nothing of noise and timesteps;
+    or else where samples that come again, at other timesteps and with other noise, have the same. What
+    changes is none, be it drawn anew or made of the noise. Tokens' places, and a guidance that never changes,
+    are for all.
     """
 
     def __init__(self) -> None:
         self.refused = ""  #: why these calls cannot be made again, in words
+        self.shared: dict[str, Tensor] = {}  #: on the CPU: arguments that have no row for each sample
+        self._may_drop, self._dropping = False, Dropping()
+        self._settings: dict[str, Tensor] = {}  # (1, …) that all rows had so far
         self._agreed: dict[str, float] = {}  # argument that the batch does not hold → visits that agree
         self._first: dict[str, list[Tensor]] = {}  # its first row
 
@@ -43,10 +50,16 @@ class Conditions:
                 )
         return ""
 
+    @property
+    def looks(self) -> bool:
+        """Whether samples that come again tell more."""
+        return bool(self.unproven) or (self._may_drop and self._dropping.looks)
+
     def read(
         self, model: nn.Module | None, module: nn.Module, args: Any, kwargs: Mapping[str, Any], clean: Tensor
     ) -> dict[str, Any]:
-        """The call's further arguments by name; what cannot be given again is refused.
+        """The call's further arguments by name, those of :attr:`shared` left out; what cannot be given again
+        is refused.
 
         Args:
             model: that is trained.
@@ -57,23 +70,36 @@ class Conditions:
         names = list(parameters)
         if getattr(module, "module", module) is not model:
             self._refuse(f"the trained parts hang in a {type(module).__name__} that is not trained itself")
-        elif not set(names[1:2]) & set(NAMES):
-            self._refuse(f"the second argument of {type(module).__name__} is not its timestep")
+        given = dict(zip(names, args, strict=False)) | dict(kwargs)
+        told = [name for name in TIMESTEP_NAMES if given.get(name) is not None]
+        if told != [timestep_name(names)]:
+            self._refuse(f"which argument of {type(module).__name__} is its timestep is not known")
         if self.refused:
             return {}
-        given = dict(zip(names, args, strict=False)) | dict(kwargs)
         first = given.pop(names[0], None)
         if isinstance(first, Tensor) and first.shape != clean.shape:
             self._refuse("the model's input holds more than the noisy sample")
-        found = {}
+        found, shared = {}, {}
         for name, value in given.items():
-            if value is None or name in (*NAMES, *_PASSED_ON):
+            if value is None or name in (*TIMESTEP_NAMES, *_PASSED_ON):
                 continue
             if isinstance(value, bool) and name in parameters and value == parameters[name].default:
                 continue
+            if name in _PLACES and isinstance(value, Tensor) and value.dim() == 2:
+                shared[name] = value.detach().cpu()
+                continue
             self._check(name, value, len(clean))
             found[name] = value
+        self._share(shared)
+        self._may_drop = self._may_drop or any(name in DROPPED for name in found)
         return {} if self.refused else found
+
+    def _share(self, found: dict[str, Tensor]) -> None:
+        self.shared = self.shared or found
+        for name in {**self.shared, **found}:
+            one, other = self.shared.get(name), found.get(name)
+            if one is None or other is None or not torch.equal(one, other):
+                self._refuse(f"{_given(name)}, which is not the same for all samples, as of several sizes")
 
     def _check(self, name: str, value: Any, rows: int) -> None:
         found = list(tensors(value))
@@ -96,7 +122,11 @@ class Conditions:
             held: gives what the loader's batch holds of the same rows, (B, …) each.
             before: row of a sample that came before, at another timestep → its conditions then.
         """
-        asked = {name: value for name, value in conditions.items() if name not in CONDITIONS}
+        asked = {
+            name: value
+            for name, value in conditions.items()
+            if name not in CONDITIONS and not (name in _SETTINGS and self._steady(name, value))
+        }
         own = held() if set(asked) - set(self._agreed) else ()
         for name, value in asked.items():
             if name not in self._agreed and all(any(_same(x, y) for y in own) for x in tensors(value)):
@@ -112,6 +142,30 @@ class Conditions:
                     )
                     return
                 self._agreed[name] += _COMMON if _all_same(now, first) else 1
+
+    def compare(self, sample: int, row: int, now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+        """Look whether a sample that has come again had its own caption or class each time.
+
+        Args:
+            row: of the sample in this call.
+            now: conditions of :meth:`read`, (B, …).
+            then: its own before, (1, …).
+        """
+        if self._dropping.looks:
+            self._dropping.add(sample, row, now, then)
+        if name := self._dropping.name:
+            self._refuse(
+                f"{_given(name)}, which is a sample's own at one time and at another what others have, too: "
+                "captions or classes are dropped, or drawn"
+            )
+
+    def _steady(self, name: str, value: Any) -> bool:
+        """Whether every row's was that of all others so far."""
+        if name in self._agreed or not isinstance(value, Tensor):
+            return False
+        given = value.detach().cpu()
+        known = self._settings.setdefault(name, given[:1].clone())
+        return given.shape[1:] == known.shape[1:] and bool((given == known).all())
 
     def _refuse(self, reason: str) -> None:
         self.refused = self.refused or f"{reason}. {_SAY}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from diffhook.capture import Probe
 from diffhook.capture.loop.probes.conditions import Conditions, tensors
 from diffhook.capture.objective.noise import noise_seed
 from diffhook.capture.probes.grid import take
+from diffhook.capture.samples.inputs import SHARED
 from diffhook.log.samples import ROLE_STRIDE
 from diffhook.words import size
 
@@ -36,6 +38,7 @@ class ProbeInputs:
         self._named = set(probe.samples) if isinstance(probe.samples, Sequence) else None
         self._items: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # as default_inputs takes them
         self._told: dict[int, float] = {}  # the timestep of each item's call
+        self._form: dict[str, Any] = {}  # of the first item
         self._conditions = Conditions()
         self._bytes = 0
         self.refused = ""  #: why these calls cannot be made again, in words
@@ -51,7 +54,7 @@ class ProbeInputs:
         """Whether a pass over these samples has any that are still missing, or that prove something."""
         if self.refused:
             return False
-        proves = bool(self._conditions.unproven) and any(i in self._items for i in sample_ids.tolist())
+        proves = self._conditions.looks and any(i in self._items for i in sample_ids.tolist())
         return proves or (self._bytes < _BYTES and any(True for _ in self._missing(sample_ids)))
 
     def see(
@@ -80,11 +83,13 @@ class ProbeInputs:
             if sample in self._items and self._told[sample] != times[row]
         }
         self._conditions.prove(conditions, held, before)
+        for row, earlier in before.items():
+            self._conditions.compare(samples[row], row, conditions, earlier)
         if self._conditions.refused:
             self._refuse(self._conditions.refused)
             return
         missing = {sample: row for row, sample in self._missing(sample_ids)}
-        if not missing or self._bytes >= _BYTES:
+        if not missing or self._bytes >= _BYTES or not self._fits(_form(clean, conditions)):
             return
         index = torch.tensor(list(missing.values()), dtype=torch.long, device=clean.device)
         kept = _to_cpu(take((clean.detach(), conditions), index))  # once a batch: it may wait
@@ -95,6 +100,13 @@ class ProbeInputs:
             if self._bytes >= _BYTES:
                 break
         self._refuse_too_many()
+
+    def _fits(self, form: dict[str, Any]) -> bool:
+        """Whether further samples can be in a batch with the first, or need not."""
+        self._form = self._form or form
+        if form != self._form and self._probe.batch_size > 1:
+            self._refuse(_difference(self._form, form))
+        return not self.refused
 
     def end(self) -> None:
         """The training is over: what is not proven by now is refused."""
@@ -120,7 +132,7 @@ class ProbeInputs:
             self._probe,
             samples=None,
             dataset=items,
-            collate=_joined,
+            collate=partial(_collated, shared=self._conditions.shared),
             identify=lambda batch, positions: [items.ids[position] for position in positions],
             names=items.ids,
             population=self._population,
@@ -156,8 +168,38 @@ class _Kept:
         return self._items[self.ids[position]]
 
 
+def _form(clean: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not differ between samples of a batch: argument → shape of a row; "": of the sample."""
+    return {"": _row_shape(clean)} | {name: _row_shape(value) for name, value in conditions.items()}
+
+
+def _row_shape(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _row_shape(inner) for name, inner in value.items()}
+    return tuple(value.shape[1:]) if isinstance(value, Tensor) else None
+
+
+def _difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    name = next(name for name in {**one, **other} if one.get(name) != other.get(name))
+    alone = "probe=Probe(512, batch_size=1) takes samples one at a time"
+    if not name:
+        return f"samples have several shapes, such as {one[name]} and {other[name]}. {alone}"
+    if name not in one or name not in other:
+        return f"the model is given {name!r} in some calls, and in others not. {alone}"
+    return f"the model is given {name!r} in several shapes, such as {one[name]} and {other[name]}. {alone}"
+
+
+def _collated(items: list[Any], *, shared: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Any]]:
+    """Items as :func:`default_inputs` takes a batch."""
+    clean, conditions = _joined(items)
+    alike = {name: value.expand(len(clean), *value.shape) for name, value in shared.items()}
+    return clean, {**conditions, SHARED: alike} if alike else conditions
+
+
 def _joined(items: list[Any]) -> Any:
     """Single-row items as a batch."""
+    if items[0] is None:
+        return None
     if isinstance(items[0], Tensor):
         return torch.cat(items)
     if isinstance(items[0], tuple):
@@ -168,6 +210,8 @@ def _joined(items: list[Any]) -> Any:
 def _to_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.to("cpu", copy=True)
+    if value is None:
+        return None
     if isinstance(value, tuple):
         return tuple(map(_to_cpu, value))
     return {key: _to_cpu(inner) for key, inner in value.items()}

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture.loop.identity.batch_ids import describe
+from diffhook.capture.objective.denoising import TIMESTEP_NAMES
 from diffhook.errors import CaptureError, ConfigurationError
-
-NAMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_labels", "noise_level")
-"""What denoisers call their timestep."""
 
 
 class ToldTimesteps(NamedTuple):
-    """(B,) timesteps of a call, and whether the argument has one of :data:`NAMES`."""
+    """(B,) timesteps of a call, and whether the argument has one of :data:`TIMESTEP_NAMES`."""
 
     values: Tensor
     by_name: bool
@@ -70,8 +68,8 @@ def named_timesteps(values: Any) -> Tensor:
 
 
 def takes_timesteps(module: nn.Module) -> bool:
-    """Whether a parameter of the module's forward has one of :data:`NAMES`."""
-    return not set(NAMES).isdisjoint(parameters_of(module))
+    """Whether a parameter of the module's forward has one of :data:`TIMESTEP_NAMES`."""
+    return not set(TIMESTEP_NAMES).isdisjoint(parameters_of(module))
 
 
 def timestep_last(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -87,8 +85,8 @@ def _timestep(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     """What the model is told as its timestep, and whether that is its name."""
     names = parameters_of(model)
     named = {**dict(zip(names, args, strict=False)), **kwargs}
-    found = next((named[name] for name in NAMES if named.get(name) is not None), None)
-    if found is None and len(args) > 1 and not any(name in names for name in NAMES):
+    found = next((named[name] for name in TIMESTEP_NAMES if named.get(name) is not None), None)
+    if found is None and len(args) > 1 and not any(name in names for name in TIMESTEP_NAMES):
         return args[1], False
     return found, True
 

@@ -122,6 +122,14 @@ class Family:
         return height * self.factor, width * self.factor
 
     @property
+    def chosen(self) -> dict[str, Any]:
+        """What :class:`Choices` says, defaults included, as a log keeps it; none that it lacks."""
+        height, width = self.size
+        found = {name: getattr(self, name) for name in ("max_sequence_length", "guidance_scale")}
+        known = {name: value for name, value in found.items() if value is not None}
+        return {"resolution": height if height == width else None, **known}
+
+    @property
     def made_for(self) -> Any:
         """The latents' sides, or one number for both."""
         return self.model.config.sample_size
