@@ -7,7 +7,7 @@ each of the three a copy of the first factor and its part of the second, and put
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,14 +16,21 @@ from diffhook.errors import ConfigurationError
 
 _FLUX = re.compile(r"lora_unet_(double|single)_blocks_\d+_.+\.lora_down\.weight")
 
+_BLOCKS = re.compile(
+    r"(^|model\.|transformer\.)(single_)?transformer_blocks\.\d"
+)  # not within a UNet's attention
 
-def in_diffusers_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+
+def in_diffusers_names(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The tensors of a file, those of such an adapter as diffusers converts them; others as they are.
+
+    Args:
+        names: of the model's layers or parameters; where it is no Flux of diffusers, nothing is converted.
 
     Raises:
         ConfigurationError: diffusers cannot convert them.
     """
-    if not any(_FLUX.fullmatch(key) for key in tensors):
+    if not any(map(_FLUX.fullmatch, tensors)) or not any(map(_BLOCKS.search, names)):
         return dict(tensors)
     from diffusers import FluxPipeline
 

@@ -39,8 +39,9 @@ def read_lora(files: Sequence[Path], model: nn.Module, alpha: float | None = Non
     """
     if (files[0].parent / "adapter_config.json").exists():
         return read_adapter(files[0].parent)
-    tensors = in_diffusers_names(read_tensors(files))
-    keys = adapter_keys(tensors, [name for name, _ in model.named_modules()])
+    layers = [name for name, _ in model.named_modules()]
+    tensors = in_diffusers_names(read_tensors(files), layers)
+    keys = adapter_keys(tensors, layers)
     check_keys(keys, model, str(files[0]))
     shapes = {part: tensors[key].shape for key, part in keys.parts.items() if part.name != "alpha"}
     if not shapes:

@@ -40,7 +40,7 @@ def read_parameters(files: Sequence[Path], wanted: Names, *, ema: bool = False) 
     Raises:
         ConfigurationError: the files cannot be read, or are not of this model.
     """
-    tensors = _as_wanted(in_diffusers_names(read_tensors(files)), wanted)
+    tensors = _as_wanted(in_diffusers_names(read_tensors(files), wanted), wanted)
     names = matched(tensors, wanted, files[0], ema=ema or _EMA.search(files[0].parent.name) is not None)
     found = {name: tensors[key] for name, key in names.items()}
     for name, values in found.items():
