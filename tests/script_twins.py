@@ -90,6 +90,9 @@ class _Flow(Twin):
         sigmas = self.sigmas(batch)
         return (1 - sigmas) * batch["latents"] + sigmas * batch["noise"], sigmas
 
+    def error(self, flow: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        return (flow - (batch["noise"] - batch["latents"])).square().flatten(1).mean(1)
+
 
 class StableDiffusion3(_Flow):
     """train_dreambooth_lora_sd3.py, by default with preconditioned outputs."""
@@ -137,7 +140,7 @@ class Flux(_Flow):
             txt_ids=torch.zeros(batch["text"].shape[1], 3).double(), img_ids=places, return_dict=False,
         )[0]  # fmt: skip
         flow = FluxPipeline._unpack_latents(predicted, height * 2, width * 2, 2)
-        return (flow - (batch["noise"] - batch["latents"])).square().flatten(1).mean(1)
+        return self.error(flow, batch)
 
 
 class AuraFlow(_Flow):
@@ -151,7 +154,7 @@ class AuraFlow(_Flow):
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         noisy, _ = self.mixed(batch)
         flow = model(noisy, encoder_hidden_states=batch["text"], timestep=batch["timesteps"] / 1000)[0]
-        return (flow - (batch["noise"] - batch["latents"])).square().flatten(1).mean(1)
+        return self.error(flow, batch)
 
 
 class Sana(_Flow):
@@ -175,7 +178,7 @@ class Sana(_Flow):
             hidden_states=noisy, encoder_hidden_states=batch["text"], encoder_attention_mask=batch["mask"],
             timestep=batch["timesteps"], return_dict=False,
         )[0]  # fmt: skip
-        return (flow - (batch["noise"] - batch["latents"])).square().flatten(1).mean(1)
+        return self.error(flow, batch)
 
 
 class _Noise(Twin):

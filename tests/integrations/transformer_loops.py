@@ -142,6 +142,13 @@ class _Flow(Training):
         sigmas = table.sigmas[places].view(-1, 1, 1, 1).to(latents.dtype)
         return noise, table.timesteps[places], sigmas, (1.0 - sigmas) * latents + sigmas * noise
 
+    def between(self, clean: Tensor, noise: Tensor, timestep: float) -> Tensor:
+        """x_σ, as a twin has it."""
+        return clean + timestep / 1000 * (noise - clean)
+
+    def error(self, flow: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+        return (flow - (noise - clean)).square().mean()
+
 
 class StableDiffusion3(_Flow):
     """train_dreambooth_lora_sd3.py and train_dreambooth_sd3.py, with preconditioned outputs."""
@@ -165,10 +172,9 @@ class StableDiffusion3(_Flow):
 
     def twin(self, model: Any, sample: Item, noise: Tensor, timestep: float) -> Tensor:
         clean = sample["latents"]
-        sigma = torch.tensor(timestep / 1000, dtype=clean.dtype)
-        mixed = clean + sigma * (noise - clean)
-        flow = model(mixed, sample["text"], sample["pooled"], torch.tensor([timestep])).sample
-        return sigma**2 * (flow - (noise - clean)).square().mean()
+        told = sample["text"], sample["pooled"], torch.tensor([timestep])
+        flow = model(self.between(clean, noise, timestep), *told).sample
+        return (timestep / 1000) ** 2 * self.error(flow, clean, noise)
 
 
 class Flux(_Flow):
@@ -209,10 +215,9 @@ class Flux(_Flow):
 
     def twin(self, model: Any, sample: Item, noise: Tensor, timestep: float) -> Tensor:
         latents = sample["latents"]
-        sigma = torch.tensor(timestep / 1000, dtype=latents.dtype)
         _, channels, height, width = latents.shape
         noise = FluxPipeline._unpack_latents(noise, height * 2, width * 2, 2)
-        mixed = latents + sigma * (noise - latents)
+        mixed = self.between(latents, noise, timestep)
         rows, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
         places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3).to(latents)
         answer = model(
@@ -221,7 +226,7 @@ class Flux(_Flow):
             torch.tensor([self.guidance]).to(latents),
         ).sample  # fmt: skip
         flow = FluxPipeline._unpack_latents(answer, height * 2, width * 2, 2)
-        return (flow - (noise - latents)).square().mean()
+        return self.error(flow, latents, noise)
 
 
 class Sana(_Flow):
@@ -243,10 +248,9 @@ class Sana(_Flow):
 
     def twin(self, model: Any, sample: Item, noise: Tensor, timestep: float) -> Tensor:
         clean = sample["latents"]
-        mixed = clean + timestep / 1000 * (noise - clean)
-        times = torch.tensor([timestep]).double()
+        mixed, times = self.between(clean, noise, timestep), torch.tensor([timestep]).double()
         flow = model(mixed, sample["text"], times, encoder_attention_mask=sample["mask"]).sample
-        return (flow - (noise - clean)).square().mean()
+        return self.error(flow, clean, noise)
 
 
 class PixArt(Training):

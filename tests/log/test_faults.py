@@ -341,7 +341,7 @@ def test_a_run_whose_log_has_failed_lets_go_of_all_of_it(tmp_path: Path) -> None
     recorder.writer.put("train", some_rows(16, 16))
     with pytest.raises(LogError, match="vanished"):
         recorder.writer.flush()
-    recorder._staged.append(some_rows(4))
+    recorder._waiting.stage(some_rows(4), None)
     with pytest.raises(LogError, match="vanished"):
         recorder.close()
     assert not recorder.writer._backlog._thread.is_alive()

@@ -21,6 +21,7 @@ from diffhook.capture.probes.prober import Prober, Sharing
 from diffhook.capture.recording.incoming_rows import IncomingRows
 from diffhook.capture.recording.snapshot_contents import SnapshotContents
 from diffhook.capture.recording.timestep_units import TimestepUnits
+from diffhook.capture.recording.waiting_rows import WaitingRows
 from diffhook.capture.rows import make_rows
 from diffhook.capture.samples.familiarity import Familiarity
 from diffhook.capture.samples.regularisation import roles
@@ -86,7 +87,6 @@ class Recorder:
     ) -> None:
         self.engine = engine
         self._contents = SnapshotContents(engine, snapshot_dtype, preconditioner, meet)
-        self._strict = strict
         if probe is not None and not probe_at_end:
             config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
         self.writer = LogWriter(
@@ -105,10 +105,7 @@ class Recorder:
         self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
         self._names: Mapping[int, str] | None = None  # by which samples are recognised
         self.regularisation: Set[int] = set()  #: ids of samples that are regularisation images; may grow
-        self._staged: list[Rows] = []
-        self._holding = False
-        self._held: list[tuple[Rows, str | None]] = []  # complete, and perhaps to be forgotten
-        self._layer: str | None = None  # where the step's backward first met what is not finite
+        self._waiting = WaitingRows()
         self.lr_sum = lr_sum
         self._lr = self._lr_total = 0.0
         self._last_snapshot: int | None = None
@@ -199,16 +196,15 @@ class Recorder:
         statistics = np.full((len(COLUMNS), count), np.nan, np.float32)
         if appearance is not None:
             statistics[:] = appearance.cpu().numpy().T
-        self._staged.append({**rows, **dict(zip(COLUMNS, statistics, strict=True))})
-        if self._layer is None and not np.isfinite(rows["grad_norm"]).all():
-            self._layer = self.engine.first_nonfinite
         norms: np.ndarray = rows["grad_norm"]
+        layer = None if np.isfinite(norms).all() else self.engine.first_nonfinite
+        self._waiting.stage({**rows, **dict(zip(COLUMNS, statistics, strict=True))}, layer)
         return norms
 
     @property
     def staged_rows(self) -> int:
         """Rows that wait for their optimiser step."""
-        return sum(len(part["sample"]) for part in self._staged)
+        return len(self._waiting)
 
     def stepped(self, lr: float, batch: int, *, hold: bool = False) -> None:
         """An optimiser step was taken with learning rate ``lr``: its rows are complete.
@@ -222,43 +218,28 @@ class Recorder:
         self.lr_sum += lr
         self._lr_total += lr
         self._batch_per_step = batch or self._batch_per_step
-        self._complete(lr)
-        self._holding = hold
+        self._waiting.complete(lr)
+        self._waiting.holding = hold
         if not hold:
             self.release_held()
 
     def skipped(self) -> None:
         """The staged rows' step was skipped (overflow): they moved nothing, so their lr is 0."""
-        self._complete(0.0)
-        if not self._holding:
+        self._waiting.complete(0.0)
+        if not self._waiting.holding:
             self.release_held()
-
-    def _complete(self, lr: float) -> None:
-        if not self._staged:
-            return
-        rows = {name: np.concatenate([part[name] for part in self._staged]) for name in self._staged[0]}
-        self._staged.clear()
-        layer, self._layer = self._layer, None
-        rows["lr"] = np.full(len(rows["sample"]), lr, np.float32)
-        self._held.append((rows, layer))
 
     def forget_staged(self) -> int:
         """Rows whose optimiser step could not be followed are not written. Returns of how many passes."""
-        passes = len(self._staged)
-        self._staged.clear()
-        self._layer = None
-        return passes
+        return self._waiting.forget_staged()
 
     def forget_held(self) -> None:
         """Rows that turned out to be wrong are not written."""
-        self._held.clear()
-        self._holding = False
+        self._waiting.forget_held()
 
     def release_held(self) -> None:
         """Write the rows that are complete."""
-        self._holding = False
-        held, self._held = self._held, []
-        for rows, layer in held:
+        for rows, layer in self._waiting.released():
             self.incoming.add(rows, layer, self._names)
 
     def _put(self, rows: Rows, layer: str | None) -> None:
