@@ -128,7 +128,7 @@ def generate(model: UNet2DModel, steps: int = 50) -> dict[str, Tensor]:
 def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict[str, float]]:
     """AUROC and average precision of each kind of fault among the sound pictures, by what is to find it; of
     copies among those without siblings, which are near copies by nature, and not the originals of others;
-    without what takes probes, where the budget had none."""
+    without what takes probes, or losses under other labels, where the budget had none."""
     found = {}
     for fault in FAULTS:
         among = np.isin(data.faults, ["", fault])
@@ -258,7 +258,7 @@ def show(result: dict[str, Any], out: Path) -> None:
             f"{fault:<12} {found['auroc']:.3f}   {found['average_precision']:.3f}   {page:<19} {found['by']}"
         )
     if missing := [fault for fault in FAULTS if fault not in result["faults"]]:
-        print(f"not looked for, since the budget afforded no probe: {', '.join(missing)}")
+        print(f"not looked for, since the budget did not afford what finds it: {', '.join(missing)}")
     siblings = result["siblings"]
     print(
         f"\nprecision@5 of siblings, {siblings['queries']} held-out emoji; by chance {siblings['chance']:.3f}"
