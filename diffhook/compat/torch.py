@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +14,12 @@ from torch.distributed import distributed_c10d
 from torch.nn.modules import module
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.batchnorm import _NormBase as NormBase
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data.dataloader import _BaseDataLoaderIter as LoaderIterator
 from torch.utils.hooks import RemovableHandle
@@ -149,24 +154,28 @@ def without_function_modes() -> AbstractContextManager[Any]:
 def put_function_mode_lowest(mode: TorchFunctionMode) -> None:
     """Under all modes that are on, each of which takes off what is uppermost when it ends. Only that of
     ``torch.set_default_device``, which ends by taking off the lowest, stays below."""
-    above = list(_taken_off())
-    if above and above[-1] is getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None):
-        _push_mode(above.pop())
-    for one in (mode, *reversed(above)):
-        _push_mode(one)
+    others = _without(mode)
+    device = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    below = [one for one in others[:1] if one is device]
+    _stack([*below, mode, *others[len(below) :]])
 
 
 def take_off_function_mode(mode: TorchFunctionMode) -> None:
     """From wherever it lies."""
-    for one in reversed(list(_taken_off())):
-        if one is not mode:
-            _push_mode(one)
+    _stack(_without(mode))
 
 
-def _taken_off() -> Iterator[TorchFunctionMode]:
-    """All modes, uppermost first."""
-    for _ in range(function_modes()):
-        yield _pop_mode()
+def _without(mode: TorchFunctionMode) -> list[TorchFunctionMode]:
+    """All other modes that are on, the lowest first."""
+    return [one for one in _get_current_function_mode_stack() if one is not mode]
+
+
+def _stack(modes: list[TorchFunctionMode]) -> None:
+    """Have these on, the lowest first. An error of ours comes before the first is moved or not at all."""
+    for _ in range(torch._C._len_torch_function_stack()):
+        _pop_mode()
+    for one in modes:
+        _push_mode(one)
 
 
 # ── loaders ───────────────────────────────────────────────────────────────────────────────────────

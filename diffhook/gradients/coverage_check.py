@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from diffhook.compat.torch import gradient_hooks
 from diffhook.gradients import host
@@ -68,6 +68,7 @@ class CoverageCheck:
             sums say nothing (layer norms are off by up to 360% at 16,384 tokens): not compared there.
 
     Attributes:
+        hooks: the tensor hooks; closing this takes them off.
         conclusive: False if gradients were not finite: nothing can be said then.
     """
 
@@ -86,16 +87,18 @@ class CoverageCheck:
         self._balances = {
             name: _Balance(hooked=_is_hooked(p), rounded=name in rounded) for name, p in parameters.items()
         }
+        self.hooks = ExitStack()  # closed without a call of ours, which could fail
         self._attached = False
-        self._handles: list[RemovableHandle] = []
         self._followed: dict[int, Tensor] = {}  # held, so that no id is reused
         self._parameters = parameters
         self._undecided: dict[str, _Balance] = {}
 
     def attach(self) -> None:
         self._attached = True
+        self.hooks.callback(setattr, self, "_attached", False)
+        self.hooks.callback(self._followed.clear)
         for name, parameter in self._parameters.items():
-            self._handles.append(parameter.register_hook(partial(self._guard, self._collect, name)))
+            self._hook(name, parameter)
 
     def follow(self, name: str, tensor: Tensor) -> None:
         """``tensor`` stands for a parameter that is sharded otherwise: its gradient is that of this process's
@@ -104,13 +107,10 @@ class CoverageCheck:
             self._followed[id(tensor)] = tensor
             balance = self._balances[name]
             balance.hooked = balance.hooked or _is_hooked(tensor)
-            self._handles.append(tensor.register_hook(partial(self._guard, self._collect, name)))
+            self._hook(name, tensor)
 
-    def close(self) -> None:
-        self._attached = False
-        while self._handles:
-            self._handles.pop().remove()
-        self._followed.clear()
+    def _hook(self, name: str, tensor: Tensor) -> None:
+        self.hooks.callback(tensor.register_hook(partial(self._guard, self._collect, name)).remove)
 
     def _collect(self, name: str, gradient: Tensor) -> None:
         if not self._tape.paused:

@@ -118,7 +118,7 @@ class WatchedPass:
                     self._assignment.rounded(),
                 )
                 accumulator.audit = self.completeness.add
-                undo.callback(self.completeness.close)
+                undo.callback(self.completeness.hooks.close)
                 undo.callback(self.separability.release)
                 self.completeness.attach()
             self._undo = undo.pop_all()

@@ -288,7 +288,7 @@ def _unknown_origin(loader: Any, source: object) -> Origin:
 
 
 def _origin(packed: Any, unknown: Origin) -> Origin:
-    if packed is None:
+    if packed is None or unknown.kind == "failed":  # ids would be those of another dataset
         return replace(unknown, kind="failed")
     return unknown if packed is _UNTAGGED else replace(unpack(packed, unknown.dataset), source=unknown.source)
 

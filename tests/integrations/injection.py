@@ -1,6 +1,7 @@
 """Errors of ours at a random call inside somebody's loop.
 
-``python -m tests.integrations.injection --trials 500 --seed 0`` runs many, and says what reached the loop.
+``python -m tests.integrations.injection --trials 500 --seed 0`` runs many, and says what reached the loop;
+``--last`` injects into the last call of each function instead, where what is left undone stays so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import random
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -56,22 +58,28 @@ _SHELL = {
 
 
 class Injection:
-    """Raises ``error`` at one call of our code in this thread; with no number, only counts them."""
+    """Raises ``error`` at one call of our code in this thread; with no number, only counts them.
 
-    def __init__(self, number: int | None = None, error: Exception | None = None) -> None:
-        self.calls = 0
+    Args:
+        function: whose calls are counted; all functions', by default.
+    """
+
+    def __init__(
+        self, number: int | None = None, error: Exception | None = None, function: str | None = None
+    ) -> None:
+        self.calls: Counter[str] = Counter()  #: by function
         self.place = ""
-        self._number, self._error = number, error
+        self._number, self._error, self._function = number, error, function
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         origin = frame.f_globals.get("__name__", "")
         if event != "call" or origin.partition(".")[0] != "diffhook":
             return
         name = f"{origin.removeprefix('diffhook.')}:{frame.f_code.co_qualname}"
-        if name in _SHELL:
+        if name in _SHELL or self._function not in (None, name):
             return
-        self.calls += 1
-        if self.calls == self._number and self._error is not None:
+        self.calls[name] += 1
+        if self._error is not None and self.calls.total() == self._number:
             self.place = f"{name} ({frame.f_lineno})"
             raise self._error
 
@@ -207,20 +215,32 @@ def trials(count: int, seed: int, loops: Sequence[str] = tuple(LOOPS)) -> Trials
     """Inject so many errors, each into one of the loops in turn."""
     draw = random.Random(seed)
     done = Trials()
-    references: dict[str, tuple[int, Outcome]] = {}
+    references: dict[str, tuple[Counter[str], Outcome]] = {}
     for number in range(count):
         name = loops[number % len(loops)]
         if name not in references:
             references[name] = _reference(name)
         calls, expected = references[name]
-        injection = Injection(draw.randint(1, calls), draw.choice(_KINDS)("injected"))
+        injection = Injection(draw.randint(1, calls.total()), draw.choice(_KINDS)("injected"))
         found = _run(name, injection)
         done.judge(found, expected, f"{number} {name} {injection.place}", rounded=name == "reused")
     return done
 
 
-def _reference(name: str) -> tuple[int, Outcome]:
-    """How many calls of ours a run has; its weights without us and its rows with us."""
+def trials_of_last_calls(loops: Sequence[str]) -> Trials:
+    """Inject an error into the last call of each of our functions, in each of the loops."""
+    done = Trials()
+    for name in loops:
+        calls, expected = _reference(name)
+        for function, number in calls.items():
+            injection = Injection(number, MemoryError("injected"), function)
+            found = _run(name, injection)
+            done.judge(found, expected, f"{name} {injection.place}", rounded=name == "reused")
+    return done
+
+
+def _reference(name: str) -> tuple[Counter[str], Outcome]:
+    """The calls of ours that a run has, by function; its weights without us and its rows with us."""
     counted = Injection()
     watched = _run(name, counted)
     assert watched.reached is None, watched.reached
@@ -232,13 +252,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--last", action="store_true", help="the last call of each function instead")
     parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=list(LOOPS))
     args = parser.parse_args()
     logging.getLogger("diffhook").setLevel(logging.CRITICAL)
-    done = trials(args.trials, args.seed, args.loops)
+    done = trials_of_last_calls(args.loops) if args.last else trials(args.trials, args.seed, args.loops)
     print("\n".join(sorted(done.wrong + done.rows)))
     print(
-        f"{args.trials} trials, seed {args.seed}: {len(done.wrong)} reached the loop, changed weights or "
+        f"{len(done.kept)} trials: {len(done.wrong)} reached the loop, changed weights or "
         f"left something behind; {len(done.rows)} logs with wrong rows; "
         f"{sum(done.kept) / len(done.kept):.1%} of rows kept"
     )

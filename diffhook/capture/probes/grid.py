@@ -184,9 +184,13 @@ def _pass(
     index = torch.tensor([cell.position for cell in cells]).repeat_interleave(draws)
     timesteps = torch.tensor([cell.timestep for cell in cells]).repeat_interleave(draws)
     seeds = torch.tensor([seed for cell in cells for seed in cell.seeds])
-    with engine:
-        losses = objective(engine.model, take(batch, index.to(device)), timesteps.to(device), seeds)
-        losses.mean().backward()
+    try:
+        with engine:
+            losses = objective(engine.model, take(batch, index.to(device)), timesteps.to(device), seeds)
+            losses.mean().backward()
+    except BaseException:
+        engine.detach()  # where leaving it is what has failed
+        raise
     return losses
 
 

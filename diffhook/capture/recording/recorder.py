@@ -85,7 +85,18 @@ class Recorder:
         meet: Callable[[str], bool] = lambda what: True,
         strict: bool = False,
     ) -> None:
-        self.engine = engine
+        self.engine, self.rank = engine, rank
+        self.rows_written = 0
+        self.rows_without_loss = 0  # of those
+        self.snapshots_written = 0
+        self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
+        self._names: Mapping[int, str] | None = None  # by which samples are recognised
+        self.regularisation: Set[int] = set()  #: ids of samples that are regularisation images; may grow
+        self.lr_sum = lr_sum
+        self._lr = self._lr_total = 0.0
+        self._last_snapshot: int | None = None
+        self._kept_snapshot: int | None = None
+        self._batch_per_step = 1
         self._contents = SnapshotContents(engine, snapshot_dtype, preconditioner, meet)
         if probe is not None and not probe_at_end:
             config = {**config, "probe": {"grid": probe.grid.describe()}}  # queries take the same
@@ -93,26 +104,14 @@ class Recorder:
             location, config, rank=rank, processes=processes, start_step=start_step, after=after, run=run,
             strict=strict,
         )  # fmt: skip
-        self.rank = rank
-        self.prober = Prober(
-            engine, self.writer.put, self.settle, objective, probe,
-            begin=self._keep_grid, sharing=sharing, at_end=probe_at_end, strict=strict,
-        )  # fmt: skip
-        self.units = TimestepUnits(None if objective is None else objective.timestep_scale)
-        self.rows_written = 0
-        self.rows_without_loss = 0  # of those
-        self.snapshots_written = 0
-        self.snapshot_seconds = 0.0  # and of checkpoints, for which rows go to the disk
-        self._names: Mapping[int, str] | None = None  # by which samples are recognised
-        self.regularisation: Set[int] = set()  #: ids of samples that are regularisation images; may grow
-        self._waiting = WaitingRows()
-        self.lr_sum = lr_sum
-        self._lr = self._lr_total = 0.0
-        self._last_snapshot: int | None = None
-        self._kept_snapshot: int | None = None
-        self._batch_per_step = 1
         with ExitStack() as undo:  # else the next try would find the log held by this one
             undo.callback(self.writer.close)
+            self.prober = Prober(
+                engine, self.writer.put, self.settle, objective, probe,
+                begin=self._keep_grid, sharing=sharing, at_end=probe_at_end, strict=strict,
+            )  # fmt: skip
+            self._waiting = WaitingRows()
+            self.units = TimestepUnits(None if objective is None else objective.timestep_scale)
             size = (config["identity"].get("dataset") or {}).get("samples")
             self.incoming = IncomingRows(self._known(size), self.units, self._put)
             self.watch = Watch(alerts, self.writer.alert, lambda: self.writer.past().alerts(), rank, strict)

@@ -52,8 +52,8 @@ class RowTrace:
     def start(self) -> None:
         """See every torch function of this thread, until :meth:`stop`."""
         if self._thread is None or not self._thread.is_alive():  # each epoch may have a thread of its own
-            self._thread = threading.current_thread()
             put_function_mode_lowest(self._mode)
+            self._thread = threading.current_thread()
         self._mode.mute = False
 
     def stop(self) -> None:
@@ -61,8 +61,8 @@ class RowTrace:
         self._mode.mute = True
         # Within a function that is being seen, such as Tensor.backward, torch would put the mode back.
         if self._thread is threading.current_thread() and not self._mode.depth:
-            self._thread = None
             take_off_function_mode(self._mode)
+            self._thread = None  # after it, so that the next stop tries again what an error has cut off
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from diffhook.capture.loop.watches.surrounded import Layer, Surrounded, call_if_there
@@ -122,9 +123,10 @@ class Attachment:
             failed: called with the arguments where the original has raised.
         """
         weak = [None if method is None else weakref.WeakMethod(method) for method in (before, after, failed)]
-        surrounded = Surrounded.of(owner, name)
-        undo = surrounded.add(Layer(self.shield, *weak))
-        return self._removable(undo)
+        layer, surrounded = Layer(self.shield, *weak), Surrounded.of(owner, name)
+        remove = self._removable(partial(surrounded.remove, layer))
+        surrounded.add(layer)
+        return remove
 
     def _removable(self, undo: Callable[[], None]) -> Callable[[], None]:
         self.on_detach(undo)

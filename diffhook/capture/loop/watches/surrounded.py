@@ -41,7 +41,7 @@ class Surrounded:
     """Stands in for a function of one object, and calls it within its layers, the newest outermost.
 
     Two captures of one process may watch the same function and leave in any order: it has one stand-in, which
-    goes with its last layer.
+    comes with its first layer and goes with its last.
 
     Args:
         owner, name: whose function.
@@ -62,7 +62,6 @@ class Surrounded:
 
         self._layers, self._stand_in = layers, stand_in
         stand_in.surrounded = self  # type: ignore[attr-defined]
-        setattr(owner, name, stand_in)
 
     @classmethod
     def of(cls, owner: Any, name: str) -> Surrounded:
@@ -71,17 +70,18 @@ class Surrounded:
         known = getattr(found, "surrounded", None)  # functools.wraps copies it to wrappers of others
         return known if isinstance(known, cls) and known._stand_in is found else cls(owner, name)
 
-    def add(self, layer: Layer) -> Callable[[], None]:
-        """Call the function within ``layer``, too. Returns how to end that: a call under way stays in it."""
+    def add(self, layer: Layer) -> None:
+        """Call the function within ``layer``, too."""
         self._layers.append(layer)
+        if len(self._layers) == 1:
+            setattr(self._owner, self._name, self._stand_in)
 
-        def remove() -> None:
-            if layer in self._layers:
-                self._layers.remove(layer)
-            if not self._layers:
-                self._restore()
-
-        return remove
+    def remove(self, layer: Layer) -> None:
+        """No longer: a call under way stays in it."""
+        if layer in self._layers:
+            self._layers.remove(layer)
+        if not self._layers:
+            self._restore()
 
     def _restore(self) -> None:
         if vars(self._owner).get(self._name) is not self._stand_in:  # someone has put theirs over ours
