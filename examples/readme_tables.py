@@ -70,17 +70,25 @@ def capture(result: dict[str, Any], command: str = "capture.py") -> str:
     lines += [
         "",
         f"Largest error of a norm of ours against float64: {max(errors):.0e}. "
-        + "; ".join(dict.fromkeys(_measured(model, command) for model in models))
+        + "; ".join(_measured(models, command))
         + ".",
     ]
     return "\n".join(lines)
 
 
-def _measured(model: dict[str, Any], command: str) -> str:
-    return (
-        f"`python examples/benchmarks/{command}`, {model['date']}, {model['machine']}; "
-        f"medians of {model['repeats']}"
-    )
+def _measured(models: list[dict[str, Any]], command: str) -> list[str]:
+    """By date and machine, over how many passes medians are."""
+    repeats: dict[str, set[int]] = {}
+    for model in models:
+        repeats.setdefault(f"{model['date']}, {model['machine']}", set()).add(model["repeats"])
+    return [
+        f"`python examples/benchmarks/{command}`, {where}; medians of {' to '.join(map(str, _ends(found)))}"
+        for where, found in repeats.items()
+    ]
+
+
+def _ends(values: set[int]) -> list[int]:
+    return sorted({min(values), max(values)})
 
 
 def _cell(row: dict[str, Any]) -> str:

@@ -136,6 +136,7 @@ def measure(model: str, case: Case, repeats: int, methods: Collection[str] = MET
         except Exception as error:  # a peer that cannot take this model is noted, not measured
             runs.pop(name, None)
             notes[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    case.model.zero_grad(set_to_none=True)  # what is held here is not there for other processes
     memory = {name: peak_memory(model, name) for name in runs}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
@@ -186,7 +187,7 @@ def run(
     for name in models:
         torch.manual_seed(0)
         case = cases[name]()
-        title = f"{case.name} {case.size / 1e6:.2g} M, batch {case.batch}"
+        title = f"{case.name} {float(f'{case.size / 1e6:.2g}'):g} M, batch {case.batch}"
         rows = measure(name, case, repeats, methods)
         made = {"date": date.today().isoformat(), "machine": machine(), "repeats": repeats}
         results.append({"model": name, "title": title, **made, "rows": rows})

@@ -22,6 +22,7 @@ def batch_1_loop(case: Case) -> Run:
             loss = case.losses(slice(row, row + 1)).sum()
             shares = torch.autograd.grad(loss, parameters)
             norms.append(sum(share.square().sum() for share in shares))
+            del shares  # of a large model, the next sample's would not fit beside them
         return torch.stack(norms).sqrt()  # type: ignore[arg-type]
 
     return run
