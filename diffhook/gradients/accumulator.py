@@ -31,6 +31,8 @@ class PassAccumulator:
         shared: whether a parameter, by name, has uses besides one call of one layer: its parts must
             be added before norms can be taken.
         preconditioner: parameter name → elementwise factor on its gradients.
+        reuses: whether training takes its gradients from products where they are formed: then matrices of
+            several tokens are.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class PassAccumulator:
         workspace: int,
         shared: Callable[[str], bool],
         preconditioner: Mapping[str, Tensor],
+        *,
+        reuses: bool = False,
     ) -> None:
         self.audit: Audit | None = None  #: told of every product that is not kept for :attr:`pending`
         self.batch: int | None = None  #: rows of the batch, once the model has been called
@@ -58,6 +62,7 @@ class PassAccumulator:
         self._workspace = workspace
         self._shared = shared
         self._preconditioner = preconditioner
+        self._reuses = reuses
 
     def add_layer(
         self, layer: str, inputs: Tensor, grad_output: Tensor, calls: int, summed: dict[str, Tensor] | None
@@ -102,17 +107,19 @@ class PassAccumulator:
         formed = several or (not owned.rule.gives_factors and (summed is not None or self.audit is not None))
         needless = {} if several else self._mixers(owned, call.grad_output)
         call = replace(call, mixers={} if formed else needless)
-        for rows in self._chunks(owned, call, formed=several):
+        reusable = self._reuses and call.inputs.is_floating_point()
+        for rows in self._chunks(owned, call, formed=several or reusable):
             for local, product in owned.rule.products(call.of(rows)):
-                if isinstance(product, Factors) and local not in call.mixers:
-                    product = factors.formed(product)
+                matrix = _matrix(product, wanted=local not in call.mixers, reusable=reusable)
                 if summed is not None:
-                    part = _summed(product)
-                    summed[local] = summed[local] + part if local in summed else part
-                whole = isinstance(product, Tensor) and product.dim() > 2
-                if whole and not several and local not in needless:
+                    part = _summed(product if matrix is None else matrix)
+                    summed[local] = summed[local].add_(part) if local in summed else part
+                if local not in call.mixers and matrix is not None:
+                    product = matrix
+                whole = matrix is not None and matrix.dim() > 2
+                if whole and not several and (local not in needless or owned.rule.gives_factors):
                     self.formed.add(layer)
-                self._add(owned.parameters[local], product, rows, len(call), several=several)
+                self._add(owned.parameters[local], product, matrix, rows, len(call), several=several)
 
     def add_use(self, name: str, gradient: Tensor, dtype: torch.dtype) -> None:
         """Add (B, *shape) gradients from the fallback, computed in ``dtype``."""
@@ -138,7 +145,9 @@ class PassAccumulator:
 
     # ── one product ───────────────────────────────────────────────────────────────────────────
 
-    def _add(self, name: str, product: Product, rows: slice, batch: int, *, several: bool) -> None:
+    def _add(
+        self, name: str, product: Product, matrix: Tensor | None, rows: slice, batch: int, *, several: bool
+    ) -> None:
         if isinstance(product, Reduced):
             self._sums(product.norms.device).add_reduced(name, product, rows)
             return
@@ -147,9 +156,10 @@ class PassAccumulator:
             self._postpone(name, product, rows, batch)
             return
         if self.audit is not None:
-            self.audit(name, _summed(product), _squares(product))
+            known = product if matrix is None else matrix
+            self.audit(name, _summed(known), _squares(known))
         if isinstance(product, Factors):
-            self._sums(product.grads.device).add_factors(name, product, rows)
+            self._sums(product.grads.device).add_factors(name, product, matrix, rows)
         else:
             self._sums(product.device).add(name, self._preconditioned(name, product), rows.start)
 
@@ -205,6 +215,16 @@ class PassAccumulator:
         return self.totals
 
 
+def _matrix(product: Product, *, wanted: bool, reusable: bool) -> Tensor | None:
+    """The product itself where it is there, wanted, or worth forming."""
+    if not isinstance(product, Factors):
+        return product if isinstance(product, Tensor) else None
+    several_tokens = product.grads.shape[1] > 1
+    if wanted or (reusable and several_tokens) or factors.forms(product):
+        return factors.formed(product)
+    return None
+
+
 def _summed(product: Product) -> Tensor:
     """The gradient of the whole batch."""
     assert not isinstance(product, Reduced)
@@ -214,7 +234,7 @@ def _summed(product: Product) -> Tensor:
 def _squares(product: Tensor | Factors) -> Tensor:
     """Sum over rows of their squared norms."""
     if isinstance(product, Factors):
-        return factors.squares(product).sum()
+        return factors.gram_squares(product).sum()
     return product.flatten().square().sum()
 
 

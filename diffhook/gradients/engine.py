@@ -279,6 +279,7 @@ class PerSampleGradients:
             max(workspace // 4, 1),
             self._assignment.is_shared,
             self.preconditioner,
+            reuses=self._reuse is not None,
         )
         return WatchedPass(
             self.model,

@@ -123,11 +123,10 @@ class Totals:
         else:
             sketch.fold(name, flat, self._sums[rows])
 
-    def add_factors(self, name: str, product: Factors, rows: slice) -> None:
-        """Add a gradient that is not formed."""
+    def add_factors(self, name: str, product: Factors, formed: Tensor | None, rows: slice) -> None:
+        """Add a matrix's gradient by its factors, and by itself, (b, O, I), where it is formed."""
         self._arrived.setdefault(name)
         sketch = self._sketch
-        formed = factors.formed(product) if factors.forms(product) else None
         if formed is None:
             self._note(name, factors.gram_squares(product), rows, squared=True)
         else:
@@ -136,7 +135,8 @@ class Totals:
             if name in sketch.reduced:
                 self._pack(sketch.reduced[name], name, sketch.reduce_factors(name, product, formed), rows)
             elif product.grads.shape[1] > 1:  # the rule has other tokens than its output's shape told
-                sketch.fold(name, factors.formed(product).flatten(1), self._sums[rows])
+                whole = factors.formed(product) if formed is None else formed
+                sketch.fold(name, whole.flatten(1), self._sums[rows])
             else:
                 sketch.fold_outer(name, product, self._sums[rows])
 

@@ -55,6 +55,27 @@ def test_gradients_norms_and_projections_are_the_same(name: str, dim: int) -> No
         assert relative_error(engine.projections, exact) < 1e-5
 
 
+def test_wide_matrices_of_several_tokens_serve_training_too() -> None:
+    torch.manual_seed(0)
+
+    def losses(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().flatten(1).sum(1)
+
+    problem = Problem(nn.Sequential(nn.Linear(256, 256), nn.Tanh()), losses, torch.randn(5, 16, 256))
+    expected = _plain(problem)
+    exact = sample_gradients(problem.model, problem.loss, problem.batch)
+    for workspace in (None, 2 * 4 * 256 * 256):  # two samples at a time
+        engine = PerSampleGradients(problem.model, reuse_products=True, workspace=workspace)
+        _passes(engine, problem)
+        assert engine._reuse is not None
+        assert engine._reuse.chosen == {"0"}
+        _same(problem.model, expected)
+        assert relative_error(engine.norms[:, None], exact.norm(dim=1, keepdim=True)) < 1e-5
+        plain = PerSampleGradients(problem.model)
+        _passes(plain, problem, 1)
+        assert relative_error(engine.projections, plain.projections) < 1e-5
+
+
 class _Checkpointed(nn.Module):
     def __init__(self, reentrant: bool) -> None:
         super().__init__()

@@ -34,11 +34,6 @@ def gram_squares(factors: Factors) -> Tensor:
     return torch.linalg.vecdot(inside, between).unsqueeze(1)
 
 
-def squares(factors: Factors) -> Tensor:
-    """(B, k) squared norms of k parts, by the faster way."""
-    return piece_norms(formed(factors).flatten(1)).square() if forms(factors) else gram_squares(factors)
-
-
 def forms(factors: Factors) -> bool:
     """Whether norms are had sooner, or in less memory, from the product than from Gram matrices over T."""
     grads, inputs = factors
