@@ -201,6 +201,18 @@ def test_two_lists_of_an_item_are_two_values() -> None:
     )
 
 
+def _tuples() -> list[Any]:
+    """Of images, their originals and how they were altered; and a label."""
+    return [((_image(i), _image(i).flip(-1), torch.zeros(9)), i % 2) for i in ORDER]
+
+
+@pytest.mark.parametrize("order", [ORDER, SHUFFLED])
+@pytest.mark.parametrize("nested", [lambda item: item, lambda item: item[:1], lambda item: {"x": item[0]}])
+def test_a_tuple_of_values_within_an_item_is_no_batch(nested: Any, order: list[int]) -> None:
+    given = [nested(item) for item in _tuples()]
+    assert matched(given, lambda e: default_collate([e[i] for i in order])) == order
+
+
 # ── equal items ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -280,6 +292,12 @@ def test_parts_of_one_item_are_a_ready_made_batch() -> None:
     assert matched(latents, lambda e: torch.cat([i["latents"] for i in e])) == "ready-made-batch"
     assert matched([_image(0, 4, 16)], lambda e: e[0]) == "ready-made-batch"
     assert matched([[_image(0), _image(1)]], lambda e: {"pixels": torch.stack(e[0])}) != [0, 0]
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_as_many_parts_of_one_item_as_there_are_items_are_a_ready_made_batch(alike: bool) -> None:
+    given = [{"frames": [_image(10 * i + (0 if alike else j)) for j in ORDER]} for i in ORDER]
+    assert matched(given, lambda e: torch.stack(e[0]["frames"])) == "ready-made-batch"
 
 
 # ── what is in the way ────────────────────────────────────────────────────────────────────────────

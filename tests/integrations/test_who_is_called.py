@@ -245,3 +245,17 @@ def test_the_loss_column_is_of_the_frozen_model_that_the_trained_one_controls(tm
     loop.accelerator.end_training()
     assert loop.log is not None
     np.testing.assert_allclose(diffhook.open_log(loop.log).train["loss"], expected, rtol=1e-4)
+
+
+def test_a_model_whose_forward_is_called_by_name_is_said_to_be_passed_by(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As lucidrains' Imagen calls its unet."""
+    loop = Watched(tmp_path / "log", Control()).prepare()
+    for (clean,) in loop.loader:
+        clean, noise, timesteps = loop.batch(clean)
+        predicted = loop.model.forward(SCHEDULER.add_noise(clean, noise, timesteps), timesteps)
+        loop.accelerator.backward(F.mse_loss(predicted[:, :1], noise))
+        loop.step()
+    loop.accelerator.end_training()
+    assert "Control, which is trained, was not called itself, but its parts were" in caplog.text

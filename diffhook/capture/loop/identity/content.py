@@ -33,7 +33,8 @@ class Leaf:
         item: which item.
         path: the keys that lead to it.
         value: a string, number, array or other object.
-        parts: how many values lie in a list under ``path``; 1 where the value lies there alone.
+        parts: how many values lie in the list that this one lies in, whose place in it ends the path; 1 where
+            it lies in none.
         sample: of an array, up to :data:`SAMPLED` numbers as they were before collation.
     """
 
@@ -86,7 +87,7 @@ def _walk(value: Any, path: Path, parts: int) -> Iterator[tuple[Path, Any, int]]
     )  # several values of one kind, not fields of an item
     for key, child in children:
         if listed:
-            yield path, child, parts * len(value)
+            yield (*path, key), child, parts * len(value)
         else:
             yield from _walk(child, (*path, key), parts)
 

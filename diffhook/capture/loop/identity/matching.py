@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -128,6 +128,8 @@ class Items:
         found = [self._look_up(column) for column in held]
         strong = [f for f in found if f.strong and f.full and not f.alike]
         if not strong:
+            strong = [f for column in held if (f := self._transposed(column)) is not None and not f.alike]
+        if not strong:
             strong = [f for column in held if (f := self._altered(column)) is not None and not f.alike]
             strong = [f for f in strong if f.full]
         if not strong:
@@ -147,8 +149,8 @@ class Items:
 
     # ── what a column tells ───────────────────────────────────────────────────────────────────
 
-    def _look_up(self, column: BatchColumn) -> _Found:
-        """By equality."""
+    def _look_up(self, column: BatchColumn, *, listed: bool = False) -> _Found:
+        """By equality; with what lies alone in an item, or with what is ``listed`` there."""
         rows = column.rows
         arrays = [as_array(row) for row in rows]
         samples = [None if a is None or a.numel() < 2 else sampled(a) for a in arrays]
@@ -167,8 +169,26 @@ class Items:
                     same = _under(column.key, same)
             keys.append(key)
             telling = telling or rich
-            options.append({(leaf.item, leaf.path) for leaf in same if leaf.parts == 1})
+            options.append({(leaf.item, leaf.path) for leaf in same if (leaf.parts > 1) is listed})
         return _Found(column, options, telling, len(set(keys)) == 1 and len(keys) > 1)
+
+    def _transposed(self, column: BatchColumn) -> _Found | None:
+        """By equality with what lies at one place of a tuple in every item: torch's collation makes a list of
+        batches of a batch of tuples. Rows of one item alone are a batch that was made before."""
+        if len(column) != self.count:
+            return None
+        found = self._look_up(column, listed=True)
+        places = set.intersection(*({path for _, path in own} for own in found.options))
+        whole = {
+            p
+            for p in places
+            if len({i for own in found.options for i, path in own if path == p}) == self.count
+        }
+        if not found.strong or not whole:
+            return None
+        return replace(
+            found, options=[{(i, path) for i, path in own if path in whole} for own in found.options]
+        )
 
     def _equal_arrays(self, array: Tensor, sample: Tensor) -> tuple[Hashable, list[Leaf]]:
         key = array_key(array.shape, sample, array.dtype)

@@ -87,11 +87,7 @@ class Staging:
             return ended.micro_batch.timesteps
         told = timesteps_of(ended.calls.of_loss())
         if not told:
-            raise CaptureError(
-                "what is trained was called without a timestep (keyword 'timestep' or second argument): name "
-                "it with hook.step(sample_ids=..., timesteps=...), as where another model is trained through "
-                "a frozen denoiser (textual inversion)"
-            )
+            raise CaptureError(ended.why_no_timesteps)
         if len(told) > 1:
             self._absences.leave_out(
                 "several-timesteps",

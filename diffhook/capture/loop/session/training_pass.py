@@ -169,6 +169,22 @@ class TrainingPass:
         self.engine.loss_scale = self.micro_batch.loss_scale
         self.engine.finish()
 
+    @property
+    def why_no_timesteps(self) -> str:
+        """What to tell where no call was told any."""
+        outer = self.engine.model
+        if self.presumed and any(self.host is part for part in outer.modules()):
+            return (
+                f"{type(outer).__name__}, which is trained, was not called itself, but its parts were, of "
+                "which no timestep is known: a loop that calls model.forward(...) passes by all hooks on the "
+                "model. Call model(...), or name the timesteps with hook.step(sample_ids=..., timesteps=...)"
+            )
+        return (
+            "what is trained was called without a timestep (keyword 'timestep' or second argument): name it "
+            "with hook.step(sample_ids=..., timesteps=...), as where another model is trained through a "
+            "frozen denoiser (textual inversion)"
+        )
+
     def abandon(self) -> None:
         """Stop watching, whatever has been seen; after :meth:`finish` there is nothing left to stop."""
         self.engine.abandon()
