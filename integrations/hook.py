@@ -36,7 +36,8 @@ class Hook:
             loss_scale: factor on the loss besides the mean over the batch and a scaler's, such as 1/k when
                 the loop accumulates k micro-batches.
             batch: what the loop trains on, whose mean, contrast and roughness go into the log; see
-                :func:`~diffhook.capture.samples.inputs.default_inputs`.
+                :func:`~diffhook.capture.samples.inputs.default_inputs`. Its rows are in the order of the ids:
+                where the model is seen to be called in another one, the micro-batch is left out.
 
         Raises:
             ConfigurationError: before the first captured step, something else given as ids.

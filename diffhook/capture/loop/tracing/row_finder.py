@@ -24,6 +24,12 @@ _MIXED = Unmatched(
     "a row that the model is called on is made of several samples, or of none that came from the loader. "
     "Name the rows with hook.step(sample_ids=...)",
 )
+_REORDERED = Unmatched(
+    "reordered-rows",
+    "the model is called on the rows of hook.step(batch=...) in another order than the batch has, and the "
+    "names may be in either. Give both in the order in which the model gets the rows: after pairs of optimal "
+    "transport are drawn, for instance",
+)
 UNSHOWN = Unmatched(
     "not-of-the-batch",
     "what the model is called on was not made of a batch of the loader, as far as that can be followed: not "
@@ -87,7 +93,7 @@ class RowFinder:
             ids, images = event.ids.ids, None if event.batch is None else images_of(event.batch)
             self.last = MicroBatch(ids, images, timesteps=event.timesteps)
         ahead = self.ahead and (captured_next or self.wanted())
-        self._follows = (captured or ahead) and not self._named
+        self._follows = captured and event.batch is not None if self._named else captured or ahead
         if self._follows:
             self._note(event.batch, ids, images)
             self.trace.start()
@@ -144,7 +150,7 @@ class RowFinder:
             self._places += rows
         for tensor in tensors_of(batch):
             held = _laid_out(codes, tensor)
-            if held is not None:
+            if held is not None and not (self._named and held.dim() > 2):  # frames may be named in any order
                 self.trace.note(tensor, held)
                 self._shows |= tensor.dim() > held.dim() and _is_image(tensor)
 
@@ -158,9 +164,9 @@ class RowFinder:
         """
         self.unused = 0
         doubt = self._order.used()
-        if self._named or self._given_up:
-            return self.last
         values = list(values)
+        if self._named or self._given_up:
+            return _REORDERED if self._named and self._is_reordered(values) else self.last
         found = self.shown(values)
         if found is not None:
             kept = isinstance(found, Unmatched)  # rows of before, perhaps, that a loop mixes in
@@ -186,6 +192,15 @@ class RowFinder:
         if not are_known(codes):
             return self.last if isinstance(self.last, Unmatched) else _MIXED
         return MicroBatch(codes[:, 0].contiguous(), self._images_at(codes[:, 1]))
+
+    def _is_reordered(self, values: list[Any]) -> bool:
+        """Whether a call is shown to be on all rows of the named batch, and not in its order."""
+        codes = self.trace.codes_of_call(values) if self._follows else None
+        if codes is None or not isinstance(self.last, MicroBatch) or len(codes) != len(self.last.ids):
+            return False
+        places = torch.arange(self._places - len(codes), self._places)
+        own = are_known(codes) and bool(torch.isin(codes[:, 1], places).all())
+        return own and not torch.equal(codes[:, 1], places)
 
     def _fits(self, found: MicroBatch, values: list[Any]) -> bool:
         """Whether inputs are seen to stem from the images of the batches that came last."""
