@@ -17,8 +17,8 @@ os.environ.setdefault("DIFFHOOK_TUNING", "")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A log sees its rows to the disk, hundreds of times in these tests: a file system in memory has that for
-# nothing, and takes a fifth of the time. Only where it has room, and nobody has chosen a folder.
+# A log sees its rows to the disk, hundreds of times in these tests, of which a slow disk makes minutes: a
+# file system in memory has that for nothing. Only where it has room, and nobody has chosen a folder.
 _IN_MEMORY, _ROOM = Path("/dev/shm"), 8 << 30
 if "TMPDIR" not in os.environ and _IN_MEMORY.is_dir() and shutil.disk_usage(_IN_MEMORY).free > _ROOM:
     os.environ["TMPDIR"] = tempfile.tempdir = str(_IN_MEMORY)

@@ -17,6 +17,11 @@ from diffhook.gradients.rules import Call, Factors, Mixers, Product, Reduced, fa
 from diffhook.gradients.sketch import FullGradient, Sketch
 from diffhook.gradients.totals import Totals
 
+# Bytes of per-sample products alive at once. On a processor they should stay in its cache; an
+# accelerator wants few, large launches.
+_WORKSPACE = {"cpu": 8 << 20}
+_WORKSPACE_ELSEWHERE = 256 << 20
+
 Audit = Callable[[str, Tensor, Tensor], None]  # parameter, sum over samples, sum of squared norms
 
 
@@ -27,12 +32,10 @@ class PassAccumulator:
         layers: name → layer with a rule.
         sketch: the projection; None for norms only.
         group_size: M consecutive rows make one sample.
-        workspace: numbers of per-sample products alive at once.
+        workspace: bytes of per-sample products alive at once.
         shared: whether a parameter, by name, has uses besides one call of one layer: its parts must
             be added before norms can be taken.
         preconditioner: parameter name → elementwise factor on its gradients.
-        reuses: whether training takes its gradients from products where they are formed: then matrices of
-            several tokens are.
     """
 
     def __init__(
@@ -43,8 +46,6 @@ class PassAccumulator:
         workspace: int,
         shared: Callable[[str], bool],
         preconditioner: Mapping[str, Tensor],
-        *,
-        reuses: bool = False,
     ) -> None:
         self.audit: Audit | None = None  #: told of every product that is not kept for :attr:`pending`
         self.batch: int | None = None  #: rows of the batch, once the model has been called
@@ -59,10 +60,9 @@ class PassAccumulator:
         self._layers = layers
         self._sketch = sketch
         self._group_size = group_size
-        self._workspace = workspace
+        self._workspace = max(workspace // 4, 1)  # numbers
         self._shared = shared
         self._preconditioner = preconditioner
-        self._reuses = reuses
 
     def add_layer(
         self, layer: str, inputs: Tensor, grad_output: Tensor, calls: int, summed: dict[str, Tensor] | None
@@ -107,10 +107,9 @@ class PassAccumulator:
         formed = several or (not owned.rule.gives_factors and (summed is not None or self.audit is not None))
         needless = {} if several else self._mixers(owned, call.grad_output)
         call = replace(call, mixers={} if formed else needless)
-        reusable = self._reuses and call.inputs.is_floating_point()
-        for rows in self._chunks(owned, call, formed=several or reusable):
+        for rows in self._chunks(owned, call, formed=several):
             for local, product in owned.rule.products(call.of(rows)):
-                matrix = _matrix(product, wanted=local not in call.mixers, reusable=reusable)
+                matrix = _matrix(product, wanted=local not in call.mixers)
                 if summed is not None:
                     part = _summed(product if matrix is None else matrix)
                     summed[local] = summed[local].add_(part) if local in summed else part
@@ -215,14 +214,11 @@ class PassAccumulator:
         return self.totals
 
 
-def _matrix(product: Product, *, wanted: bool, reusable: bool) -> Tensor | None:
-    """The product itself where it is there, wanted, or worth forming."""
-    if not isinstance(product, Factors):
-        return product if isinstance(product, Tensor) else None
-    several_tokens = product.grads.shape[1] > 1
-    if wanted or (reusable and several_tokens) or factors.forms(product):
-        return factors.formed(product)
-    return None
+def _matrix(product: Product, *, wanted: bool) -> Tensor | None:
+    """The product itself where it is there, wanted, or the sooner way to norms."""
+    if isinstance(product, Factors):
+        return factors.formed(product) if wanted or factors.forms(product) else None
+    return product if isinstance(product, Tensor) else None
 
 
 def _summed(product: Product) -> Tensor:
@@ -236,6 +232,11 @@ def _squares(product: Tensor | Factors) -> Tensor:
     if isinstance(product, Factors):
         return factors.gram_squares(product).sum()
     return product.flatten().square().sum()
+
+
+def workspace_on(device: torch.device) -> int:
+    """Bytes of per-sample products that may be alive at once, where nobody says how many."""
+    return _WORKSPACE.get(device.type, _WORKSPACE_ELSEWHERE)
 
 
 def check_preconditioner(factors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

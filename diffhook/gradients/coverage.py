@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from diffhook.errors import CaptureError
 from diffhook.gradients.layers import Owned, tied
 
 
@@ -96,6 +97,20 @@ class Assignment:
         for name, reason in reasons.items():
             self.missing.setdefault(name, reason)
         self.fallback -= self.missing.keys()
+
+    def refuse_nothing_left(self) -> None:
+        """Without a parameter that is covered there are no rows.
+
+        Raises:
+            CaptureError: all are missing.
+        """
+        if self.missing.keys() == self.parameters.keys():
+            raise CaptureError(
+                "no parameter's gradient can be split by sample. A part of the loss that is of no sample, as "
+                "a penalty on the weights, is for the optimiser (weight_decay) or a backward of its own. "
+                f"{self.coverage()}",
+                kind="uncovered",
+            )
 
     def coverage(self) -> Coverage:
         fallback = self.fallback - self.missing.keys()

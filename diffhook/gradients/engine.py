@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.compat.torch import gradient_hooks
 from diffhook.errors import CaptureError, ConfigurationError, RecheckNeeded
-from diffhook.gradients.accumulator import PassAccumulator, check_preconditioner
+from diffhook.gradients.accumulator import PassAccumulator, check_preconditioner, workspace_on
 from diffhook.gradients.coverage import Assignment, Coverage
 from diffhook.gradients.laws import Schedule, judge, refuse_missed
 from diffhook.gradients.layers import chosen, find_layers, trainable_parameters
@@ -25,11 +25,6 @@ from diffhook.gradients.sketch import FullGradient, make_sketch
 from diffhook.gradients.tape import OnBackward, Tape
 from diffhook.gradients.totals import Totals
 from diffhook.gradients.watched_pass import WatchedPass
-
-# Bytes of per-sample products alive at once. On a processor they should stay in its cache; an
-# accelerator wants few, large launches.
-_WORKSPACE = {"cpu": 8 << 20}
-_WORKSPACE_ELSEWHERE = 256 << 20
 
 
 class PerSampleGradients:
@@ -270,16 +265,14 @@ class PerSampleGradients:
         self._pass.leave(module, output)
 
     def _new_pass(self) -> WatchedPass:
-        kind = next(iter(self.parameters.values())).device.type
-        workspace = self._workspace or _WORKSPACE.get(kind, _WORKSPACE_ELSEWHERE)
+        device = next(iter(self.parameters.values())).device
         accumulator = PassAccumulator(
             self._assignment.layers,
             self.sketch,
             self.group_size,
-            max(workspace // 4, 1),
+            workspace_on(device) if self._workspace is None else self._workspace,
             self._assignment.is_shared,
             self.preconditioner,
-            reuses=self._reuse is not None,
         )
         return WatchedPass(
             self.model,
@@ -310,7 +303,7 @@ class PerSampleGradients:
         if error is not None:
             kind = error.kind if isinstance(error, CaptureError) else "failed"
             raise CaptureError(f"per-sample gradients failed: {error}", kind=kind) from error
-        self._refuse_uncovered()
+        self._assignment.refuse_nothing_left()
         refuse_missed(watched)
         if accumulator.is_empty:
             raise CaptureError(
@@ -321,20 +314,11 @@ class PerSampleGradients:
         with torch.no_grad(), exactly(next(iter(self.parameters.values()))):
             accumulator.flush()
             conclusive = judge(watched, self._assignment, self.model, first=self._schedule.first)
-            self._refuse_uncovered()
+            self._assignment.refuse_nothing_left()
             accumulator.complete(without=self._assignment.missing)
         self._schedule.passed(conclusive=conclusive)
         self._formed = accumulator.formed
         self._report()
-
-    def _refuse_uncovered(self) -> None:
-        if self._assignment.missing.keys() == self.parameters.keys():
-            raise CaptureError(
-                "no parameter's gradient can be split by sample. A part of the loss that is of no sample, as "
-                "a penalty on the weights, is for the optimiser (weight_decay) or a backward of its own. "
-                f"{self.coverage}",
-                kind="uncovered",
-            )
 
     def _report(self) -> None:
         """Warn once of what rows do not hold, or hold in another sense."""

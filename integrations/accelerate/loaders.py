@@ -203,7 +203,7 @@ class Arrival:
     @classmethod
     def untagged(cls, dataset: Any) -> Arrival:
         """Of a batch from a loader that was not prepared, with which nothing has travelled."""
-        return cls(_UNTAGGED, Origin(dataset, kind="no-ids", source=dataset))
+        return cls(_UNTAGGED, Origin(dataset, kind="unprepared", source=dataset))
 
     @property
     def waits(self) -> bool:

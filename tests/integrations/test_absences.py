@@ -126,3 +126,12 @@ def test_nothing_captured_since_a_checkpoint_was_loaded_is_told(
         optimizer.step()
         hook.load_state_dict(hook.state_dict())
     assert "diffhook captured nothing since the checkpoint was loaded: " in caplog.text
+
+
+def test_an_error_before_the_first_step_is_the_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = TinyDenoiser()
+    with pytest.raises(FileNotFoundError), TorchHook(tmp_path / "log", model):
+        raise FileNotFoundError("of the user's")
+    assert "diffhook captured nothing: an error ended the script first" in caplog.text

@@ -312,3 +312,17 @@ def test_an_optimiser_that_takes_over_counts_on(tmp_path: Path) -> None:
             loop.optimizer = loop.accelerator.prepare(torch.optim.SGD(loop.model.parameters(), rate))
         loop.epoch()
     np.testing.assert_allclose(loop.assert_rows()["lr"], [0.01] * 12 + [0.02] * 12, rtol=1e-6)
+
+
+def test_an_iterator_from_before_prepare_is_told_as_what_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Watched(tmp_path / "log")
+    unprepared = iter(loop.loader)
+    loop.prepare()
+    for (clean,) in unprepared:
+        loop.accelerator.backward(denoising_losses(loop.model, loop.batch(clean)).mean())
+        loop.step()
+    loop.accelerator.end_training()
+    assert caplog.text.count("iterate over the loader that prepare returns") == 1
+    assert "every micro-batch was left out (3 unprepared)" in caplog.text

@@ -42,6 +42,9 @@ _REASONS = {
     "items",
     "ready-made-batch": "an item of the dataset is a batch already, and one id cannot stand for its rows",
     "no-ids": "the batch comes without dataset indices, and holds no ids under a well-known key",
+    "unprepared": "no dataset index comes with the batch, since its loader is not the one that "
+    "accelerator.prepare returned (an iterator made before prepare goes over the user's own), and it has no "
+    "ids under a well-known key",
     "index-moves": "the dataset gives other samples under the same indices from one time to the next, so its "
     "indices are no ids (a dataset that shuffles itself anew at each epoch, or draws at random)",
     "failed": "an error of ours has kept it from being seen which samples the batch holds",
@@ -302,7 +305,8 @@ def _by_item(ids: Tensor, rows: Tensor) -> Tensor | None:
 
 def _unknown(origin: Origin) -> Unmatched:
     kind = origin.kind or "no-ids"
-    return Unmatched(kind, f"{_REASONS[kind]}: {_WAY_OUT}")
+    instead = "iterate over the loader that prepare returns, " if kind == "unprepared" else ""
+    return Unmatched(kind, f"{_REASONS[kind]}: {instead}{_WAY_OUT}")
 
 
 def _no_such_key(key: str, batch: Any) -> str:

@@ -38,7 +38,15 @@ from diffhook.log.samples import MAX_ROLES, ROLE_STRIDE
 logger = logging.getLogger("diffhook")
 
 Kind = Literal[
-    "", "unordered", "contradiction", "ambiguous", "dropped", "ready-made-batch", "no-ids", "failed"
+    "",
+    "unordered",
+    "contradiction",
+    "ambiguous",
+    "dropped",
+    "ready-made-batch",
+    "no-ids",
+    "unprepared",
+    "failed",
 ]
 """Why it is not shown which item made which row."""
 
@@ -178,17 +186,11 @@ class Items:
         if len(column) != self.count:
             return None
         found = self._look_up(column, listed=True)
-        places = set.intersection(*({path for _, path in own} for own in found.options))
-        whole = {
-            p
-            for p in places
-            if len({i for own in found.options for i, path in own if path == p}) == self.count
-        }
-        if not found.strong or not whole:
-            return None
-        return replace(
-            found, options=[{(i, path) for i, path in own if path in whole} for own in found.options]
-        )
+        items: defaultdict[Path, set[int]] = defaultdict(set)  # of each place
+        for item, path in set[tuple[int, Path]]().union(*found.options):
+            items[path].add(item)
+        options = [{(i, path) for i, path in own if len(items[path]) == self.count} for own in found.options]
+        return replace(found, options=options) if found.strong and all(options) else None
 
     def _equal_arrays(self, array: Tensor, sample: Tensor) -> tuple[Hashable, list[Leaf]]:
         key = array_key(array.shape, sample, array.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -12,15 +12,7 @@ from torch.utils.data import IterableDataset
 from diffhook.capture.loop.identity.matching import Kind, RowMatch
 from diffhook.log.samples import ROLE_STRIDE
 
-_KINDS: tuple[Kind, ...] = (
-    "unordered",
-    "contradiction",
-    "ambiguous",
-    "dropped",
-    "ready-made-batch",
-    "no-ids",
-    "failed",
-)
+_KINDS: tuple[Kind, ...] = get_args(Kind)[1:]
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def why_nothing(left_out: Mapping[str, int], reason: str | None, models: int) ->
 
     Args:
         left_out: reason → micro-batches that were not captured.
-        reason: what the adapter knows.
+        reason: what is known besides.
         models: how many trained ones were seen.
     """
     if left_out:

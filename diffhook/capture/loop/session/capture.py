@@ -25,8 +25,8 @@ from diffhook.capture.loop.run import checkpoint
 from diffhook.capture.loop.run.describe import describe_run
 from diffhook.capture.loop.run.ranks import Ranks
 from diffhook.capture.loop.run.succession import Succession
-from diffhook.capture.loop.run.summary import tell_plan, why_nothing
-from diffhook.capture.loop.session.ending import recorded_summary, take_last
+from diffhook.capture.loop.run.summary import tell_plan
+from diffhook.capture.loop.session.ending import recorded_summary, take_last, tell_nothing
 from diffhook.capture.loop.session.failures import Failures, reason_of
 from diffhook.capture.loop.session.objective_told import ObjectiveNews, await_objective
 from diffhook.capture.loop.session.session import CaptureSession
@@ -370,9 +370,8 @@ class Capture:
         """The last snapshot, the last probe, and the summary."""
         session, recorder = self.session, self.session.recorder
         if recorder is None:
-            since = " since the checkpoint was loaded" if self._failures.started else ""
-            why = why_nothing(session.absences.counts, self.reasons_for_nothing(), len(self.models))
-            logger.warning("diffhook captured nothing%s: %s", since, why)
+            reason = self.reasons_for_nothing()
+            tell_nothing(session, reason, len(self.models), resumed=self._failures.started, at_exit=at_exit)
             return
         try:
             take_last(session, self.settings, time.perf_counter() - self._began, at_exit=at_exit)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from diffhook.capture.loop import events
-from diffhook.capture.loop.run.summary import summary, training_seconds
+from diffhook.capture.loop.run.summary import summary, training_seconds, why_nothing
 from diffhook.capture.loop.session.session import CaptureSession
 from diffhook.capture.recording.recorder import Recorder
 from diffhook.capture.settings import Settings
 from diffhook.console import announce
+
+logger = logging.getLogger("diffhook")
 
 _ENDS = (GeneratorExit, StopIteration, StopAsyncIteration)  # by which loops end that are well
 
@@ -27,7 +30,7 @@ def take_last(session: CaptureSession, settings: Settings, seconds: float, *, at
     session.staging.objective.end(thinned=session.plan.stride > 1)
     if not settings.probes_at_end or not session.steps.count:
         return
-    if _died(at_exit):
+    if _died(at_exit):  # nobody wants to wait
         announce("diffhook: no probe at the end, for an error ended the training")
     else:
         session.snapshots.probe_at_end(session.recorder, _seconds_left(session, settings, seconds))
@@ -44,11 +47,29 @@ def _seconds_left(session: CaptureSession, settings: Settings, seconds: float) -
 
 
 def _died(at_exit: bool) -> bool:
-    """Whether an error, or Ctrl-C, ends the training: then nobody wants to wait."""
+    """Whether an error, or Ctrl-C, ends the training."""
     under_way = sys.exc_info()[0]
     if under_way is not None and under_way not in _ENDS:
         return True
     return at_exit and hasattr(sys, "last_type")
+
+
+def tell_nothing(
+    session: CaptureSession, reason: str | None, models: int, *, resumed: bool, at_exit: bool
+) -> None:
+    """Warn that no row was captured, and why.
+
+    Args:
+        reason: what the adapter knows.
+        models: how many trained ones were seen.
+        resumed: rows of before a checkpoint was loaded are in the log.
+        at_exit: see :func:`take_last`.
+    """
+    since = " since the checkpoint was loaded" if resumed else ""
+    known = "an error ended the script first" if _died(at_exit) else reason
+    logger.warning(
+        "diffhook captured nothing%s: %s", since, why_nothing(session.absences.counts, known, models)
+    )
 
 
 def recorded_summary(session: CaptureSession, recorder: Recorder, seconds: float) -> str:

@@ -92,8 +92,10 @@ class RowFinder:
         else:
             ids, images = event.ids.ids, None if event.batch is None else images_of(event.batch)
             self.last = MicroBatch(ids, images, timesteps=event.timesteps)
-        ahead = self.ahead and (captured_next or self.wanted())
-        self._follows = captured and event.batch is not None if self._named else captured or ahead
+        if self._named:  # to see whether the loop keeps the order in which it has named them
+            self._follows = captured and event.batch is not None
+        else:
+            self._follows = captured or (self.ahead and (captured_next or self.wanted()))
         if self._follows:
             self._note(event.batch, ids, images)
             self.trace.start()
