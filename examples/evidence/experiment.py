@@ -53,8 +53,7 @@ def experiment(
     began = time.perf_counter()
     result = run(args)
     result |= {
-        "date": date.today().isoformat(),
-        "machine": machine(),
+        **made_here(),
         "seeds": args.seeds,
         "quick": args.quick,
         "noise": NOISE,
@@ -65,6 +64,11 @@ def experiment(
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     figure(draw, result, folder / f"{name}.svg")
     print(f"{folder / name}.json, {folder / name}.svg; {result['minutes']} minutes")
+
+
+def made_here() -> Result:
+    """When and where a result comes from."""
+    return {"date": date.today().isoformat(), "machine": machine()}
 
 
 def figure(draw: Callable[[Any, Result], None], result: Result, path: Path) -> None:

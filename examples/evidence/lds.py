@@ -13,13 +13,14 @@ noise come influence by the projected Gauss–Newton matrix and, where kronfluen
 Errors are of the bootstrap over queries and halves, and of the spread between watched trainings. How far the
 default method leads another is resampled with the same queries and halves for both. TracIn and ReTrac of a
 few samples are computed by dattri too, from the same snapshots, noise and timestep. What a run left in --out
-is taken up: trained halves and finished logs.
+is taken up: trained halves and finished logs. Results of a setting that is not asked for stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ekfac import ekfac_scores
-from experiment import Result, experiment, single_threaded, told
+from experiment import RESULTS, Result, experiment, made_here, single_threaded, told
 from gauss_newton import gauss_newton_scores
 from outside import against_dattri
 from sources import Samples, split, tiny_digits
@@ -70,28 +71,28 @@ OUTPUTS = {"squared-output", "mean-output"}  # what D-TRAK and DAS differentiate
 ADAM = "adam"
 
 
-EVERY = 10  # of how many steps one is captured
-
-
 @dataclass(frozen=True)
 class Setting:
     """A model, how it is trained, and by how many halves scores are judged.
 
     Attributes:
         timesteps, draws: of the loss that retrained models are measured by.
+        every: of how many steps of a watched training one is captured.
     """
 
     recipe: Recipe
     halves: int
     timesteps: int
     draws: int
+    every: int
 
 
 SETTINGS = {
-    "MLP": Setting(Recipe(epochs=1000, batch=64, rate=3e-3, mlp=96), 64, 32, 8),
-    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 24, 16, 4),
+    "MLP": Setting(Recipe(epochs=1000, batch=64, rate=3e-3, mlp=96), 64, 32, 8, every=10),
+    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 24, 16, 4, every=10),
 }
 SEEDS = (0, 1)  # of the trainings on halves
+PARTS = ("rows", "ceilings", "settings")  # of a result, each by setting
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Problem:
         """
         setting = SETTINGS[name]
         if quick:
-            setting = Setting(setting.recipe.quick(), halves=4, timesteps=2, draws=1)
+            setting = Setting(setting.recipe.quick(), halves=4, timesteps=2, draws=1, every=1)
         training, held_out = split(tiny_digits(), *((32, 4) if quick else (256, asked)), seed=0)
         out.mkdir(parents=True, exist_ok=True)
         queries = {"held out": held_out}
@@ -178,7 +179,7 @@ def watched(problem: Problem, seed: int, path: Path) -> diffhook.RunLog:
     probe = diffhook.Probe(samples=None, grid=problem.grid, batch_size=64, label_timesteps=0)
     train(
         problem.training, problem.recipe, seed=seed, log=path, objective=LOSS, probe=probe,
-        every=1 if problem.grid.count < 10 else EVERY, keep_preconditioner=True,
+        every=problem.setting.every, keep_preconditioner=True,
     )  # fmt: skip
     log = diffhook.open_log(path)
     for name, queries in problem.queries.items():
@@ -270,7 +271,8 @@ def more(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Result:
     if len(args.seeds) < 2:
         raise SystemExit(f"--seeds names {len(args.seeds)}; expected 2 or more, to see how far they differ")
-    rows, ceilings, settings = [], [], []
+    result = kept(args)
+    rows, ceilings, settings = (result[part] for part in PARTS)
     for case in args.settings:
         out = args.out / key(case)
         problem = Problem.make(case, out, args.quick)
@@ -288,12 +290,24 @@ def run(args: argparse.Namespace) -> Result:
             ceiling = lds(by_seed[0][name][DEFAULT], models.subsets, losses_of).ceiling
             assert ceiling is not None
             ceilings.append({**group, **ceiling._asdict()})
-        settings.append({"case": case, "halves": len(models.subsets), "epochs": problem.recipe.epochs})
+        settings.append({
+            "case": case, "halves": len(models.subsets), "epochs": problem.recipe.epochs, **made_here(),
+        })  # fmt: skip
+    for part in PARTS:
+        result[part].sort(key=lambda each: list(SETTINGS).index(each["case"]))
     return {
-        "training_samples": len(problem.training), "asked": len(queries), "settings": settings,
-        "retrained_seeds": len(SEEDS), "rows": rows, "ceilings": ceilings,
-        "outside": against_dattri(problem, args.out / "outside"),
+        "training_samples": len(problem.training), "asked": len(queries), "retrained_seeds": len(SEEDS),
+        **result, "outside": against_dattri(problem, args.out / "outside"),
     }  # fmt: skip
+
+
+def kept(args: argparse.Namespace) -> dict[str, list[Result]]:
+    """The parts of an earlier result that are of settings that are not measured now."""
+    path = RESULTS / "lds.json"
+    earlier = json.loads(path.read_text()) if path.exists() and not args.quick else {}
+    return {
+        part: [each for each in earlier.get(part, ()) if each["case"] not in args.settings] for part in PARTS
+    }
 
 
 def judged(

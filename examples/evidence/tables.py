@@ -100,16 +100,20 @@ def lds(result: Result) -> str:
     for method, found in by_method.items():
         lines.append(_row([method, *(_told(found[g]) if g in found else "–" for g in groups)]))
     check = result["outside"]
-    judged = "; ".join(f"{each['case']}: {each['halves']} halves" for each in result["settings"])
-    more = (
-        f"{result['training_samples']} digits, {result['asked']} queries of each kind; {judged}, each "
-        f"trained {result['retrained_seeds']} times; {len(result['seeds'])} watched trainings"
+    settings = "; ".join(
+        f"{each['case']}: {each['halves']} halves, each trained {result['retrained_seeds']} times, "
+        f"{each['date']}, {each['machine']}"
+        for each in result["settings"]
+    )
+    made = (
+        f"`python examples/evidence/lds.py`; {result['training_samples']} digits, {result['asked']} queries "
+        f"of each kind, {len(result['seeds'])} watched trainings. {settings}."
     )
     outside = (
         f"dattri's TracIn of the same snapshots differs from ours by {check['tracin']:.0e} of the largest "
         f"score, and its normalised form from ReTrac by {check['retrac']:.0e}."
     )
-    return "\n".join([*lines, "", f"{_leads(result)} {outside} {_made(result, 'lds', more)}"])
+    return "\n".join([*lines, "", f"{_leads(result)} {outside} {made}"])
 
 
 RIVALS = (

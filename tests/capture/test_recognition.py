@@ -320,7 +320,7 @@ def _drawn(draw: random.Random) -> tuple[Loss, bool]:
 
 def test_random_losses_are_recognised_right_or_refused() -> None:
     draw, recognised = random.Random(0), 0
-    for number in range(500):
+    for number in range(200):
         loss, known = _drawn(draw)
         found = recognise(loss, number, passes=8)
         if not isinstance(found, Recognised):
@@ -335,4 +335,4 @@ def test_random_losses_are_recognised_right_or_refused() -> None:
         gradient = slope(found, mixing, seen.output)
         error = (gradient - seen.gradient).norm() / seen.gradient.norm()
         assert error < 1e-3, (loss, found, error)
-    assert recognised > 100
+    assert recognised > 40

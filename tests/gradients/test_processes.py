@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 
 from diffhook.gradients import PerSampleGradients
+from tests import forked
 from tests.twins import relative_error, sample_gradients
 
 BATCH, TOKENS, WIDTH = 3, 4, 6
@@ -58,7 +59,7 @@ def _train(rank: int, folder: str, bucket_view: bool) -> None:
 
 @pytest.mark.parametrize("bucket_view", [False, True])
 def test_averaging_of_gradients_is_not_taken_for_an_error(bucket_view: bool, tmp_path: Path) -> None:
-    multiprocessing.spawn(_train, (str(tmp_path), bucket_view), nprocs=2)
+    forked.run(_train, str(tmp_path), bucket_view)
     for rank in range(2):
         errors, missing, ruled = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert max(errors) < 1e-5, f"rank {rank}"

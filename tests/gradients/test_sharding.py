@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.utils.checkpoint import checkpoint
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from diffhook.errors import CaptureError, RecheckNeeded
 from diffhook.gradients import PerSampleGradients
 from diffhook.gradients.sharding import gathered, own_share
+from tests import forked
 from tests.twins import relative_error, sample_gradients
 
 BATCH, TOKENS, WIDTH = 3, 5, 6
@@ -175,7 +176,7 @@ def _trained(shard: Callable[[Model], nn.Module], rank: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
-    multiprocessing.spawn(_train, (str(folder),), nprocs=2)
+    forked.run(_train, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
@@ -236,7 +237,7 @@ def test_what_cannot_be_followed_is_left_out_by_name(tmp_path: Path) -> None:
     """A unit's answer goes through functions of FSDP's, whose backward must not be run for a look; nor is
     it seen how far batch statistics couple samples. Training is bit-identical all the same.
     """
-    multiprocessing.spawn(_left_out, (str(tmp_path),), nprocs=2)
+    forked.run(_left_out, str(tmp_path))
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert found["_Tabled"] == (True, ["table.table"], [])

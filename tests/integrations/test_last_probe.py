@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -143,25 +144,44 @@ epoch()
 
 @pytest.mark.parametrize(
     ("end", "probed"),
+    [("", True), ("raise KeyboardInterrupt", False), ("raise ValueError('mine')", False)],
+    ids=["exit", "ctrl-c", "error"],
+)
+def test_a_process_that_ends_in_an_error_is_not_made_to_wait(end: str, probed: bool, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOOP + end, str(tmp_path / "log")], capture_output=True, text=True, timeout=300
+    )
+    assert ("Error" in done.stderr or "Interrupt" in done.stderr) == ("raise" in end)
+    _assert_ended(tmp_path / "log", done.stdout, probed)
+
+
+@pytest.mark.parametrize(
+    ("end", "probed"),
     [
-        ("", True),
-        ("raise KeyboardInterrupt", False),
-        ("raise ValueError('mine')", False),
         ("try:\n    1 / 0\nfinally:\n    accelerator.end_training()", False),
         ("try:\n    1 / 0\nexcept ZeroDivisionError:\n    pass\naccelerator.end_training()", True),
         ("try:\n    next(iter([]))\nexcept StopIteration:\n    accelerator.end_training()", True),
     ],
-    ids=["exit", "ctrl-c", "error", "finally", "mended", "stop-iteration"],
+    ids=["finally", "mended", "stop-iteration"],
 )
-def test_a_training_that_ends_in_an_error_is_not_made_to_wait(end: str, probed: bool, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LOOP + end, str(tmp_path / "log")], capture_output=True, text=True, timeout=300
-    )
-    assert ("Error" in done.stderr or "Interrupt" in done.stderr) == ("raise" in end or "finally" in end)
-    log = diffhook.open_log(tmp_path / "log")
+def test_a_training_that_is_ended_in_an_error_is_not_made_to_wait(
+    end: str,
+    probed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["loop.py", str(tmp_path / "log")])
+    with pytest.raises(ZeroDivisionError) if "finally" in end else nullcontext():
+        exec(compile(LOOP + end, "loop.py", "exec"), {})
+    _assert_ended(tmp_path / "log", capsys.readouterr().out, probed)
+
+
+def _assert_ended(path: Path, told: str, probed: bool) -> None:
+    log = diffhook.open_log(path)
     assert (len(log.train), len(log.probe) > 0) == (96, probed)
-    assert "1 snapshot; " in done.stdout
-    assert ("of probes" in done.stdout) == probed
+    assert "1 snapshot; " in told
+    assert ("of probes" in told) == probed
 
 
 def test_ctrl_c_ends_the_probe_and_keeps_the_log(

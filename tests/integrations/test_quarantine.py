@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffhook.errors import ConfigurationError, LogError
 from diffhook.integrations.accelerate import DiffHook
 from diffhook.log import Rows, open_log
 from diffhook.log.samples import name_id
+from tests.integrations.torchrun import torchrun
 from tests.runs import TinyDenoiser, denoising_losses, identified, train
 from tests.waiting import wait_until
 
@@ -239,17 +239,7 @@ def test_a_whole_batch_in_quarantine_still_trains(tmp_path: Path) -> None:
 
 
 def test_ranks_keep_step_and_learn_of_each_other_from_the_log(tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", __file__, str(tmp_path / "log"),
-    ]  # fmt: skip
-    environment = {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-        "PATH": "/usr/bin:/bin",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(__file__, tmp_path / "log")
     table = open_log(tmp_path / "log").train
     epochs = [sorted(table["sample"][table["step"] // 2 == e]) for e in range(4)]
     assert [len(epoch) for epoch in epochs] == [12] * 4, "every rank took every step"

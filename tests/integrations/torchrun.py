@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
+import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from diffhook.log.table import Table
+from tests import forked
 
 HERE = Path(__file__).parent
 
 
-def torchrun(script: str, *arguments: object, killed: bool = False, processes: int = 2) -> None:
-    """Run a script of this folder in so many processes; its words are told where it fails."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes),
-        "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-        str(HERE / script), *map(str, arguments),
-    ]  # fmt: skip
-    environment = {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert ("SIGKILL" in done.stderr) if killed else (done.returncode == 0), done.stderr[-3000:]
+def torchrun(script: str | Path, *arguments: object, killed: bool = False, processes: int = 2) -> None:
+    """Run a script of this folder in so many processes; their words are told where it fails."""
+    with tempfile.TemporaryDirectory() as words:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=Path(words).name,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            start_method=forked.METHOD,
+            logs_specs=DefaultLogsSpecs(log_dir=words, redirects=Std.ALL),
+        )
+        code = 0
+        try:
+            elastic_launch(config, _run)(str(HERE / script), *map(str, arguments))
+        except ChildFailedError as error:
+            code = error.get_first_failure()[1].exitcode
+        told = "\n".join(path.read_text()[-3000:] for path in sorted(Path(words).rglob("std*.log")))
+    assert code == (-signal.SIGKILL if killed else 0), told
+
+
+def _run(script: str, *arguments: str) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
 
 
 def assert_same_rows(one: Table, two: Table, rtol: float) -> None:

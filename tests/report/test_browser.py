@@ -186,7 +186,7 @@ def test_names_as_long_as_paths_wrap_at_every_width(browser: Any, tmp_path: Path
         outside = visit.tab.locator(".tile, .influences > li").evaluate_all(_TEXT_OUTSIDE)
         assert outside == 0, "text beside its picture overprints its neighbour"
 
-    visit.look_at_every_width(tmp_path, text_is_inside)
+    visit.fit_every_width(text_is_inside)
     assert visit.said == []
     visit.context.close()
 
@@ -211,7 +211,7 @@ def test_the_button_that_opens_covers_nothing_and_a_name_no_screen(
     tiles.first.locator(".look").click()
     assert visit.tab.locator("#detail h3").inner_text() == name
     visit.tab.keyboard.press("Escape")
-    visit.look_at_every_width(tmp_path)
+    visit.fit_every_width()
     assert visit.said == []
     visit.context.close()
 

@@ -85,6 +85,6 @@ def test_the_command_writes_it(
 def test_it_fits_every_width(browser: Any, runs: tuple[RunLog, RunLog], tmp_path: Path) -> None:
     write_comparison(tmp_path / "page.html", *runs, images=_images(runs[0]))
     visit = Visit(browser, tmp_path / "page.html")
-    visit.look_at_every_width(tmp_path)
+    visit.fit_every_width()
     assert visit.said == []
     visit.context.close()

@@ -274,10 +274,10 @@ def test_a_reason_opens_its_own_sentence_only(visit: Visit) -> None:
 
 
 @pytest.mark.parametrize("kind", ["near copy", "labels to compare"])
-def test_what_stands_side_by_side_fits_every_width(visit: Visit, tmp_path: Path, kind: str) -> None:
+def test_what_stands_side_by_side_fits_every_width(visit: Visit, kind: str) -> None:
     pick(visit, kind)
-    visit.look_at_every_width(tmp_path)
+    visit.fit_every_width()
     found = Axe().run(visit.tab).response["violations"]
     assert {v["id"]: v["nodes"][0]["html"] for v in found if v["impact"] in ("serious", "critical")} == {}
     visit.tab.get_by_label("Small").check(force=True)
-    visit.look_at_every_width(tmp_path)
+    visit.fit_every_width()

@@ -11,7 +11,7 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
+from scipy.special import bdtr
 
 from diffhook.appearance import COLUMNS, STATISTICS, Values, on_scale
 from diffhook.errors import LogError
@@ -222,7 +222,7 @@ class Familiarity:
         return found
 
     def _chance(self, recognised: int) -> float:
-        return float(scipy.stats.binom.cdf(recognised, len(self._seen), self._usual))
+        return float(bdtr(recognised, len(self._seen), self._usual))  # binomial
 
 
 def _called(ids: Collection[int], names: Mapping[int, str]) -> str:
