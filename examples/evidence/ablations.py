@@ -133,11 +133,11 @@ def show(result: Result) -> list[str]:
 
 def draw(axes: Any, result: Result) -> None:
     for thing in SETTINGS:
-        rows = [r for r in result["rows"] if r["thing"] == thing and r["method"] == "retrac"]
+        rows = [r for r in result["rows"] if r["thing"] == thing and r["method"] == METHODS[-1]]
         values = sorted({row["value"] for row in rows})
-        means = [np.mean([r["rank_agreement"] for r in rows if r["value"] == value]) for value in values]
+        means = [np.mean([r["mean"] for r in rows if r["value"] == value]) for value in values]
         axes.plot(np.array(values) / result["reference"][thing], means, "o-", label=thing)
-    axes.set(xscale="log", xlabel="setting, as a multiple of the reference", ylabel="rank agreement, ReTrac")
+    axes.set(xscale="log", xlabel="setting, as a multiple of the reference", ylabel="LDS, whitened ReTrac")
     axes.legend(frameon=False)
 
 

@@ -17,7 +17,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import machine
 
-NOISE = "anew at every timestep"  # what tables of older results lack, and are marked for
 RESULTS = Path(__file__).parents[1] / "results"
 Result = dict[str, Any]
 
@@ -56,7 +55,6 @@ def experiment(
         **made_here(),
         "seeds": args.seeds,
         "quick": args.quick,
-        "noise": NOISE,
         "minutes": round((time.perf_counter() - began) / 60, 1),
     }
     print("\n".join(show(result)))

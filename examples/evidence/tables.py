@@ -198,14 +198,4 @@ def _seeds(result: Result) -> str:
 
 def _made(result: Result, name: str, more: str) -> str:
     command = f"`python examples/evidence/{name}.py`"
-    return f"{command}, {result['date']}, {result['machine']}; {more}.{outdated(result)}"
-
-
-def outdated(result: Result) -> str:
-    """A mark on what was measured before noise was drawn anew at every timestep."""
-    if "noise" in result:
-        return ""
-    return (
-        " **Outdated**: measured with the same noise at all timesteps and for all queries, and with the "
-        "ranking of that time; to be measured again."
-    )
+    return f"{command}, {result['date']}, {result['machine']}; {more}."
