@@ -55,7 +55,7 @@ class Settings:
         layers: names of modules, "*" for any part of one ("*.attn1"): only what is inside them counts, in
             norms, which are exact over it, and in projections. None: everything that is trained.
         reduction: how the loop's loss joins the samples of a batch, "mean" or "sum".
-        reuse_products: cheaper, but training then differs by rounding, see
+        reuse_products: for most models cheaper, but training then differs by rounding, see
             :class:`diffhook.gradients.PerSampleGradients`.
         workspace: bytes of per-sample products alive at once, likewise.
         strict: raise our own errors instead of logging them.

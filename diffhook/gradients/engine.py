@@ -59,9 +59,10 @@ class PerSampleGradients:
         weight_gradients: False leaves the parameters' ``.grad`` alone and skips computing it.
         group_size: M consecutive rows of the batch make one sample, whose loss is their mean.
         reuse_products: take a layer's summed weight gradient from its per-sample products where
-            they are formed, in place of computing it a second time: cheaper, but training then
-            differs by rounding from training without the engine. Not for losses that are
-            differentiated twice (gradient penalties): their backward raises :class:`CaptureError`.
+            they are formed, in place of computing it a second time: for most models cheaper (the
+            tables of examples/benchmarks have some of both kinds), but training then differs by
+            rounding from training without the engine. Not for losses that are differentiated twice
+            (gradient penalties): their backward raises :class:`CaptureError`.
         workspace: bytes of per-sample products alive at once; at least one sample's gradient of
             the largest layer is. None: 8 MiB on a CPU, 256 MiB elsewhere.
 

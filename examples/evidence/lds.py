@@ -291,7 +291,8 @@ def run(args: argparse.Namespace) -> Result:
             assert ceiling is not None
             ceilings.append({**group, **ceiling._asdict()})
         settings.append({
-            "case": case, "halves": len(models.subsets), "epochs": problem.recipe.epochs, **made_here(),
+            "case": case, "halves": len(models.subsets), "epochs": problem.recipe.epochs,
+            "watched": len(args.seeds), **made_here(),
         })  # fmt: skip
     for part in PARTS:
         result[part].sort(key=lambda each: list(SETTINGS).index(each["case"]))

@@ -102,12 +102,12 @@ def lds(result: Result) -> str:
     check = result["outside"]
     settings = "; ".join(
         f"{each['case']}: {each['halves']} halves, each trained {result['retrained_seeds']} times, "
-        f"{each['date']}, {each['machine']}"
+        f"{each['watched']} watched trainings, {each['date']}, {each['machine']}"
         for each in result["settings"]
     )
     made = (
         f"`python examples/evidence/lds.py`; {result['training_samples']} digits, {result['asked']} queries "
-        f"of each kind, {len(result['seeds'])} watched trainings. {settings}."
+        f"of each kind. {settings}."
     )
     outside = (
         f"dattri's TracIn of the same snapshots differs from ours by {check['tracin']:.0e} of the largest "

@@ -128,10 +128,16 @@ def test_nothing_captured_since_a_checkpoint_was_loaded_is_told(
     assert "diffhook captured nothing since the checkpoint was loaded: " in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("end", "failed"),
+    [(FileNotFoundError("of the user's"), True), (SystemExit(2), True), (SystemExit(0), False)],
+    ids=["error", "exit 2", "exit 0"],
+)
 def test_an_error_before_the_first_step_is_the_reason(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, end: BaseException, failed: bool
 ) -> None:
     model = TinyDenoiser()
-    with pytest.raises(FileNotFoundError), TorchHook(tmp_path / "log", model):
-        raise FileNotFoundError("of the user's")
-    assert "diffhook captured nothing: an error ended the script first" in caplog.text
+    with pytest.raises(type(end)), TorchHook(tmp_path / "log", model):
+        raise end
+    assert "diffhook captured nothing: " in caplog.text
+    assert ("an error ended the script first" in caplog.text) == failed

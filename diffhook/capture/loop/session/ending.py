@@ -48,8 +48,10 @@ def _seconds_left(session: CaptureSession, settings: Settings, seconds: float) -
 
 def _died(at_exit: bool) -> bool:
     """Whether an error, or Ctrl-C, ends the training."""
-    under_way = sys.exc_info()[0]
-    if under_way is not None and under_way not in _ENDS:
+    under_way = sys.exc_info()[1]
+    if isinstance(under_way, SystemExit):
+        return bool(under_way.code)
+    if under_way is not None and not isinstance(under_way, _ENDS):
         return True
     return at_exit and hasattr(sys, "last_type")
 
