@@ -43,7 +43,7 @@ _REASONS = {
     "ready-made-batch": "an item of the dataset is a batch already, and one id cannot stand for its rows",
     "no-ids": "the batch comes without dataset indices, and holds no ids under a well-known key",
     "unprepared": "no dataset index comes with the batch, since its loader is not the one that "
-    "accelerator.prepare returned (an iterator made before prepare goes over the user's own), and it has no "
+    "accelerator.prepare returned (an iterator made before prepare goes over your own), and it has no "
     "ids under a well-known key",
     "index-moves": "the dataset gives other samples under the same indices from one time to the next, so its "
     "indices are no ids (a dataset that shuffles itself anew at each epoch, or draws at random)",
