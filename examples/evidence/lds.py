@@ -7,8 +7,8 @@ is trained so fast that more halves are affordable. Models are trained on random
 each, and the loss of 40 held-out and 40 generated digits is measured under each of them. A score's LDS is the
 Spearman correlation over halves between the negative of those losses and the sum of the scores of a half's
 samples, averaged over queries; the ceiling is what the losses of one seed reach as a score for those of the
-other. Watched trainings on all samples give the scores, from probes and from every tenth step's own rows,
-of each sample a hundred in the MLP's training and ten in the UNet's. From the same snapshots, timesteps and
+other. Watched trainings on all samples give the scores, from probes and from every tenth step's own rows, of
+each sample a hundred in the MLP's training and ten in the UNet's. From the same snapshots, timesteps and
 noise come influence by the projected Gauss–Newton matrix and, where kronfluence is installed, by EK-FAC.
 Errors are of the bootstrap over queries and halves, and of the spread between watched trainings. How far the
 default method leads another is resampled with the same queries and halves for both. TracIn and ReTrac of a
@@ -22,7 +22,9 @@ import argparse
 import functools
 import json
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +266,17 @@ def scores_of_seed(
     return {name: {**scores, **curved[name]} for name, scores in found.items()}
 
 
+def scores_by_seed(
+    problem: Problem, args: argparse.Namespace, out: Path, methods: Sequence[tuple[str, str | Method, str]]
+) -> list[dict[str, dict[str, Scores]]]:
+    """Of every watched training, so many at a time as halves are trained."""
+    jobs = [(problem, out / f"log-{seed}", seed, methods) for seed in args.seeds]
+    if args.processes == 1:
+        return [scores_of_seed(*job) for job in jobs]
+    with ProcessPoolExecutor(args.processes, get_context("spawn"), single_threaded) as pool:
+        return list(pool.map(scores_of_seed, *zip(*jobs, strict=True)))
+
+
 def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="one or both")
 
@@ -279,7 +292,7 @@ def run(args: argparse.Namespace) -> Result:
         models = retrained(problem, args, out)
         start = 0
         methods = QUICK if args.quick else METHODS
-        by_seed = [scores_of_seed(problem, out / f"log-{seed}", seed, methods) for seed in args.seeds]
+        by_seed = scores_by_seed(problem, args, out, methods)
         for name, queries in problem.queries.items():
             losses_of = -models.losses[:, :, start : start + len(queries)]
             start += len(queries)

@@ -31,7 +31,8 @@ class MLP(nn.Module):
         self.last = nn.Linear(width, size)
 
     def forward(self, noisy: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> UNet2DOutput:
-        told = self.time(get_timestep_embedding(torch.as_tensor(timestep).expand(len(noisy)), _FREQUENCIES))
+        when = get_timestep_embedding(torch.as_tensor(timestep).expand(len(noisy)), _FREQUENCIES)
+        told = self.time(when.to(noisy))
         if self.label is not None:
             told = told + self.label(class_labels)
         told, hidden = F.silu(told), self.first(noisy.flatten(1))

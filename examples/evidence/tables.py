@@ -57,21 +57,18 @@ def own_pictures(result: Result) -> str:
 
 def tracing(result: Result) -> str:
     queries = list(dict.fromkeys(row["queries"] for row in result["rows"]))
+    share = f"share of the top-{result['k']} from the other source"
     lines = [
-        _row([f"share of the top-{result['k']} from the other source", *(f"{q} queries" for q in queries)]),
-        "|---" * (len(queries) + 1) + "|",
+        _row(["events", share, *(f"{q} queries" for q in queries), "in over a fifth of the held out's tops"]),
+        "|---" * (len(queries) + 3) + "|",
     ]
-    for method in dict.fromkeys(row["method"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["method"] == method]
-        lines.append(_row([_name(method), *(_told(row["wrong"], 3) for row in rows)]))
-    general = [
-        f"{_name(row['method'])} {_told(row['general_samples'], 1)}"
-        for row in result["rows"]
-        if row["queries"] == "held out" and row["method"] != "random"
-    ]
-    told = f"Samples in more than a fifth of the tops of the held-out queries: {', '.join(general)}."
+    for events, method in dict.fromkeys((row["events"], row["method"]) for row in result["rows"]):
+        rows = {r["queries"]: r for r in result["rows"] if (r["events"], r["method"]) == (events, method)}
+        general = _told(rows["held out"]["general_samples"], 1)
+        shares = (_told(rows[q]["wrong"], 3) for q in queries)
+        lines.append(_row([events or "–", _name(method), *shares, general]))
     more = f"{result['asked']} queries of each kind; first source: {result['first_source']}; {_seeds(result)}"
-    return "\n".join([*lines, "", told + " " + _made(result, "tracing", more)])
+    return "\n".join([*lines, "", _made(result, "tracing", more)])
 
 
 def outliers(result: Result) -> str:

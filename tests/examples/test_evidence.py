@@ -7,13 +7,17 @@ import math
 import runpy
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import diffhook
 from diffhook.capture.objective import Prediction
 from diffhook.capture.objective.noise import noise_bank
 from diffhook.gradients import PerSampleGradients
@@ -72,7 +76,7 @@ def test_own_pictures(quick: Callable[..., dict[str, Any]]) -> None:
 
 def test_tracing(quick: Callable[..., dict[str, Any]]) -> None:
     rows = quick("tracing")["rows"]
-    assert len(rows) == 3 * 7
+    assert len(rows) == 3 * (2 * 5 + 2)
     assert all(0 <= row["wrong"]["mean"] <= 1 for row in rows)
     of_training = {row["method"]: row["wrong"]["mean"] for row in rows if row["queries"] == "training"}
     assert of_training["pixels"] == 0  # the query itself comes first, and zeros look like no photograph
@@ -125,6 +129,37 @@ def test_random_outputs_have_the_gauss_newton_matrix_as_their_gradients_second_m
     assert (found - torch.eye(5)).abs().max() < 5 / count**0.5, "signs are independent, so the moment is JᵀJ"
     noise = noise_bank(seeds, torch.zeros(count, 5)).double()
     assert (noise.T @ drawn / count).abs().max() < 5 / count**0.5, "and of the noise, too"
+
+
+def test_replayed_events_are_gradients_at_the_snapshots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(EVIDENCE)
+    from replay import replayed
+    from sources import split, tiny_digits
+    from training import LOSS, Recipe, make_model, train
+
+    (training, asked), recipe = split(tiny_digits(), 6, 2, seed=0), Recipe(epochs=2, mlp=4).quick()
+    train(training, recipe, seed=0, log=tmp_path / "log", progress=False)
+    log, model = diffhook.open_log(tmp_path / "log"), make_model(training, recipe)
+    diffhook.query(log, asked.batch(), "asked", LOSS, model=model, grid=diffhook.Grid(2), progress=False)
+    found = replayed(log, training, model, tmp_path / "replayed", draws=2)
+    sample, step, timestep, seed, norm = (
+        found.train[name] for name in ("sample", "step", "timestep", "noise_seed", "grad_norm")
+    )
+    steps = [snapshot.step for snapshot in log.snapshots]
+    assert sorted(zip(step.tolist(), sample.tolist(), strict=True)) == sorted([*product(steps, range(6))] * 2)
+    assert len(np.unique(seed)) == len(np.unique(timestep)) == len(seed), "each row has a draw of its own"
+    for snapshot in log.snapshots:
+        model.load_state_dict(safetensors.torch.load(snapshot.parameters()))
+        for row in np.flatnonzero(step == snapshot.step):
+            drawn = torch.tensor([int(timestep[row])]), torch.tensor([int(seed[row])])
+            alone = training.take([int(sample[row])]).batch()
+            (gradient,) = sample_gradients(model, lambda twin, batch, d=drawn: LOSS(twin, batch, *d), alone)
+            np.testing.assert_allclose(norm[row], float(gradient.norm()), rtol=1e-5)
+    scores = [diffhook.influence(each, "asked", "retrac").values for each in (found, log)]
+    assert scores[0].shape == scores[1].shape == (2, 6)
+    assert not np.allclose(*scores)
 
 
 def test_counterfactual(quick: Callable[..., dict[str, Any]]) -> None:
