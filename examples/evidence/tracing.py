@@ -8,9 +8,8 @@ gradients, so a score that their norms rule names them for queries that are digi
 training, digits held out, and generated images. For each method the share of the top-6 that comes from the
 other source, where it should be none: on events replayed at the snapshots, one of each sample, as in the
 paper, and on the training's own events. Generated images count as digits or patches as the nearest training
-image is one. With --mnist, MNIST at 16 × 16 takes the place of the digits, where some gradients are as large
-as any patch's; with a folder of CIFAR-10 (binary version), 5,000 planes and 200 zeros take that of digits and
-patches, as in the paper.
+image is one. With --mnist, MNIST at 16 × 16 takes the place of the digits; with a folder of CIFAR-10 (binary
+version), 5,000 planes and 200 zeros take that of digits and patches, as in the paper.
 """
 
 from __future__ import annotations
