@@ -4,18 +4,23 @@
 
 An unconditional UNet is trained on digits while every step is captured. For each seed: gradient norm against
 timestep with their rank correlation; for queries held out and generated, under TracIn, ReTrac and whitened
-ReTrac on the training's events, how different the queries' top-10 are (cardinality), how many samples are in
-the top-10 of more than a fifth of the queries, and, because a random ranking has perfect cardinality, how
-often the top-10 carry the query's label. A quarter of an hour on two cores.
+ReTrac, how many of the queries' top-10 drew one of the first timesteps, where norms are largest, how
+different they are (cardinality), how many samples are in the top-10 of more than a fifth of the queries, and,
+because a random ranking has perfect cardinality, how often the top-10 carry the query's label. On events
+replayed at the snapshots, one of each sample, as in the paper, and on the training's own. Three quarters of
+an hour.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from experiment import Result, experiment, over_seeds, told
+from replay import replayed
 from sklearn.neighbors import KNeighborsClassifier
 from sources import Samples, small_digits, split
 from training import LOSS, Recipe, generate, train
@@ -26,19 +31,21 @@ from diffhook.analysis.evaluation import tracing
 
 METHODS = ("tracin", "retrac", "whitened-retrac")
 K, GENERAL = 10, 0.2
+EARLY = 20  # timesteps, of 1,000
 
 
 def run(args: argparse.Namespace) -> Result:
     found = [one_seed(args, seed) for seed in args.seeds]
     rows = []
     for queries in ("held out", "generated"):
-        for method in METHODS:
-            each = [run["queries"][queries][method] for run in found]
+        for events, method in found[0]["queries"][queries]:
+            each = [run["queries"][queries][events, method] for run in found]
             values = {name: over_seeds([one[name] for one in each]) for name in each[0]}
-            rows.append({"queries": queries, "method": method, **values})
+            rows.append({"queries": queries, "events": events, "method": method, **values})
     return {
         "training_samples": found[0]["training_samples"],
         "asked": found[0]["asked"],
+        "early": EARLY,
         "correlation": over_seeds([one["correlation"] for one in found]),
         "p_value": max(one["p_value"] for one in found),
         "norms": found[0]["norms"],
@@ -57,17 +64,21 @@ def one_seed(args: argparse.Namespace, seed: int) -> Result:
     labels = {"held out": held_out.labels, "generated": nearest.predict(_flat(made))}
     log = diffhook.open_log(path)
     report = diffhook.bias(log, queries=())
-    found: dict[str, Any] = {}
+    grid = diffhook.Grid(2) if args.quick else None
     for name, asked in (("held out", held_out), ("generated", made)):
-        grid = diffhook.Grid(2) if args.quick else None
-        asking = name.replace(" ", "-")
-        diffhook.query(log, asked.batch(), asking, LOSS, grid=grid, overwrite=True)
-        found[name] = {}
-        for method in METHODS:
-            scores = diffhook.influence(log, asking, method)
+        diffhook.query(log, asked.batch(), key(name), LOSS, grid=grid, overwrite=True)
+    sets = {"replayed": replayed(log, training, model, args.out / f"replayed-{seed}"), "own": log}
+    early = {events: drew_early(of_events) for events, of_events in sets.items()}
+    found: dict[str, Any] = {name: {} for name in labels}
+    for name, of_name in found.items():
+        for events, method in itertools.product(sets, METHODS):
+            scores = diffhook.influence(sets[events], key(name), method)
             alike = generality(scores, name, K, GENERAL)
-            own = tracing(scores.top(K).sample_ids, training.labels, labels[name])
-            found[name][method] = {
+            top = scores.top(K).sample_ids
+            own = tracing(top, training.labels, labels[name])
+            of_name[events, method] = {
+                "early": float(np.isin(top, early[events]).mean()),
+                "early_chance": len(early[events]) / len(training),
                 "cardinality": alike.cardinality,
                 "general_samples": alike.general_samples,
                 "own_label": own.precision.mean,
@@ -80,6 +91,15 @@ def one_seed(args: argparse.Namespace, seed: int) -> Result:
     }  # fmt: skip
 
 
+def drew_early(log: diffhook.RunLog) -> npt.NDArray[np.int64]:
+    """Ids of the samples one of whose events drew a timestep below ``EARLY``."""
+    return np.unique(log.train["sample"][log.train["timestep"] < EARLY])
+
+
+def key(queries: str) -> str:
+    return queries.replace(" ", "-")
+
+
 def _flat(samples: Samples) -> Any:
     return samples.images.reshape(len(samples), -1)
 
@@ -87,11 +107,13 @@ def _flat(samples: Samples) -> Any:
 def show(result: Result) -> list[str]:
     lines = [
         f"timestep against norm: Spearman {told(result['correlation'])}, p ≤ {result['p_value']:.0e}",
-        f"{'queries':<11}{'method':<9}{'cardinality':>14}{'general samples':>18}{'own label':>14}  (chance)",
+        f"{'queries':<11}{'events':<10}{'method':<17}{'drew early':>14}  (chance){'cardinality':>14}"
+        f"{'general samples':>18}{'own label':>14}  (chance)",
     ]
     for row in result["rows"]:
         lines.append(
-            f"{row['queries']:<11}{row['method']:<9}{told(row['cardinality']):>14}"
+            f"{row['queries']:<11}{row['events']:<10}{row['method']:<17}{told(row['early']):>14}"
+            f"  {row['early_chance']['mean']:8.2f}{told(row['cardinality']):>14}"
             f"{told(row['general_samples'], 1):>18}{told(row['own_label']):>14}  {row['chance']['mean']:.2f}"
         )
     return lines

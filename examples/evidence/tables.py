@@ -10,14 +10,18 @@ Result = dict[str, Any]
 
 def bias(result: Result) -> str:
     lines = [
-        "| queries | method | top-10 cardinality | samples in more than a fifth of the top-10s "
+        f"| queries | events | method | top-10 that drew a timestep under {result['early']} | at random "
+        "| top-10 cardinality | samples in more than a fifth of the top-10s "
         "| top-10 with the query's label | at random |",
-        "|---|---|---|---|---|---|",
+        "|---" * 9 + "|",
     ]
     for row in result["rows"]:
         cells = [
             row["queries"],
+            row["events"],
             _name(row["method"]),
+            _told(row["early"]),
+            f"{row['early_chance']['mean']:.2f}",
             _told(row["cardinality"]),
             _told(row["general_samples"], 1),
         ]

@@ -46,14 +46,14 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
 def test_timestep_bias(quick: Callable[..., dict[str, Any]]) -> None:
     result = quick("bias")
     assert -1 <= result["correlation"]["mean"] <= 1
-    assert [(row["queries"], row["method"]) for row in result["rows"]] == [
-        (queries, method)
-        for queries in ("held out", "generated")
-        for method in ("tracin", "retrac", "whitened-retrac")
+    methods = ("tracin", "retrac", "whitened-retrac")
+    assert [(row["queries"], row["events"], row["method"]) for row in result["rows"]] == [
+        *product(("held out", "generated"), ("replayed", "own"), methods)
     ]
     for row in result["rows"]:
         assert 1 / 8 <= row["cardinality"]["mean"] <= 1
         assert 0 <= row["own_label"]["mean"] <= 1
+        assert 0 <= row["early"]["mean"] <= 1
 
 
 def test_specificity(quick: Callable[..., dict[str, Any]]) -> None:
