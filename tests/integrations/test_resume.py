@@ -136,6 +136,26 @@ def test_a_checkpoint_is_on_disk_with_all_rows_before_it_counts(tmp_path: Path) 
     sitting.hook.close()
 
 
+@pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "plain"])
+def test_a_checkpoint_of_the_loops_own_is_on_disk_with_all_rows_before_it(
+    tmp_path: Path, prepared: bool
+) -> None:
+    """Scripts that save what they need by torch.save and are killed later, as U-ViT's: nothing is closed."""
+    sitting = Sitting(tmp_path, watched=True)
+    sitting.train(stop=2)
+    saved = sitting.optimizer.state_dict()
+    another = Sitting(tmp_path, watched=True)
+    optimizer = another.optimizer if prepared else another.optimizer.optimizer
+    optimizer.load_state_dict(saved)
+    for (clean,) in another.loader:
+        batch = (clean, torch.randn_like(clean), torch.zeros(4).long())
+        another.accelerator.backward(denoising_losses(another.model, batch).mean())
+        optimizer.step()
+    optimizer.state_dict()
+    assert _steps(tmp_path) == dict.fromkeys(range(2 + len(another.loader)), 4)
+    another.hook.close()
+
+
 def test_a_plain_loop_carries_its_state_in_its_own_checkpoint(tmp_path: Path) -> None:
     def sit(state: Any, steps: int) -> Any:
         model = TinyDenoiser()
