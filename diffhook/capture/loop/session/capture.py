@@ -251,7 +251,7 @@ class Capture:
         recorder = Recorder(
             engine,
             self.path,
-            describe_run(engine, settings.objective, self.loader),
+            describe_run(engine, settings.objective, self.loader, batch.images),
             rank=session.steps.rank,
             processes=session.steps.processes,
             start_step=session.steps.count,
