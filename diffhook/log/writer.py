@@ -253,8 +253,7 @@ class LogWriter:
         """
         with suppress(OSError):
             if self._sessions is not None:
-                self._names.keep(names)
-                return
+                return self._names.keep(names)
         self._submit(lambda: self._names.keep(names))  # once the store is there
 
     def record(self, key: str, value: Mapping[str, Any]) -> None:
@@ -263,13 +262,14 @@ class LogWriter:
         self._submit(lambda: files.put(self.store, key, content))  # always taken: they are few and small
 
     def flush(self, timeout: float = 60.0) -> None:
-        """Wait until everything handed over is on disk, ``timeout`` seconds at most.
+        """Wait until everything handed over is on disk, ``timeout`` seconds at most; 0: it gets there soon.
 
         Raises:
             LogError: it could not be written in that time.
         """
         self._submit(self._flush_tables)
-        self._backlog.drain(timeout)
+        if timeout:
+            self._backlog.drain(timeout)
 
     def close(self, timeout: float = 60.0) -> None:
         """Flush and stop the thread. Idempotent.

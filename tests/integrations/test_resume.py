@@ -19,6 +19,7 @@ from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
 from diffhook.log import Rows
 from tests.runs import TinyDenoiser, denoising_losses, identified
+from tests.waiting import wait_until
 
 PER_EPOCH = 3
 
@@ -137,10 +138,13 @@ def test_a_checkpoint_is_on_disk_with_all_rows_before_it_counts(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "plain"])
+@pytest.mark.parametrize("often", [False, True], ids=["", "often"])
 def test_a_checkpoint_of_the_loops_own_is_on_disk_with_all_rows_before_it(
-    tmp_path: Path, prepared: bool
+    tmp_path: Path, prepared: bool, often: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scripts that save what they need by torch.save and are killed later, as U-ViT's: nothing is closed."""
+    if often:  # then it is not waited for
+        monkeypatch.setattr("diffhook.capture.loop.session.settling._BETWEEN", float("inf"))
     sitting = Sitting(tmp_path, watched=True)
     sitting.train(stop=2)
     saved = sitting.optimizer.state_dict()
@@ -152,6 +156,8 @@ def test_a_checkpoint_of_the_loops_own_is_on_disk_with_all_rows_before_it(
         another.accelerator.backward(denoising_losses(another.model, batch).mean())
         optimizer.step()
     optimizer.state_dict()
+    if often:
+        wait_until(lambda: len(_steps(tmp_path)) > 2)
     assert _steps(tmp_path) == dict.fromkeys(range(2 + len(another.loader)), 4)
     another.hook.close()
 

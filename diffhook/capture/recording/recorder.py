@@ -248,17 +248,20 @@ class Recorder:
         scalars = {name: values for name, values in rows.items() if name in SCALARS}
         self.watch.look(scalars, layer)
 
-    def settle(self) -> None:
+    def settle(self, *, wait: bool = True) -> None:
         """A checkpoint is about to be written: a process killed later resumes from it, so the rows
         before it go to the disk first.
 
         Takes a minute at most. Once that was in vain, or where writing fails, checkpoints wait a second
         each until something is written again.
+
+        Args:
+            wait: until they are there.
         """
         told, began = self.writer.failing, time.perf_counter()
         self.incoming.settle()
         try:
-            self.writer.flush(_ONE_MORE_TRY if told else _LONGEST_WAIT)
+            self.writer.flush((_ONE_MORE_TRY if told else _LONGEST_WAIT) if wait else 0.0)
         except LogError as error:
             level = logging.INFO if told or error.told else logging.WARNING
             logger.log(level, "rows before this checkpoint are not on the disk yet: %s", error)

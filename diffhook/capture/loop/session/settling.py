@@ -10,7 +10,10 @@ from diffhook.capture.loop.session.session import CaptureSession
 
 logger = logging.getLogger("diffhook")
 
-_BETWEEN = 20  # times what it took at the loop's last checkpoint, before it is done again
+_BETWEEN, _SOON = (
+    20,
+    2,
+)  # times what it took at the loop's last checkpoint, before it is waited for again; begun
 
 
 class Settling:
@@ -47,12 +50,16 @@ class Settling:
     def optimizer_saved(self) -> None:
         """The optimiser's state was asked for: the loop writes a checkpoint of its own.
 
-        Some loops ask for it every step, and are given a twentieth of the time.
+        Some loops ask for it every step, and wait a twentieth of the time.
         """
-        began, ended = self._lasted
-        session = self._session
-        if session.recorder is None or session.steps.inside or not session.thread.is_here:
+        session, recorder = self._session, self._session.recorder
+        if recorder is None or session.steps.inside or not session.thread.is_here:
             return
-        if time.perf_counter() - ended > _BETWEEN * (ended - began):
+        began, ended = self._lasted
+        left = (time.perf_counter() - ended) / max(ended - began, 1e-9)
+        if left > _SOON:
             session.settle_held()
+        if left > _BETWEEN:
             self.everyone()
+        elif left > _SOON:
+            recorder.settle(wait=False)
