@@ -63,3 +63,5 @@ class Settling:
             self.everyone()
         elif left > _SOON:
             recorder.settle(wait=False)
+            if self.ranks is not None:
+                self.ranks.settle_all(session.steps.count, wait=False)
