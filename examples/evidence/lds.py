@@ -7,8 +7,8 @@ is trained so fast that more halves are affordable. Models are trained on random
 each, and the loss of 40 held-out and 40 generated digits is measured under each of them. A score's LDS is the
 Spearman correlation over halves between the negative of those losses and the sum of the scores of a half's
 samples, averaged over queries; the ceiling is what the losses of one seed reach as a score for those of the
-other. Watched trainings on all samples give the scores, from probes and from every tenth step's own rows, of
-each sample a hundred in the MLP's training and ten in the UNet's. From the same snapshots, timesteps and
+other. Watched trainings on all samples give the scores, from probes and from the training's own rows: of each
+sample 25 a snapshot of the MLP's training, and ten of the UNet's. From the same snapshots, timesteps and
 noise come influence by the projected Gauss–Newton matrix and, where kronfluence is installed, by EK-FAC.
 Errors are of the bootstrap over queries and halves, and of the spread between watched trainings. How far the
 default method leads another is resampled with the same queries and halves for both. TracIn and ReTrac of a
@@ -91,7 +91,7 @@ class Setting:
 
 SETTINGS = {
     "MLP": Setting(Recipe(epochs=1000, batch=64, rate=3e-3, mlp=96), 64, 32, 8, every=10),
-    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32)), 24, 16, 4, every=10),
+    "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32), snapshots=5), 64, 16, 4, every=2),
 }
 SEEDS = (0, 1)  # of the trainings on halves
 PARTS = ("rows", "ceilings", "settings")  # of a result, each by setting
