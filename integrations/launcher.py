@@ -94,7 +94,10 @@ def _attaching(log: Location, settings: dict[str, Any], table_every: int | None)
         for close in attached:
             close()
     if not attached:
-        logger.warning("diffhook captured nothing: the script made no Accelerator")
+        logger.warning(
+            "diffhook captured nothing: the script made no Accelerator. A loop in plain PyTorch names its "
+            "batches to a diffhook.integrations.torch.TorchHook; for Lightning there is a callback"
+        )
 
 
 def _trainer_that_makes_it() -> Any:

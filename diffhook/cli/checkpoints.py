@@ -143,33 +143,15 @@ def _tell_left_out(pictures: Any) -> None:
         )  # fmt: skip
 
 
-def _check_readable(images: Any) -> None:
-    """Before anything is measured: one bad file would end it somewhere.
-
-    Raises:
-        ConfigurationError: files of a folder cannot be read.
-    """
-    from diffhook.report.folder import Folder
-
-    bad = images.unreadable() if isinstance(images, Folder) else {}
-    if bad:
-        first = next(iter(bad))
-        raise ConfigurationError(
-            f"{plural(len(bad), 'image file')} of {len(images):,} in {images.path} cannot be read, such as "
-            f"{first} ({bad[first]}): remove or repair {'it' if len(bad) == 1 else 'them'}, or name the "
-            "folder of the others"
-        )
-
-
 def _pictures(args: argparse.Namespace, pipeline: Any) -> Any:
-    from diffhook.cli.samples import Pictures, folder_labels
+    from diffhook.cli.samples import Pictures, check_readable, folder_labels
 
     labels = integers(args.class_labels, "--class-labels")
     pictures = Pictures(
         args.data, pipeline.channels, pipeline.size, pipeline, args.captions, args.caption, labels
     )
     _tell_left_out(pictures)
-    _check_readable(pictures.images)
+    check_readable(pictures.images)
     if pipeline.classes is not None and labels is None:
         files = [PurePath(name) for name in pictures.names.values()]
         pictures.class_labels = folder_labels(files, pipeline.classes)

@@ -107,6 +107,9 @@ def describe(log: RunLog) -> dict[str, Any]:
         "probe rows": len(log.probe),
         "queries": {name: len(table) for name, table in log.queries.items()},
         "snapshots": [snapshot.step for snapshot in log.snapshots],
+        "snapshots of weights loaded after the step": [
+            snapshot.step for snapshot in log.snapshots if snapshot.details.get("loaded") is True
+        ],
         "snapshots missing": log.index.missing_snapshots,
         "checkpoints": [s.reference.path for s in log.snapshots if s.reference is not None],
         "checkpoints that are not there": [s.step for s in log.snapshots if _is_away(s)],

@@ -19,6 +19,7 @@ from diffhook.cli.values import integers
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, open_log
 from diffhook.log.schema import differences, json_like
+from diffhook.words import plural
 
 logger = logging.getLogger("diffhook")
 
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
         print_json(done)
     else:
         print(
-            f"{count} queries at {len(steps)} snapshots; now: "
+            f"{count:,} {'query' if count == 1 else 'queries'} at {plural(len(steps), 'snapshot')}; now: "
             f"diffhook influence {args.log} --queries {args.name}"
             + (" --method adam-retrac" if args.preconditioned == "full" else "")
         )
@@ -149,11 +150,13 @@ def _schedule(log: RunLog, pipeline: Any) -> dict[str, Any]:
 
 
 def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
-    from diffhook.cli.samples import Pictures, model_format
+    from diffhook.cli.samples import Pictures, check_readable, model_format
 
     channels, size = model_format(log) if pipeline is None else (pipeline.channels, pipeline.size)
     labels = integers(args.class_labels, "--class-labels")
-    return Pictures(args.images, channels, size, pipeline, args.captions, args.caption, labels)
+    pictures = Pictures(args.images, channels, size, pipeline, args.captions, args.caption, labels)
+    check_readable(pictures.images)
+    return pictures
 
 
 def _generated(

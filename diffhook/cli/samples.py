@@ -16,6 +16,7 @@ from diffhook.errors import ConfigurationError
 from diffhook.images import to_image
 from diffhook.report.folder import Folder
 from diffhook.report.images import load_images
+from diffhook.words import plural
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,6 +128,22 @@ def folder_labels(files: Sequence[PurePath], classes: int) -> list[int]:
             "name the labels with --class-labels"
         )
     return [folders.index(file.parts[0]) for file in files]
+
+
+def check_readable(images: Any) -> None:
+    """Before anything is measured: one bad file would end it somewhere.
+
+    Raises:
+        ConfigurationError: files of a folder cannot be read.
+    """
+    bad = images.unreadable() if isinstance(images, Folder) else {}
+    if bad:
+        first = next(iter(bad))
+        raise ConfigurationError(
+            f"{plural(len(bad), 'image file')} of {len(images):,} in {images.path} cannot be read, such as "
+            f"{first} ({bad[first]}): remove or repair {'it' if len(bad) == 1 else 'them'}, or name the "
+            "folder of the others"
+        )
 
 
 def to_pixels(image: Any, channels: int, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from diffhook.gradients.coverage import Coverage
 from diffhook.gradients.engine import PerSampleGradients
-from diffhook.gradients.guard import Guard, Guarded
+from diffhook.gradients.guard import Guard, Guarded, on_gradient
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.sketch import Sketch, check_projection_dim
 from diffhook.gradients.tape import Tape
@@ -16,4 +16,5 @@ __all__ = [
     "Sketch",
     "Tape",
     "check_projection_dim",
+    "on_gradient",
 ]

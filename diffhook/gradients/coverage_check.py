@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffhook.compat.torch import gradient_hooks
 from diffhook.gradients import host
-from diffhook.gradients.guard import Guard
+from diffhook.gradients.guard import Guard, on_gradient
 from diffhook.gradients.tape import Tape
 
 # Relative to the samples' gradients, √Σ‖g_b‖²: above rounding, below what a wrong rule does. Measured on
@@ -110,7 +110,7 @@ class CoverageCheck:
             self._hook(name, tensor)
 
     def _hook(self, name: str, tensor: Tensor) -> None:
-        self.hooks.callback(tensor.register_hook(partial(self._guard, self._collect, name)).remove)
+        self.hooks.callback(on_gradient(tensor, partial(self._guard, self._collect, name)).remove)
 
     def _collect(self, name: str, gradient: Tensor) -> None:
         if not self._tape.paused:

@@ -22,7 +22,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from diffhook.compat.torch import in_backward, tree_leaves, tree_map
-from diffhook.gradients.guard import PassGuard
+from diffhook.gradients.guard import PassGuard, on_gradient
 from diffhook.gradients.sample_axis import SampleAxis
 from diffhook.gradients.tape import Tape, refuse_double_backward
 
@@ -281,7 +281,7 @@ class Fallback(TorchFunctionMode):
 
     def _use(self, result: Tensor, pairs: list[_Pair]) -> None:
         use = _Use(result, get_gradient_edge(result), list(pairs))
-        result.register_hook(partial(self._guard, self._backward, use))
+        on_gradient(result, partial(self._guard, self._backward, use))
         self._uses.append(use)
 
     def _source(self, result: Tensor, pairs: list[_Pair], *, pure: bool) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 
 class Guarded(ABC):
@@ -54,6 +56,15 @@ class Guard(Guarded):
     @abstractmethod
     def keep(self, error: Exception) -> None:
         """Take note of an error."""
+
+
+def on_gradient(tensor: Tensor, function: Callable[[Tensor], Any]) -> RemovableHandle:
+    """Have ``function`` called with the gradient that a backward brings to ``tensor``, if it brings one.
+
+    Torch calls hooks with None where it has been there in vain: at a result of ``chunk`` that the loss leaves
+    aside, as models that also predict variances have them, or behind an operation that gives no gradient.
+    """
+    return tensor.register_hook(lambda gradient: None if gradient is None else function(gradient))
 
 
 class PassGuard(Guard):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffhook.compat.torch import in_backward
-from diffhook.gradients.guard import Guard
+from diffhook.gradients.guard import Guard, on_gradient
 from diffhook.gradients.layers import Owned
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.tape import Tape, hookable, refuse_double_backward
@@ -38,8 +38,11 @@ class _Call:
         self.received: list[Tensor] = []
 
     def gradients(self, inputs: Tensor) -> Sums:
-        """Of the layer's parameters: the ordinary way where there are no sums, for training must go on."""
-        return self.sums or self._computed(inputs)
+        """Of the layer's parameters: the ordinary way where there are no sums, for training must go on.
+
+        None where its output has no gradient.
+        """
+        return self.sums or (self._computed(inputs) if self.received else {})
 
     def _computed(self, inputs: Tensor) -> Sums:
         module, names = self.owned.module, list(self.owned.parameters)
@@ -69,7 +72,7 @@ class _Deliver(torch.autograd.Function):
             refuse_double_backward()  # sums are no function of the gradients: training would be wrong
         call, (inputs,) = ctx.call, ctx.saved_tensors
         found = call.guard(call.gradients, inputs) or call.gradients(inputs)
-        return grads[0], None, *map(found.__getitem__, call.owned.parameters)
+        return grads[0], None, *map(found.get, call.owned.parameters)
 
 
 class _BeforeCall(LocalHook):
@@ -152,7 +155,7 @@ class Reuse:
     def _after(self, name: str, module: Any, args: Any, output: Any) -> None:
         call = self._open.get(name)
         if call is not None and isinstance(output, Tensor) and output.requires_grad:  # else it has failed
-            hookable(output).register_hook(call.received.append)
+            on_gradient(hookable(output), call.received.append)
         self._close(name)
 
     def _close(self, name: str) -> None:

@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 from diffhook.compat.torch import WeakIdKeyDictionary, tree_leaves
 from diffhook.gradients import host
 from diffhook.gradients.graph import leaves_behind
-from diffhook.gradients.guard import Guard
+from diffhook.gradients.guard import Guard, on_gradient
 from diffhook.gradients.sharding import NO_SEPARABILITY, is_sharded
 from diffhook.gradients.tape import Tape
 
@@ -113,7 +113,7 @@ class SeparabilityCheck:
             self._noted[place] = operation
             self._last = tensor
             self._half = self._half or tensor.dtype == torch.float16
-            self._handles.append(tensor.register_hook(partial(self._guard, self._reach, place)))
+            self._handles.append(on_gradient(tensor, partial(self._guard, self._reach, place)))
 
     def leaves_behind(self, tensor: Tensor, through: Callable[[], set[Node]] = set) -> list[Tensor]:
         """The leaves directly behind a tensor that no operation has shown; none if one has.

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.compat.torch import in_backward, view_base
 from diffhook.errors import CaptureError
-from diffhook.gradients.guard import Guard, PassGuard
+from diffhook.gradients.guard import Guard, PassGuard, on_gradient
 from diffhook.gradients.local_hook import LocalHook
 
 OnBackward = Callable[[Tensor | None, Tensor], None]  # input (None: let go of), output's gradient
@@ -232,7 +232,7 @@ class Tape:
                 self.keeps.add(name)
             saved = kept[0] if kept else None
             hook = partial(self.guard, self._backward, on_backward, saved, output.shape)
-            hookable(output).register_hook(hook)
+            on_gradient(hookable(output), hook)
             kept.clear()
         return replacement
 

@@ -20,7 +20,7 @@ from diffhook.gradients.coverage import Assignment
 from diffhook.gradients.coverage_check import CoverageCheck
 from diffhook.gradients.fallback import Fallback
 from diffhook.gradients.freeze import frozen
-from diffhook.gradients.guard import PassGuard
+from diffhook.gradients.guard import PassGuard, on_gradient
 from diffhook.gradients.precision import exactly
 from diffhook.gradients.reuse import Reuse, Sums
 from diffhook.gradients.sample_axis import AxisLayout, SampleAxis, leading_axis
@@ -220,7 +220,7 @@ class WatchedPass:
                 if name not in expected:
                     hook = partial(self.guard, self._on_unexpected, layer, name)
                     used = self._whole.get(name, owned.tensors[local])
-                    self._uncalled[name] = used.register_hook(hook)
+                    self._uncalled[name] = on_gradient(used, hook)
 
     def _expected(self) -> set[str]:
         """Parameters of whose gradients it is known where they come from, or that they do not count."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -34,6 +35,7 @@ from diffhook.log.thumbnails import ThumbnailWriter, check_png
 logger = logging.getLogger("diffhook")
 
 _COPIED = 32 << 20  # bytes of a snapshot that are copied, so that training need not wait for the disk
+_LONGEST = 60.0  # seconds that rows wait for a full shard, which may take hours, while others come
 _OPENING = 5.0  # seconds that the loop waits for a store to be opened; it then goes on without
 
 
@@ -91,6 +93,7 @@ class LogWriter:
         self._alerts_waiting = False
         self._thumbnails: ThumbnailWriter | None = None
         self._names = NameWriter(self.store, rank)
+        self._flushed = time.monotonic()
         self._handed_over = self._appended = 0  # rows, by the training and by the thread
         self._dropped: dict[str, tuple[int, int]] = {}
         self.dropped_snapshots = 0
@@ -145,8 +148,7 @@ class LogWriter:
     @property
     def rows_in_memory(self) -> int:
         """Rows handed over that do not count yet."""
-        unwritten = sum(table.uncommitted for table in list(self._tables.values()))
-        return self._handed_over - self._appended + unwritten
+        return self._handed_over - self._appended + sum(t.uncommitted for t in list(self._tables.values()))
 
     @property
     def bytes_per_row(self) -> int:
@@ -181,17 +183,14 @@ class LogWriter:
             LogError: writing failed for good.
         """
         size = sum(column.nbytes for column in rows.values())
-        taken = self._backlog.offer(lambda: self._append(table, rows), size)
-        if taken:
+        if self._backlog.offer(lambda: self._append(table, rows), size):
             self._handed_over += len(rows["sample"])
             self._submit(self._catch_up)
             return True
         steps, count = self._dropped.get(table, (0, 0))
         if not self._dropped and not self._backlog.failing:
-            logger.warning(
-                "diffhook leaves out steps: %s cannot take rows as fast as they come",
-                files.describe(self.store),
-            )
+            where = files.describe(self.store)
+            logger.warning("diffhook leaves out steps: %s cannot take rows as fast as they come", where)
         self._dropped[table] = (steps + 1, count + len(rows["sample"]))
         return False
 
@@ -231,8 +230,7 @@ class LogWriter:
 
     def alert(self, alert: Mapping[str, Any]) -> None:
         """Add one alert to this rank's alerts. Always taken, however far behind the disk is: they are few."""
-        told = dict(alert)
-        self._submit(lambda: self._add_alert(told))
+        self._submit(partial(self._add_alert, dict(alert)))
         self._submit(self._catch_up)
 
     def thumbnail(self, sample_id: int, png: bytes) -> bool:
@@ -255,8 +253,7 @@ class LogWriter:
         """
         with suppress(OSError):
             if self._sessions is not None:
-                self._names.keep(names)
-                return
+                return self._names.keep(names)
         self._submit(lambda: self._names.keep(names))  # once the store is there
 
     def record(self, key: str, value: Mapping[str, Any]) -> None:
@@ -265,13 +262,14 @@ class LogWriter:
         self._submit(lambda: files.put(self.store, key, content))  # always taken: they are few and small
 
     def flush(self, timeout: float = 60.0) -> None:
-        """Wait until everything handed over is on disk, ``timeout`` seconds at most.
+        """Wait until everything handed over is on disk, ``timeout`` seconds at most; 0: it gets there soon.
 
         Raises:
             LogError: it could not be written in that time.
         """
         self._submit(self._flush_tables)
-        self._backlog.drain(timeout)
+        if timeout:
+            self._backlog.drain(timeout)
 
     def close(self, timeout: float = 60.0) -> None:
         """Flush and stop the thread. Idempotent.
@@ -300,12 +298,15 @@ class LogWriter:
 
     def _catch_up(self) -> None:
         """Make count what was written, where nothing else waits for the disk."""
-        if self._backlog.idle:
+        if time.monotonic() - self._flushed > _LONGEST:
+            self._flush_tables()
+        elif self._backlog.idle:
             for table in self._tables.values():
                 table.commit()
             self._write_alerts()
 
     def _flush_tables(self) -> None:
+        self._flushed = time.monotonic()
         for name, table in self._tables.items():
             table.check_ours()
             if name in self._dropped:
@@ -355,8 +356,7 @@ class LogWriter:
 
     def _add_end(self) -> None:
         """Where this session has left nothing, the one before has ended too: it has no other writer."""
-        session = self.session if self._tables else max(self.session - 1, 0)
-        self._add_line(alerts.end_line(session))
+        self._add_line(alerts.end_line(self.session if self._tables else max(self.session - 1, 0)))
 
     def _add_line(self, line: str) -> None:
         if self._alerts is None:

@@ -80,13 +80,19 @@ class Likeness:
     def of(cls, log: RunLog, execution: Execution | None = None) -> Likeness | None:
         """None where the log knows nothing of its samples' pixels: of latents, or without statistics."""
         model = log.config["identity"].get("model") or {}
-        channels = (model.get("config") or {}).get("in_channels")
+        shape = _seen(log)
+        channels = (model.get("config") or {}).get("in_channels") if shape is None else shape[0]
         table = appearance_table(log)
         if channels not in (1, 3) or table is None:
             return None
         view = View(log, table.name, table, execution or Execution())
         means = [view.means(table, column)[0] for column in COLUMNS]
-        found = cls(view.sample_ids, np.column_stack(means).astype(np.float64), channels, _size(model))
+        found = cls(
+            view.sample_ids,
+            np.column_stack(means).astype(np.float64),
+            channels,
+            _size(model) or (shape and shape[1:]),
+        )
         return found if len(found.ids) >= _FEWEST else None
 
     def judge(self, images: Images, named: bool = False) -> Judgement:
@@ -151,6 +157,14 @@ class Likeness:
             return None if image is None else on_scale(read(image, ways))
         except (OSError, ValueError, LookupError, TypeError):
             return None
+
+
+def _seen(log: RunLog) -> tuple[int, int, int] | None:
+    """Channels, height and width of what the training's first batch held, pictures or latents."""
+    shape = (log.config.get("inputs") or {}).get("shape")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        return None
+    return shape[0], shape[1], shape[2]
 
 
 def _size(model: Any) -> tuple[int, int] | None:

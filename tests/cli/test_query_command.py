@@ -184,7 +184,7 @@ def test_captions_and_adapters_come_from_files_too(
     named = ("--captions", tmp_path / "metadata.jsonl", "--lora", tmp_path, "--name", "named")
     assert run(*common, *named) == 0
     assert run(*common, "--caption", TEXTS[0], "--name", "same", "--ids", "0") == 0
-    assert "1 queries at 2 snapshots" in capsys.readouterr().out
+    assert "1 query at 2 snapshots" in capsys.readouterr().out
     queries = diffhook.open_log(lora / "log").queries
     first = queries["named"]["sample"] == 0
     np.testing.assert_allclose(queries["named"]["grad_norm"][first], queries["same"]["grad_norm"], rtol=1e-4)

@@ -138,6 +138,18 @@ def test_as_many_class_labels_as_samples_are_expected(told: Path) -> None:
         diffhook.generate(log, 1, class_labels=[0], captions=["a cat"])
 
 
+def test_files_that_cannot_be_read_are_told_at_once(
+    told: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_images(tmp_path / "images", torch.zeros(2, 1, 8, 8))
+    (folder / "half.png").write_bytes((folder / "0.png").read_bytes()[:40])
+    (folder / "empty.png").touch()
+    (folder / "gone.png").symlink_to("nowhere.png")
+    query = ("query", told / "log", "--images", folder, "--class-labels", 1, *SMALL, "--name", "unread")
+    assert run(*query) == 2
+    assert "3 image files of 5 in" in capsys.readouterr().err
+
+
 def test_images_need_not_be_square(tmp_path: Path) -> None:
     data = torch.rand(4, 1, 8, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     probe = diffhook.Probe(1, diffhook.Grid(1))

@@ -265,7 +265,23 @@ class Keywords(nn.Module):
         return result + hidden
 
 
+class LeftAside(nn.Module):
+    """Of a modulation one part is not used, and half of what the last layer says: SiT's variances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 1, 3 * WIDTH))
+        self.modulation = nn.Linear(WIDTH, 3 * WIDTH)
+        self.last = nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift, scale, _ = (self.table + self.modulation(x)).chunk(3, dim=2)
+        found, _ = self.last(x * (1 + scale) + shift).chunk(2, dim=2)
+        return found
+
+
 CASES = [
     Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention, HiddenWeight,
     Series, WeightNormed, OfUnknownKind, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
+    LeftAside,
 ]  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,6 +77,49 @@ def test_wide_matrices_of_many_tokens_serve_training_too() -> None:
         plain = PerSampleGradients(problem.model)
         _passes(plain, problem, 1)
         assert relative_error(engine.projections, plain.projections) < 1e-5
+
+
+class _Cut(torch.autograd.Function):
+    """No gradient of the first argument, as some quantisers have it."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        return first + second
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return None, gradients[0]
+
+
+class _PartlyCut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.whole = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = _Cut.apply(self.cut(images), self.whole(images))  # type: ignore[no-untyped-call]
+        return found
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_layer_whose_gradient_never_comes_trains_as_without_us(reuse: bool) -> None:
+    torch.manual_seed(0)
+
+    def losses(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().flatten(1).sum(1)
+
+    problem = Problem(_PartlyCut(), losses, torch.randn(5, 3, 6, 6))
+    expected = _plain(problem)
+    engine = PerSampleGradients(problem.model, projection_dim=64, reuse_products=reuse)
+    _passes(engine, problem, 3)
+    for parameter, gradient in zip(problem.model.parameters(), expected, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        if gradient is not None:
+            torch.testing.assert_close(parameter.grad, gradient)
+    twin = copy.deepcopy(problem.model).double()
+    for image, norm in zip(problem.batch.double(), engine.norms.tolist(), strict=True):
+        shares = torch.autograd.grad(losses(twin, image[None]).sum(), list(twin.whole.parameters()))
+        assert norm == pytest.approx(float(torch.cat([s.flatten() for s in shares]).norm()), rel=1e-5)
 
 
 class _Checkpointed(nn.Module):

@@ -21,12 +21,13 @@ from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
 from tests.integrations.test_cases import OPTIMISERS
 from tests.integrations.traces import Traces
-from tests.runs import TinyDenoiser, denoising_losses, identified
+from tests.runs import TinyDenoiser, denoising_losses, identified, probed
 
 
 def _train(
     log: Path | None,
     *,
+    model_of: Any = TinyDenoiser,
     optimizer_of: Any = lambda p: torch.optim.AdamW(p, 1e-2),
     save: Path | None = None,
     at: Any = None,
@@ -40,7 +41,7 @@ def _train(
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     if log is not None:
         DiffHook(accelerator, log, **options)
-    model = TinyDenoiser()
+    model = model_of()
     optimizer = optimizer_of(model.parameters())
     loader = DataLoader(TensorDataset(identified(13)), 4, shuffle=True)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -83,6 +84,23 @@ def test_a_run_is_bit_identical_with_and_without_us(tmp_path: Path, name: str) -
     _assert_same(_train(tmp_path / "log", optimizer_of=OPTIMISERS[name], snapshot_every=2), plain)
     if name == "8-bit":
         assert "torch.uint8" in str(plain["optimizer"])
+
+
+class Averaging(TinyDenoiser):
+    """In evaluation mode it has averaged weights, as flow_matching's image example wraps its model."""
+
+    def train(self, mode: bool = True) -> Averaging:
+        if mode != self.training:
+            for parameter in self.parameters():
+                parameter.data.mul_(2 if mode else 0.5)
+        return super().train(mode)  # type: ignore[return-value]
+
+
+def test_a_model_that_changes_its_weights_for_evaluation_is_probed_as_it_is_trained(tmp_path: Path) -> None:
+    plain = _train(None, model_of=Averaging)
+    found = _train(tmp_path / "log", model_of=Averaging, snapshot_every=1, strict=True, **probed())
+    _assert_same(found, plain)
+    assert len(diffhook.open_log(tmp_path / "log").probe)
 
 
 def test_when_the_disk_fills_training_completes_and_it_is_told_once(

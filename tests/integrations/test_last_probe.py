@@ -22,6 +22,7 @@ from diffhook.analysis.defaults import best_source
 from diffhook.capture.budget import Budget
 from diffhook.capture.objective.noise import noise_bank
 from diffhook.capture.probes.prober import Prober
+from diffhook.cli.info import describe
 from diffhook.integrations.accelerate import DiffHook
 from tests.integrations.test_training_loss import IMAGES, odd, plain, train
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses
@@ -202,10 +203,9 @@ def test_ctrl_c_ends_the_probe_and_keeps_the_log(
     assert "diffhook: 96 rows, 1 snapshot; " in capsys.readouterr().out
 
 
-def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path) -> None:
-    """Scripts put averaged weights into the model before they save it and end the training."""
+def train_averaged(folder: Path, *, save: bool = False) -> TinyDenoiser:
     accelerator = Accelerator(cpu=True)
-    hook = DiffHook(accelerator, tmp_path / "log", strict=True, alerts=(), projection_dim=64)
+    hook = DiffHook(accelerator, folder / "log", strict=True, alerts=(), projection_dim=64)
     model = TinyDenoiser()
     optimizer = torch.optim.AdamW(model.parameters(), 0.1)
     prepared, optimizer, loader = accelerator.prepare(
@@ -218,11 +218,34 @@ def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path) -> None:
         optimizer.zero_grad()
         averaged.step(model.parameters())
     last = [parameter.detach().clone() for parameter in model.parameters()]
+    if save:
+        accelerator.save_state(str(folder / "state"))
     averaged.copy_to(model.parameters())
     assert not all(torch.equal(one, two) for one, two in zip(model.parameters(), last, strict=True))
     hook.close()
+    return model
+
+
+def test_other_weights_are_not_probed_as_those_that_the_log_has_of_the_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last step is one at which the script saves: queries take the weights of that moment."""
+    model = train_averaged(tmp_path, save=True)
+    assert events_alone(tmp_path / "log")
+    assert "no probe at the end: the model has other weights by now" in capsys.readouterr().out
+    log = diffhook.open_log(tmp_path / "log")
+    kept = safetensors.torch.load(log.snapshots[-1].parameters())
+    assert not all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+    assert describe(log)["snapshots of weights loaded after the step"] == []
+
+
+def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Scripts put averaged weights into the model before they save it and end the training."""
+    model = train_averaged(tmp_path)
+    assert caplog.text.count("the weights are not those that step 12 has left") == 1
 
     log = diffhook.open_log(tmp_path / "log")
+    assert describe(log)["snapshots of weights loaded after the step"] == [12]
     kept = safetensors.torch.load(log.snapshots[-1].parameters())
     assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
     table = log.probe

@@ -19,6 +19,7 @@ from diffhook.integrations.accelerate import DiffHook
 from diffhook.integrations.torch import TorchHook
 from diffhook.log import Rows
 from tests.runs import TinyDenoiser, denoising_losses, identified
+from tests.waiting import wait_until
 
 PER_EPOCH = 3
 
@@ -134,6 +135,31 @@ def test_a_checkpoint_is_on_disk_with_all_rows_before_it_counts(tmp_path: Path) 
     sitting.accelerator.save_state(str(tmp_path / "state"))
     assert _steps(tmp_path) == {0: 4, 1: 4, 2: 4}
     sitting.hook.close()
+
+
+@pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "plain"])
+@pytest.mark.parametrize("often", [False, True], ids=["", "often"])
+def test_a_checkpoint_of_the_loops_own_is_on_disk_with_all_rows_before_it(
+    tmp_path: Path, prepared: bool, often: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts that save what they need by torch.save and are killed later, as U-ViT's: nothing is closed."""
+    if often:  # then it is not waited for
+        monkeypatch.setattr("diffhook.capture.loop.session.settling._BETWEEN", float("inf"))
+    sitting = Sitting(tmp_path, watched=True)
+    sitting.train(stop=2)
+    saved = sitting.optimizer.state_dict()
+    another = Sitting(tmp_path, watched=True)
+    optimizer = another.optimizer if prepared else another.optimizer.optimizer
+    optimizer.load_state_dict(saved)
+    for (clean,) in another.loader:
+        batch = (clean, torch.randn_like(clean), torch.zeros(4).long())
+        another.accelerator.backward(denoising_losses(another.model, batch).mean())
+        optimizer.step()
+    optimizer.state_dict()
+    if often:
+        wait_until(lambda: len(_steps(tmp_path)) > 2)
+    assert _steps(tmp_path) == dict.fromkeys(range(2 + len(another.loader)), 4)
+    another.hook.close()
 
 
 def test_a_plain_loop_carries_its_state_in_its_own_checkpoint(tmp_path: Path) -> None:

@@ -45,6 +45,21 @@ def test_a_snapshot_holds_the_parameters_of_its_step(
         assert {divisor.dtype for divisor in divisors.values()} == {torch.float32}
 
 
+def test_weights_that_the_loop_changes_after_each_step_are_the_steps_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = SteppedTraining(tmp_path / "log", strict=True)
+    for number in range(3):
+        training.step(number)
+        with torch.no_grad():
+            for parameter in training.model.parameters():
+                parameter.clamp_(-0.01, 0.01)
+    training.accelerator.end_training()
+    (snapshot,) = diffhook.open_log(tmp_path / "log").snapshots
+    assert dict(snapshot.details) == {}
+    assert "weights" not in caplog.text
+
+
 def test_a_disk_that_is_too_small_for_the_snapshots_is_told_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

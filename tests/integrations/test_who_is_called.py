@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,25 @@ def test_a_discriminator_beside_the_denoiser_is_no_part_of_the_rows(
         loop.step()
     loop.assert_rows()
     assert "Discriminator: trained by an optimiser of its own" in caplog.text
+
+
+@pytest.mark.parametrize("first", ["model", "average"])
+def test_an_average_prepared_beside_the_model_is_no_part_of_the_run(
+    tmp_path: Path, first: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As U-ViT prepares its EMA, which it never freezes: queries would want both models."""
+    loop = Watched(tmp_path / "log")
+    average = copy.deepcopy(loop.model)
+    if first == "average":
+        average = loop.accelerator.prepare(average)
+    loop.prepare()
+    if first == "model":
+        average = loop.accelerator.prepare(average)
+    loop.epoch()
+    loop.assert_rows()
+    known = diffhook.open_log(tmp_path / "log").config["identity"]["parameters"]
+    assert [name for name, _ in known] == [name for name, _ in loop.model.named_parameters()]
+    assert "a second TinyDenoiser: no optimiser moves it" in caplog.text
 
 
 class Low(nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +20,7 @@ from diffhook.errors import LogError
 from diffhook.log import LogWriter, Snapshot, open_log, opening, schema
 from diffhook.log.root import write_root
 from diffhook.log.testing import CONFIG, some_rows
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +112,19 @@ def test_rows_that_were_not_committed_are_never_read(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     assert log.train["sample"].tolist() == list(range(30))
     assert log.verify() == []
+
+
+def test_rows_that_fill_no_shard_count_before_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow training may take hours to fill one, and may be killed."""
+    monkeypatch.setattr("diffhook.log.writer._LONGEST", 0.1)
+    log = LogWriter(tmp_path / "log", CONFIG)
+    with closing(log):
+        log.put("train", some_rows(3))
+        wait_until(lambda: log.rows_in_memory == 3)
+        time.sleep(0.2)
+        log.put("train", some_rows(2))
+        wait_until(lambda: log.rows_in_memory == 0)
+        assert len(open_log(tmp_path / "log").train) == 5
 
 
 def test_a_session_that_starts_earlier_supersedes_rows_and_snapshots_after_it(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from diffhook.errors import ConfigurationError
 from diffhook.images import to_image
-from diffhook.log import RunLog
+from diffhook.integrations.torch import TorchHook
+from diffhook.log import RunLog, open_log
 from diffhook.log.samples import name_id
 from diffhook.report import write_page
 from diffhook.report.folder import Folder
@@ -338,3 +340,19 @@ def test_an_order_that_nothing_can_tell_is_refused(tmp_path: Path) -> None:
     log = write_log(tmp_path / "other", SAMPLES, 1, alerts=False)
     with pytest.raises(ConfigurationError, match="can be read in several orders"):
         write_page(tmp_path / "page.html", log, images=tmp_path / "images", queries={})
+
+
+def test_pictures_of_a_model_without_a_configuration_are_checked_too(tmp_path: Path) -> None:
+    """As of most models in plain PyTorch: what the training's batches held says what is compared."""
+    model = torch.nn.Conv2d(3, 3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    hook = TorchHook(tmp_path / "log", model, optimizer, projection_dim=0, strict=True)
+    clean = torch.from_numpy(PICTURES).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with hook.step(sample_ids=torch.arange(SAMPLES), timesteps=5, batch=clean):
+        (model(clean) - clean).square().mean().backward()
+    optimizer.step()
+    hook.close()
+    log = open_log(tmp_path / "log")
+    right = [pixels(Image.fromarray(picture)) for picture in PICTURES]
+    assert none_wrong(PICTURES, log, right) == SAMPLES
+    assert none_wrong(PICTURES[::-1], log, right) == 0

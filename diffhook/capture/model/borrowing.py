@@ -38,10 +38,14 @@ def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and random states of our own; both are as before afterwards."""
+    """Evaluation mode and random states of our own; both are as before afterwards.
+
+    ``model.eval()`` is not called: some models change their weights in it (averages, merged adapters).
+    """
     modes = {module: module.training for module in model.modules()}
     with undrawn(next(model.parameters()).device):
-        model.eval()
+        for module in modes:
+            module.training = False
         try:
             yield
         finally:

@@ -248,17 +248,20 @@ class Recorder:
         scalars = {name: values for name, values in rows.items() if name in SCALARS}
         self.watch.look(scalars, layer)
 
-    def settle(self) -> None:
+    def settle(self, *, wait: bool = True) -> None:
         """A checkpoint is about to be written: a process killed later resumes from it, so the rows
         before it go to the disk first.
 
         Takes a minute at most. Once that was in vain, or where writing fails, checkpoints wait a second
         each until something is written again.
+
+        Args:
+            wait: until they are there.
         """
         told, began = self.writer.failing, time.perf_counter()
         self.incoming.settle()
         try:
-            self.writer.flush(_ONE_MORE_TRY if told else _LONGEST_WAIT)
+            self.writer.flush((_ONE_MORE_TRY if told else _LONGEST_WAIT) if wait else 0.0)
         except LogError as error:
             level = logging.INFO if told or error.told else logging.WARNING
             logger.log(level, "rows before this checkpoint are not on the disk yet: %s", error)
@@ -275,9 +278,14 @@ class Recorder:
         """Bytes that a snapshot takes."""
         return self._contents.size
 
-    def snapshot(self, step: int) -> None:
+    def snapshot(self, step: int, *, loaded: bool = False, probed: bool = True) -> None:
         """Keep the trainable parameters as they are after ``step`` steps, which rank 0 does, and probe. A
-        second call at the same step does nothing."""
+        second call at the same step does nothing.
+
+        Args:
+            loaded: the loop has put others in their place since the last step, which the snapshot says.
+            probed: may be probed.
+        """
         if self._last_snapshot == step:
             return
         self._last_snapshot = step
@@ -286,7 +294,8 @@ class Recorder:
         if self.rank:
             self.prober.beside(step)
             return
-        taken = content is not None and self.writer.snapshot(Snapshot(step, self._lr, self.lr_sum), *content)
+        kept = Snapshot(step, self._lr, self.lr_sum, details={"loaded": True} if loaded else {})
+        taken = content is not None and self.writer.snapshot(kept, *content)
         self.snapshot_seconds += time.perf_counter() - began
         if not taken:
             self.prober.not_taken(step)
@@ -294,7 +303,10 @@ class Recorder:
         self.snapshots_written += 1
         self._kept_snapshot = step
         lr_sum, self.lr_sum = self.lr_sum, 0.0
-        self.prober.at_snapshot(step, lr_sum, self._batch_per_step)
+        if probed:
+            self.prober.at_snapshot(step, lr_sum, self._batch_per_step)
+        else:
+            self.prober.not_taken(step)
 
     def _known_grid(self) -> Grid | None:
         """That the log's probes are on, so that further ones are, too."""
@@ -307,16 +319,17 @@ class Recorder:
         if self._known_grid() is None:
             self.writer.record(GRID, {"grid": grid.describe()})
 
-    def probe_at_end(self, step: int, budget: float, processes: int) -> None:
+    def probe_at_end(self, step: int, budget: float, processes: int, *, probed: bool = True) -> None:
         """Probe all samples after the last step, as well as so many seconds allow.
 
         Args:
             step: steps taken; nothing is probed without a snapshot of it.
             processes: that share the samples.
+            probed: may be probed; what the first process says counts.
         """
         if self.rank:
             self.prober.beside(step, at_end=True)
-        elif self._kept_snapshot == step:
+        elif self._kept_snapshot == step and probed:
             self.settle()  # whoever has no patience for it loses no row
             rate, grid = self._lr_total or 1.0, self._known_grid()
             self.prober.at_end(step, rate, self._batch_per_step, budget, processes, grid)

@@ -17,7 +17,7 @@ from diffhook.capture.loop.watches.call_inspection import find_timesteps
 from diffhook.capture.objective.diffusion import predicted_tensor
 from diffhook.compat.torch import in_backward
 from diffhook.errors import ConfigurationError
-from diffhook.gradients import Tape
+from diffhook.gradients import Tape, on_gradient
 
 
 @dataclass
@@ -47,7 +47,7 @@ class DenoiserCall:
         self.answered = True
         for tensor in tensors_of(output):
             if tensor.requires_grad:
-                tensor.register_hook(partial(tape.guard, self._on_gradient))
+                on_gradient(tensor, partial(tape.guard, self._on_gradient))
         if read_losses:
             with suppress(ConfigurationError):  # an output of another kind: its losses stay unknown
                 predicted = predicted_tensor(output)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffhook.capture.loop.losses.error_nodes import ErrorNode, Prediction
 from diffhook.compat.torch import saved
-from diffhook.gradients import Tape
+from diffhook.gradients import Tape, on_gradient
 
 _AGREES = 0.01  # relative difference between the loop's loss and the mean of the rows'
 _SAME = 1e-6  # of two factors
@@ -53,7 +53,7 @@ class PredictionGradient:
         self._read: list[Tensor | None] = []  # (R,) of each error: what its rows add to the loss
         self._lengths: list[Tensor | None] = []  # likewise of squares, if kept: |difference| · |its gradient|
         self._squares: Tensor | None = None
-        predicted.register_hook(partial(tape.guard, self._collect))
+        on_gradient(predicted, partial(tape.guard, self._collect))
 
     def find_errors(self, loss: Tensor) -> None:
         """Look for the prediction's errors in the graph of a loss, while that still has them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from diffhook.capture.loop.identity import Unmatched
 
@@ -38,6 +38,8 @@ REASONS = {
     "micro-batches are left out. Add the losses up, and call one backward",
     "other-parameters": "%d parameters are trained that were not when the capture began (%s), and rows would "
     "leave them out: no further micro-batch is captured. A new hook, with a new log, would do that",
+    "averages": "a second %s: no optimiser moves it, so it is taken for an average of the first (EMA), and "
+    "is no part of the rows; models=[...] says which models count",
     "other-models": "%s: trained by an optimiser of its own, and not part of the rows; models=[...] says "
     "which models count",
     "later-model": "%s is trained, and the capture began without it: rows are of the models that it began "
@@ -99,10 +101,11 @@ class Absences:
         else:
             self.leave_out("no-batch")
 
-    def tell_models(self, models: Iterable[object]) -> None:
-        """Trained models that count no longer, if there are any."""
-        if names := ", ".join(sorted({type(model).__name__ for model in models})):
-            self.tell("other-models", None, names)
+    def tell_models(self, left_out: Mapping[str, Iterable[object]]) -> None:
+        """Kind → trained models that count no longer, if there are any."""
+        for kind, models in left_out.items():
+            if names := ", ".join(sorted({type(model).__name__ for model in models})):
+                self.tell(kind, None, names)
 
     def tell(self, kind: str, reason: str | None = None, *found: object) -> None:
         """Say once what is true of many steps; see :meth:`leave_out`."""

@@ -6,7 +6,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from diffhook.capture import Objective
@@ -49,12 +49,13 @@ def describe_dataset(loader: Any) -> dict[str, Any] | None:
 
 
 def describe_run(
-    engine: PerSampleGradients, objective: Objective | None, loader: Any = None
+    engine: PerSampleGradients, objective: Objective | None, loader: Any = None, images: Tensor | None = None
 ) -> dict[str, Any]:
     """The log's configuration: "identity" must stay the same for rows to be comparable.
 
     Args:
         loader: the training's, where an adapter knows it.
+        images: (B, …) what its first batch holds, of which the log has each sample's mean and so on.
     """
     sketch = engine.sketch
     return {
@@ -71,6 +72,7 @@ def describe_run(
             "objective": objective.describe() if objective is not None else None,
             "dataset": describe_dataset(loader),
         },
+        **({} if images is None else {"inputs": {"shape": list(images.shape[1:])}}),
         "versions": {"python": platform.python_version(), **_versions()},
     }
 

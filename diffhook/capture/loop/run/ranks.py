@@ -83,8 +83,11 @@ class Ranks:
             self._thread = threading.Thread(target=self._work, name="diffhook-ranks", daemon=True)
             self._thread.start()
 
-    def settle_all(self, step: int) -> list[int]:
+    def settle_all(self, step: int, *, wait: bool = True) -> list[int]:
         """Have every other process's rows of the steps before ``step`` on disk; the first one's to ask.
+
+        Args:
+            wait: until they are there.
 
         Returns:
             Ranks that did not answer in time.
@@ -93,6 +96,8 @@ class Ranks:
             return []
         self._requests += 1
         self._store.set(f"request-{self._requests}", str(step))
+        if not wait:
+            return []
         waiting = list(range(1, self._processes))
         until = time.monotonic() + _PATIENCE
         while waiting and time.monotonic() < until:

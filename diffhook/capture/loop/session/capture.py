@@ -30,6 +30,7 @@ from diffhook.capture.loop.session.ending import recorded_summary, take_last, te
 from diffhook.capture.loop.session.failures import Failures, reason_of
 from diffhook.capture.loop.session.objective_told import ObjectiveNews, await_objective
 from diffhook.capture.loop.session.session import CaptureSession
+from diffhook.capture.loop.session.settling import Settling
 from diffhook.capture.loop.session.staging import Staging
 from diffhook.capture.loop.session.uncompiled_steps import UncompiledSteps
 from diffhook.capture.loop.watches import BackwardWatch, CallWatch, ModelWatch, OptimizerWatch
@@ -81,7 +82,6 @@ class Capture:
         self.reasons_for_nothing: Callable[[], str | None] = lambda: None
         self._process = os.getpid()
         self._failures = Failures(settings.strict)
-        self._ranks: Ranks | None = None
         self._succession = Succession()
         self._resumed = False
         self._position = checkpoint.Position()  # of the checkpoint that training goes on from
@@ -105,6 +105,7 @@ class Capture:
             ),
             shield=self.shield,
         )
+        self._settling = Settling(self.session)
         self.session.rows.wanted = self.session.staging.throttling.is_active
         if not self.closed:
             self._watch_loop()
@@ -113,7 +114,9 @@ class Capture:
         self.models = ModelWatch(self.attachment, self.on, self.settings.models)
         self._calls = CallWatch(self.attachment, self.on, self.models, self.session)
         self._backward = BackwardWatch(self.attachment, self.on, self.session.rows.pause)
-        self._optimizers = OptimizerWatch(self.attachment, self.on, self.models.moved_by)
+        self._optimizers = OptimizerWatch(
+            self.attachment, self.on, self.models.moved_by, self._settling.optimizer_saved
+        )
         self._uncompiled = UncompiledSteps(self.attachment, self.models, self.session)
         self.attachment.on_detach(self.session.rows.rest)
         close_at_exit(self.close)
@@ -192,25 +195,11 @@ class Capture:
         session, lr_sum, after = self.session, self._position.lr_sum, self._position.session
         if session.recorder is not None:
             session.on(events.SnapshotDue())
-            self._settle(session.steps.count)
+            self._settling.everyone()
             lr_sum, after = session.recorder.lr_sum, session.recorder.writer.position()
-            late = [] if self._ranks is None else self._ranks.settle_all(session.steps.count)
-            if late:
-                logger.warning("rows of ranks %s before this checkpoint may not be on disk yet", late)
         step = session.steps.count and session.steps.count + session.steps.unlogged  # 0: not known yet
         counted = self._optimizers.steps_taken or step
         return checkpoint.Position(step, lr_sum, after, step - counted).to_json()
-
-    def _flush(self) -> None:
-        self.session.settle_held()
-        self._settle(0)
-
-    def _settle(self, step: int) -> bool:
-        """See all rows to disk, unless not all ``step`` steps have been taken."""
-        recorder = self.session.recorder
-        if recorder is not None and self.session.steps.count >= step:
-            recorder.settle()
-        return self.session.steps.count >= step
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Training goes on from a checkpoint. Rows of later steps are superseded.
@@ -230,7 +219,8 @@ class Capture:
     def flush(self) -> None:
         """See the rows of all finished steps to the disk, so that a reader finds them."""
         if not self._is_over():
-            self.shield(self._flush)
+            self.shield(self.session.settle_held)
+            self.shield(self._settling.own)
 
     def scalars(self) -> dict[str, float]:
         """A few numbers of what was captured since they were last asked for, for a tracker."""
@@ -256,12 +246,12 @@ class Capture:
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
-        ranks = Ranks(session.steps.rank, session.steps.processes, self._settle)
+        ranks = Ranks(session.steps.rank, session.steps.processes, self._settling.own)
         probed = session.staging.objective.begin(engine.model, self.loader, settings.probed, ranks.probes)
         recorder = Recorder(
             engine,
             self.path,
-            describe_run(engine, settings.objective, self.loader),
+            describe_run(engine, settings.objective, self.loader, batch.images),
             rank=session.steps.rank,
             processes=session.steps.processes,
             start_step=session.steps.count,
@@ -283,7 +273,7 @@ class Capture:
             if session.steps.processes == 1:  # else the others would wait for this one
                 recorder.incoming.recognise(batch.ids, batch.images, self.identity.telling_names)
             await_objective(session.staging.objective.inputs, recorder)
-            self._ranks = ranks
+            self._settling.ranks = ranks
             ranks.listen()
             self._began = time.perf_counter()
             recorder.keep_names(self.identity.names, telling=self.identity.datasets.is_one)
@@ -388,7 +378,7 @@ class Capture:
 
     def _end_log(self, *, mid_pass: bool = False) -> None:
         recorder, self.session.recorder = self.session.recorder, None
-        ranks, self._ranks = self._ranks, None
+        ranks, self._settling.ranks = self._settling.ranks, None
         if recorder is None or ranks is None:
             return
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffhook.capture.loop.steps.steps import Steps
 from diffhook.capture.recording.recorder import Recorder
+from diffhook.console import announce
 
 
 class SnapshotTaker:
@@ -23,6 +24,7 @@ class SnapshotTaker:
     def __init__(self, steps: Steps, every: int | None) -> None:
         self.measuring = False
         self._steps, self._every = steps, every
+        self._stepped: int | None = None  # the step whose own weights were kept last
 
     def after_step(self, recorder: Recorder | None) -> None:
         """A step has been taken: perhaps it is one to keep."""
@@ -31,19 +33,40 @@ class SnapshotTaker:
 
     def take(self, recorder: Recorder | None) -> None:
         """Keep the parameters as they are now."""
-        if recorder is not None:
-            self._measure(recorder.snapshot, self._steps.count)
+        if recorder is None:
+            return
+        loaded = self._steps.weights_loaded()
+        if not loaded:
+            self._stepped = self._steps.count
+        self._measure(
+            recorder.snapshot,
+            self._steps.count,
+            loaded=loaded,
+            probed=not (loaded and self._steps.processes > 1),
+        )
 
     def probe_at_end(self, recorder: Recorder | None, budget: float) -> None:
-        """Probe all samples after the last step, as well as so many seconds allow."""
-        if recorder is not None:
-            self._measure(recorder.probe_at_end, self._steps.count, budget, self._steps.processes)
+        """Probe all samples after the last step, as well as so many seconds allow.
 
-    def _measure(self, measure: Callable[..., None], *args: Any) -> None:
+        Not where the weights are others than those that the log has of this step, or perhaps than those of
+        the other processes.
+        """
+        if recorder is None:
+            return
+        steps = self._steps
+        others = steps.weights_loaded() and (self._stepped == steps.count or steps.processes > 1)
+        if others and not steps.rank:
+            announce(
+                "diffhook: no probe at the end: the model has other weights by now than the last step's, "
+                "which the log or other processes hold. `diffhook checkpoints` measures samples later"
+            )
+        self._measure(recorder.probe_at_end, steps.count, budget, steps.processes, probed=not others)
+
+    def _measure(self, measure: Callable[..., None], *args: Any, **options: Any) -> None:
         """The time that it takes is none of the training's either."""
         self.measuring = True
         try:
-            measure(*args)
+            measure(*args, **options)
         finally:
             self.measuring = False
             self._steps.clock.restart()

@@ -118,8 +118,8 @@ class ThrottledPass:
     def _counts(self, call: _Call) -> bool:
         return call.by_name or not any(other.by_name for other in self._calls)
 
-    def _scaled(self, call: _Call, gradient: Tensor) -> Tensor | None:
-        if not self._counts(call):
+    def _scaled(self, call: _Call, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None or not self._counts(call):
             return None
         self.reached = True
         factors = self.applied

@@ -14,6 +14,7 @@ from diffhook.capture.loop.steps.accumulated import AccumulatedGradients
 from diffhook.capture.loop.steps.parameter_moves import ParameterMoves
 from diffhook.capture.loop.steps.restored import RestoredParameters
 from diffhook.capture.loop.steps.step_clock import StepClock
+from diffhook.capture.loop.steps.stepped_weights import SteppedWeights
 from diffhook.capture.loop.watches.optimizers import learning_rates
 from diffhook.capture.plan import Plan
 from diffhook.capture.recording.recorder import Recorder
@@ -64,6 +65,7 @@ class Steps:
         self._recorder: Recorder | None = None
         self._moves: ParameterMoves | None = None
         self._restored: RestoredParameters | None = None
+        self._weights: SteppedWeights | None = None
         self._gradients: AccumulatedGradients | None = None
         self._due: events.StepEnded | None = None  # taken inside the backward
 
@@ -86,6 +88,7 @@ class Steps:
         """Tell this recorder of steps from now on."""
         self._recorder = recorder
         self._restored = RestoredParameters(recorder.engine.model, recorder.engine.parameters)
+        self._weights = SteppedWeights(recorder.engine.model, recorder.engine.parameters)
         if keeps_gradients(recorder.engine.model):
             self._gradients = AccumulatedGradients(recorder.engine.parameters.values())
 
@@ -94,6 +97,8 @@ class Steps:
         recorder = self._recorder
         assert recorder is not None
         self.check_restored(recorder)
+        if self._weights is not None:
+            self._weights.called()
         if not self._are_seen() and not recorder.staged_rows:
             if self._moves is None:
                 self._moves = ParameterMoves(recorder.engine.parameters.values())
@@ -154,6 +159,8 @@ class Steps:
             began = self.clock.now()
             if self._restored is not None:
                 self._restored.step_ended()
+            if self._weights is not None:
+                self._weights.stepped()
             recorder.stepped(
                 self._rate(event.optimizer),
                 self.samples * self.processes,
@@ -168,6 +175,18 @@ class Steps:
         elif chosen:
             self._tell_stride(f"within {self._plan.budget}")
         return True
+
+    def weights_loaded(self) -> bool:
+        """Whether the loop has put others in the place of the last step's weights, which is told."""
+        loaded = self._weights is not None and self._weights.loaded
+        if loaded:
+            self._absences.tell(
+                "loaded-weights",
+                "the weights are not those that step %d has left: the loop has loaded others since, such as "
+                "an average (EMA) or a checkpoint. What is kept and measured now is of these",
+                self.count,
+            )
+        return loaded
 
     def zeroed(self) -> None:
         """Gradients were zeroed: without a step, unless it is a closure's beginning."""

@@ -87,17 +87,28 @@ class ModelWatch:
         """Whether an optimiser has a parameter of the models that count."""
         return bool(moved(optimizer) & self._trained_in(self._models))
 
-    def settle(self, optimizers: Iterable[torch.optim.Optimizer]) -> list[nn.Module]:
+    def settle(self, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, list[nn.Module]]:
         """Let only those models count that are trained together with the denoiser.
 
-        A discriminator has an optimiser of its own. Without several optimisers, or where not exactly one
-        model takes timesteps, all count.
+        A discriminator has an optimiser of its own, and an average of the weights (EMA), which some loops
+        prepare and never freeze, has none. Without several optimisers, or where not exactly one model takes
+        timesteps, all others count.
 
         Returns:
-            The models that count no longer.
+            Kind of :data:`~diffhook.capture.loop.run.absences.REASONS` → models that count no longer.
         """
+        if self._chosen is not None:
+            return {}
+        optimizers = list(optimizers)
+        return {
+            kind: self._leave_out(found(optimizers))
+            for kind, found in (("averages", self._averages), ("other-models", self._trained_apart))
+        }
+
+    def _trained_apart(self, optimizers: Sequence[torch.optim.Optimizer]) -> list[nn.Module]:
+        """Models whose optimisers are not those of the one denoiser, if there are any."""
         denoisers = [model for model in self._models if takes_timesteps(model)]
-        if self._chosen is not None or len(self._models) < 2 or len(denoisers) != 1:
+        if len(self._models) < 2 or len(denoisers) != 1:
             return []
         together: set[int] = set()
         others: set[int] = set()
@@ -107,9 +118,21 @@ class ModelWatch:
         if not together:
             return []
         trained = {id(m): self._trained_in([m]) for m in self._models}
-        left_out = [m for m in self._models if trained[id(m)] & others and not trained[id(m)] & together]
-        self._models = [m for m in self._models if not any(m is other for other in left_out)]
-        return left_out
+        return [m for m in self._models if trained[id(m)] & others and not trained[id(m)] & together]
+
+    def _averages(self, optimizers: Sequence[torch.optim.Optimizer]) -> list[nn.Module]:
+        """Models that no optimiser moves, and whose parameters are in shape those of one that is moved."""
+        moving: set[int] = set().union(*map(moved, optimizers))
+        still = [m for m in self._models if not self._trained_in([m]) & moving]
+        shapes = [self._shapes(m) for m in self._models if not any(m is one for one in still)]
+        return [m for m in still if self._shapes(m) in shapes]
+
+    def _shapes(self, model: nn.Module) -> list[torch.Size]:
+        return [p.shape for p in parameters_of(self._holders[id(model)])]
+
+    def _leave_out(self, models: list[nn.Module]) -> list[nn.Module]:
+        self._models = [m for m in self._models if not any(m is other for other in models)]
+        return models
 
     def together(self) -> nn.Module:
         """The one model, or an ``nn.ModuleDict`` of several by class name."""

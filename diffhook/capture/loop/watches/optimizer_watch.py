@@ -28,6 +28,7 @@ class OptimizerWatch:
         attachment: holds our hooks.
         emit: called with events.
         moves: whether an optimiser moves parameters that count.
+        saved: called where the state of one is read: the loop writes a checkpoint of its own.
     """
 
     def __init__(
@@ -35,9 +36,10 @@ class OptimizerWatch:
         attachment: Attachment,
         emit: Callable[[Event], None],
         moves: Callable[[torch.optim.Optimizer], bool],
+        saved: Callable[[], None],
     ) -> None:
         self._attachment = attachment
-        self._emit, self._moves = emit, moves
+        self._emit, self._moves, self._saved = emit, moves, saved
         self._watched: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._turns: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()  # that have taken this step
         self._counted: weakref.ref[torch.optim.Optimizer] | None = None
@@ -63,6 +65,7 @@ class OptimizerWatch:
         elif given not in self._watched:
             self._watched.add(given)
             self._attachment.replace(given, "zero_grad", after=self._after_zeroed)
+            self._attachment.replace(given, "state_dict", before=self._before_state)
             if steps_itself(given):
                 self._itself = weakref.ref(given)
                 self._attachment.replace(given, "step", before=self._before_own, after=self._after_own)
@@ -117,6 +120,9 @@ class OptimizerWatch:
     def _after_own(self, *_: Any, **__: Any) -> None:
         if self._itself is not None and (optimizer := self._itself()) is not None:
             self._after_step(optimizer)
+
+    def _before_state(self, *_: Any, **__: Any) -> None:
+        self._saved()
 
     def _after_zeroed(self, *_: Any, **__: Any) -> None:
         self._emit(GradientsZeroed())
