@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -54,15 +54,31 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def restored(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Parameters that other values are put into have their own again afterwards."""
+    parameters = list(parameters)
+    own = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(parameters, own, strict=True):
+                parameter.copy_(values)
+
+
+@contextmanager
+def holding(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Parameters with other values, by their names; afterwards with their own."""
+    with restored(parameters.values()):
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(values[name])
+        yield
+
+
+@contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
     """A model that snapshots are loaded into: it may be live. Undisturbed, and afterwards with the
     trainable parameters that it had."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    own = [parameter.detach().to("cpu", copy=True) for parameter in trained]
-    try:
-        with undisturbed(model):
-            yield
-    finally:
-        with torch.no_grad():
-            for parameter, values in zip(trained, own, strict=True):
-                parameter.copy_(values)
+    with restored(p for p in model.parameters() if p.requires_grad), undisturbed(model):
+        yield

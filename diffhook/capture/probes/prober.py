@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -67,6 +67,9 @@ class Prober:
         sharing: with the run's other processes; None: there are none.
         at_end: the budget decides at the end; nothing is probed at other snapshots.
         strict: raise what fails.
+
+    Attributes:
+        weights: gives the model those that it is measured with, for so long.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Prober:
     ) -> None:
         self.objective, self.probe = objective, probe
         self.waits_for_end = at_end
+        self.weights: Callable[[], AbstractContextManager[object]] = nullcontext
         self.seconds, self.rows = 0.0, 0
         self._engine, self._put, self._flush = engine, put, flush
         self._begin = begin
@@ -227,7 +231,7 @@ class Prober:
         """An engine for a grid, on what was trained; accounts for the time."""
         began = time.perf_counter()
         try:
-            with trainable(self._engine.parameters.values()):
+            with trainable(self._engine.parameters.values()), self.weights():
                 yield self._engine.sibling(self._engine.model, group_size=grid.draws)
         except KeyboardInterrupt:
             announce(f"diffhook: probes were interrupted after {plural(self.rows, 'row')}")

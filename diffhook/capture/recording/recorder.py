@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from diffhook.appearance import COLUMNS
 from diffhook.capture.alerts import Alerts, Detector, Watch
+from diffhook.capture.model.borrowing import holding
 from diffhook.capture.objective import Objective
 from diffhook.capture.probes.grid import Grid
 from diffhook.capture.probes.probe import Probe
@@ -319,14 +322,19 @@ class Recorder:
         if self._known_grid() is None:
             self.writer.record(GRID, {"grid": grid.describe()})
 
-    def probe_at_end(self, step: int, budget: float, processes: int, *, probed: bool = True) -> None:
+    def probe_at_end(
+        self, step: int, budget: float, processes: int, *, probed: bool = True, as_kept: bool = False
+    ) -> None:
         """Probe all samples after the last step, as well as so many seconds allow.
 
         Args:
             step: steps taken; nothing is probed without a snapshot of it.
             processes: that share the samples.
             probed: may be probed; what the first process says counts.
+            as_kept: with the parameters of that snapshot: the model has others by now.
         """
+        if as_kept:
+            self.prober.weights = partial(self._as_kept, step)
         if self.rank:
             self.prober.beside(step, at_end=True)
         elif self._kept_snapshot == step and probed:
@@ -335,6 +343,13 @@ class Recorder:
             self.prober.at_end(step, rate, self._batch_per_step, budget, processes, grid)
         else:
             self.prober.not_taken(step)
+
+    @contextmanager
+    def _as_kept(self, step: int) -> Iterator[None]:
+        """The model with the parameters of a snapshot; afterwards with its own."""
+        (snapshot,) = [each for each in self.writer.past().snapshots if each.step == step]
+        with holding(self.engine.trained, safetensors.torch.load(snapshot.parameters())):
+            yield
 
     def close(self, *, mid_pass: bool = False) -> None:
         """Flush and let go of model and log. Idempotent.

@@ -48,19 +48,29 @@ class SnapshotTaker:
     def probe_at_end(self, recorder: Recorder | None, budget: float) -> None:
         """Probe all samples after the last step, as well as so many seconds allow.
 
-        Not where the weights are others than those that the log has of this step, or perhaps than those of
-        the other processes.
+        Where the loop has loaded other weights since, such as an average, those that the log has of the
+        step are probed: the step's own, or where nothing was kept of it before, the loaded ones. Those
+        perhaps only one process has.
         """
         if recorder is None:
             return
         steps = self._steps
-        others = steps.weights_loaded() and (self._stepped == steps.count or steps.processes > 1)
-        if others and not steps.rank:
+        loaded = steps.weights_loaded()
+        as_kept = loaded and self._stepped == steps.count
+        unlike = loaded and not as_kept and steps.processes > 1
+        if unlike and not steps.rank:
             announce(
-                "diffhook: no probe at the end: the model has other weights by now than the last step's, "
-                "which the log or other processes hold. `diffhook checkpoints` measures samples later"
+                "diffhook: no probe at the end: this process has other weights by now than the last step's, "
+                "which others may hold. `diffhook checkpoints` measures samples later"
             )
-        self._measure(recorder.probe_at_end, steps.count, budget, steps.processes, probed=not others)
+        self._measure(
+            recorder.probe_at_end,
+            steps.count,
+            budget,
+            steps.processes,
+            probed=not unlike,
+            as_kept=as_kept,
+        )
 
     def _measure(self, measure: Callable[..., None], *args: Any, **options: Any) -> None:
         """The time that it takes is none of the training's either."""

@@ -183,7 +183,7 @@ class Steps:
             self._absences.tell(
                 "loaded-weights",
                 "the weights are not those that step %d has left: the loop has loaded others since, such as "
-                "an average (EMA) or a checkpoint. What is kept and measured now is of these",
+                "an average (EMA) or a checkpoint. A snapshot taken now is of these",
                 self.count,
             )
         return loaded
