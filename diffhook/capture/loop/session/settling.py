@@ -10,10 +10,8 @@ from diffhook.capture.loop.session.session import CaptureSession
 
 logger = logging.getLogger("diffhook")
 
-_BETWEEN, _SOON = (
-    20,
-    2,
-)  # times what it took at the loop's last checkpoint, before it is waited for again; begun
+_BETWEEN = 20  # times what it took at the loop's last checkpoint, before it is waited for again …
+_SOON = 2  # … and before it is begun again
 
 
 class Settling:
