@@ -148,6 +148,8 @@ def implied_sample(kind: Parametrization, said: Tensor, noisy: Tensor, t: Tensor
     """What the prediction says of the clean sample."""
     if kind.name == "flow_prediction":
         return noisy - t / 1000 * said
+    if kind.name == "flow_to_sample":
+        return noisy + (1000 - t) / 1000 * said
     a, s = variance_preserving(float(t))
     return {"epsilon": (noisy - s * said) / a, "v_prediction": a * noisy - s * said, "sample": said}[
         kind.name
@@ -156,7 +158,7 @@ def implied_sample(kind: Parametrization, said: Tensor, noisy: Tensor, t: Tensor
 
 @pytest.mark.parametrize("name", list(PARAMETRIZATIONS))
 def test_min_snr_weighs_the_error_of_the_sample_alike_for_every_prediction(name: str) -> None:
-    scheduler = SHIFTED if name == "flow_prediction" else DDPM
+    scheduler = SHIFTED if name.startswith("flow") else DDPM
     objective = diffhook.DiffusionObjective(scheduler, prediction_type=name, weighting=MinSNR(5.0))
     kind = objective.parametrization
     for t in torch.tensor([20, 300, 700]):
@@ -165,7 +167,8 @@ def test_min_snr_weighs_the_error_of_the_sample_alike_for_every_prediction(name:
         noisy, target = (f(CLEAN[:1], noise, times) for f in (kind.noisy, kind.target))
         wrong = target + 0.1
         error = (implied_sample(kind, wrong, noisy, t) - CLEAN[:1]).square().mean()
-        ratio = snr(float(t)) if scheduler is DDPM else ((1000 - float(t)) / float(t)) ** 2
+        share = float(t) / 1000 if name == "flow_prediction" else 1 - float(t) / 1000
+        ratio = snr(float(t)) if scheduler is DDPM else ((1 - share) / share) ** 2
         expected = min(ratio, 5) * error
         found = objective.weighting(times, kind) * (wrong - target).square().mean()
         torch.testing.assert_close(found, expected[None], rtol=1e-3, atol=0, check_dtype=False)
@@ -176,6 +179,25 @@ def test_min_snr_is_finite_where_the_last_step_is_pure_noise() -> None:
     for kind in TARGETS:
         objective = diffhook.DiffusionObjective(scheduler, prediction_type=kind, weighting=MinSNR())
         assert torch.isfinite(objective(Recording(), CLEAN, torch.full((4,), 999), SEEDS)).all()
+
+
+def test_a_flow_to_the_sample_is_the_other_one_in_reverse() -> None:
+    forth, back = (
+        diffhook.DiffusionObjective(SHIFTED, prediction_type=kind, weighting="sigma_sqrt")
+        for kind in ("flow_prediction", "flow_to_sample")
+    )
+    timesteps = torch.tensor(forth.schedule([0, 10, 500, 999]), dtype=torch.float64)
+    assert back.schedule([999, 989, 499, 0]) == pytest.approx((1000 - timesteps).tolist())
+    noise = noise_bank(SEEDS, CLEAN)
+    one, other = forth.parametrization, back.parametrization
+    noisy = one.noisy(CLEAN, noise, timesteps)
+    torch.testing.assert_close(other.noisy(CLEAN, noise, 1000 - timesteps), noisy)
+    said = one.target(CLEAN, noise, timesteps)
+    assert torch.equal(other.target(CLEAN, noise, 1000 - timesteps), -said)
+    torch.testing.assert_close(other.clean(noisy, -said, 1000 - timesteps), CLEAN)
+    torch.testing.assert_close(
+        back.weighting(1000 - timesteps, other), forth.weighting(timesteps, one), rtol=1e-4, atol=0
+    )
 
 
 def test_a_flow_grid_follows_the_resolution_shift() -> None:

@@ -84,14 +84,18 @@ def test_samples_that_look_like_noise_are_not_taken_for_it(shown: str) -> None:
         assert forwards == reverse == Refusal("either")
 
 
-def test_flow_matching_that_is_told_the_sample_is_refused_as_what_it_is() -> None:
-    for shown in ("", "itself", "another"):
-        assert _mixed(reversed=True, shown=shown) == Refusal("reversed")
-        assert isinstance(_mixed(shown=shown), Recognised)
+@pytest.mark.parametrize("shown", ["", "itself", "another"])
+def test_flow_matching_that_is_told_how_much_of_the_sample_there_is(shown: str) -> None:
+    found = _mixed(reversed=True, shown=shown)
+    assert isinstance(found, Recognised), found
+    assert (found.prediction_type, found.timestep_scale) == ("flow_to_sample", pytest.approx(1 / 1000))
+    assert _mixed(shown=shown).prediction_type == "flow_prediction"
 
 
 def test_white_samples_under_coloured_noise_are_not_exchanged_with_it() -> None:
-    assert _mixed(reversed=True, white=True, colour=True, shown="itself") == Refusal("reversed")
+    odd: dict[str, Any] = {"white": True, "colour": True, "shown": "itself"}
+    assert _mixed(reversed=True, **odd) == Refusal("reversed")
+    assert _mixed(**odd) == Refusal("noise")
 
 
 @pytest.mark.parametrize("predicts", ["epsilon", "v"])
@@ -197,7 +201,7 @@ def test_what_is_not_known_is_refused(reason: str, odd: dict[str, Any]) -> None:
         ({"distance": "fourth power"}, True),
         ({"weighting": "by row"}, True),
         ({"colour": True}, True),
-        ({"reversed": True}, False),
+        ({"reversed": True, "white": True, "shown": "itself"}, False),
     ],
 )
 def test_an_objective_that_can_only_be_near_is_called_an_approximation(

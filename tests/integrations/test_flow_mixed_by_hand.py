@@ -50,6 +50,13 @@ WRITTEN: dict[str, Write] = {
     "(x_t − σ output) − sample": lambda v, x, e, xt, s: F.mse_loss(xt - s * v, x),
     "half the difference": lambda v, x, e, _, s: ((0.5 * (e - x) - 0.5 * v) ** 2).mean(),
 }
+BACK: dict[str, Write] = {  # x and ε exchanged, σ is the sample's share
+    **{name: WRITTEN[name] for name in ("output − target", "target − output", "mse_loss(target, output)")},
+    "sample − (x_t + (1 − t) output)": lambda v, e, x, xt, t: ((x - (xt + (1 - t) * v)) ** 2).mean(),
+}
+CASES = [
+    (write, back, name) for back, forms in ((False, WRITTEN), (True, BACK)) for name, write in forms.items()
+]
 
 
 def train(log: Path, write: Write, data: Tensor = SMOOTH, *, encode: bool = False, back: bool = False) -> Net:
@@ -74,28 +81,36 @@ def train(log: Path, write: Write, data: Tensor = SMOOTH, *, encode: bool = Fals
     return model
 
 
-def twin_norm(model: nn.Module, write: Write, clean: Tensor, sigma: float, seed: int) -> float:
+def twin_norm(
+    model: nn.Module, write: Write, clean: Tensor, sigma: float, seed: int, back: bool = False
+) -> float:
     """Of one sample's own loss, in float64."""
     twin, x = copy.deepcopy(model).double(), clean[None].double()
     noise, told = noise_bank(torch.tensor([seed]), clean[None]).double(), torch.tensor([sigma]).double()
     share = told.view(-1, 1, 1, 1)
+    x, noise = (noise, x) if back else (x, noise)
     mixed = (1 - share) * x + share * noise
     write(twin(mixed, told), x, noise, mixed, share).backward()
     return float(torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None]).norm())
 
 
-@pytest.mark.parametrize("written", WRITTEN)
-def test_probes_are_the_batch_1_loops(written: str, tmp_path: Path) -> None:
-    model = train(tmp_path / "log", WRITTEN[written])
+@pytest.mark.parametrize(
+    ("write", "back"),
+    [case[:2] for case in CASES],
+    ids=[f"{name}, told {('σ', '1 − σ')[back]}" for _, back, name in CASES],
+)
+def test_probes_are_the_batch_1_loops(write: Write, back: bool, tmp_path: Path) -> None:
+    model = train(tmp_path / "log", write, back=back)
     log = diffhook.open_log(tmp_path / "log")
     assert log.objective is not None, log.objective_words
+    assert ("flow-to-sample" in log.objective_words) == back
     table: dict[str, Any] = {
         name: log.probe[name] for name in ("sample", "timestep", "noise_seed", "grad_norm")
     }
     last = range(len(table["sample"]) - 12, len(table["sample"]))
     for row in last:
         sigma, seed = float(table["timestep"][row]) / 1000, int(table["noise_seed"][row])
-        expected = twin_norm(model, WRITTEN[written], SMOOTH[table["sample"][row]], sigma, seed)
+        expected = twin_norm(model, write, SMOOTH[table["sample"][row]], sigma, seed, back)
         assert table["grad_norm"][row] == pytest.approx(expected, rel=2e-5)
 
 
@@ -106,8 +121,9 @@ def test_probes_are_the_batch_1_loops(written: str, tmp_path: Path) -> None:
         ({"data": WHITE, "back": True}, False, "told how much of the sample"),
         ({"data": WHITE, "encode": True}, False, "samples look like noise"),
         ({"data": WHITE, "encode": True, "back": True}, False, "samples look like noise"),
-        ({"back": True}, False, "told how much of the sample"),
+        ({"back": True}, True, "flow-to-sample"),
         ({"encode": True}, True, "flow-prediction"),
+        ({"encode": True, "back": True}, True, "flow-to-sample"),
     ],
 )
 def test_samples_and_noise_are_never_exchanged(

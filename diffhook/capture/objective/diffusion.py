@@ -26,7 +26,7 @@ class DiffusionObjective(Predicting):
         >>> objective = DiffusionObjective(DDPMScheduler(), weighting=MinSNR(gamma=5.0))
 
     Timesteps are those that the training would hand to the scheduler: integers for DDPM and its
-    kin, σ·T for flow matching.
+    kin, σ·T for flow matching, (1 − σ)·T where its time runs from noise to samples.
 
     Args:
         scheduler: a diffusers scheduler whose ``add_noise`` is √ᾱ x + √(1 − ᾱ) ε (DDPM, DDIM …), or a
@@ -34,8 +34,8 @@ class DiffusionObjective(Predicting):
         inputs: batch → (clean samples (B, …), keyword arguments of the model such as
             ``{"class_labels": …}``), called on the model's device. By default see
             :func:`diffhook.capture.samples.inputs.default_inputs`.
-        prediction_type: "epsilon", "v_prediction", "sample" or "flow_prediction"; by default the
-            scheduler's.
+        prediction_type: "epsilon", "v_prediction", "sample", "flow_prediction", or "flow_to_sample", whose
+            timesteps say how much of the sample there is (T: no noise); by default the scheduler's.
         weighting: on the loss: :class:`MinSNR`, "snr", "debiased", "sigma_sqrt", "cosmap", "p2", or a
             function timesteps (B,) → weights (B,), which a log names but cannot bring back.
         noise_offset: so much of one further draw per channel is added to the noise.

@@ -176,6 +176,26 @@ class Flow(Parametrization):
         return exact / self.scheduler.config.num_train_timesteps
 
 
+class FlowToSample(Flow):
+    """Flow matching whose time runs from noise to samples: x_t = σ ε + (1 − σ) x, target x − ε, σ = 1 − t / T
+    (arXiv 2210.02747 as it was written, 2401.08740)."""
+
+    name = "flow_to_sample"
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__(scheduler)
+        self._timesteps = [scheduler.config.num_train_timesteps - t for t in reversed(self._timesteps)]
+
+    def target(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return clean - noise
+
+    def clean(self, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+        return super().clean(noisy, -output, timesteps)
+
+    def sigmas(self, timesteps: Tensor) -> Tensor:
+        return 1 - super().sigmas(timesteps)
+
+
 def _keeps_variance(scheduler: Any) -> bool:
     """Whether add_noise is √ᾱ x + √(1 − ᾱ) ε, seen at the schedule's ends and in its middle."""
     scheduler = copy.deepcopy(scheduler)  # add_noise moves its tensors to where the samples are
@@ -195,7 +215,7 @@ def _keeps_variance(scheduler: Any) -> bool:
 
 
 PARAMETRIZATIONS: dict[str, type[Parametrization]] = {
-    kind.name: kind for kind in (Epsilon, Velocity, Sample, Flow)
+    kind.name: kind for kind in (Epsilon, Velocity, Sample, Flow, FlowToSample)
 }
 
 

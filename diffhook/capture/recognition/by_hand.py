@@ -1,7 +1,7 @@
 """Flow matching that a loop mixes by itself: x and ε are solved for, and ε must be white and standard.
 
-What is white is the noise, unless the samples are white, too, as whitened latents: then x and ε may be
-exchanged, as where the model is told t of t x + (1 − t) ε, and the batch's own rows must say which is which.
+Models are told how much noise there is, or how much of the sample. What is white is the noise, unless the
+samples are white, too, as whitened latents: then the batch's own rows must say which is which.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ TIMESTEPS = 1000  # T of the scripts that mix by hand
 
 
 def flow_by_hand(seen: Observation) -> Mixing | str:
-    """x_t = (1 − σ) x + σ ε and the target v = ε − x give ε = x_t + (1 − σ) v and x = x_t − σ v.
+    """x_t = (1 − σ) x + σ ε and the target v = ε − x give ε = x_t + (1 − σ) v and x = x_t − σ v; with x and ε
+    exchanged, these are the lines of a loop whose time runs the other way.
 
     Of a squared error the slope has the direction of output − v, and the loss's graph its length: of whatever
     sign and factor, as where outputs are preconditioned, x_t − σ output against x.
@@ -38,7 +39,9 @@ def flow_by_hand(seen: Observation) -> Mixing | str:
     target = seen.output.float() - slope * lengths.view_as(sigmas)
     clean, noise = given - sigmas * target, given + (1 - sigmas) * target
     if not is_white(noise):
-        return "reversed" if is_white(clean) else "unmixed"
+        clean, noise = noise, clean
+    if not is_white(noise):
+        return "unmixed"
     return Mixing(_scheduler(), clean, noise, sigmas.flatten() * TIMESTEPS, given)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffhook.capture.objective.diffusion import configured
 from diffhook.capture.objective.distance import Distance, relative
-from diffhook.capture.objective.parametrization import PARAMETRIZATIONS, Parametrization
+from diffhook.capture.objective.parametrization import PARAMETRIZATIONS, FlowToSample, Parametrization
 from diffhook.capture.recognition.by_hand import Exchange, flow_by_hand
 from diffhook.capture.recognition.distances import candidates, fit
 from diffhook.capture.recognition.noise_offset import NoiseOffset
@@ -223,6 +223,8 @@ class Recognition:
 
     def _decide(self, tolerance: float) -> None:
         refused = None if self._exchange is None else self._exchange.refusal
+        if refused == "reversed" and any(isinstance(kind, FlowToSample) for kind in self._parametrizations):
+            refused = "noise"  # it is time that runs forward, with samples that look like noise
         refused = refused or (None if self._noise.holds else "noise")
         if refused is not None:
             self.verdict = Refusal(refused)

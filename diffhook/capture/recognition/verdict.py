@@ -73,11 +73,11 @@ def _named(description: dict[str, Any]) -> str:
 REASONS = {
     "unmixed": "no scheduler's add_noise or scale_noise was seen to make the model's input, and the loss is "
     "not flow matching as loops mix it themselves: a squared error of ε − x, at (1 − σ) x + σ ε, the model "
-    "told σ or 1000 σ",
+    "told σ or 1000 σ, or of x − ε, told 1 − σ",
     "small": "no scheduler's add_noise or scale_noise was seen to make the model's input, and samples of "
     "fewer than 128 numbers do not show how else noise was mixed in",
-    "reversed": "the model is told how much of the sample is in its input, t x + (1 − t) ε, and not how much "
-    "noise",
+    "reversed": "the model is told how much of the sample is in its input, t x + (1 − t) ε, and samples look "
+    "like noise",
     "either": "samples look like noise, so that it is not known which part of the input t a + (1 − t) b they "
     "are",
     "scheduler": "the scheduler mixes samples and noise in a way that its configuration does not give",
@@ -101,9 +101,11 @@ REASONS = {
 
 
 _HELP = {
-    "reversed": "Name an objective=… of your own (diffhook.Objective) that calls it so",
+    "reversed": "Tell that: objective=DiffusionObjective(FlowMatchEulerDiscreteScheduler(), inputs=…, "
+    'prediction_type="flow_to_sample"), with timestep_scale=1 / 1000 where the model is told 0 … 1',
     "either": "If it is b, tell that: objective=DiffusionObjective(FlowMatchEulerDiscreteScheduler(), "
-    "inputs=…), with timestep_scale=1 / 1000 where the model is told 0 … 1",
+    "inputs=…), with timestep_scale=1 / 1000 where the model is told 0 … 1; if it is a, "
+    'prediction_type="flow_to_sample" besides',
 }
 _USUAL_HELP = "Tell queries: objective=DiffusionObjective(noise_scheduler, …)"
 _APPROXIMATE_HELP = (
