@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from experiment import Result, experiment, over_seeds, told
+from experiment import Result, experiment, key, over_seeds, told
 from replay import replayed
 from sklearn.neighbors import KNeighborsClassifier
 from sources import Samples, small_digits, split
@@ -94,10 +94,6 @@ def one_seed(args: argparse.Namespace, seed: int) -> Result:
 def drew_early(log: diffhook.RunLog) -> npt.NDArray[np.int64]:
     """Ids of the samples one of whose events drew a timestep below ``EARLY``."""
     return np.unique(log.train["sample"][log.train["timestep"] < EARLY])
-
-
-def key(queries: str) -> str:
-    return queries.replace(" ", "-")
 
 
 def _flat(samples: Samples) -> Any:

@@ -103,3 +103,8 @@ def told(value: Result, digits: int = 2) -> str:
 def single_threaded() -> None:
     """For trainings beside each other: one core each."""
     torch.set_num_threads(1)
+
+
+def key(*words: str) -> str:
+    """A name for a folder or a query set."""
+    return "-".join("-".join(word.split()) for word in words if word)

@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from ekfac import ekfac_scores
-from experiment import RESULTS, Result, experiment, made_here, single_threaded, told
+from experiment import RESULTS, Result, experiment, key, made_here, single_threaded, told
 from gauss_newton import gauss_newton_scores
 from outside import against_dattri
 from sources import Samples, split, tiny_digits
@@ -208,10 +208,6 @@ def ask(
         grid=problem.grid if against == "probe" else problem.dense, against=against,
         preconditioned=what == ADAM, batch_size=64, overwrite=True,
     )  # fmt: skip
-
-
-def key(*words: str) -> str:
-    return "-".join("-".join(word.split()) for word in words if word)
 
 
 def all_scores(

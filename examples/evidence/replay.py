@@ -8,7 +8,6 @@ gradients are of the checkpoints: each sample's at a timestep and with noise dra
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +16,26 @@ import safetensors.torch
 import torch
 from sources import Samples
 from torch import Tensor, nn
-from training import LOSS
+from training import NOISING
 
 import diffhook
-from diffhook.capture.objective import Objective
+from diffhook.capture.objective import Prediction
 from diffhook.capture.objective.noise import noise_seed
 from diffhook.capture.probes.grid import measure
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import LogWriter, Rows
 
 
-@dataclass(frozen=True)
-class Drawn(Objective):
+class Drawn(diffhook.DiffusionObjective):
     """The loss at a timestep that the noise's seed draws, in place of the grid's."""
 
-    objective: diffhook.DiffusionObjective
-
-    @property
-    def num_timesteps(self) -> int:
-        return self.objective.num_timesteps
-
-    def __call__(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Tensor:
-        return self.objective(model, batch, drawn_timesteps(noise_seeds).to(timesteps), noise_seeds)
-
-    def describe(self) -> dict[str, Any]:
-        return {**self.objective.describe(), "timesteps": "drawn"}
+    def predict(self, model: nn.Module, batch: Any, timesteps: Tensor, noise_seeds: Tensor) -> Prediction:
+        return super().predict(model, batch, drawn_timesteps(noise_seeds).to(timesteps), noise_seeds)
 
 
 def drawn_timesteps(noise_seeds: Tensor) -> Tensor:
     """(B,) int64, uniform over the schedule's, independent of the noise that has the same seeds."""
-    drawn = [noise_seed(seed, 0.0, 0) % LOSS.num_timesteps for seed in noise_seeds.tolist()]
+    drawn = [noise_seed(seed, 0.0, 0) % len(NOISING.timesteps) for seed in noise_seeds.tolist()]
     return torch.tensor(drawn)
 
 
@@ -71,7 +60,7 @@ def replayed(
         model.load_state_dict(safetensors.torch.load(parameters))
         grid = diffhook.Grid(1, replicates=draws, seed=number)
         rows = measure(
-            engine, Drawn(LOSS), training.batch(), range(len(training)), grid,
+            engine, Drawn(NOISING), training.batch(), range(len(training)), grid,
             step=snapshot.step, lr=snapshot.lr_sum, weight=1.0, own_noise=True, batch_size=64,
         )  # fmt: skip
         for each in rows:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from experiment import Result, experiment, over_seeds, told
+from experiment import Result, experiment, key, over_seeds, told
 from replay import replayed
 from sources import Samples, cifar_planes, patches, small_digits, tiny_digits, zeros_in_colour
 from training import LOSS, Recipe, generate, train
@@ -103,10 +103,6 @@ def one_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
                 "general_samples": general_samples(top, GENERAL),
             }
     return found
-
-
-def key(queries: str) -> str:
-    return queries.replace(" ", "-")
 
 
 def nearest(training: Samples, asked: Samples, k: int = K) -> npt.NDArray[np.int64]:

@@ -281,6 +281,7 @@ def test_conditions_reach_the_model(batch: Any, conditions: dict[str, Any]) -> N
         (DDPMScheduler(beta_schedule="scaled_linear"), {}),
         (DDIMScheduler(prediction_type="v_prediction"), {"weighting": MinSNR(3.0), "noise_offset": 0.05}),
         (SHIFTED, {"weighting": "cosmap", "timestep_scale": 1 / 1000}),
+        (SHIFTED, {"prediction_type": "flow_to_sample", "weighting": "sigma_sqrt"}),
     ],
 )
 def test_the_description_brings_the_objective_back(scheduler: Any, options: dict[str, Any]) -> None:

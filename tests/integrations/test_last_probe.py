@@ -252,11 +252,11 @@ def test_the_weights_that_a_script_saves_are_probed(tmp_path: Path, caplog: pyte
     assert_probes_are_of(model, log)
 
 
-def assert_probes_are_of(model: TinyDenoiser, log: diffhook.RunLog) -> None:
+def assert_probes_are_of(model: TinyDenoiser, log: diffhook.RunLog, images: torch.Tensor = IMAGES) -> None:
     table = log.probe
     for row in range(0, len(table), len(table) // 7):
         sample, timestep = int(table["sample"][row]), torch.tensor([int(table["timestep"][row])])
-        clean = IMAGES[sample : sample + 1]
+        clean = images[sample : sample + 1]
         noise = noise_bank(torch.tensor([int(table["noise_seed"][row])]), clean)
         twin = copy.deepcopy(model).double()
         losses = denoising_losses(twin, (clean.double(), noise.double(), timestep))

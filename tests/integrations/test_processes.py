@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
+from tests.integrations.test_last_probe import assert_probes_are_of
 from tests.integrations.torchrun import assert_same_rows, torchrun
-from tests.integrations.two_processes import probe_options, train
+from tests.integrations.two_processes import MANY, probe_options, train
 from tests.integrations.two_sittings import SAVED
-from tests.runs import identified
+from tests.runs import TinyDenoiser, identified
 
 HERE = Path(__file__).parent
 
@@ -70,6 +72,18 @@ def test_the_ranks_share_the_probe_at_the_end_and_leave_out_no_sample(out: Path)
     assert min(map(len, ranks)) > 0, "one rank has probed nothing"
     assert len(log.probe) == 144 * diffhook.Grid(**log.grid or {}).rows
     assert len(np.unique(log.probe["weight"])) == 1
+
+
+def test_every_rank_probes_the_weights_of_the_snapshot_at_the_end(out: Path) -> None:
+    """The first process has loaded others since, and has them again afterwards."""
+    assert _found(out, "halved again") == [True, True]
+    log = diffhook.open_log(out / "halved")
+    assert [snapshot.step for snapshot in log.snapshots] == [12]
+    assert min(group.committed for group in log.probe.groups) > 0
+    assert len(np.unique(log.probe["sample"])) == len(MANY)
+    model = TinyDenoiser()
+    model.load_state_dict(safetensors.torch.load(log.snapshots[0].parameters()))
+    assert_probes_are_of(model, log, MANY)
 
 
 def test_training_is_bit_identical_with_and_without_us_on_every_rank(out: Path) -> None:

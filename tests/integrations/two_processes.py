@@ -24,6 +24,7 @@ from tests.integrations.given_factors import given_factors
 from tests.integrations.test_training_loss import IMAGES, plain
 from tests.runs import SCHEDULER, TinyDenoiser, denoising_losses, identified
 
+MANY = torch.cat([IMAGES, -IMAGES, IMAGES.flip(-1)])  # 72 a rank, to recognise the loss by
 COLLECTIVES = (
     "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "barrier",
     "broadcast", "broadcast_object_list", "gather", "gather_object", "reduce", "reduce_scatter",
@@ -50,9 +51,14 @@ def train(
     loader: Any,
     accelerator: Accelerator | None = None,
     loss: Callable[[nn.Module, Tensor], Tensor] = told_loss,
+    after: Callable[[nn.Module], None] = lambda model: None,
     **options: Any,
 ) -> list[Tensor]:
-    """Everything that training leaves. Ends by close(): end_training would end the process group."""
+    """Everything that training leaves. Ends by close(): end_training would end the process group.
+
+    Args:
+        after: called with the model after the last step.
+    """
     for seed in (torch.manual_seed, random.seed, np.random.seed):
         seed(0)
     accelerator = accelerator or Accelerator(cpu=True)
@@ -65,11 +71,22 @@ def train(
         accelerator.backward(loss(model, clean))
         optimizer.step()
         optimizer.zero_grad()
+    after(model)
     hook.close()
     left = [p.detach().clone() for p in model.parameters()]
     left += [v for s in optimizer.state_dict()["state"].values() for v in s.values()]
     drawn = torch.tensor(random.getstate()[1]), torch.from_numpy(np.random.get_state()[1].astype(np.int64))
     return [*left, torch.get_rng_state(), *drawn]
+
+
+class Halved:
+    """Loads other weights after the last step, as scripts do that save an average: on the first process."""
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> None:
+        for parameter in model.parameters() if torch.distributed.get_rank() == 0 else ():
+            parameter.mul_(0.5)
+        self.weights = [parameter.detach().clone() for parameter in model.parameters()]
 
 
 class Stream(IterableDataset[Any]):
@@ -107,8 +124,12 @@ def main(out: Path) -> None:
 
     train(out / "probed", DataLoader(TensorDataset(identified()), 3), projection_dim=16, **probe_options())
 
-    many = TensorDataset(torch.cat([IMAGES, -IMAGES, IMAGES.flip(-1)]))  # 72 a rank, to recognise the loss by
+    many = TensorDataset(MANY)
     train(out / "at-end", DataLoader(many, 6), loss=plain, projection_dim=16)
+    halved = Halved()
+    loader = DataLoader(many, 6)
+    left = train(out / "halved", loader, loss=plain, after=halved, projection_dim=16, snapshot_every=12)
+    again = all(torch.equal(a, b) for a, b in zip(left, halved.weights, strict=False))
 
     damaged = identified(11)  # an odd number: even_batches repeats a sample
     damaged[3, 0, 3, 3] = torch.nan  # rank 1's
@@ -127,7 +148,8 @@ def main(out: Path) -> None:
     dispatching = Accelerator(cpu=True, dataloader_config=configuration)
     train(out / "dispatched", DataLoader(Stream(), 3), dispatching, projection_dim=0)
     rank = dispatching.process_index
-    (out / f"found-{rank}.json").write_text(json.dumps({"same": same, "collectives": counts, "apart": apart}))
+    found = {"same": same, "collectives": counts, "apart": apart, "halved again": again}
+    (out / f"found-{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

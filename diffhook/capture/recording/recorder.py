@@ -346,8 +346,14 @@ class Recorder:
 
     @contextmanager
     def _as_kept(self, step: int) -> Iterator[None]:
-        """The model with the parameters of a snapshot; afterwards with its own."""
-        (snapshot,) = [each for each in self.writer.past().snapshots if each.step == step]
+        """The model with the parameters of a snapshot; afterwards with its own.
+
+        Raises:
+            LogError: it is not on the disk, or cannot be read.
+        """
+        snapshot = next((each for each in self.writer.past().snapshots if each.step == step), None)
+        if snapshot is None:
+            raise LogError(f"the snapshot of step {step} is not on the disk yet, and the model has others")
         with holding(self.engine.trained, safetensors.torch.load(snapshot.parameters())):
             yield
 
