@@ -382,7 +382,7 @@ def draw(axes: Any, result: Result) -> None:
     groups = list(dict.fromkeys((row["case"], row["queries"]) for row in result["rows"]))
     for offset, group in enumerate(groups):
         rows = [row for row in result["rows"] if (row["case"], row["queries"]) == group]
-        place = np.arange(len(methods)) + (offset - 1.5) * 0.2
+        place = np.array([methods.index(row["method"]) for row in rows]) + (offset - 1.5) * 0.2
         errors = [row["error"] for row in rows]
         axes.bar(place, [row["mean"] for row in rows], 0.19, yerr=errors, label=", ".join(group))
     axes.axhline(0, color="k", lw=0.6)
