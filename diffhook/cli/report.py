@@ -1,7 +1,7 @@
 """Write one HTML page: what stands out, what made the queries' images, and what the run did.
 
 example: diffhook report runs/butterflies --images data/butterflies --query-images generated=samples/
-example: diffhook report runs/second --against runs/butterflies --excluded exclude.txt --out change.html
+         diffhook report runs/second --against runs/butterflies --excluded exclude.txt --out change.html
 """
 
 from __future__ import annotations

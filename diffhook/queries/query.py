@@ -1,4 +1,4 @@
-"""Gradients of images asked about later, computed at the snapshots. The one part that needs torch."""
+"""Gradients of images asked about later, computed at the snapshots."""
 
 from __future__ import annotations
 
