@@ -52,6 +52,8 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
+    if args.images is not None and args.html is None:
+        raise ConfigurationError("--images are shown on a page: name its file with --html")
     check_writable(args.csv, args.parquet, args.html, args.exclude and args.exclude[1])
     labels = None if args.labels is None else read_labels(args.labels).tolist()
     where = execution(args)

@@ -16,6 +16,8 @@ from diffhook.cli.values import check_writable, count, read_labels
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table, open_log
 
+_OF_ONE_RUN = ("labels", "queries", "query_images", "source")  #: options that a comparison has no use for
+
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", default="report.html", metavar="FILE", help="default report.html")
@@ -90,6 +92,12 @@ def _write_page(log: RunLog, args: argparse.Namespace) -> int:
 def _write_comparison(log: RunLog, args: argparse.Namespace) -> int:
     from diffhook.report import write_comparison
 
+    for option in _OF_ONE_RUN:
+        if getattr(args, option):
+            raise ConfigurationError(
+                f"--{option.replace('_', '-')} is for the page of one run, and --against writes another: "
+                "leave one of them out"
+            )
     return write_comparison(
         args.out,
         args.against,

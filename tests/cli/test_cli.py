@@ -111,6 +111,13 @@ def test_the_page_of_a_ranking_is_filtered_by_the_labels_that_are_given(
     assert "ginger" in html
 
 
+def test_images_without_a_page_to_show_them_on_are_told(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("outliers", workspace / "log", "--images", workspace / "images") == 2
+    assert "name its file with --html" in capsys.readouterr().err
+
+
 def test_samples_with_names_are_listed_excluded_and_shown_by_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
