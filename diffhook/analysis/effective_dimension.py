@@ -14,9 +14,8 @@ from diffhook.log import RunLog
 from diffhook.log.store import Location
 
 _FULL = 0.5  # of D; a sketch that is filled further mixes up what it should tell apart
-_RIDGE = (
-    0.03  # of a sample's own share of the trace, tr(ΦᵀΦ)/N: what is below that tells no sample from another
-)
+# Of a sample's own share of the trace, tr(ΦᵀΦ)/N: what is below that tells no sample from another.
+_RIDGE = 0.03
 
 
 class _UnitMeans(WhitenedReTrac):
