@@ -277,7 +277,10 @@ class _Share:
         )  # fmt: skip
         for some in rows:
             if not self.writer.put("probe", some):
-                raise LogError("rows cannot be written: the disk is full, or fails")
+                raise LogError(
+                    "rows cannot be written: the disk is full, or fails. The same call, made again, measures "
+                    "what is missing"
+                )
             if time.monotonic() - flushed > _FLUSH:
                 self.writer.flush()
                 self.look()
