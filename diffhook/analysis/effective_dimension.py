@@ -8,7 +8,7 @@ from diffhook.analysis.defaults import as_log, best_source
 from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import WhitenedReTrac, whitening
-from diffhook.analysis.samples import sample_sums
+from diffhook.analysis.sample_sums import sample_sums
 from diffhook.analysis.tables import snapshot_steps, source_table
 from diffhook.log import RunLog
 from diffhook.log.store import Location

@@ -144,7 +144,7 @@ def _tell_left_out(pictures: Any) -> None:
 
 
 def _pictures(args: argparse.Namespace, pipeline: Any) -> Any:
-    from diffhook.cli.samples import Pictures, check_readable, folder_labels
+    from diffhook.cli.pictures import Pictures, check_readable, folder_labels
 
     labels = integers(args.class_labels, "--class-labels")
     pictures = Pictures(

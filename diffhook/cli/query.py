@@ -150,7 +150,7 @@ def _schedule(log: RunLog, pipeline: Any) -> dict[str, Any]:
 
 
 def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
-    from diffhook.cli.samples import Pictures, check_readable, model_format
+    from diffhook.cli.pictures import Pictures, check_readable, model_format
 
     channels, size = model_format(log) if pipeline is None else (pipeline.channels, pipeline.size)
     labels = integers(args.class_labels, "--class-labels")
@@ -162,7 +162,7 @@ def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
 def _generated(
     log: RunLog, args: argparse.Namespace, pipeline: Any, objective: Any, model: Any
 ) -> tuple[Any, dict[str, Any]]:
-    from diffhook.cli.samples import one_each, read_captions, save_pictures
+    from diffhook.cli.pictures import one_each, read_captions, save_pictures
     from diffhook.queries.generated import generate
 
     captions = [args.caption] * args.generate if args.caption is not None else None
