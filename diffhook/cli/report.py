@@ -29,7 +29,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--labels",
         metavar="FILE",
-        help="labels by sample id, .npy or a line each: to filter and find wrong ones",
+        help="labels by sample id, .npy or a line each: to filter by, and to find wrong ones",
     )
     command.add_argument(
         "--against",
@@ -42,7 +42,10 @@ def arguments(command: argparse.ArgumentParser) -> None:
         help="with --against: the exclude list that made this run's dataset, where samples are numbered",
     )
     command.add_argument(
-        "--queries", action="append", metavar="NAME", help="a query set to show, may be repeated (all)"
+        "--queries",
+        action="append",
+        metavar="NAME",
+        help="a query set to show; may be repeated (default: all)",
     )
     command.add_argument(
         "--query-images",
