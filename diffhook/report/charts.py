@@ -58,7 +58,7 @@ def chart(draw: Callable[[Axes], None], title: str, *, height: float = 2.9) -> M
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigurationError("charts need matplotlib: pip install diffhook[report]") from error
+        raise ConfigurationError("charts need matplotlib: pip install 'diffhook[report]'") from error
     buffer = io.StringIO()
     with rc_context(_STYLE):
         figure = Figure((_WIDTH, height), layout="constrained")

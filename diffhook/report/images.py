@@ -228,7 +228,7 @@ def _saved_dataset(path: Path) -> Sequence[Any]:
     except ImportError as error:
         raise ConfigurationError(
             f"{path} is a dataset of Hugging Face, which takes the package datasets to read: "
-            "pip install diffhook[datasets]"
+            "pip install 'diffhook[datasets]'"
         ) from error
     dataset: Sequence[Any] = datasets.load_from_disk(str(path))
     return dataset
