@@ -20,6 +20,10 @@ _EXTREMES = (("dark", "bright"), ("flat", "stark"), ("smooth", "rough"))
 _NONE = np.log(1e-6) + 1e-3  # what the scale has of no contrast and of no roughness at all
 _ABSURD = 10.0  # deviations from which on their number tells no more
 
+_ALIKE = 0.1  # of what half of the samples differ by
+FEW = 0.25
+"""A dataset of whose samples more look as they did is at most a changed one."""
+
 _CLIP = 3.0  # deviations beyond it tell nothing of how statistics go together
 _NORMAL = 1.2816  # where a standard normal has its outer tenths
 
@@ -28,6 +32,25 @@ def on_scale(statistics: npt.NDArray[np.floating]) -> Values:
     """(rows, 3) the mean as it is, and the logarithms of the two that are positive."""
     statistics = statistics.astype(np.float64)
     return np.concatenate([statistics[:, :1], np.log(np.maximum(statistics[:, 1:], 1e-6))], 1)
+
+
+def usual_differences(statistics: Values) -> Values:
+    """(3,) what half of the samples differ by, of (rows, 3) of :func:`on_scale`."""
+    low, high = np.quantile(statistics, [0.25, 0.75], axis=0)
+    return np.asarray(high - low)
+
+
+def look_alike(one: Values, other: Values, usual: Values) -> npt.NDArray[np.bool_]:
+    """(rows,) whether samples have the same mean, or the same contrast and roughness: resizing leaves the
+    first as it is, brightening the others, crops and flips leave all near what they were.
+
+    Args:
+        one, other: (rows, 3) of :func:`on_scale`; or (3,), whose answer is one.
+        usual: (3,) of :func:`usual_differences`.
+    """
+    near = np.abs(one - other) <= _ALIKE * usual + 1e-4
+    alike: npt.NDArray[np.bool_] = near[..., 0] | (near[..., 1] & near[..., 2])
+    return alike
 
 
 def _uniform(statistics: Values) -> str:

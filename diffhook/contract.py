@@ -14,8 +14,8 @@ def check_answers(kind: type, base: type, what: str, questions: Mapping[str, str
     Args:
         kind: the class to be registered.
         base: the contract that it implements.
-        what: what such a class is, with its article, as in "no layer rule yet".
-        questions: attribute → what it says, in words.
+        what: what such a class is, such as "layer rule".
+        questions: attribute → what it says, in words that begin with its name.
 
     Raises:
         ConfigurationError: answers are left out; says which, and what they are to say.

@@ -2,7 +2,7 @@
 
     python examples/emoji.py
 
-About five minutes on two CPU cores. The training loop is an ordinary one; the two lines of diffhook are
+Under ten minutes on two CPU cores. The training loop is an ordinary one; the two lines of diffhook are
 marked. Everything lands in runs/emoji: images/, the log, page.html, outliers.csv and result.json.
 """
 

@@ -85,6 +85,11 @@ def _attaching(log: Location, settings: dict[str, Any], table_every: int | None)
                 SampleTables(hook, every=table_every)
         else:
             attached.append(_attach_at_train(trainer, log, settings))
+            if table_every is not None:
+                logger.warning(
+                    "no tables of samples: --table-every shows them in an Accelerator's trackers, and a "
+                    "transformers Trainer has its own. `diffhook watch LOG` shows the table"
+                )
 
     Accelerator.__init__ = made
     try:

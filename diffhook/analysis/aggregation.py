@@ -16,7 +16,7 @@ import numpy.typing as npt
 from diffhook.analysis.execution import MEMORY, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import METHODS, Method, find_method
-from diffhook.analysis.samples import SampleRows, reduce_samples
+from diffhook.analysis.sample_sums import SampleRows, reduce_samples
 from diffhook.analysis.tables import snapshot_steps, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import Rows, RunLog

@@ -18,7 +18,7 @@ from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.inverted_lists import nearest_by_faiss
 from diffhook.analysis.methods import ReTrac
 from diffhook.analysis.raw_arrays import allocate, fill, mapped
-from diffhook.analysis.samples import SampleRows, reduce_samples
+from diffhook.analysis.sample_sums import SampleRows, reduce_samples
 from diffhook.analysis.tables import source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table

@@ -8,15 +8,14 @@ from diffhook.analysis.defaults import as_log, best_source
 from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import WhitenedReTrac, whitening
-from diffhook.analysis.samples import sample_sums
+from diffhook.analysis.sample_sums import sample_sums
 from diffhook.analysis.tables import snapshot_steps, source_table
 from diffhook.log import RunLog
 from diffhook.log.store import Location
 
 _FULL = 0.5  # of D; a sketch that is filled further mixes up what it should tell apart
-_RIDGE = (
-    0.03  # of a sample's own share of the trace, tr(ΦᵀΦ)/N: what is below that tells no sample from another
-)
+# Of a sample's own share of the trace, tr(ΦᵀΦ)/N: what is below that tells no sample from another.
+_RIDGE = 0.03
 
 
 class _UnitMeans(WhitenedReTrac):

@@ -18,7 +18,7 @@ from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import Method, SampleSums, find_method
 from diffhook.analysis.pairing import PROBE, SOURCES, TRAIN, check_noise, holds_replicates, kind_of
 from diffhook.analysis.row_scores import RowScores
-from diffhook.analysis.samples import sample_sums
+from diffhook.analysis.sample_sums import sample_sums
 from diffhook.analysis.score_pass import ScorePass
 from diffhook.analysis.scores import Scores
 from diffhook.analysis.second_moment import change_without

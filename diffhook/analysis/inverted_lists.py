@@ -33,7 +33,7 @@ def nearest_by_faiss(
     try:
         import faiss
     except ImportError as error:
-        raise ConfigurationError('index="faiss" needs FAISS: pip install diffhook[faiss]') from error
+        raise ConfigurationError("index='faiss' needs FAISS: pip install 'diffhook[faiss]'") from error
     index = _index(faiss, units)
     best = np.full(len(units), np.nan, np.float32)
     position = np.zeros(len(units), np.intp)

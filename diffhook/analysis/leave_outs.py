@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-_PAIRINGS = (
-    4  # so a 95% interval is 2.8 errors on either side, not 12.7; each takes two more passes' products
-)
+# So a 95% interval is 2.8 errors on either side, not 12.7; each takes two more passes' products.
+_PAIRINGS = 4
 
 
 @dataclass(frozen=True)

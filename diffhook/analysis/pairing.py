@@ -67,17 +67,12 @@ def check_noise(log: RunLog, source: str, queries: str) -> None:
 
 
 def _check_kind(table: Table, name: str, kind: str) -> None:
-    held = _described(table).get("against")
-    again = f"diffhook.query(..., {name!r}, against={kind!r}, overwrite=True)"
-    if held is None:
-        raise ConfigurationError(
-            f"queries {name!r} were made by an older diffhook, with the same noise at all timesteps: ask "
-            f"{again}"
-        )
+    held = _described(table).get("against") or ()
     if kind not in held:
-        wanted, found = (_MEANING[k] for k in (kind, held[0]))
+        found = _MEANING[held[0]] if held else "noise of which the log says nothing"
         raise ConfigurationError(
-            f"queries {name!r} have {found}, and this source needs {wanted}: ask {again}"
+            f"queries {name!r} have {found}, and this source needs {_MEANING[kind]}: ask "
+            f"diffhook.query(..., {name!r}, against={kind!r}, overwrite=True)"
         )
 
 
@@ -102,7 +97,7 @@ def _described(table: Table) -> dict[str, Any]:
 def _told(grid: Any) -> str:
     """S × M × R, and the seed."""
     if grid is None:
-        return "of an older diffhook"
+        return "that the log does not tell"
     steps = grid["timesteps"]
     count = steps if isinstance(steps, int) else len(steps)
     return (

@@ -21,7 +21,7 @@ def write_parquet(path: str | Path, columns: Mapping[str, Any]) -> None:
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ConfigurationError(
-            "writing Parquet needs pandas and pyarrow: pip install diffhook[parquet]"
+            "writing Parquet needs pandas and pyarrow: pip install 'diffhook[parquet]'"
         ) from error
     table = {name: _printable(values) for name, values in columns.items()}
     pandas.DataFrame(table).to_parquet(path)

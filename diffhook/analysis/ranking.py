@@ -136,27 +136,29 @@ class Ranking(Displayed):
     def records(self, k: int | None = None) -> list[dict[str, Any]]:
         """The first k (or all) as dicts of rank, sample, name (where samples have names), role (where some
         are regularisation images), score, flags, and a key for each part."""
-        return [
-            {
-                "rank": rank,
-                "sample": int(sample),
-                **({"name": self._name(int(sample))} if self.names else {}),
-                **({"role": role_of(int(sample), self.regularisation)} if self.regularisation else {}),
-                "score": float(score),
-                "flags": "; ".join(flags),
-                **{name: float(values[rank - 1]) for name, values in self.parts.items()},
-            }
-            for rank, (sample, score, flags) in enumerate(
-                zip(self.sample_ids[:k], self.scores[:k], self.flags[:k], strict=True), 1
-            )
-        ]
+        columns = self._columns(k)
+        lists = (values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values())
+        rows = zip(*lists, strict=True)
+        return [{"rank": rank, **dict(zip(columns, row, strict=True))} for rank, row in enumerate(rows, 1)]
+
+    def _columns(self, k: int | None) -> dict[str, Any]:
+        """What :meth:`records` has besides the rank, column by column."""
+        ids = self.sample_ids[:k].tolist()
+        roles = [role_of(sample, self.regularisation) for sample in ids]
+        return {
+            "sample": self.sample_ids[:k],
+            **({"name": [self._name(sample) for sample in ids]} if self.names else {}),
+            **({"role": roles} if self.regularisation else {}),
+            "score": self.scores[:k],
+            "flags": ["; ".join(flags) for flags in self.flags[:k]],
+            **{name: values[:k] for name, values in self.parts.items()},
+        }
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────
 
     def to_csv(self, path: str | Path, k: int | None = None) -> None:
         with open(path, "w", newline="", encoding="utf-8", errors=NAMES_AS_THEY_ARE) as file:
-            named = ["name"] * bool(self.names) + ["role"] * bool(self.regularisation)
-            writer = csv.DictWriter(file, ["rank", "sample", *named, "score", "flags", *self.parts])
+            writer = csv.DictWriter(file, ["rank", *self._columns(0)])
             writer.writeheader()
             writer.writerows(
                 {key: spreadsheet_cell(v) if isinstance(v, str) else v for key, v in record.items()}
@@ -171,17 +173,7 @@ class Ranking(Displayed):
         """Needs the extra "parquet"."""
         from diffhook.analysis.parquet import write_parquet
 
-        names = {"name": [self._name(int(i)) for i in self.sample_ids[:k]]} if self.names else {}
-        roles = [role_of(int(i), self.regularisation) for i in self.sample_ids[:k]]
-        columns = {
-            "sample": self.sample_ids[:k],
-            **names,
-            **({"role": roles} if self.regularisation else {}),
-            "score": self.scores[:k],
-            "flags": ["; ".join(flags) for flags in self.flags[:k]],
-            **{name: values[:k] for name, values in self.parts.items()},
-        }
-        write_parquet(path, columns)
+        write_parquet(path, self._columns(k))
 
     def exclude(self, path: str | Path, k: int | None = None, *, threshold: float | None = None) -> None:
         """Write :meth:`excluded`, a line each: the name of a sample that has one of one line, the id of any

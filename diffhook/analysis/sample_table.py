@@ -74,9 +74,8 @@ class SampleTable:
         """
         if by not in ORDERS:
             raise ConfigurationError(f"sort is {by!r}; expected one of {', '.join(ORDERS)}")
-        return self._take(
-            np.argsort(-getattr(self, ORDERS[by]).astype(np.float64), kind="stable")
-        )  # NaN last
+        descending = -getattr(self, ORDERS[by]).astype(np.float64)
+        return self._take(np.argsort(descending, kind="stable"))  # NaN last
 
     def of_role(self, role: str) -> SampleTable:
         """The samples that are "training" or "regularisation" images.

@@ -14,7 +14,7 @@ from diffhook.analysis.grouped import distinct_samples
 from diffhook.analysis.methods import find_method
 from diffhook.analysis.ranking import Ranking
 from diffhook.analysis.roles import regularisation_images
-from diffhook.analysis.samples import SampleRows, reduce_samples
+from diffhook.analysis.sample_sums import SampleRows, reduce_samples
 from diffhook.analysis.tables import snapshot_steps, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog

@@ -47,8 +47,9 @@ def source_table(log: RunLog, source: str, *, projected: bool = True, method: Me
     table = log.train if source == "train" else log.probe
     if not len(table):
         waiting = rows_in_memory(log.store)
-        hint = " (probes need DiffHook(objective=...))" if source == "probe" else ""
-        hint += f" yet; {waiting:,} are in memory: {FLUSH}" if waiting else ""
+        hint = f" yet; {waiting:,} are in memory: {FLUSH}" if waiting else ""
+        if source == "probe" and not waiting:
+            hint = ": `diffhook checkpoints` measures samples of a training that is over"
         raise LogError(f"{log.location} has no {source} rows{hint}")
     if projected and not table.dim:
         raise LogError(

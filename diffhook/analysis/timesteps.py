@@ -13,7 +13,7 @@ from diffhook.analysis.grouped import Division, Partial, grouped
 from diffhook.analysis.influence import prepare
 from diffhook.analysis.methods import Method
 from diffhook.analysis.row_scores import RowScores
-from diffhook.analysis.samples import Whole
+from diffhook.analysis.sample_sums import Whole
 from diffhook.analysis.tables import check_query_name, nearest, source_table
 from diffhook.errors import ConfigurationError
 from diffhook.log import Block, RunLog, Table

@@ -46,9 +46,10 @@ class Settings:
         objective: the training loss, for probes, which then load the dataset's items. With several trained
             models it is called with an ``nn.ModuleDict`` of them.
         alerts: an :class:`~diffhook.capture.Alerts`, or detectors; None for the usual, () for none.
-        sample_ids: where a batch holds its samples' ids: a key, or a function of the batch that
-            returns (B,) integers or B strings. None: a well-known key such as "ids", "indices" or
-            "filenames", or else the index in the dataset. False: the index, whatever the batch holds.
+        sample_ids: where a batch holds its samples' ids: a key, or a function of the batch, or of the batch
+            and its samples' (B,) indices in the dataset, that returns (B,) integers or B strings. None: a
+            well-known key such as "ids", "indices" or "filenames", or else the index in the dataset. False:
+            the index, whatever the batch holds.
         thumbnails: longest side in pixels of a small image of each sample, as the batch had it at its first
             visit, to keep in the log; 0, as by default: the log holds no image.
         models: which of the trained models count; None: those that are trained together with the denoiser.
@@ -75,7 +76,7 @@ class Settings:
     probe: Probe | Literal[False] | None = None
     objective: Objective | None = None
     alerts: Alerts | Sequence[Detector] | None = None
-    sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None
+    sample_ids: str | Callable[..., Any] | Literal[False] | None = None
     thumbnails: int = 0
     models: Sequence[nn.Module] | None = None
     layers: str | Sequence[str] | None = None

@@ -42,20 +42,27 @@ def arguments(command: argparse.ArgumentParser) -> None:
         required=True,
         help="the training's images: a folder, a saved dataset, or .npy",
     )
-    command.add_argument("--samples", type=int, metavar="N", help="so many, evenly spaced (default: all)")
+    command.add_argument(
+        "--samples", type=int, metavar="N", help="measure N of them, evenly spaced (default: all)"
+    )
     command.add_argument("--ids", metavar="I,J,…", help="only these samples, by position")
     add_captions(command)
 
     trained = command.add_argument_group("the training")
     trained.add_argument("--ema", action="store_true", help="take the averaged weights")
     trained.add_argument(
-        "--lora-alpha", type=float, metavar="α", help="of LoRA files that do not tell it (default: the rank)"
+        "--lora-alpha",
+        type=float,
+        metavar="α",
+        help="the α of LoRA files that do not tell it (default: the rank)",
     )
-    trained.add_argument("--steps", metavar="S,T,…", help="of the checkpoints, where their names do not tell")
+    trained.add_argument(
+        "--steps", metavar="S,T,…", help="steps of the checkpoints, where their names do not tell them"
+    )
     trained.add_argument(
         "--learning-rates",
         metavar="A,B,…",
-        help="summed since the checkpoint before (default: from optimisers' states, or equal)",
+        help="each checkpoint's sum since the one before (default: from optimisers' states, or equal)",
     )
     trained.add_argument(
         "--train-batch-size", type=int, default=1, metavar="B", help="scales tracin and retrac scores (1)"
@@ -63,11 +70,15 @@ def arguments(command: argparse.ArgumentParser) -> None:
     add_loss(trained)
 
     grid = command.add_argument_group("the grid (10 × 1 × 2)")
-    grid.add_argument("--timesteps", type=int, default=10, metavar="S", help="so many, evenly spaced")
+    grid.add_argument("--timesteps", type=int, default=10, metavar="S", help="how many, evenly spaced")
     grid.add_argument("--draws", type=int, default=1, metavar="M", help="noise draws averaged in a row")
-    grid.add_argument("--replicates", type=int, default=2, metavar="R", help="rows of other noise")
-    grid.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a forward (32)")
-    grid.add_argument("--projection-dim", type=int, default=2048, metavar="D", help="of projections (2048)")
+    grid.add_argument(
+        "--replicates", type=int, default=2, metavar="R", help="rows at each timestep, each of other noise"
+    )
+    grid.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a forward pass (32)")
+    grid.add_argument(
+        "--projection-dim", type=int, default=2048, metavar="D", help="length of projections (2048)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -144,7 +155,7 @@ def _tell_left_out(pictures: Any) -> None:
 
 
 def _pictures(args: argparse.Namespace, pipeline: Any) -> Any:
-    from diffhook.cli.samples import Pictures, check_readable, folder_labels
+    from diffhook.cli.pictures import Pictures, check_readable, folder_labels
 
     labels = integers(args.class_labels, "--class-labels")
     pictures = Pictures(

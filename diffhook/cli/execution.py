@@ -34,7 +34,7 @@ def _client(address: str | None) -> Any:
     try:
         from distributed import Client
     except ImportError as error:
-        raise ConfigurationError("--scheduler needs distributed: pip install diffhook[cluster]") from error
+        raise ConfigurationError("--scheduler needs distributed: pip install 'diffhook[cluster]'") from error
     try:
         return Client(address, timeout=10)
     except (OSError, ValueError) as error:

@@ -78,8 +78,8 @@ def describe(log: RunLog) -> dict[str, Any]:
 
     "rows without a loss" are training rows whose own loss is not known, so that nothing by loss sees them.
     "parameters left out" are in no norm or projection; name → why. "micro-batches left out" made no rows;
-    reason → how many. Both are known when a run has ended. "class
-    images" are further rows of samples in a batch, as prior preservation has them.
+    reason → how many. Both are known when a run has ended. "class images" are further rows of samples in a
+    batch, as prior preservation has them.
     """
     from diffhook.report.parts.run import read_summary
 

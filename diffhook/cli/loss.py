@@ -18,12 +18,14 @@ def add_loss(group: Any) -> None:
     )
     group.add_argument("--prediction-type", metavar="TYPE", help="epsilon, v_prediction, sample …")
     weights = group.add_mutually_exclusive_group()
-    weights.add_argument("--snr-gamma", type=float, metavar="γ", help="the loss had min-SNR weights")
+    weights.add_argument(
+        "--snr-gamma", type=float, metavar="γ", help="the loss had min-SNR weights with this γ"
+    )
     weights.add_argument(
         "--weighting",
         metavar="NAME",
-        help="the loss had others: uniform, sigma_sqrt, cosmap, preconditioned (σ², Stable Diffusion 3's "
-        "default), debiased …",
+        help="the loss had these weights: uniform, sigma_sqrt, cosmap, debiased, preconditioned (σ², "
+        "Stable Diffusion 3's default) …",
     )
     group.add_argument("--device", help="where to compute; default: a GPU if there is one")
 

@@ -6,8 +6,9 @@ example: diffhook outliers runs/butterflies --top 50 --csv outliers.csv --exclud
 from __future__ import annotations
 
 import argparse
+from collections.abc import Hashable, Sequence
 
-from diffhook.analysis import Ranking, outliers, self_influence
+from diffhook.analysis import Execution, Ranking, outliers, self_influence
 from diffhook.analysis.roles import ROLES
 from diffhook.analysis.signals import SIGNALS
 from diffhook.cli.execution import add_execution, execution
@@ -40,7 +41,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         metavar=("K", "FILE"),
         help="write the first K, a line each: names of samples that have one, ids of the others",
     )
-    command.add_argument("--html", metavar="FILE", help="write a contact sheet")
+    command.add_argument("--html", metavar="FILE", help="write a page of this ranking")
     command.add_argument(
         "--images",
         metavar="PATH",
@@ -51,8 +52,12 @@ def arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     log = open_log(args.log)
+    if args.images is not None and args.html is None:
+        raise ConfigurationError("--images are shown on a page: name its file with --html")
     check_writable(args.csv, args.parquet, args.html, args.exclude and args.exclude[1])
-    ranking = _ranking(log, args)
+    labels = None if args.labels is None else read_labels(args.labels).tolist()
+    where = execution(args)
+    ranking = _ranking(log, args, labels, where)
     if args.role:
         ranking = ranking.of_role(args.role)
     if args.csv:
@@ -67,7 +72,16 @@ def run(args: argparse.Namespace) -> None:
     if args.html:
         from diffhook.report import write_page
 
-        write_page(args.html, log, ranking, args.images, queries={}, source=args.source)
+        write_page(
+            args.html,
+            log,
+            ranking,
+            args.images,
+            queries={},
+            labels=labels,
+            source=args.source,
+            execution=where,
+        )
     records = ranking.records(args.top)
     if args.json:
         print_json({"title": ranking.title, "samples": records})
@@ -80,13 +94,13 @@ def run(args: argparse.Namespace) -> None:
     print_table(ranking.title, ["rank", "sample", *role, "score", "reasons"], rows, _reading(args.by))
 
 
-def _ranking(log: RunLog, args: argparse.Namespace) -> Ranking:
+def _ranking(
+    log: RunLog, args: argparse.Namespace, labels: Sequence[Hashable] | None, where: Execution
+) -> Ranking:
     if args.by.startswith("self-"):
-        return self_influence(log, args.by.removeprefix("self-"), args.source, execution=execution(args))
-    labels = None if args.labels is None else read_labels(args.labels).tolist()
-    return outliers(
-        log, args.source, None if args.by == "all" else [args.by], labels=labels, execution=execution(args)
-    )
+        return self_influence(log, args.by.removeprefix("self-"), args.source, execution=where)
+    parts = None if args.by == "all" else [args.by]
+    return outliers(log, args.source, parts, labels=labels, execution=where)
 
 
 def _reading(by: str) -> str:

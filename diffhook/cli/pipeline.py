@@ -21,16 +21,19 @@ def add_pipeline(group: Any, *, required: bool = False) -> None:
         "--resolution",
         type=int,
         metavar="N",
-        help="of the training, in pixels a side (default: what the model was made for)",
+        help="of the training's images, in pixels a side (default: what the model was made for)",
     )
     group.add_argument(
         "--max-sequence-length",
         type=int,
         metavar="N",
-        help="tokens of a caption (default: as diffusers' script)",
+        help="tokens of a caption (default: as in diffusers' script)",
     )
     group.add_argument(
-        "--guidance-scale", type=float, metavar="G", help="that Flux was told in training (default: 3.5)"
+        "--guidance-scale",
+        type=float,
+        metavar="G",
+        help="guidance that Flux was told in training (default: 3.5)",
     )
 
 

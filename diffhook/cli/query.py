@@ -44,10 +44,15 @@ def arguments(command: argparse.ArgumentParser) -> None:
     add_loss(model)
 
     made = command.add_argument_group("generated images")
-    made.add_argument("--seed", type=int, default=0, metavar="S", help="of the first image (0)")
+    made.add_argument("--seed", type=int, default=0, metavar="S", help="random seed of the first image (0)")
     made.add_argument("--steps", type=int, default=50, metavar="K", help="denoising steps (50)")
-    made.add_argument("--snapshot", type=int, metavar="STEP", help="whose model; default the last")
-    made.add_argument("--save", metavar="DIR", help="write the images there")
+    made.add_argument(
+        "--snapshot",
+        type=int,
+        metavar="STEP",
+        help="step of the snapshot that makes them (default: the last)",
+    )
+    made.add_argument("--save", metavar="DIR", help="write the images to this folder")
 
     command.add_argument(
         "--preconditioned",
@@ -57,16 +62,18 @@ def arguments(command: argparse.ArgumentParser) -> None:
         help="divide by Adam's √v̂ + ε, for adam-tracin, adam-retrac; or, both sides, by its root",
     )
     grid = command.add_argument_group("the grid; by default that of the log's probes, or else 20 × 2 × 2")
-    grid.add_argument("--timesteps", type=int, metavar="S", help="so many, evenly spaced")
+    grid.add_argument("--timesteps", type=int, metavar="S", help="how many, evenly spaced")
     grid.add_argument("--draws", type=int, metavar="M", help="noise draws averaged in a row")
-    grid.add_argument("--replicates", type=int, metavar="R", help="rows of other noise")
+    grid.add_argument(
+        "--replicates", type=int, metavar="R", help="rows at each timestep, each of other noise"
+    )
     grid.add_argument(
         "--against",
         choices=("train", "probe", "both"),
         help="the rows they will be set against: the training's own, which need noise of the query's own; or "
         "probes, which share theirs with the query (default: those that the log holds)",
     )
-    grid.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a forward (32)")
+    grid.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a forward pass (32)")
     command.add_argument("--overwrite", action="store_true", help="replace other queries of that name")
 
 
@@ -150,7 +157,7 @@ def _schedule(log: RunLog, pipeline: Any) -> dict[str, Any]:
 
 
 def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
-    from diffhook.cli.samples import Pictures, check_readable, model_format
+    from diffhook.cli.pictures import Pictures, check_readable, model_format
 
     channels, size = model_format(log) if pipeline is None else (pipeline.channels, pipeline.size)
     labels = integers(args.class_labels, "--class-labels")
@@ -162,7 +169,7 @@ def _pictures(log: RunLog, args: argparse.Namespace, pipeline: Any) -> Any:
 def _generated(
     log: RunLog, args: argparse.Namespace, pipeline: Any, objective: Any, model: Any
 ) -> tuple[Any, dict[str, Any]]:
-    from diffhook.cli.samples import one_each, read_captions, save_pictures
+    from diffhook.cli.pictures import one_each, read_captions, save_pictures
     from diffhook.queries.generated import generate
 
     captions = [args.caption] * args.generate if args.caption is not None else None

@@ -1,7 +1,7 @@
 """Write one HTML page: what stands out, what made the queries' images, and what the run did.
 
 example: diffhook report runs/butterflies --images data/butterflies --query-images generated=samples/
-example: diffhook report runs/second --against runs/butterflies --excluded exclude.txt --out change.html
+         diffhook report runs/second --against runs/butterflies --excluded exclude.txt --out change.html
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from diffhook.cli.values import check_writable, count, read_labels
 from diffhook.errors import ConfigurationError
 from diffhook.log import RunLog, Table, open_log
 
+_OF_ONE_RUN = ("labels", "queries", "query_images", "source")  #: options that a comparison has no use for
+
 
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", default="report.html", metavar="FILE", help="default report.html")
@@ -27,7 +29,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--labels",
         metavar="FILE",
-        help="labels by sample id, .npy or a line each: to filter and find wrong ones",
+        help="labels by sample id, .npy or a line each: to filter by, and to find wrong ones",
     )
     command.add_argument(
         "--against",
@@ -40,7 +42,10 @@ def arguments(command: argparse.ArgumentParser) -> None:
         help="with --against: the exclude list that made this run's dataset, where samples are numbered",
     )
     command.add_argument(
-        "--queries", action="append", metavar="NAME", help="a query set to show, may be repeated (all)"
+        "--queries",
+        action="append",
+        metavar="NAME",
+        help="a query set to show; may be repeated (default: all)",
     )
     command.add_argument(
         "--query-images",
@@ -90,6 +95,12 @@ def _write_page(log: RunLog, args: argparse.Namespace) -> int:
 def _write_comparison(log: RunLog, args: argparse.Namespace) -> int:
     from diffhook.report import write_comparison
 
+    for option in _OF_ONE_RUN:
+        if getattr(args, option):
+            raise ConfigurationError(
+                f"--{option.replace('_', '-')} is for the page of one run, and --against writes another: "
+                "leave one of them out"
+            )
     return write_comparison(
         args.out,
         args.against,

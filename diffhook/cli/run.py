@@ -17,34 +17,62 @@ import diffhook
 def arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("-l", "--log", required=True, metavar="LOG", help="a folder or URL to write")
     command.add_argument(
-        "--projection-dim", type=dimension, default=2048, metavar="D", help='2048; 0: norms only; "full": all'
+        "--projection-dim",
+        type=dimension,
+        default=2048,
+        metavar="D",
+        help='length of projections (2048); 0: norms only; "full": whole gradients',
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the projection (0)")
-    command.add_argument("--every", type=int, metavar="N", help="capture one step in N")
+    command.add_argument("--every", type=int, metavar="N", help="capture one optimiser step in N")
     command.add_argument(
-        "--overhead", type=float, metavar="SHARE", help="of the training time for all, say 0.05"
+        "--overhead",
+        type=float,
+        metavar="SHARE",
+        help="of the training time that all of it may add (default: 0.1, and 5 min on top)",
     )
     command.add_argument("--snapshot-every", type=int, metavar="N", help="optimiser steps between snapshots")
     command.add_argument(
-        "--snapshot-dtype", choices=("float16", "bfloat16"), help="of their parameters, in half precision"
+        "--snapshot-dtype",
+        choices=("float16", "bfloat16"),
+        help="keep the parameters in snapshots in half precision",
     )
     probes = command.add_mutually_exclusive_group()
     probes.add_argument("--probe", type=int, metavar="N", help="probe N of the samples at each snapshot")
-    probes.add_argument("--no-probe", action="store_true", help="nor all of them at the end")
-    command.add_argument("--keep-preconditioner", action="store_true", help="snapshots hold Adam's, too")
-    command.add_argument("--sample-ids", metavar="KEY", help="key of the batch that holds sample ids")
-    command.add_argument("--thumbnails", type=int, default=0, metavar="PIXELS", help="of images to keep (0)")
+    probes.add_argument("--no-probe", action="store_true", help="probe nothing, not even at the end")
     command.add_argument(
-        "--layers", metavar="NAME", action="append", help="modules that count, * for any part"
+        "--keep-preconditioner", action="store_true", help="snapshots also hold Adam's 1/(√v̂ + ε)"
+    )
+    command.add_argument("--sample-ids", metavar="KEY", help="key of the batch that holds sample ids")
+    command.add_argument(
+        "--thumbnails",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="keep an image of each sample, at most so wide or high (0: none)",
+    )
+    command.add_argument(
+        "--layers",
+        metavar="NAME",
+        action="append",
+        help="only modules of this name count, * for any part of it; may be repeated",
     )
     command.add_argument(
         "--table-every", type=int, metavar="N", help="optimiser steps between tables of samples in trackers"
     )
     command.add_argument(
-        "--throttle", action="store_true", help="losses of samples that stay far above others' count less"
+        "--throttle",
+        action="store_true",
+        help="let samples whose losses stay far above others' count less in the training",
     )
-    command.add_argument("--reuse-products", action="store_true", help="cheaper; rounds differently")
-    command.add_argument("--workspace", type=int, metavar="BYTES", help="of products alive at once")
+    command.add_argument(
+        "--reuse-products",
+        action="store_true",
+        help="cheaper for most models; the training then differs by rounding",
+    )
+    command.add_argument(
+        "--workspace", type=int, metavar="BYTES", help="of per-sample products that may be alive at once"
+    )
     command.add_argument("--strict", action="store_true", help="let an error of diffhook's end the run")
     command.add_argument("-m", "--module", action="store_true", help="SCRIPT is a module, as with python -m")
     command.add_argument("script", metavar="SCRIPT")

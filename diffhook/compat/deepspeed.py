@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import nn
 
+ZERO_3 = "DeepSpeed's ZeRO-3 takes the parameters away between the calls of their layers"
+"""Why rows cannot be taken there; also said of a model that is seen without its engine."""
+
 
 def wraps(module: nn.Module) -> bool:
     """Whether this is DeepSpeed's engine around a model, which is its ``module``."""
@@ -19,7 +22,7 @@ def obstacle(engine: Any) -> str | None:
         return f"DeepSpeed's {type(engine).__name__} has not been seen to work with diffhook"
     stage = engine.zero_optimization_stage()
     if stage == 3:
-        return "DeepSpeed's ZeRO-3 takes the parameters away between the calls of their layers"
+        return ZERO_3
     if stage not in (1, 2) or not hasattr(engine.optimizer, "bit16_groups"):
         return "DeepSpeed without ZeRO-1 or ZeRO-2 has not been seen to work with diffhook"
     if engine.fp16_enabled():

@@ -46,7 +46,6 @@ def refusal(reason: str) -> ConfigurationError:
     return ConfigurationError(f"{reason}: {_INSTEAD}")
 
 
-ZERO_3 = "DeepSpeed's ZeRO-3 takes the parameters away between the calls of their layers"
 SPLIT = (
     "parameters are split over a device mesh, and not by fully_shard on the model or its parts: with tensor "
     "parallelism, no process has a sample's whole gradient"
@@ -61,7 +60,7 @@ def _obstacles(module: nn.Module, taken: set[int]) -> Iterator[str]:
     """Told by names: the imports of some take seconds."""
     parameters = list(module.parameters(recurse=False))
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
-        yield ZERO_3
+        yield deepspeed.ZERO_3
     for parameter in parameters:
         if _is_distributed(parameter) and not (id(parameter) in taken and _is_split_once(parameter)):
             yield SPLIT

@@ -20,11 +20,10 @@ _LONGEST_PAUSE = 30.0  # seconds between attempts at a disk that fails
 _LAST_PAUSE = 2.0  # the same, at the end
 HANGS = 60.0  # seconds without a write after which a disk is not waited for
 LAST_TRIES = 5.0  # seconds that a disk that fails is still tried, at the end
-_ATTEMPTS = (
-    5  # that a network is given at the end, however long one takes: a request hides several of its own
-)
-_MOST_ATTEMPTS = 100  # at one job, though each writes a part of it: a quota may take small files
 _TRIES = 2.0  # the same, at a checkpoint
+# Attempts that a network is given at the end, however long one takes: a request hides several of its own.
+_ATTEMPTS = 5
+_MOST_ATTEMPTS = 100  # at one job, though each writes a part of it: a quota may take small files
 _SLOWEST = 10 << 20  # bytes/s: a job that needs longer than this and the time given is one that hangs
 
 

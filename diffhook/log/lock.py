@@ -32,7 +32,7 @@ def lock_rank(store: Store, rank: int, owner: Any) -> None:
     Object stores, and file systems without locks, are not guarded.
 
     Raises:
-        LogError: another process, or another owner in this one, writes there.
+        LogBusyError: another process, or another owner in this one, writes there.
     """
     close = "close the earlier hook or writer"
     _claim(store, _rank(rank), owner, f"rank {rank}", "choose another path", close)
@@ -41,6 +41,17 @@ def lock_rank(store: Store, rank: int, owner: Any) -> None:
 def release_rank(store: Store, rank: int, owner: Any) -> None:
     """Let others write there. Nothing happens where the owner claims nothing."""
     _release(store, _rank(rank), owner)
+
+
+@contextmanager
+def rank_lock(store: Store, rank: int) -> Iterator[None]:
+    """Claim a rank's tables for the time of a ``with`` block, as :func:`lock_rank` does."""
+    owner = _Owner()
+    lock_rank(store, rank, owner)
+    try:
+        yield
+    finally:
+        release_rank(store, rank, owner)
 
 
 @contextmanager

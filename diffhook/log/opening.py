@@ -15,7 +15,7 @@ from diffhook.log.grid import read_grid
 from diffhook.log.index import LINKED, LogIndex
 from diffhook.log.lineage import Path, Session, path_to
 from diffhook.log.lock import ROOT as LOCKS
-from diffhook.log.lock import lock_rank, release_rank
+from diffhook.log.lock import rank_lock
 from diffhook.log.rank import RankGroup
 from diffhook.log.root import find_config
 from diffhook.log.schema import differences, json_like
@@ -80,14 +80,12 @@ def clean(store: Store, rank: int) -> None:
         files.clean(store, f"{table}/rank-{rank:04d}")
 
 
-def clean_gone(store: Store, processes: int, owner: object) -> None:
+def clean_gone(store: Store, processes: int) -> None:
     """The same for the ranks that a run of fewer processes does not have any more."""
     for rank in LogIndex(store).groups("train"):
         if rank >= processes:
-            with suppress(LogError):  # it is being written, after all
-                lock_rank(store, rank, owner)
+            with suppress(LogError), rank_lock(store, rank):  # an error: it is being written, after all
                 clean(store, rank)
-                release_rank(store, rank, owner)
 
 
 def superseding(store: Store, sessions: Sequence[Session], new: Session) -> str:

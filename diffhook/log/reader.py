@@ -156,7 +156,7 @@ class RunLog(Displayed):
         try:
             import xarray
         except ImportError as error:
-            raise LogError("to_xarray needs xarray: pip install diffhook[xarray]") from error
+            raise LogError("to_xarray needs xarray: pip install 'diffhook[xarray]'") from error
         rows = self.index.table(table)
         columns = {name: (("row", "projection_dim")[: rows[name].ndim], rows[name]) for name in rows.columns}
         return xarray.Dataset(columns, attrs={"table": table})

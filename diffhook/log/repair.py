@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from diffhook.log import store as files
 from diffhook.log.alerts import alert_files, readable_lines
 from diffhook.log.encoding import put_chunk
 from diffhook.log.index import LogIndex
-from diffhook.log.lock import lock_rank, release_rank
+from diffhook.log.lock import rank_lock
 from diffhook.log.mark import put_attributes
 from diffhook.log.rank import RankGroup
 from diffhook.log.schema import BY_NAME
@@ -34,26 +33,10 @@ def repair(store: Store, findings: list[Finding]) -> list[str]:
     Raises:
         LogError: the log is being written: its run would end, because somebody writes beside it.
     """
-    with _locked(store):
+    with ExitStack() as locks:  # no run writes meanwhile
+        for rank in LogIndex(store).groups("train"):
+            locks.enter_context(rank_lock(store, rank))
         return _repair(store, findings)
-
-
-@contextmanager
-def _locked(store: Store) -> Iterator[None]:
-    """No run writes meanwhile."""
-    owner = _Owner()
-    ranks = LogIndex(store).groups("train")
-    try:
-        for rank in ranks:
-            lock_rank(store, rank, owner)
-        yield
-    finally:
-        for rank in ranks:
-            release_rank(store, rank, owner)
-
-
-class _Owner:
-    """Of the locks."""
 
 
 def _repair(store: Store, findings: list[Finding]) -> list[str]:

@@ -14,7 +14,7 @@ from zarr.abc.store import Store
 from diffhook.errors import LogError
 from diffhook.log import store as files
 from diffhook.log.lock import ROOT as LOCKS
-from diffhook.log.lock import lock_rank, release_rank
+from diffhook.log.lock import rank_lock
 from diffhook.log.store import Location
 
 
@@ -33,23 +33,18 @@ def new_store(target: Location) -> Iterator[Store]:
     _clear_killed(path)
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
     store = files.open_store(beside, read_only=False)
-    lock_rank(store, 0, store)
-    try:
-        yield store
-        shutil.rmtree(beside / LOCKS, ignore_errors=True)
-        beside.rename(path)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    finally:
-        release_rank(store, 0, store)
+    with rank_lock(store, 0):
+        try:
+            yield store
+            shutil.rmtree(beside / LOCKS, ignore_errors=True)
+            beside.rename(path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
 
 
 def _clear_killed(path: Path) -> None:
     """Remove what copies to ``path`` left that were killed; not one that is at work."""
     for beside in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.unfinished"):
-        with suppress(LogError):
-            store = files.open_store(beside, read_only=False)
-            lock_rank(store, 0, store)
+        with suppress(LogError), rank_lock(files.open_store(beside, read_only=False), 0):
             shutil.rmtree(beside, ignore_errors=True)
-            release_rank(store, 0, store)

@@ -380,7 +380,7 @@ class LogWriter:
                 write_root(self.store, config)
             opening.clean(self.store, self.rank)
             if self.rank == 0 and self._processes is not None:
-                opening.clean_gone(self.store, self._processes, self)
+                opening.clean_gone(self.store, self._processes)
         index = LogIndex(self.store)
         known, start = index.sessions, self._start_step
         if self._after is not None and start and not is_known(known, self._after):

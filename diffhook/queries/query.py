@@ -1,4 +1,4 @@
-"""Gradients of images asked about later, computed at the snapshots. The one part that needs torch."""
+"""Gradients of images asked about later, computed at the snapshots."""
 
 from __future__ import annotations
 
@@ -285,7 +285,8 @@ def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:
     if outside:
         raise ConfigurationError(f"query ids {outside[:5]} are not among the {count} samples")
     if len(set(chosen)) < len(chosen):
-        raise ConfigurationError("a query id is named twice")
+        twice = next(i for i in chosen if chosen.count(i) > 1)
+        raise ConfigurationError(f"query id {twice} is named more than once; expected each once")
     if not chosen:
         raise ConfigurationError("there are no samples to query")
     if not batched:

@@ -39,16 +39,17 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": SOFT,
     "ytick.labelcolor": SOFT,
 }
+_WIDTH = 8.4  # inches of 72 pixels
 _numbers = count(1)
 
 
-def chart(draw: Callable[[Axes], None], title: str, *, width: float = 8.4, height: float = 2.9) -> Markup:
+def chart(draw: Callable[[Axes], None], title: str, *, height: float = 2.9) -> Markup:
     """An ``<svg>`` to stand in a page.
 
     Args:
         draw: puts marks on matplotlib axes, painting with this module's colours.
         title: what it shows, for those who cannot see it.
-        width, height: inches of 72 pixels.
+        height: inches of 72 pixels.
 
     Raises:
         ConfigurationError: matplotlib is not installed.
@@ -57,10 +58,10 @@ def chart(draw: Callable[[Axes], None], title: str, *, width: float = 8.4, heigh
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigurationError("charts need matplotlib: pip install diffhook[report]") from error
+        raise ConfigurationError("charts need matplotlib: pip install 'diffhook[report]'") from error
     buffer = io.StringIO()
     with rc_context(_STYLE):
-        figure = Figure((width, height), layout="constrained")
+        figure = Figure((_WIDTH, height), layout="constrained")
         draw(figure.subplots())
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

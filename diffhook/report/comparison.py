@@ -10,8 +10,7 @@ from diffhook.analysis.defaults import as_log
 from diffhook.analysis.execution import HERE, Execution
 from diffhook.log import RunLog
 from diffhook.log.store import Location
-from diffhook.report.images import find_images, training_images
-from diffhook.report.likeness import Likeness
+from diffhook.report.images import images_of_run
 from diffhook.report.parts.comparison import change_part, curves_part, moved_part
 from diffhook.report.rendering import check_page_path, write_parts
 from diffhook.report.thumbnails import PictureCache
@@ -47,11 +46,7 @@ def write_comparison(
     check_page_path(path)
     first, second = as_log(before), as_log(after)
     found = compare(first, second, excluded=excluded, execution=execution)
-    ids = found.before.sample_ids
-    if images is None:
-        pictures = find_images(first.thumbnails or None, ids)
-    else:
-        pictures, _ = training_images(images, ids, first.names(), Likeness.of(first, execution))
+    pictures, _ = images_of_run(first, images, found.before.sample_ids, execution)
     thumbnails = PictureCache(pictures)
     parts = [
         change_part(found, thumbnails, k),

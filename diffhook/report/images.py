@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffhook.analysis.execution import Execution
 from diffhook.errors import ConfigurationError
+from diffhook.log import RunLog
 from diffhook.log.samples import ROLE_STRIDE
 from diffhook.report.folder import Folder
 from diffhook.report.likeness import MOST, Images, Judgement, Likeness
@@ -65,6 +67,16 @@ def find_images(
     raise ConfigurationError(
         f"{told} holds no images; expected a path, a function from id to image, or a dataset"
     )
+
+
+def images_of_run(
+    log: RunLog, source: Any, ids: npt.NDArray[np.integer[Any]], execution: Execution
+) -> tuple[Images | None, dict[int, str]]:
+    """A run's training images, as :func:`training_images` gives them; without a source the log's own
+    thumbnails, which are its samples'. Pictures from elsewhere are checked."""
+    if source is None:
+        return find_images(log.thumbnails or None, ids), {}
+    return training_images(source, ids, log.names(), Likeness.of(log, execution))
 
 
 def training_images(
@@ -216,7 +228,7 @@ def _saved_dataset(path: Path) -> Sequence[Any]:
     except ImportError as error:
         raise ConfigurationError(
             f"{path} is a dataset of Hugging Face, which takes the package datasets to read: "
-            "pip install diffhook[datasets]"
+            "pip install 'diffhook[datasets]'"
         ) from error
     dataset: Sequence[Any] = datasets.load_from_disk(str(path))
     return dataset

@@ -22,8 +22,7 @@ from diffhook.log import RunLog
 from diffhook.log.samples import short_names
 from diffhook.log.store import Location
 from diffhook.report.explorer import Explorer
-from diffhook.report.images import find_images, training_images
-from diffhook.report.likeness import Images, Likeness
+from diffhook.report.images import find_images, images_of_run
 from diffhook.report.parts.alerts import alerts_part
 from diffhook.report.parts.generality import generality_part
 from diffhook.report.parts.norms import norms_part
@@ -83,7 +82,7 @@ def write_page(
     known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
     ranking = outliers(log, source, labels=known, execution=execution) if ranking is None else ranking
     asked = dict.fromkeys(loss_queries(log)) if queries is None else dict(queries)
-    found, files = _pictures(log, images, ranking, execution)
+    found, files = images_of_run(log, images, ranking.sample_ids, execution)
     ranking, thumbnails = replace(ranking, names=ranking.names or files), PictureCache(found)
     names = short_names(ranking.names)
     placed_by = source or best_source(log, execution=execution)
@@ -102,16 +101,6 @@ def write_page(
     ]
     thumbnails.check()
     return write_parts(path, title, log.location, parts)
-
-
-def _pictures(
-    log: RunLog, images: Any, ranking: Ranking, execution: Execution
-) -> tuple[Images | None, dict[int, str]]:
-    """The log's own thumbnails are its samples'; pictures from elsewhere are checked."""
-    if images is None:
-        return find_images(log.thumbnails or None, ranking.sample_ids), {}
-    likeness = Likeness.of(log, execution)
-    return training_images(images, ranking.sample_ids, log.names(), likeness)
 
 
 def _scores(

@@ -61,7 +61,7 @@ class DiffHook(Hook):
         probe: Probe | Literal[False] | None = None,
         objective: Objective | None = None,
         alerts: Alerts | Sequence[Detector] | None = None,
-        sample_ids: str | Callable[[Any], Any] | Literal[False] | None = None,
+        sample_ids: str | Callable[..., Any] | Literal[False] | None = None,
         thumbnails: int = 0,
         models: Sequence[nn.Module] | None = None,
         layers: str | Sequence[str] | None = None,

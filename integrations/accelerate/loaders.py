@@ -243,10 +243,8 @@ def listen(hook: Guarded) -> _Listening:
 
 
 def _untagging(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-    finalizing, listeners = (
-        sys.is_finalizing,
-        _listeners,
-    )  # a loop's last iterator may outlive this module's names
+    # A loop's last iterator may outlive this module's names.
+    finalizing, listeners = sys.is_finalizing, _listeners
 
     @wraps(iterate)
     def untagged(loader: Any) -> Iterator[Any]:

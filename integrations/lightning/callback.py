@@ -17,7 +17,7 @@ from diffhook.log.store import Location
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
-    raise ImportError("DiffHookCallback needs Lightning: pip install diffhook[lightning]") from error
+    raise ImportError("DiffHookCallback needs Lightning: pip install 'diffhook[lightning]'") from error
 
 
 class DiffHookCallback(Callback):

@@ -23,7 +23,7 @@ class Apprise:
             import apprise
         except ImportError as error:
             raise ConfigurationError(
-                "the sink Apprise needs apprise: pip install diffhook[apprise]"
+                "the sink Apprise needs apprise: pip install 'diffhook[apprise]'"
             ) from error
         self._services = apprise.Apprise()
         for url in urls:

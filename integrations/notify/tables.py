@@ -65,9 +65,8 @@ class SampleTables:
             self._reading.start()
 
     def _read(self) -> None:
-        from diffhook.analysis.sample_table import (
-            sample_table,
-        )  # a training without tables need not import it
+        # A training without tables need not import it.
+        from diffhook.analysis.sample_table import sample_table
 
         try:
             records = sample_table(open_log(self._path)).sort("loss").records(self._top)

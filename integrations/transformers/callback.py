@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffhook.capture.loop import events
-from diffhook.capture.loop.identity.loader_tracker import Batches
+from diffhook.capture.loop.identity.early_batches import EarlyBatches
 from diffhook.capture.loop.watches.attachment import shielded
 from diffhook.capture.settings import Settings
 from diffhook.integrations.accelerate.accelerator_events import AcceleratorEvents, capture_on
@@ -38,7 +38,7 @@ class DiffHookCallback(TrainerCallback):
         accelerator = trainer.accelerator
         self.capture = capture_on(accelerator, path, Settings.of(settings))
         self._trainer = trainer
-        self._batches = Batches()
+        self._batches = EarlyBatches()
         self._events = AcceleratorEvents(
             accelerator, self.capture, keeper=self, deliver=self._keep, loss_divided_by=self._loss_divided_by
         )

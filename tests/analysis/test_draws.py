@@ -11,7 +11,7 @@ import pytest
 import diffhook
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.methods import TRAK
-from diffhook.analysis.samples import sample_sums
+from diffhook.analysis.sample_sums import sample_sums
 from diffhook.log import LogWriter, Snapshot
 from diffhook.log.table_writer import TableWriter
 from tests.analysis.formulas import feature, nearest_step, query_direction

@@ -15,7 +15,7 @@ from diffhook.analysis import grouped as module
 from diffhook.analysis.cost import cost_of
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Division, add_rows, grouped
-from diffhook.analysis.samples import Whole
+from diffhook.analysis.sample_sums import Whole
 from diffhook.log import Block
 from tests.analysis.synthetic import synthetic
 

@@ -284,7 +284,7 @@ def test_samples_without_a_direction_have_no_neighbour() -> None:
 
 def test_without_faiss_the_extra_is_named(log: diffhook.RunLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ConfigurationError, match=r"pip install diffhook\[faiss\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'diffhook\[faiss\]'"):
         diffhook.near_duplicates(log, "train", index="faiss")
     with pytest.raises(ConfigurationError, match='index is \'annoy\'; expected "exact" or "faiss"'):
         diffhook.near_duplicates(log, "train", index="annoy")

@@ -95,16 +95,14 @@ def test_another_grid_than_the_probes_is_told(
     assert "source 'probe' is on 3 timesteps × 2 draws" in caplog.text
 
 
-def test_queries_of_an_older_diffhook_are_told_and_not_scored(tmp_path: Path) -> None:
+def test_queries_whose_noise_the_log_does_not_tell_are_told_and_not_scored(tmp_path: Path) -> None:
     made: Synthetic = synthetic(tmp_path / "log")
     writer = TableWriter(made.log.writable_store(), "queries/old/rank-0000", DIM, "float32")
     writer.append(stored(made.queries["new"]))
     writer.flush()
     writer.describe({"objective": {"measurement": "loss"}, "snapshots": [[step, 0] for step in STEPS]})
     for source in ("train", "probe"):
-        with pytest.raises(
-            ConfigurationError, match="'old' were made by an older diffhook, with the same noise"
-        ):
+        with pytest.raises(ConfigurationError, match="'old' have noise of which the log says nothing"):
             diffhook.influence(made.log, "old", "retrac", source)
 
 

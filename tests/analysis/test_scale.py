@@ -19,7 +19,7 @@ from diffhook import words
 from diffhook.analysis.cost import Cost
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Division, add_rows, distinct_samples, grouped
-from diffhook.analysis.samples import Whole
+from diffhook.analysis.sample_sums import Whole
 from diffhook.log import LogWriter, Snapshot
 from tests.analysis.synthetic import SAMPLES, Synthetic, config, synthetic
 from tests.waiting import wait_until

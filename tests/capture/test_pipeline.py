@@ -113,10 +113,10 @@ def test_a_missing_library_is_named_with_the_extra_that_brings_it(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffhook.capture.model.pipeline.find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"need transformers: pip install diffhook\[pipelines\]"):
+    with pytest.raises(ConfigurationError, match=r"need transformers: pip install 'diffhook\[pipelines\]'"):
         SavedPipeline(saved)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigurationError, match=r"need peft: pip install diffhook\[pipelines\]"):
+    with pytest.raises(ConfigurationError, match=r"need peft: pip install 'diffhook\[pipelines\]'"):
         add_adapters(unet().model, {"default": {"peft_type": "LORA"}})
 
 

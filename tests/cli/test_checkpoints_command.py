@@ -72,7 +72,7 @@ def test_everything_offline_works_on_a_model_that_was_trained_already(
     assert names[3] == "class-0/06.png"
     scores = diffhook.influence(diffhook.open_log(log), "own")
     assert scores.top(1).sample_ids[:, 0].tolist() == [3, 4], answers
-    assert run("outliers", log, "--images", data) == 0
+    assert run("outliers", log) == 0
     assert run("report", log, "--images", data, "--out", tmp_path / "page.html") == 0
     page = (tmp_path / "page.html").read_text()
     assert "class-0/06.png" in page

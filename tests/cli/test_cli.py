@@ -81,7 +81,7 @@ def test_the_whole_road(workspace: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("by", ["norm", "tracin", "retrac"])
-def test_outliers_writes_csv_json_and_a_contact_sheet(
+def test_outliers_writes_csv_json_and_a_page(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
     page, table = tmp_path / "page.html", tmp_path / "outliers.csv"
@@ -98,6 +98,24 @@ def test_outliers_writes_csv_json_and_a_contact_sheet(
     html = page.read_text()
     assert html.count("data:image/webp;base64,") >= 12
     assert "://" not in html, "the page must not reach outside"
+
+
+def test_the_page_of_a_ranking_is_filtered_by_the_labels_that_are_given(
+    workspace: Path, tmp_path: Path
+) -> None:
+    page, labels = tmp_path / "page.html", tmp_path / "labels.txt"
+    labels.write_text("\n".join(["tabby", "ginger"] * 6))
+    assert run("outliers", workspace / "log", "--by", "norm", "--labels", labels, "--html", page) == 0
+    html = page.read_text()
+    assert "tabby" in html
+    assert "ginger" in html
+
+
+def test_images_without_a_page_to_show_them_on_are_told(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("outliers", workspace / "log", "--images", workspace / "images") == 2
+    assert "name its file with --html" in capsys.readouterr().err
 
 
 def test_samples_with_names_are_listed_excluded_and_shown_by_them(

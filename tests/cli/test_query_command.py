@@ -21,8 +21,8 @@ from diffhook.capture.model.pipeline import SavedPipeline
 from diffhook.capture.objective.noise import noise_bank, noise_seed
 from diffhook.cli import main
 from diffhook.cli.main import parser
+from diffhook.cli.pictures import Pictures, to_pixels
 from diffhook.cli.query import _objective
-from diffhook.cli.samples import Pictures, to_pixels
 from diffhook.errors import ConfigurationError
 from diffhook.queries.rebuilt import build_model
 from tests.checkpoints.test_formats import diffusers_lora, kohya_lora

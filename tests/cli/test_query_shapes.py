@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 import diffhook
 from diffhook.cli import main
-from diffhook.cli.samples import Pictures
+from diffhook.cli.pictures import Pictures
 from diffhook.errors import ConfigurationError
 from diffhook.integrations.accelerate import DiffHook
 from tests.runs import SCHEDULER, train

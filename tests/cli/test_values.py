@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffhook.cli.samples import read_captions
+from diffhook.cli.pictures import read_captions
 from diffhook.cli.values import check_writable, read_lines
 from diffhook.errors import ConfigurationError
 

@@ -115,6 +115,26 @@ def test_a_script_without_an_accelerator_is_told_so(
     assert "the script made no Accelerator" in caplog.text
 
 
+def test_tables_that_a_trainer_cannot_show_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from transformers import Trainer, TrainingArguments\n"
+        "Trainer(torch.nn.Linear(1, 1), TrainingArguments(sys.argv[1], report_to=[], use_cpu=True))\n"
+    )
+    command = [
+        "run",
+        "--log",
+        str(tmp_path / "log"),
+        "--table-every",
+        "5",
+        str(script),
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 0
+    assert "`diffhook watch LOG` shows the table" in caplog.text
+
+
 def test_bad_use_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--log", "x", str(tmp_path / "none.py")]) == 2
     assert capsys.readouterr().err == f"diffhook: there is no script {tmp_path / 'none.py'}\n"

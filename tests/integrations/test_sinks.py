@@ -337,5 +337,5 @@ def test_a_bad_address_is_told_at_once(make: Any, message: str) -> None:
 
 def test_a_missing_apprise_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "apprise", None)
-    with pytest.raises(ConfigurationError, match=r"pip install diffhook\[apprise\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'diffhook\[apprise\]'"):
         Apprise("json://x")

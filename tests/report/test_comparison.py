@@ -79,6 +79,9 @@ def test_the_command_writes_it(
     assert "What has changed" in out.read_text()
     assert main(["report", after, "--excluded", "exclude.txt", "--out", str(out)]) == 2
     assert "name that with --against" in capsys.readouterr().err
+    for option in (["--labels", "x.txt"], ["--queries", "x"], ["--query-images", "x"], ["--source", "train"]):
+        assert main(["report", after, "--against", before, *option, "--out", str(out)]) == 2
+        assert f"{option[0]} is for the page of one run" in capsys.readouterr().err
 
 
 @pytest.mark.browser

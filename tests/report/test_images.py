@@ -151,7 +151,7 @@ def test_a_saved_dataset_without_the_package_names_the_extra(
 ) -> None:
     (tmp_path / "dataset_info.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigurationError, match=r"pip install diffhook\[datasets\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'diffhook\[datasets\]'"):
         load_images(tmp_path)
 
 

@@ -318,7 +318,7 @@ def test_without_matplotlib_the_error_names_the_extra(
     log: RunLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigurationError, match=r"charts need matplotlib: pip install diffhook\[report\]"):
+    with pytest.raises(ConfigurationError, match=r"charts need matplotlib: pip install 'diffhook\[report\]'"):
         write_page(tmp_path / "page.html", log, queries={})
 
 

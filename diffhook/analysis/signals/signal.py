@@ -15,7 +15,7 @@ from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Division, distinct_samples, grouped
 from diffhook.analysis.ranking import Labels
 from diffhook.analysis.reason import Reason
-from diffhook.analysis.samples import SampleMeans, Whole
+from diffhook.analysis.sample_sums import SampleMeans, Whole
 from diffhook.analysis.signals.visits import VisitCounts, count_visits
 from diffhook.contract import check_answers, check_name
 from diffhook.log import Block, RunLog, Table

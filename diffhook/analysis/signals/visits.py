@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.grouped import Division, Partial, add_rows, grouped
-from diffhook.analysis.samples import Whole
+from diffhook.analysis.sample_sums import Whole
 from diffhook.analysis.standardize import Standard, looked_at
 from diffhook.log import Block, Table
 

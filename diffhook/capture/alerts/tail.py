@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
 
-_MEMORY = 8192
+_WARM_UP = 200  # values before anything alarms
+_MEMORY = 8192  # values that count at most
 _REFRESH = 64  # new values after which the levels are computed again
 _BODY = 240  # values above the level where the tail begins …
 _PRIOR = 5  # alarms by which those counted so far must differ from those due, to matter
@@ -28,12 +29,10 @@ class Tail:
 
     Args:
         rate: the probability.
-        warm_up: values needed before anything alarms.
     """
 
-    def __init__(self, rate: float, warm_up: int = 200) -> None:
+    def __init__(self, rate: float) -> None:
         self.rate = rate
-        self._warm_up = warm_up
         self._begin()
 
     def _begin(self) -> None:
@@ -53,9 +52,9 @@ class Tail:
         new = np.where(found, math.inf, values)[~np.isnan(values)]
         self._seen += len(new)
         self._new += len(new)
-        memory = min(max(self._seen // 2, self._warm_up), _MEMORY)
+        memory = min(max(self._seen // 2, _WARM_UP), _MEMORY)
         self._values = np.concatenate([self._values, new])[-memory:]
-        if self._seen >= self._warm_up and (self._new >= _REFRESH or math.isinf(self.level)):
+        if self._seen >= _WARM_UP and (self._new >= _REFRESH or math.isinf(self.level)):
             self._new = 0
             self._learn()
         return found

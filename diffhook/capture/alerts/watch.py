@@ -27,15 +27,15 @@ logger = logging.getLogger("diffhook")
 class Watch:
     """Feeds rows to detectors, and what they find to the log, the sinks and the quarantine.
 
-    Attributes:
-        factors: what the throttle has learned from the rows; None: it is off, or has failed.
-
     Args:
         alerts: the user's wishes; a sequence is one of detectors, None is the usual.
         write: takes an alert as JSON, to the log.
         read: gives the alerts of all processes so far, from the log.
         rank: this process.
         strict: raise what a detector raises; otherwise it is told, and the detector left out from then on.
+
+    Attributes:
+        factors: what the throttle has learned from the rows; None: it is off, or has failed.
     """
 
     def __init__(

@@ -16,9 +16,8 @@ from diffhook.errors import ConfigurationError
 
 _FLUX = re.compile(r"lora_unet_(double|single)_blocks_\d+_.+\.lora_down\.weight")
 
-_BLOCKS = re.compile(
-    r"(^|model\.|transformer\.)(single_)?transformer_blocks\.\d"
-)  # not within a UNet's attention
+# Not within a UNet's attention.
+_BLOCKS = re.compile(r"(^|model\.|transformer\.)(single_)?transformer_blocks\.\d")
 
 
 def in_diffusers_names(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from diffhook.errors import ConfigurationError, LogBusyError, LogError
 from diffhook.gradients import PerSampleGradients
 from diffhook.log import LogWriter, RunLog, Snapshot, open_log
 from diffhook.log import store as files
-from diffhook.log.lock import lock_rank, part_lock, release_rank
+from diffhook.log.lock import part_lock, rank_lock
 from diffhook.log.reference import MovedCheckpointError
 from diffhook.log.root import find_config
 from diffhook.log.store import Location
@@ -277,7 +277,10 @@ class _Share:
         )  # fmt: skip
         for some in rows:
             if not self.writer.put("probe", some):
-                raise LogError("rows cannot be written: the disk is full, or fails")
+                raise LogError(
+                    "rows cannot be written: the disk is full, or fails. The same call, made again, measures "
+                    "what is missing"
+                )
             if time.monotonic() - flushed > _FLUSH:
                 self.writer.flush()
                 self.look()
@@ -293,17 +296,10 @@ class _Share:
 
 def _free_rank(store: Store) -> int:
     """The first rank that no process writes; within :func:`_alone`."""
-    owner = _Owner()
     for rank in range(_MOST_PROCESSES):
-        with suppress(LogBusyError):
-            lock_rank(store, rank, owner)
-            release_rank(store, rank, owner)
+        with suppress(LogBusyError), rank_lock(store, rank):
             return rank
     raise LogError(f"{files.describe(store)} is written by {_MOST_PROCESSES} processes already")
-
-
-class _Owner:
-    """Of a lock that is tried."""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch.utils.data import default_collate
 
-from diffhook.appearance import COLUMNS, on_scale
+from diffhook.appearance import COLUMNS, FEW, look_alike, on_scale, usual_differences
 from diffhook.capture.model.borrowing import undrawn
 from diffhook.capture.probes.probe import Probe
 from diffhook.capture.samples.appearance import appearance, images_of
@@ -15,8 +15,7 @@ from diffhook.errors import LogError
 from diffhook.log import RunLog
 
 _COMPARED = 16  # samples; of fewer than half as many nothing is concluded
-_EXACT, _NEAR = 1e-3, 0.1  # of what half of the samples differ by; crops and flips leave samples near
-_FEW = 0.25
+_EXACT = 1e-3  # of what half of the samples differ by
 
 
 def check_names(log: RunLog, names: Mapping[int, str]) -> None:
@@ -47,11 +46,10 @@ def check_appearance(log: RunLog, probe: Probe) -> None:
         clean = images_of(collate([probe.dataset[int(i)] for i in ids[chosen]]))
     if clean is None:
         return
-    low, high = np.quantile(known, [0.25, 0.75], axis=0)
-    off = np.abs(on_scale(appearance(clean).cpu().numpy()) - known[chosen])
-    exact, near = (off <= share * (high - low) + 1e-4 for share in (_EXACT, _NEAR))
-    alike = near[:, 0] | (near[:, 1] & near[:, 2])
-    if not exact.all(1).any() and alike.mean() <= _FEW:
+    seen, usual = on_scale(appearance(clean).cpu().numpy()), usual_differences(known)
+    exact = np.abs(seen - known[chosen]) <= _EXACT * usual + 1e-4
+    alike = look_alike(seen, known[chosen], usual)
+    if not exact.all(1).any() and alike.mean() <= FEW:
         raise LogError(
             f"the log at {log.location} belongs to another dataset, or to one that was prepared otherwise: "
             f"of {len(chosen)} samples, {int(alike.sum()) or 'none'} look as they did (mean, contrast, "

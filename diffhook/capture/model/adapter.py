@@ -113,5 +113,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ConfigurationError("adapters need peft: pip install diffhook[pipelines]") from error
+        raise ConfigurationError("adapters need peft: pip install 'diffhook[pipelines]'") from error
     return peft

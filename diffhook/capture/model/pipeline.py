@@ -60,7 +60,7 @@ class SavedPipeline:
         self.kind = str(json.loads(index).get("_class_name"))
         family = find_family(self.kind, path)  # told before gigabytes are read
         if '"transformers"' in index and not find_spec("transformers"):
-            raise ConfigurationError("text encoders need transformers: pip install diffhook[pipelines]")
+            raise ConfigurationError("text encoders need transformers: pip install 'diffhook[pipelines]'")
         self.path = path
         self.pipe: Any = DiffusionPipeline.from_pretrained(path, local_files_only=True)
         self.pipe.set_progress_bar_config(disable=True)

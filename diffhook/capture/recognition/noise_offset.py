@@ -13,7 +13,7 @@ _MEANT = 3.0  # errors within which one of those is meant: one run in twenty is 
 _NEAR = 2.0  # … and else the number of fewest digits
 
 
-class Measured(NamedTuple):
+class MeasuredOffset(NamedTuple):
     """A noise offset, 0 where nothing speaks for one.
 
     Attributes:
@@ -40,22 +40,22 @@ class NoiseOffset:
             self._count += means.numel()
             self._usual = 1 / noise[0, 0].numel()
 
-    def estimate(self) -> Measured:
+    def estimate(self) -> MeasuredOffset:
         """By all passes so far."""
         if not self._count:
-            return Measured()
+            return MeasuredOffset()
         variance = self._squares / self._count
         excess = variance - self._usual
         if excess <= _SURE * variance * self._relative or excess <= 1e-4:
-            return Measured()
+            return MeasuredOffset()
         measured = excess**0.5
         error = self._error(measured)
         usual = min(_USUAL, key=lambda each: abs(each - measured) / self._error(each) + (each not in _COMMON))
         if abs(usual - measured) <= _MEANT * min(error, self._error(usual)):
-            return Measured(usual, measured, error)
+            return MeasuredOffset(usual, measured, error)
         near = (float(f"{measured:.{digits}g}") for digits in (1, 2))
         value = next((each for each in near if abs(each - measured) <= _NEAR * error), round(measured, 4))
-        return Measured(value, measured, error)
+        return MeasuredOffset(value, measured, error)
 
     @property
     def _relative(self) -> float:

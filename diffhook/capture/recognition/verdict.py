@@ -8,7 +8,7 @@ from typing import Any
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.capture.objective.distance import Distance, Squared
 from diffhook.capture.objective.weighting import Uniform, Weighting
-from diffhook.capture.recognition.noise_offset import Measured
+from diffhook.capture.recognition.noise_offset import MeasuredOffset
 from diffhook.capture.samples.inputs import Inputs, default_inputs
 
 
@@ -31,7 +31,7 @@ class Recognised:
     weighting: Weighting
     factor: float
     timestep_scale: float
-    noise_offset: Measured
+    noise_offset: MeasuredOffset
     rows: int
     error: float
 

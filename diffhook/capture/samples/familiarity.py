@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import bdtr
 
-from diffhook.appearance import COLUMNS, STATISTICS, Values, on_scale
+from diffhook.appearance import COLUMNS, FEW, STATISTICS, Values, look_alike, on_scale, usual_differences
 from diffhook.errors import LogError
 from diffhook.log import RunLog
 from diffhook.log.samples import ROLE_STRIDE
@@ -22,13 +22,11 @@ logger = logging.getLogger("diffhook")
 
 _ROWS = 1 << 16  # of the log that are looked at, the last ones
 _ENOUGH = 64  # samples, after which nothing more is compared
-_TOLERANCE = 0.1  # of what two samples usually differ by
 _CHANCE = 1e-3  # that the same dataset would be recognised so seldom
 _TOLD = 3  # names, in a message
-_FEW = 0.25  # a dataset of which more is recognised is at most a changed one
 _LATEST = 4096  # samples, after which none is looked for at another's place
 _NEARBY = 8  # places by which a file that was added, removed or renamed may have moved a sample
-_EQUAL = 0.01  # of what two samples usually differ by: what was moved looks the same to the digit
+_EQUAL = 0.01  # of what half of the samples differ by: what was moved looks the same to the digit
 _MOVED = 3  # samples at others' places that are no accident
 _DOUBTFUL = 32  # samples that are compared before rows of any are believed …
 _DOUBTFUL_ROWS = 256  # … or rows, where few have been seen before
@@ -39,12 +37,11 @@ Ids = npt.NDArray[np.integer]
 class Familiarity:
     """Compares samples with what a log says of the same ids, one after another.
 
-    A sample is recognised by its mean, or by its contrast and roughness: resizing leaves the first as it is,
-    brightening the others. How often the same sample is recognised, which random crops prevent, is learned
-    from the log's own repeated visits; where there are none, nothing is concluded. Samples without names that
-    look exactly like those beside them in the log have been moved, as by a file that was added, removed or
-    renamed. Ids that the log does not have are of another dataset once there are more in all than the dataset
-    has samples.
+    A sample is recognised by :func:`~diffhook.appearance.look_alike`. How often the same sample is
+    recognised, which random crops prevent, is learned from the log's own repeated visits; where there are
+    none, nothing is concluded. Samples without names that look exactly like those beside them in the log have
+    been moved, as by a file that was added, removed or renamed. Ids that the log does not have are of another
+    dataset once there are more in all than the dataset has samples.
 
     Args:
         ids: (rows,) sample ids of the log, in the order of their visits.
@@ -76,12 +73,8 @@ class Familiarity:
         self._moved: dict[int, int] = {}  # sample → the one of the log that it looks like
         self._rows = 0  # of this run that were looked at
         self._told = False
-        self._tolerance = self._equal = np.zeros(len(STATISTICS))
-        if len(appearance):
-            low, high = np.quantile(appearance, [0.25, 0.75], axis=0)
-            self._tolerance = _TOLERANCE * (high - low) + 1e-4
-            self._equal = _EQUAL * (high - low) + 1e-6
-        hits = self._alike(appearance[order][again], appearance[order][again + 1]).sum()
+        self._differences = usual_differences(appearance) if len(appearance) else np.zeros(len(STATISTICS))
+        hits = look_alike(appearance[order][again], appearance[order][again + 1], self._differences).sum()
         self._usual = float(hits / (len(again) + 1))  # how often a sample is recognised
 
     @classmethod
@@ -122,7 +115,7 @@ class Familiarity:
         if len(self._ids | self._met) <= self._size or len(self._met) > self._size:
             return
         recognised = len(self._met) - len(self._strangers)
-        if recognised <= _FEW * len(self._met):
+        if recognised <= FEW * len(self._met):
             self._check_naming(names)
             raise LogError(
                 f"the log at {self._location} belongs to another dataset of {self._size:,} samples: it has "
@@ -167,7 +160,7 @@ class Familiarity:
         self._refuse_moved(len(self._seen) - recognised)
         if len(self._seen) > _ENOUGH:
             return
-        if recognised <= _FEW * len(self._seen) and self._chance(recognised) < _CHANCE:
+        if recognised <= FEW * len(self._seen) and self._chance(recognised) < _CHANCE:
             few = recognised or "none"
             raise LogError(
                 f"the log at {self._location} belongs to another dataset, or to one that was prepared "
@@ -193,12 +186,13 @@ class Familiarity:
         return len(self._seen) < enough and self._rows < _DOUBTFUL_ROWS
 
     def _compare(self, sample: int, statistics: Values) -> None:
-        self._seen[sample] = bool(self._alike(statistics, self._appearance[sample]))
+        self._seen[sample] = bool(look_alike(statistics, self._appearance[sample], self._differences))
         if self._seen[sample] or sample in self._names:
             return
+        equal = _EQUAL * self._differences + 1e-6
         for other in range(sample - _NEARBY, sample + _NEARBY + 1):
             known = self._appearance.get(other)
-            if known is not None and (np.abs(statistics - known) <= self._equal).all():
+            if known is not None and (np.abs(statistics - known) <= equal).all():
                 self._moved[sample] = other
                 return
 
@@ -215,11 +209,6 @@ class Familiarity:
             f"{len(self._seen)} look like others beside them ({told}), as after a file was added, removed or "
             "renamed. Choose another path, or give samples names, which stay with them (`sample_ids`)"
         )
-
-    def _alike(self, one: Values, other: Values) -> npt.NDArray[np.bool_]:
-        near = np.abs(one - other) <= self._tolerance
-        found: npt.NDArray[np.bool_] = near[..., 0] | (near[..., 1] & near[..., 2])
-        return found
 
     def _chance(self, recognised: int) -> float:
         return float(bdtr(recognised, len(self._seen), self._usual))  # binomial

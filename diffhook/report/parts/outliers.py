@@ -13,6 +13,8 @@ from diffhook.report.explorer import Explorer
 from diffhook.report.rendering import Part, part
 from diffhook.report.thumbnails import PictureCache, Thumbnail
 
+_PAGE = 60  # tiles that are shown at once
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -37,7 +39,7 @@ def outliers_part(
     ranking: Ranking,
     thumbnails: PictureCache,
     top: int = 500,
-    page: int = 60,
+    *,
     explorer: Explorer | None = None,
 ) -> Part | None:
     """The first ``top`` samples of a ranking; with an explorer, its map and filters, and all its samples."""
@@ -68,7 +70,7 @@ def outliers_part(
         orders=["score", *(SIGNALS[n].title if n in SIGNALS else n for n in ranking.parts), "sample id"],
         named=bool(ranking.names),
         flagged=sum(bool(flags) for flags in ranking.flags),
-        page=page,
+        page=_PAGE,
     )
 
 

@@ -82,9 +82,8 @@ def _walk(value: Any, path: Path, parts: int) -> Iterator[tuple[Path, Any, int]]
         if path or isinstance(value, Tensor | str | int | float | np.ndarray):
             yield path, value, parts
         return
-    listed = isinstance(value, list | tuple) and bool(
-        path
-    )  # several values of one kind, not fields of an item
+    # Several values of one kind, not fields of an item.
+    listed = isinstance(value, list | tuple) and path != ()
     for key, child in children:
         if listed:
             yield (*path, key), child, parts * len(value)

@@ -272,14 +272,6 @@ class Identity:
                 return
 
 
-def with_roles(sample_ids: Tensor, blocks: int) -> Tensor:
-    """(blocks · B,) ids of a batch in which every sample has several rows, block after block.
-
-    That is how prior preservation is collated: B instance images, then their B class images.
-    """
-    return torch.cat([sample_ids + role * ROLE_STRIDE for role in range(blocks)])
-
-
 def blocks(ids: Tensor) -> int:
     """How many rows every sample of a batch has, given the (R,) ids of its rows; 1 if they differ."""
     first = ids < ROLE_STRIDE

@@ -195,9 +195,7 @@ class Items:
     def _equal_arrays(self, array: Tensor, sample: Tensor) -> tuple[Hashable, list[Leaf]]:
         key = array_key(array.shape, sample, array.dtype)
         same = self._by_dtype(array.dtype).get(key, [])
-        if len(same) > 1 and array.numel() > len(
-            sample
-        ):  # equal in the numbers that were sampled: compare all
+        if len(same) > 1 and array.numel() > len(sample):  # equal where it was sampled: compare all
             same = [leaf for leaf in same if _equal(leaf.value, array)]
         return key, same
 

@@ -41,7 +41,7 @@ class ErrorNode(NamedTuple):
         return None if self.distances is None else self.distances(self.difference.float()).flatten(1).mean(1)
 
 
-class Prediction:
+class PredictionPlace:
     """A prediction's place in the graph that a loss will have. Holds no part of it, which would never go.
 
     Args:

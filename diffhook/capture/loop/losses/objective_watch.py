@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diffhook.capture.loop.events import BatchReceived
 from diffhook.capture.loop.losses.denoiser_calls import DenoiserCall
-from diffhook.capture.loop.probes.held_rows import HeldRows
+from diffhook.capture.loop.probes.batch_rows import BatchRows
 from diffhook.capture.loop.probes.probe_inputs import ProbeInputs
 from diffhook.capture.loop.run.describe import describe_dataset
 from diffhook.capture.loop.watches.attachment import Attachment
@@ -56,7 +56,7 @@ class ObjectiveWatch:
         self._recognition = Recognition()
         self._mixings: deque[Mixing] = deque(maxlen=_MIXINGS)
         self._watched: dict[type, list[Callable[[], None]]] = {}
-        self._held: HeldRows | None = None  # by the batch at hand
+        self._held: BatchRows | None = None  # of the batch at hand
         self._passes = 0
 
     @classmethod
@@ -107,7 +107,7 @@ class ObjectiveWatch:
     def batch_received(self, event: BatchReceived) -> None:
         """What was mixed for the batch before is of no use any more."""
         self._mixings.clear()
-        self._held = HeldRows(event) if self.inputs is not None else None
+        self._held = BatchRows(event) if self.inputs is not None else None
         if self.observes or self._watched:
             self._watch_schedulers()
 

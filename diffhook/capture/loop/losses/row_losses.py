@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from diffhook.capture.loop.losses.error_nodes import ErrorNode, Prediction
+from diffhook.capture.loop.losses.error_nodes import ErrorNode, PredictionPlace
 from diffhook.compat.torch import saved
 from diffhook.gradients import Tape, on_gradient
 
@@ -46,7 +46,7 @@ class PredictionGradient:
     """
 
     def __init__(self, predicted: Tensor, tape: Tape, *, keep: bool = False) -> None:
-        self._tape, self._prediction = tape, Prediction(predicted)
+        self._tape, self._prediction = tape, PredictionPlace(predicted)
         self.output = predicted.detach() if keep else None
         self.gradient: Tensor | None = None
         self._errors: list[ErrorNode] = []

@@ -37,7 +37,7 @@ REASONS = {
     "several-backwards": "several backwards go through one forward, and a row has the gradient of one: such "
     "micro-batches are left out. Add the losses up, and call one backward",
     "other-parameters": "%d parameters are trained that were not when the capture began (%s), and rows would "
-    "leave them out: no further micro-batch is captured. A new hook, with a new log, would do that",
+    "leave them out: no further micro-batch is captured. A new hook with a new log captures them",
     "averages": "a second %s: no optimiser moves it, so it is taken for an average of the first (EMA), and "
     "is no part of the rows; models=[...] says which models count",
     "other-models": "%s: trained by an optimiser of its own, and not part of the rows; models=[...] says "

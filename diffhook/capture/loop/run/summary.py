@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import IterableDataset
@@ -13,6 +13,7 @@ from diffhook import words
 from diffhook.capture import Plan, Recorder
 from diffhook.capture.loop.run.volume import Volume
 from diffhook.capture.plan import CAPTURED_STEP
+from diffhook.capture.probes.prober import Prober
 from diffhook.console import announce
 from diffhook.gradients.sharding import is_sharded
 
@@ -78,21 +79,25 @@ def plan_text(
     ]
     if is_sharded(engine.model):
         lines.append("  the parameters are sharded: it is not checked that samples stay apart in the model")
-    if recorder.prober.waits_for_end:
-        lines.append("  all samples are probed at the end, if the budget affords it (probe=False: never)")
-    elif recorder.prober.probe is not None and recorder.prober.probe.dataset is None:
-        lines.append("  probes at snapshots, once the training loss is recognised")
-    elif recorder.prober.probe is not None:
-        probe = recorder.prober.probe
-        samples = len(probe.ids(len(probe.dataset)))
-        grid = probe.grid
-        lines.append(
-            f"  probes at snapshots: {samples:,} samples × {grid.count} timesteps × {grid.draws} draws"
-            + (f" × {grid.replicates} replicates" if grid.replicates > 1 else "")
-            + f", {words.size(samples * grid.rows * per_row)} each"
-        )
-    lines += [f"  {told}" for told in [volume.room_text(), recorder.writer.will_supersede()] if told]
-    return "\n".join(lines)
+    more = [_probes(recorder.prober, per_row), volume.room_text(), recorder.writer.will_supersede()]
+    return "\n".join([*lines, *(f"  {told}" for told in more if told)])
+
+
+def _probes(prober: Prober, row_bytes: int) -> str:
+    """What is probed; "" where nothing is."""
+    probe = prober.probe
+    if prober.waits_for_end:
+        return "all samples are probed at the end, if the budget affords it (probe=False: never)"
+    if probe is None:
+        return ""
+    if probe.dataset is None:
+        return "probes at snapshots, once the training loss is recognised"
+    samples, grid = len(probe.ids(len(probe.dataset))), probe.grid
+    return (
+        f"probes at snapshots: {samples:,} samples × {grid.count} timesteps × {grid.draws} draws"
+        + (f" × {grid.replicates} replicates" if grid.replicates > 1 else "")
+        + f", {words.size(samples * grid.rows * row_bytes)} each"
+    )
 
 
 def _expected(plan: Plan, recorder: Recorder) -> str:
@@ -120,8 +125,6 @@ def summary(
     """
     training = training_seconds(plan, recorder, seconds)
     overhead = plan.capture_seconds / training if training > 0 else 0.0
-    alerts = Counter(recorder.alerts)
-    size = recorder.row_bytes
     numbers = {
         "seconds": round(seconds, 3),
         "capture_seconds": round(plan.capture_seconds, 3),
@@ -131,45 +134,61 @@ def summary(
         "stride": plan.stride,
         "rows": recorder.rows_written,
         "rows_without_loss": recorder.rows_without_loss,
-        "bytes": size,
+        "bytes": recorder.row_bytes,
         "dropped_steps": recorder.writer.dropped_steps,
         "dropped_rows": recorder.writer.dropped_rows,
         "snapshots": recorder.snapshots_written,
         "dropped_snapshots": recorder.writer.dropped_snapshots,
-        "alerts": dict(alerts),
+        "alerts": dict(Counter(recorder.alerts)),
         "left_out": dict(left_out),
         "coverage": str(recorder.engine.coverage),
         "parameters_left_out": dict(recorder.engine.coverage.missing),
     }
-    probed = f"{recorder.prober.rows:,} of probes, " if recorder.prober.rows else ""
-    found = ", ".join(f"{count} {kind}" for kind, count in alerts.items()) or "none"
-    text = (
-        f"diffhook: {words.plural(recorder.rows_written, 'row')}, {probed}"
-        f"{words.plural(recorder.snapshots_written, 'snapshot')}; "
-        f"alerts: {found}\n"
-        f"  {words.size(size)} of rows, {words.size(size / max(plan.captured_steps, 1))} a captured step\n"
-        f"  capture added {plan.capture_seconds:.1f} s to {training:.1f} s of training "
+    lines = [
+        *_captured(plan, recorder),
+        f"capture added {plan.capture_seconds:.1f} s to {training:.1f} s of training "
         f"({overhead:.1%}); snapshots took {recorder.snapshot_seconds:.1f} s"
-        + (f", probes {recorder.prober.seconds:.1f} s" if recorder.prober.seconds else "")
+        + (f", probes {recorder.prober.seconds:.1f} s" if recorder.prober.seconds else ""),
+        *_lacking(recorder, left_out),
+    ]
+    return numbers, "\n  ".join(lines)
+
+
+def _captured(plan: Plan, recorder: Recorder) -> Iterator[str]:
+    """What there is, a line each."""
+    probed = f"{recorder.prober.rows:,} of probes, " if recorder.prober.rows else ""
+    alerts = ", ".join(f"{count} {kind}" for kind, count in Counter(recorder.alerts).items()) or "none"
+    size = recorder.row_bytes
+    yield (
+        f"diffhook: {words.plural(recorder.rows_written, 'row')}, {probed}"
+        f"{words.plural(recorder.snapshots_written, 'snapshot')}; alerts: {alerts}"
     )
+    yield f"{words.size(size)} of rows, {words.size(size / max(plan.captured_steps, 1))} a captured step"
+
+
+def _lacking(recorder: Recorder, left_out: Mapping[str, int]) -> Iterator[str]:
+    """What there is not, and why, a line each."""
+    writer = recorder.writer
     if recorder.rows_without_loss:
-        text += (
-            f"\n  {words.plural(recorder.rows_without_loss, 'row')} without the sample's own loss, of which "
+        yield (
+            f"{words.plural(recorder.rows_without_loss, 'row')} without the sample's own loss, of which "
             "alerts, rankings and the throttle see nothing there"
         )
-    if not (recorder.rows_written or left_out or recorder.writer.dropped_rows):
-        text += f"\n  {NO_BACKWARD}"
+    if not (recorder.rows_written or left_out or writer.dropped_rows):
+        yield NO_BACKWARD
     if left_out:
-        reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
-        text += f"\n  micro-batches left out, by reason: {reasons}"
-    if recorder.writer.dropped_rows:
-        text += (
-            f"\n  {recorder.writer.dropped_rows:,} rows of {recorder.writer.dropped_steps:,} training steps "
-            "were left out: the disk could not take them in time"
+        yield f"micro-batches left out, by reason: {_reasons(left_out)}"
+    if writer.dropped_rows:
+        yield (
+            f"{writer.dropped_rows:,} rows of {writer.dropped_steps:,} training steps were left out: "
+            "the disk could not take them in time"
         )
-    if recorder.writer.dropped_snapshots:
-        text += f"\n  {recorder.writer.dropped_snapshots:,} snapshots were left out: the disk failed or hung"
-    return numbers, text
+    if writer.dropped_snapshots:
+        yield f"{writer.dropped_snapshots:,} snapshots were left out: the disk failed or hung"
+
+
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
 
 
 def why_nothing(left_out: Mapping[str, int], reason: str | None, models: int) -> str:
@@ -181,8 +200,7 @@ def why_nothing(left_out: Mapping[str, int], reason: str | None, models: int) ->
         models: how many trained ones were seen.
     """
     if left_out:
-        reasons = ", ".join(f"{count:,} {kind}" for kind, count in left_out.items())
-        return f"every micro-batch was left out ({reasons})"
+        return f"every micro-batch was left out ({_reasons(left_out)})"
     if reason is not None:
         return reason
     if not models:

@@ -31,7 +31,7 @@ def take_last(session: CaptureSession, settings: Settings, seconds: float, *, at
     if not settings.probes_at_end or not session.steps.count:
         return
     if _died(at_exit):  # nobody wants to wait
-        announce("diffhook: no probe at the end, for an error ended the training")
+        announce("diffhook: no probe at the end, because an error ended the training")
     else:
         session.snapshots.probe_at_end(session.recorder, _seconds_left(session, settings, seconds))
 

@@ -171,7 +171,7 @@ class Steps:
             self.samples = 0
         chosen = self.clock.finish_step(began)
         if self._plan.filled(recorder.row_bytes * self.processes):
-            self._tell_stride("the log fills")
+            self._tell_stride("the log is filling up")
         elif chosen:
             self._tell_stride(f"within {self._plan.budget}")
         return True

@@ -15,7 +15,6 @@ from diffhook.capture.loop.watches.call_inspection import takes_timesteps
 from diffhook.capture.loop.watches.call_watch import watch_calls
 from diffhook.compat.deepspeed import moved
 from diffhook.compat.fsdp import plain_class
-from diffhook.errors import ConfigurationError
 from diffhook.gradients import Guarded
 from diffhook.gradients.compiled import compiled_wrapper, holder, is_compiled, without_wrappers
 from diffhook.gradients.sharding import parameters_of, refuse_unsupported
@@ -55,8 +54,7 @@ class ModelWatch:
             model: as the loop calls it, or what is inside of the wrappers of DDP.
 
         Raises:
-            ConfigurationError: its parameters are spread over processes in a way that is not supported, or
-                it is compiled and torch is older than 2.6.
+            ConfigurationError: its parameters are spread over processes in a way that is not supported.
         """
         refuse_unsupported(model)
         called, whole, model = model, holder(model), without_wrappers(model)
@@ -64,8 +62,6 @@ class ModelWatch:
             return
         if self._chosen is not None and not any(_origin(model) is chosen for chosen in self._chosen):
             return
-        if is_compiled(called):
-            refuse_old_compiler()
         self._models.append(model)
         self._holders[id(model)] = whole
         self._attachment.own(model)
@@ -180,12 +176,3 @@ def adapters_of(host: nn.Module) -> nn.ModuleDict:
         if isinstance(adapter, nn.Module) and adapter is not layer and is_trained(adapter):
             found[path.replace(".", "_")] = adapter
     return nn.ModuleDict(found)
-
-
-def refuse_old_compiler() -> None:
-    """Raises ConfigurationError if this torch cannot run a compiled model uncompiled for a step."""
-    if not hasattr(torch.compiler, "set_stance"):
-        raise ConfigurationError(
-            f"the model is compiled, and torch {torch.__version__} cannot run it uncompiled for the captured "
-            "steps: use torch 2.6 or later, train it uncompiled, or without diffhook (enabled=False)"
-        )

@@ -11,7 +11,7 @@ from diffhook.capture.loop.events import BatchReceived, tensors_of
 from diffhook.capture.loop.identity import RowIds
 
 
-class HeldRows:
+class BatchRows:
     """The tensors of a batch that have a row for each of its samples.
 
     Args:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from diffhook.capture.loop.identity import RowIds, Unmatched
-from diffhook.capture.loop.identity.loader_tracker import Batches
+from diffhook.capture.loop.identity.early_batches import EarlyBatches
 
 
 def test_a_batch_is_known_again_by_its_tensors_however_late_it_is_used() -> None:
-    batches, kept = Batches(), [{"image": torch.rand(2, 3), "text": ["a", "b"]} for _ in range(5)]
+    batches, kept = EarlyBatches(), [{"image": torch.rand(2, 3), "text": ["a", "b"]} for _ in range(5)]
     for number, batch in enumerate(kept):
         batches.keep(batch, RowIds(torch.tensor([number]), "dataset index"))
     for number in (3, 0, 4, 1):
@@ -21,7 +21,7 @@ def test_a_batch_is_known_again_by_its_tensors_however_late_it_is_used() -> None
 
 
 def test_a_batch_that_is_gone_is_forgotten_and_not_taken_for_another() -> None:
-    batches = Batches()
+    batches = EarlyBatches()
     for number in range(200):
         batches.keep({"x": torch.rand(3)}, Unmatched("unordered", str(number)))
         assert batches.find({"x": torch.rand(3)}) is None
