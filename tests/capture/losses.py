@@ -52,6 +52,7 @@ class Loss:
     white: bool = False  # samples that look like noise
     error: float = 0.3  # of the prediction
     most: int | None = None  # the highest timestep
+    own: bool = False  # a loop's own table takes the scheduler's place
     shown: str = ""  # what the batch holds of a sample: "" nothing, "itself", or "another"
 
     def observe(
@@ -95,7 +96,7 @@ class Loss:
         gradient = gradient.float() / scaler
         lengths = [each.detach().flatten(1).norm(dim=1) for each in (difference, inner / scaler, gradient)]
         mixing = None
-        if self.predicts not in BY_HAND:
+        if self.predicts not in BY_HAND and not self.own:
             mixing = Mixing(self.scheduler, clean, added, timesteps, noisy)
         images = {"": None, "itself": 2 * clean + 1, "another": torch.rand_like(clean)}[self.shown]
         return Observation(

@@ -72,8 +72,11 @@ def _named(description: dict[str, Any]) -> str:
 
 REASONS = {
     "unmixed": "no scheduler's add_noise or scale_noise was seen to make the model's input, and the loss is "
-    "not flow matching as loops mix it themselves: a squared error of ε − x, at (1 − σ) x + σ ε, the model "
-    "told σ or 1000 σ, or of x − ε, told 1 − σ",
+    "neither of those known of loops that mix by themselves: flow matching, a squared error of ε − x, at "
+    "(1 − σ) x + σ ε, the model told σ or 1000 σ, or of x − ε, told 1 − σ; and a squared error of ε or v, at "
+    "√ᾱ x + √(1 − ᾱ) ε, where the batch holds x itself",
+    "schedule": "the loop mixes √ᾱ x + √(1 − ᾱ) ε by itself, and its ᾱ are not those of a usual schedule "
+    "(linear, scaled linear, cosine, sigmoid) at the timesteps that the model is told",
     "small": "no scheduler's add_noise or scale_noise was seen to make the model's input, and samples of "
     "fewer than 128 numbers do not show how else noise was mixed in",
     "reversed": "the model is told how much of the sample is in its input, t x + (1 − t) ε, and samples look "
@@ -113,6 +116,11 @@ _APPROXIMATE_HELP = (
     "approximation, if the training's is masked, or its noise, input or target are changed (DREAM, input "
     "perturbation, pyramid noise). An objective=… of your own (diffhook.Objective) can be exact"
 )
+_OWN_HELP = (
+    "Tell queries: objective=DiffusionObjective(DDPMScheduler(T, trained_betas=betas), …), with the loop's "
+    "own betas, and timestep_scale= what the model is told for one step"
+)
+_HELP |= dict.fromkeys(("unmixed", "schedule"), _OWN_HELP)
 _HELP |= dict.fromkeys(("target", "noise", "changed"), _APPROXIMATE_HELP)
 _HELP["weights"] = (
     "Tell queries: objective=DiffusionObjective(noise_scheduler, weighting=…), a function of the timestep. "
