@@ -12,6 +12,7 @@ way back, one operation at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from diffhook.compat.torch import in_backward, tree_leaves, tree_map
+from diffhook.gradients.graph import Contexts
 from diffhook.gradients.guard import PassGuard, on_gradient
 from diffhook.gradients.sample_axis import SampleAxis
 from diffhook.gradients.tape import Tape, refuse_double_backward
@@ -44,7 +46,7 @@ class _Source:
     ``names`` are those of the parameters behind the tensor. What computed it had ``parents``, each
     with the alias that stood in for it, in ``dtype`` at the lowest, and ended in ``edge``; a parameter
     has none. A ``pure`` source has met nothing that could depend on the samples. ``order``: parents
-    come before.
+    come before. ``contexts``: of what cannot be looked into, and has computed it.
     """
 
     tensor: Tensor
@@ -54,6 +56,7 @@ class _Source:
     parents: list[_Pair] = field(default_factory=list)
     edge: GradientEdge | None = None
     order: int = 0
+    contexts: Contexts | None = None
 
 
 @dataclass
@@ -67,6 +70,7 @@ class _Use:
     output: Tensor | None
     edge: GradientEdge | None
     sources: list[_Pair]  # with the alias that stood in for it
+    contexts: Contexts | None = None  # of what cannot be looked into, and has computed it
 
 
 @dataclass
@@ -238,9 +242,9 @@ class Fallback(TorchFunctionMode):
             own = [self._parameters[name] for name in sorted(names)]
             parents: list[_Pair] = [(self._sources[id(parameter)], parameter) for parameter in own]
             if self._axis.samples_first(leaf):
-                self._use(leaf, parents)
+                self._use(leaf, parents).contexts = Contexts([leaf])
             else:
-                self._source(leaf, parents, pure=True)
+                self._source(leaf, parents, pure=True).contexts = Contexts([leaf])
 
     def _derived(self) -> set[Node]:
         return {s.edge.node for s in self._sources.values() if s.pure and s.edge is not None}
@@ -279,17 +283,20 @@ class Fallback(TorchFunctionMode):
         else:
             self._source(result, pairs, pure=not samples and not mixed)
 
-    def _use(self, result: Tensor, pairs: list[_Pair]) -> None:
+    def _use(self, result: Tensor, pairs: list[_Pair]) -> _Use:
         use = _Use(result, get_gradient_edge(result), list(pairs))
         on_gradient(result, partial(self._guard, self._backward, use))
         self._uses.append(use)
+        return use
 
-    def _source(self, result: Tensor, pairs: list[_Pair], *, pure: bool) -> None:
+    def _source(self, result: Tensor, pairs: list[_Pair], *, pure: bool) -> _Source:
         self._followed += 1
         names = frozenset[str]().union(*(source.names for source, _ in pairs))
         dtype = min((result.dtype, *(source.dtype for source, _ in pairs)), key=_bytes)
         edge = get_gradient_edge(result)
-        self._sources[id(result)] = _Source(result, names, dtype, pure, list(pairs), edge, self._followed)
+        source = _Source(result, names, dtype, pure, list(pairs), edge, self._followed)
+        self._sources[id(result)] = source
+        return source
 
     # ── backward ──────────────────────────────────────────────────────────────────────────────
 
@@ -299,7 +306,7 @@ class Fallback(TorchFunctionMode):
         try:
             self._report_use(use, use.edge, grad_output.detach())
         finally:
-            use.edge = None
+            use.edge = use.contexts = None
             use.sources = []
 
     def _report_use(self, use: _Use, edge: GradientEdge, grad_output: Tensor) -> None:
@@ -308,40 +315,56 @@ class Fallback(TorchFunctionMode):
             return
         with self._tape.at_rest():  # the nested passes below run this hook again, and the layers'
             for source, alias in use.sources:
-                self._report(source, alias, edge, grad_output)
+                self._report(source, alias, edge, grad_output, use.contexts)
 
     def _report(
-        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+        self,
+        source: _Source,
+        alias: Tensor | GradientEdge,
+        edge: GradientEdge,
+        grad_output: Tensor,
+        contexts: Contexts | None,
     ) -> None:
         try:
-            found = self._split(source, alias, edge, grad_output)
+            found = self._split(source, alias, edge, grad_output, contexts)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the next pass may fit
         except Exception:
-            found = self._split_again(source, alias, edge, grad_output)
+            found = self._split_again(source, alias, edge, grad_output, contexts)
         for name, gradient in found.items():
             self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
 
     def _split_again(
-        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+        self,
+        source: _Source,
+        alias: Tensor | GradientEdge,
+        edge: GradientEdge,
+        grad_output: Tensor,
+        contexts: Contexts | None,
     ) -> dict[str, Tensor]:
         """What fails once may be chance; an obstacle is for good."""
         try:
-            return self._split(source, alias, edge, grad_output)
+            return self._split(source, alias, edge, grad_output, contexts)
         except Exception as error:
             for name in source.names:
                 self._on_obstacle(name, f"the exact fallback failed: {error}")
             return {}
 
     def _split(
-        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+        self,
+        source: _Source,
+        alias: Tensor | GradientEdge,
+        edge: GradientEdge,
+        grad_output: Tensor,
+        contexts: Contexts | None,
     ) -> dict[str, Tensor]:
         """name → (B, *shape) for every parameter behind ``source``."""
         parts: dict[str, list[Tensor]] = {name: [] for name in source.names}
         for sample in range(self._batch):
             masked = torch.zeros_like(grad_output)
             masked[sample] = grad_output[sample]
-            (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
+            with contexts or nullcontext():
+                (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
             for name, gradient in _back_to_parameters(source, share):
                 parts[name].append(gradient)
         return {name: torch.stack(rows) for name, rows in parts.items()}
@@ -361,7 +384,10 @@ def _back_to_parameters(source: _Source, share: Tensor) -> Iterable[tuple[str, T
             yield next(iter(source.names)), share
             continue
         aliases: list[Any] = [alias for _, alias in source.parents]
-        shares = torch.autograd.grad(source.edge, aliases, share, retain_graph=True, materialize_grads=True)
+        with source.contexts or nullcontext():
+            shares = torch.autograd.grad(
+                source.edge, aliases, share, retain_graph=True, materialize_grads=True
+            )
         for (parent, _), part in zip(source.parents, shares, strict=True):
             so_far = waiting.get(id(parent))
             waiting[id(parent)] = parent, part if so_far is None else so_far[1] + part

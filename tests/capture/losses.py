@@ -46,6 +46,7 @@ class Loss:
     factor: float = 1.0
     told_scale: float = 1.0
     variance: bool = False
+    variance_term: float = 0.0  # on the variances, besides
     colour: bool = False
     turned: bool = False  # the loss squares target − prediction
     reversed: bool = False  # of flow matching: the model is told how much of the sample there is
@@ -92,6 +93,8 @@ class Loss:
         difference = target - predicted if self.turned else predicted - target
         losses = self._distance(difference).flatten(1).mean(1) * self._weights(timesteps) * self.factor
         scaler = 2.0**16 if dtype == torch.float16 else 1.0  # as a GradScaler, or small gradients are lost
+        if self.variance_term:
+            losses = losses + self.variance_term * output[:, SHAPE[0] :].float().square().flatten(1).mean(1)
         gradient, inner = torch.autograd.grad(losses.sum() * scaler, (output, difference))
         gradient = gradient.float() / scaler
         lengths = [each.detach().flatten(1).norm(dim=1) for each in (difference, inner / scaler, gradient)]

@@ -186,6 +186,8 @@ def test_half_precision_is_recognised(dtype: torch.dtype) -> None:
         ("weights", {"weighting": "sines"}),
         ("weights", {"weighting": "by row"}),
         ("noise", {"colour": True}),
+        ("variance", {"variance": True, "variance_term": 1e-3}),
+        ("variance", {"variance": True, "variance_term": 1e-3, "own": True, "shown": "itself"}),
     ],
 )
 def test_what_is_not_known_is_refused(reason: str, odd: dict[str, Any]) -> None:
@@ -201,6 +203,7 @@ def test_what_is_not_known_is_refused(reason: str, odd: dict[str, Any]) -> None:
         ({"distance": "fourth power"}, True),
         ({"weighting": "by row"}, True),
         ({"colour": True}, True),
+        ({"variance": True, "variance_term": 1e-3}, True),
         ({"reversed": True, "white": True, "shown": "itself"}, False),
     ],
 )

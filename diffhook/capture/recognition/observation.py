@@ -138,3 +138,11 @@ class Observation:
         if output.dim() < 2 or output.shape[1] != 2 * channels or self.gradient[:, channels:].any():
             return self
         return replace(self, output=output[:, :channels], gradient=self.gradient[:, :channels])
+
+    @property
+    def trains_variance(self) -> bool:
+        """Whether further channels, as many as those of the input, have a gradient of their own."""
+        given, output = self.given.shape, self.output.shape
+        if len(given) < 2 or output != (given[0], 2 * given[1], *given[2:]):
+            return False
+        return bool(self.gradient[:, given[1] :].any())

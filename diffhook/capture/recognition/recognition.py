@@ -140,6 +140,8 @@ class Recognition:
 
     def _solved(self, seen: Observation) -> Mixing | str | None:
         """What a loop has mixed by itself; None: not known yet; or why it is not known."""
+        if seen.trains_variance:
+            return "variance"
         mixed = self._schedule.mixed(seen)  # it must be exact; where little of a sample is left, both may fit
         if not isinstance(mixed, str):
             return mixed
@@ -152,6 +154,8 @@ class Recognition:
             return "schedulers"
         if self._scheduler is None and not self._meet(mixing.scheduler):
             return "scheduler"
+        if seen.trains_variance:
+            return "variance"
         seen = seen.without_variance(mixing.clean.shape[1])
         if seen.output.shape != mixing.clean.shape:
             return "target"
