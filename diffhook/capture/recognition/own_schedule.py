@@ -128,5 +128,8 @@ def _schedules() -> list[_Schedule]:
             )
             lost = (1 - scheduler.alphas_cumprod.double()).sqrt()
             scales = dict.fromkeys((1.0, stretch, 1 / steps))
-            found += [_Schedule(scheduler, *each, lost) for each in product(scales, ("epsilon", "v"))]
+            found += [
+                _Schedule(scheduler, scale, predicts, lost)
+                for scale, predicts in product(scales, ("epsilon", "v"))
+            ]
     return found
