@@ -40,6 +40,8 @@ class Recipe:
         snapshots: of the trainable parameters in a watched run, evenly spaced.
         mlp: hidden width of an MLP in the UNet's place.
         dim: D of a watched run.
+        paired: whether what a sample draws, its timesteps and noise, is of the seed, the epoch and the sample
+            alone, so that leaving others out does not change it. Not in watched runs.
     """
 
     epochs: int
@@ -50,6 +52,7 @@ class Recipe:
     snapshots: int = 4
     mlp: int | None = None
     dim: int = 2048
+    paired: bool = False
 
     def quick(self) -> Recipe:
         """A training of seconds, which shows that an experiment runs."""
@@ -171,7 +174,7 @@ class _Training:
         model, optimizer, loader, rates = prepared
         for _ in range(self.recipe.epochs):
             for batch in loader:
-                accelerator.backward(_loss(model, batch))
+                accelerator.backward(_loss(model, batch, *_drawn(batch["images"])))
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 rates.step()
@@ -184,15 +187,23 @@ class _Training:
     def plain(self) -> nn.Module:
         """The same steps without Accelerate and a DataLoader, which take as long as the MLP itself."""
         tensors, model = self.samples.batch(), self.model
-        for _ in range(self.recipe.epochs):
+        for epoch in range(self.recipe.epochs):
+            drawn = self._paired(epoch, tensors["images"]) if self.recipe.paired else None
             for ids in torch.tensor(list(self.order)).split(self.recipe.batch):
-                _loss(model, {name: values[ids] for name, values in tensors.items()}).backward()
+                batch = {name: values[ids] for name, values in tensors.items()}
+                own = [values[ids] for values in drawn] if drawn else _drawn(batch["images"])
+                _loss(model, batch, *own).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 self.optimizer.step()
                 self.rates.step()
                 self.optimizer.zero_grad()
                 self.bar.update()
         return model
+
+    def _paired(self, epoch: int, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What every sample draws in an epoch, whether or not it is trained on."""
+        seed = noise_seed(self.order.seed, 0.0, epoch)
+        return _drawn(images, torch.Generator().manual_seed(seed))
 
 
 def _rates(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
@@ -201,10 +212,14 @@ def _rates(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> Any:
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, steps, pct_start=0.1)
 
 
-def _loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def _drawn(clean: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Noise like the images, and (B,) timesteps."""
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    return noise, torch.randint(0, 1000, (len(clean),), generator=generator, device=clean.device)
+
+
+def _loss(model: nn.Module, batch: dict[str, Tensor], noise: Tensor, timesteps: Tensor) -> Tensor:
     clean = batch["images"]
-    noise = torch.randn_like(clean)
-    timesteps = torch.randint(0, 1000, (len(clean),), device=clean.device)
     predicted = model(NOISING.add_noise(clean, noise, timesteps), timesteps, batch.get("class_labels"))
     return F.mse_loss(predicted.sample, noise)
 
@@ -224,15 +239,19 @@ def losses(model: nn.Module, asked: Samples, timesteps: int = 16, draws: int = 4
 
 
 @torch.no_grad()
-def generate(model: nn.Module, like: Samples, count: int, seed: int = 7, steps: int = 50) -> Samples:
-    """Samples made with DDIM; of each class in turn, where the model knows classes."""
-    scheduler = DDIMScheduler(num_train_timesteps=1000)
+def generate(
+    model: nn.Module, like: Samples, count: int, seed: int = 7, steps: int = 50, ancestral: bool = False
+) -> Samples:
+    """Samples made with DDIM, or with DDPM; of each class in turn, where the model knows classes."""
+    scheduler = (DDPMScheduler if ancestral else DDIMScheduler)(num_train_timesteps=1000)
     scheduler.set_timesteps(steps)
-    shape = (count, *like.images.shape[1:])
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn((count, *like.images.shape[1:]), generator=generator)
     labels = None if like.classes is None else torch.arange(count) % like.classes
     arguments = {} if labels is None else {"class_labels": labels}
+    drawing = {"generator": generator} if ancestral else {}
     model.eval()
     for timestep in scheduler.timesteps:
-        images = scheduler.step(model(images, timestep, **arguments).sample, timestep, images).prev_sample
+        predicted = model(images, timestep, **arguments).sample
+        images = scheduler.step(predicted, timestep, images, **drawing).prev_sample
     return Samples(images.clamp(-1, 1).numpy(), None if labels is None else labels.numpy(), like.classes)

@@ -178,3 +178,33 @@ def test_ablations(quick: Callable[..., dict[str, Any]]) -> None:
         for row in rows:
             agreement = row["rank_agreement"]
             assert agreement == pytest.approx(1) if row["value"] == best else -1 <= agreement < 1
+
+
+def test_what_a_sample_draws_does_not_change_when_others_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(EVIDENCE)
+    import training
+    from sources import split, tiny_digits
+
+    samples, _ = split(tiny_digits(), 12, 2, seed=0)
+    recipe = training.Recipe(epochs=3, batch=4, mlp=4, paired=True)
+    drawn: dict[bytes, list[tuple[Tensor, Tensor]]] = {}
+    loss = training._loss
+
+    def noted(model: nn.Module, batch: dict[str, Tensor], noise: Tensor, timesteps: Tensor) -> Tensor:
+        for image, own, timestep in zip(batch["images"], noise, timesteps, strict=True):
+            drawn.setdefault(image.numpy().tobytes(), []).append((own, timestep))
+        return loss(model, batch, noise, timesteps)
+
+    monkeypatch.setattr(training, "_loss", noted)
+    training.train(samples, recipe, seed=5, progress=False)
+    with_all, drawn = drawn, {}
+    training.train(samples, recipe, seed=5, ids=np.array([1, 4, 5, 8, 10]), progress=False)
+    assert len(with_all) == 12
+    assert len(drawn) == 5
+    for image, draws in drawn.items():
+        assert len({int(timestep) for _, timestep in draws}) > 1, "each visit has its own"
+        for (noise, timestep), (other_noise, other_timestep) in zip(draws, with_all[image], strict=True):
+            assert torch.equal(noise, other_noise)
+            assert torch.equal(timestep, other_timestep)

@@ -11,6 +11,7 @@ from diffhook.analysis.methods.retrac import ReTrac
 from diffhook.analysis.methods.tracin import TracIn
 from diffhook.analysis.methods.trak import TRAK
 from diffhook.analysis.methods.whitened_retrac import WhitenedReTrac
+from diffhook.analysis.methods.whitened_tracin import WhitenedTracIn
 from diffhook.analysis.methods.whitening import Whitened
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "TracIn",
     "Whitened",
     "WhitenedReTrac",
+    "WhitenedTracIn",
     "find_method",
     "register",
     "title_of",
