@@ -37,7 +37,8 @@ class Hook:
                 the loop accumulates k micro-batches.
             batch: what the loop trains on, whose mean, contrast and roughness go into the log; see
                 :func:`~diffhook.capture.samples.inputs.default_inputs`. Its rows are in the order of the ids:
-                where the model is seen to be called in another one, the micro-batch is left out.
+                where the model is seen to be called in another one, the micro-batch is left out. A loop that
+                trains it in parts, one backward each, may enter ``step`` once, around all of them.
 
         Raises:
             ConfigurationError: before the first captured step, something else given as ids.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from diffhook.capture.settings import Settings
 from diffhook.errors import ConfigurationError, DiffHookError
@@ -92,17 +93,43 @@ def _attaching(log: Location, settings: dict[str, Any], table_every: int | None)
                 )
 
     Accelerator.__init__ = made
+    stepping = register_optimizer_step_post_hook(_Telling(attached))
     try:
         yield
     finally:
+        stepping.remove()
         Accelerator.__init__ = original
         for close in attached:
             close()
     if not attached:
-        logger.warning(
-            "diffhook captured nothing: the script made no Accelerator. A loop in plain PyTorch names its "
-            "batches to a diffhook.integrations.torch.TorchHook; for Lightning there is a callback"
-        )
+        logger.warning("diffhook captured nothing: the script made no Accelerator. %s", _OTHERWISE)
+
+
+_OTHERWISE = (
+    "A loop in plain PyTorch names its batches to a diffhook.integrations.torch.TorchHook, whose few lines "
+    "go into the script itself; for Lightning there is a callback"
+)
+
+
+class _Telling:
+    """Tells in the first step of a training that it is not watched, and not hours later.
+
+    Args:
+        attached: empty as long as nothing is.
+    """
+
+    def __init__(self, attached: Sequence[object]) -> None:
+        self._attached = attached
+        self._told = False
+
+    def __call__(self, *_: object) -> None:
+        if not (self._told or self._attached):
+            self._told = True
+            logger.warning(
+                "diffhook captures nothing so far: an optimiser steps, and the script has made no "
+                "Accelerator, by which diffhook run finds the loop. %s",
+                _OTHERWISE,
+            )
 
 
 def _trainer_that_makes_it() -> Any:

@@ -51,7 +51,7 @@ def named_objective(
         schedule: gives the configuration that a scheduler of another class starts from: its betas.
     """
     from diffhook.capture import DiffusionObjective, MinSNR
-    from diffhook.capture.objective.diffusion import make_scheduler
+    from diffhook.capture.objective.schedulers import make_scheduler
 
     weighting = args.weighting if args.snr_gamma is None else MinSNR(args.snr_gamma)
     if (args.scheduler, args.prediction_type, weighting) == (None, None, None):

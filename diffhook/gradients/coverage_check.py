@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
 
 from diffhook.compat.torch import gradient_hooks
 from diffhook.gradients import host
@@ -53,8 +54,9 @@ class _Balance:
 class CoverageCheck:
     """Compares, for every parameter, autograd's gradient with the sum of the samples'.
 
-    Autograd's gradient is read by a tensor hook, before it is accumulated and before data-parallel
-    training averages it: each process checks its own samples.
+    Autograd's gradient is read just before it is accumulated, and before data-parallel training averages it:
+    each process checks its own samples. What a custom function's backward asks autograd for, to hand it on,
+    is no gradient yet.
 
     Cost: per-sample products of all layers are formed, one copy of the gradients that do not agree is
     kept, and an accelerator is waited for once for every 64 MiB of gradients.
@@ -68,7 +70,7 @@ class CoverageCheck:
             sums say nothing (layer norms are off by up to 360% at 16,384 tokens): not compared there.
 
     Attributes:
-        hooks: the tensor hooks; closing this takes them off.
+        hooks: on the parameters; closing this takes them off.
         conclusive: False if gradients were not finite: nothing can be said then.
     """
 
@@ -91,12 +93,14 @@ class CoverageCheck:
         self._attached = False
         self._followed: dict[int, Tensor] = {}  # held, so that no id is reused
         self._parameters = parameters
+        self._nodes: list[Node] = []
         self._undecided: dict[str, _Balance] = {}
 
     def attach(self) -> None:
         self._attached = True
         self.hooks.callback(setattr, self, "_attached", False)
         self.hooks.callback(self._followed.clear)
+        self.hooks.callback(self._nodes.clear)
         for name, parameter in self._parameters.items():
             self._hook(name, parameter)
 
@@ -110,7 +114,18 @@ class CoverageCheck:
             self._hook(name, tensor)
 
     def _hook(self, name: str, tensor: Tensor) -> None:
-        self.hooks.callback(on_gradient(tensor, partial(self._guard, self._collect, name)).remove)
+        if not tensor.is_leaf:
+            self.hooks.callback(on_gradient(tensor, partial(self._guard, self._collect, name)).remove)
+            return
+        node = get_gradient_edge(tensor).node
+        self._nodes.append(node)  # else nobody may hold it until the forward
+        hook = partial(self._guard, self._on_accumulated, name)
+        self.hooks.callback(node.register_prehook(hook).remove)
+
+    def _on_accumulated(self, name: str, gradients: tuple[Tensor | None, ...]) -> None:
+        for gradient in gradients:
+            if gradient is not None:
+                self._collect(name, gradient)
 
     def _collect(self, name: str, gradient: Tensor) -> None:
         if not self._tape.paused:

@@ -123,7 +123,7 @@ class PerSampleGradients:
         self.tape.let_go = self._reuse is None  # keep inputs: a second backward must refill reused gradients
         self._formed: set[str] = set()  # layers whose products may be reused
         self._assignment = Assignment(self.parameters, ruled)
-        self._layout = AxisLayout()
+        self._layout = AxisLayout(self._assignment.names_of(ruled))
         self._schedule = Schedule()
         self._warned = False
         self._hooks = [0] * len(self.parameters)  # on the parameters, by others, when coverage was checked

@@ -12,7 +12,7 @@ way back, one operation at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,10 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from diffhook.compat.torch import in_backward, tree_leaves, tree_map
+from diffhook.gradients.graph import Contexts
 from diffhook.gradients.guard import PassGuard, on_gradient
 from diffhook.gradients.sample_axis import SampleAxis
+from diffhook.gradients.sources import Operation, Pair, Source, Use, back_to_parameters
 from diffhook.gradients.tape import Tape, refuse_double_backward
 
 OnGradient = Callable[[str, Tensor, torch.dtype], None]
@@ -32,51 +34,6 @@ OnObstacle = Callable[[str, str], object]
 _NOT_IN_PLACE = {"__invert__", "__index__", "__int__"}
 _TAKE_FORM = {"to", "type_as", "view_as", "reshape_as", "expand_as"}  # of another tensor, and no value
 _TENSOR_PROPERTIES = {"T", "mT", "H", "mH", "real", "imag"}
-
-
-_Pair = tuple["_Source", Tensor | GradientEdge]  # a source, and the alias that stood in for it
-
-
-@dataclass
-class _Source:
-    """A parameter, or a tensor computed from one that has no sample axis in front.
-
-    ``names`` are those of the parameters behind the tensor. What computed it had ``parents``, each
-    with the alias that stood in for it, in ``dtype`` at the lowest, and ended in ``edge``; a parameter
-    has none. A ``pure`` source has met nothing that could depend on the samples. ``order``: parents
-    come before.
-    """
-
-    tensor: Tensor
-    names: frozenset[str]
-    dtype: torch.dtype
-    pure: bool = True
-    parents: list[_Pair] = field(default_factory=list)
-    edge: GradientEdge | None = None
-    order: int = 0
-
-
-@dataclass
-class _Use:
-    """One operation in which sources met the batch.
-
-    ``output`` and ``edge`` close a cycle through the output's hook, which no garbage collector
-    sees: both are cleared after use.
-    """
-
-    output: Tensor | None
-    edge: GradientEdge | None
-    sources: list[_Pair]  # with the alias that stood in for it
-
-
-@dataclass
-class _Operation:
-    """A call of a torch function that is about to run on sources, each replaced by an alias."""
-
-    leaves: list[Tensor]
-    pairs: list[_Pair]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Fallback(TorchFunctionMode):
@@ -116,20 +73,20 @@ class Fallback(TorchFunctionMode):
         self._guard = guard
         self._on_gradient = on_gradient
         self._on_obstacle = on_obstacle
-        self._sources = {id(p): _Source(p, frozenset([n]), p.dtype) for n, p in parameters.items()}
+        self._sources = {id(p): Source(p, frozenset([n]), p.dtype) for n, p in parameters.items()}
         # Tensors that depend on no sample, such as position indices. Held, so that no id is reused.
         self._constants = {id(t): t for t in constants}
         self.watched = frozenset(parameters)
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._parameters = parameters
-        self._uses: list[_Use] = []
+        self._uses: list[Use] = []
         self._followed = 0
         self._seen: set[str] = set()  # parameters that have entered an operation themselves
         self._tape = tape
 
     def follow(self, name: str, tensor: Tensor) -> None:
         """From now on ``tensor`` stands for a parameter, which is sharded otherwise."""
-        self._sources[id(tensor)] = _Source(tensor, frozenset([name]), tensor.dtype)
+        self._sources[id(tensor)] = Source(tensor, frozenset([name]), tensor.dtype)
 
     def know_constant(self, tensor: Tensor) -> None:
         """Likewise for one that is not watched."""
@@ -199,7 +156,7 @@ class Fallback(TorchFunctionMode):
         self._guard(self._note, func, operation, output)
         return output
 
-    def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Operation | None:
+    def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | None:
         """What is about to run on which tensors; None if it is none of our business."""
         if self._guard.error is not None or not torch.is_grad_enabled() or self._tape.blind:
             return None
@@ -210,21 +167,24 @@ class Fallback(TorchFunctionMode):
             self._adopt_foreign(leaves)
         met = {id(t): self._sources[id(t)] for t in leaves if id(t) in self._sources}
         if not met:
-            return _Operation(leaves, [], args, kwargs)
+            return Operation(leaves, [], args, kwargs)
         # An alias of its own for every use: the gradient of the output with respect to the alias is
         # that of this operation alone, whatever else depends on the parameter. Autograd runs the alias that
         # was made last first: so the first argument's gradient is added first, as it would be without us.
         changed = met.pop(id(args[0]), None) if args and _changes_in_place(func) else None
         used = [met[id(leaf)] for leaf in leaves if id(leaf) in met]
+        on_alias = bool(args) and id(args[0]) in met
         aliases = [source.tensor.view_as(source.tensor) for source in reversed(used)]
-        pairs: list[_Pair] = list(zip(used, reversed(aliases), strict=True))
+        # An alias's place in the graph is another once the parameter is written to, as where a forward
+        # normalises its weights.
+        pairs: list[Pair] = list(zip(used, map(get_gradient_edge, reversed(aliases)), strict=True))
         args, kwargs = tree_map(
             lambda leaf: aliases.pop() if isinstance(leaf, Tensor) and id(leaf) in met else leaf,
             (args, kwargs),
         )
         if changed is not None and changed.edge is not None:  # an alias would be changed instead
             pairs.append((changed, changed.edge))
-        return _Operation(leaves, pairs, args, kwargs)
+        return Operation(leaves, pairs, args, kwargs, on_alias)
 
     def _adopt_foreign(self, leaves: list[Tensor]) -> None:
         """Tensors that were made of parameters where we could not see it become sources, or uses."""
@@ -236,16 +196,16 @@ class Fallback(TorchFunctionMode):
                 continue
             self._seen |= names
             own = [self._parameters[name] for name in sorted(names)]
-            parents: list[_Pair] = [(self._sources[id(parameter)], parameter) for parameter in own]
+            parents: list[Pair] = [(self._sources[id(parameter)], parameter) for parameter in own]
             if self._axis.samples_first(leaf):
-                self._use(leaf, parents)
+                self._use(leaf, parents).contexts = Contexts([leaf])
             else:
-                self._source(leaf, parents, pure=True)
+                self._source(leaf, parents, pure=True).contexts = Contexts([leaf])
 
     def _derived(self) -> set[Node]:
         return {s.edge.node for s in self._sources.values() if s.pure and s.edge is not None}
 
-    def _note(self, func: Any, operation: _Operation, output: Any) -> None:
+    def _note(self, func: Any, operation: Operation, output: Any) -> None:
         leaves, pairs = operation.leaves, operation.pairs
         if _name(func) == "__setitem__":  # which returns nothing, and makes another tensor of the first
             output = operation.args[0]
@@ -259,7 +219,7 @@ class Fallback(TorchFunctionMode):
             return
         sources = {id(source.tensor) for source, _ in pairs}
         others = [t for t in leaves if id(t) not in sources]
-        if _name(func) in _TAKE_FORM and any(operation.args[0] is alias for _, alias in pairs):
+        if _name(func) in _TAKE_FORM and operation.on_alias:
             others = []
         for source, _ in pairs:
             if source.edge is None and followed:  # else it was asked what it is: dim(), is_floating_point()
@@ -267,7 +227,7 @@ class Fallback(TorchFunctionMode):
         for result in followed:
             self._follow(result, pairs, others)
 
-    def _follow(self, result: Tensor, pairs: list[_Pair], others: Sequence[Tensor]) -> None:
+    def _follow(self, result: Tensor, pairs: list[Pair], others: Sequence[Tensor]) -> None:
         # A table may have B rows by chance. Followed on, it is exact all the same, so a sample axis
         # is believed only where samples have come in.
         samples = [t for t in others if not self.is_constant(t)]
@@ -279,92 +239,91 @@ class Fallback(TorchFunctionMode):
         else:
             self._source(result, pairs, pure=not samples and not mixed)
 
-    def _use(self, result: Tensor, pairs: list[_Pair]) -> None:
-        use = _Use(result, get_gradient_edge(result), list(pairs))
+    def _use(self, result: Tensor, pairs: list[Pair]) -> Use:
+        use = Use(result, get_gradient_edge(result), list(pairs))
         on_gradient(result, partial(self._guard, self._backward, use))
         self._uses.append(use)
+        return use
 
-    def _source(self, result: Tensor, pairs: list[_Pair], *, pure: bool) -> None:
+    def _source(self, result: Tensor, pairs: list[Pair], *, pure: bool) -> Source:
         self._followed += 1
         names = frozenset[str]().union(*(source.names for source, _ in pairs))
         dtype = min((result.dtype, *(source.dtype for source, _ in pairs)), key=_bytes)
         edge = get_gradient_edge(result)
-        self._sources[id(result)] = _Source(result, names, dtype, pure, list(pairs), edge, self._followed)
+        source = Source(result, names, dtype, pure, list(pairs), edge, self._followed)
+        self._sources[id(result)] = source
+        return source
 
     # ── backward ──────────────────────────────────────────────────────────────────────────────
 
-    def _backward(self, use: _Use, grad_output: Tensor) -> None:
+    def _backward(self, use: Use, grad_output: Tensor) -> None:
         if self._tape.paused or use.edge is None:
             return
         try:
             self._report_use(use, use.edge, grad_output.detach())
         finally:
-            use.edge = None
+            use.edge = use.contexts = None
             use.sources = []
 
-    def _report_use(self, use: _Use, edge: GradientEdge, grad_output: Tensor) -> None:
+    def _report_use(self, use: Use, edge: GradientEdge, grad_output: Tensor) -> None:
         refuse_double_backward()
         if self._guard.error is not None:
             return
         with self._tape.at_rest():  # the nested passes below run this hook again, and the layers'
             for source, alias in use.sources:
-                self._report(source, alias, edge, grad_output)
+                self._report(source, alias, edge, grad_output, use.contexts)
 
     def _report(
-        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+        self,
+        source: Source,
+        alias: Tensor | GradientEdge,
+        edge: GradientEdge,
+        grad_output: Tensor,
+        contexts: Contexts | None,
     ) -> None:
         try:
-            found = self._split(source, alias, edge, grad_output)
+            found = self._split(source, alias, edge, grad_output, contexts)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the next pass may fit
         except Exception:
-            found = self._split_again(source, alias, edge, grad_output)
+            found = self._split_again(source, alias, edge, grad_output, contexts)
         for name, gradient in found.items():
             self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
 
     def _split_again(
-        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+        self,
+        source: Source,
+        alias: Tensor | GradientEdge,
+        edge: GradientEdge,
+        grad_output: Tensor,
+        contexts: Contexts | None,
     ) -> dict[str, Tensor]:
         """What fails once may be chance; an obstacle is for good."""
         try:
-            return self._split(source, alias, edge, grad_output)
+            return self._split(source, alias, edge, grad_output, contexts)
         except Exception as error:
             for name in source.names:
                 self._on_obstacle(name, f"the exact fallback failed: {error}")
             return {}
 
     def _split(
-        self, source: _Source, alias: Tensor | GradientEdge, edge: GradientEdge, grad_output: Tensor
+        self,
+        source: Source,
+        alias: Tensor | GradientEdge,
+        edge: GradientEdge,
+        grad_output: Tensor,
+        contexts: Contexts | None,
     ) -> dict[str, Tensor]:
         """name → (B, *shape) for every parameter behind ``source``."""
         parts: dict[str, list[Tensor]] = {name: [] for name in source.names}
         for sample in range(self._batch):
             masked = torch.zeros_like(grad_output)
             masked[sample] = grad_output[sample]
-            (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
-            for name, gradient in _back_to_parameters(source, share):
+            with contexts or nullcontext():
+                (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
+            for name, gradient in back_to_parameters(source, share):
                 parts[name].append(gradient)
         return {name: torch.stack(rows) for name, rows in parts.items()}
-
-
-def _back_to_parameters(source: _Source, share: Tensor) -> Iterable[tuple[str, Tensor]]:
-    """The chain rule from a source to the parameters behind it.
-
-    Through sources only, each once, whatever paths lead there: where samples came in along the way,
-    that was a use of its own.
-    """
-    waiting = {id(source): (source, share)}
-    while waiting:
-        last = max(waiting, key=lambda key: waiting[key][0].order)
-        source, share = waiting.pop(last)
-        if source.edge is None:
-            yield next(iter(source.names)), share
-            continue
-        aliases: list[Any] = [alias for _, alias in source.parents]
-        shares = torch.autograd.grad(source.edge, aliases, share, retain_graph=True, materialize_grads=True)
-        for (parent, _), part in zip(source.parents, shares, strict=True):
-            so_far = waiting.get(id(parent))
-            waiting[id(parent)] = parent, part if so_far is None else so_far[1] + part
 
 
 def _bytes(dtype: torch.dtype) -> int:

@@ -145,6 +145,13 @@ def _settle(failures: dict[str, str], watched: WatchedPass, assignment: Assignme
     """Parameters whose rows do not add up: their layer is declined; the fallback's are left out."""
     new = {name: why for name, why in failures.items() if name not in assignment.missing}
     rules = watched.accumulator.taken - assignment.declined
+    if taken := watched.axis.take_from_layers(new):
+        raise RecheckNeeded(
+            f"{_some(sorted(taken))} went through a function that cannot be seen, and whose backward does "
+            "not call their layers; this pass is discarded and the next one follows them",
+            law="completeness",
+            names=sorted(taken),
+        )
     declined = {layer for layer in rules if not new.keys().isdisjoint(assignment.names_of([layer]))}
     if declined:
         assignment.declined |= declined

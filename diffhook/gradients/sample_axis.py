@@ -28,10 +28,13 @@ class AxisLayout:
     may be as long as the batch by chance. Once learned it stays: the fallback is exact either way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recomputed: Iterable[str] = ()) -> None:
         self._others: dict[Place, str] = {}
         #: tensors that no operation has shown, and the parameters directly behind them
         self.foreign: dict[Place, frozenset[str]] = {}
+        #: parameters behind such tensors that are presumed to be their layers': a backward that computes a
+        #: block again, as a checkpoint of a repository's own does, calls them where we see it
+        self.recomputed = set(recomputed)
 
     def learn(self, place: Place, operation: str) -> None:
         self._others[place] = operation
@@ -59,9 +62,11 @@ class SampleAxis:
         self._layout = layout
         self._check = check
         self._count = 0  # of operations
+        self._left: set[str] = set()  # to their layers, by the checked pass
         self._met: set[Place] = set()  # where a tensor was that no operation has shown
         if check is not None:
             layout.foreign.clear()  # found anew
+        self._shown = WeakIdKeyDictionary()  # what operations have made or been given
         self._otherwise = WeakIdKeyDictionary()  # tensors with something else in front
 
     def samples_first(self, tensor: Tensor) -> bool:
@@ -73,6 +78,8 @@ class SampleAxis:
         if not tensors or operation == "detach":  # which the tape calls more or less often
             return
         self._count += 1
+        if self._layout.foreign:
+            self._shown.update(dict.fromkeys(tensors, True))
         for index, tensor in enumerate(tensors):
             if tensor.dim() > 0:
                 self._see(Place(self._count, index), operation, inputs, tensor)
@@ -114,13 +121,25 @@ class SampleAxis:
             found = direct.difference(explained)
             if is_custom(tensor.grad_fn):
                 found |= _named(self._check.leaves_behind(tensor, derived), names) - direct
-            if found:
+            self._left |= found & self._layout.recomputed
+            if found := found - self._layout.recomputed:
                 self._layout.foreign[place] = frozenset(found)
-        if place not in self._layout.foreign:
+        met, self._shown[tensor] = tensor in self._shown, True
+        if place not in self._layout.foreign or met:
             return frozenset()
         self._met.add(place)
         self._see(place, "foreign", (), tensor)
         return self._layout.foreign[place].intersection(names.values())
+
+    def take_from_layers(self, names: Collection[str]) -> set[str]:
+        """From the next check on, those of ``names`` that were left to their layers here are so no longer.
+
+        Returns:
+            Which ones.
+        """
+        taken = self._left.intersection(names)
+        self._layout.recomputed -= taken
+        return taken
 
     @property
     def missed(self) -> frozenset[str]:

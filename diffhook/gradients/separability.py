@@ -7,10 +7,11 @@ statistics, sorted or rolled batches, a table whose length happens to be the bat
 where there are as many as samples, all break this.
 
 What it costs: two backward passes of activations, without weight gradients. The user's hooks on activations
-run twice more in such a pass, and so do custom autograd functions: one whose backward has side effects of its
-own (FP8 scaling) sees them. What it cannot see: computations hidden from torch functions (compiled regions),
-and a loss that couples samples after the model has answered (contrastive terms). The gradient of the output
-alone does not tell; a row is then the sum over all losses that depend on the sample.
+run twice more in such a pass, and so do custom autograd functions: what they keep in ``ctx`` is put back, but
+one whose backward has other side effects (FP8 scaling) sees them. What it cannot see: computations hidden
+from torch functions (compiled regions), and a loss that couples samples after the model has answered
+(contrastive terms). The gradient of the output alone does not tell; a row is then the sum over all losses
+that depend on the sample.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffhook.compat.torch import WeakIdKeyDictionary, tree_leaves
 from diffhook.gradients import host
-from diffhook.gradients.graph import leaves_behind
+from diffhook.gradients.graph import Contexts, leaves_behind
 from diffhook.gradients.guard import Guard, on_gradient
 from diffhook.gradients.sharding import NO_SEPARABILITY, is_sharded
 from diffhook.gradients.tape import Tape
@@ -152,8 +153,8 @@ class SeparabilityCheck:
         elif not self.alone and starts and not _communicates(self._model):
             try:
                 judged = self._send_back(starts, batch)
-            except RuntimeError as error:  # reentrant checkpointing forbids it
-                self.unchecked = str(error).splitlines()[0]
+            except Exception as error:  # reentrant checkpointing forbids it; custom functions are the loop's
+                self.unchecked = (str(error) or type(error).__name__).splitlines()[0]
         for place, (name, ambiguous) in self._relied.items():
             if judged.get(place) is False:
                 self.violated[name] = ambiguous
@@ -192,7 +193,7 @@ class SeparabilityCheck:
     def _backward(self, starts: list[Tensor], gradients: list[Tensor]) -> dict[Place, Tensor]:
         self._norms, self._running = {}, True
         try:
-            with _undisturbed(self._model):
+            with _undisturbed(self._model), Contexts(starts):
                 torch.autograd.grad(starts, self._roots, gradients, retain_graph=True, allow_unused=True)
         finally:
             self._running = False

@@ -46,12 +46,14 @@ class Loss:
     factor: float = 1.0
     told_scale: float = 1.0
     variance: bool = False
+    variance_term: float = 0.0  # on the variances, besides
     colour: bool = False
     turned: bool = False  # the loss squares target − prediction
     reversed: bool = False  # of flow matching: the model is told how much of the sample there is
     white: bool = False  # samples that look like noise
     error: float = 0.3  # of the prediction
     most: int | None = None  # the highest timestep
+    own: bool = False  # a loop's own table takes the scheduler's place
     shown: str = ""  # what the batch holds of a sample: "" nothing, "itself", or "another"
 
     def observe(
@@ -91,11 +93,13 @@ class Loss:
         difference = target - predicted if self.turned else predicted - target
         losses = self._distance(difference).flatten(1).mean(1) * self._weights(timesteps) * self.factor
         scaler = 2.0**16 if dtype == torch.float16 else 1.0  # as a GradScaler, or small gradients are lost
+        if self.variance_term:
+            losses = losses + self.variance_term * output[:, SHAPE[0] :].float().square().flatten(1).mean(1)
         gradient, inner = torch.autograd.grad(losses.sum() * scaler, (output, difference))
         gradient = gradient.float() / scaler
         lengths = [each.detach().flatten(1).norm(dim=1) for each in (difference, inner / scaler, gradient)]
         mixing = None
-        if self.predicts not in BY_HAND:
+        if self.predicts not in BY_HAND and not self.own:
             mixing = Mixing(self.scheduler, clean, added, timesteps, noisy)
         images = {"": None, "itself": 2 * clean + 1, "another": torch.rand_like(clean)}[self.shown]
         return Observation(

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 import diffhook
 from diffhook.capture import MinSNR
-from diffhook.capture.objective.diffusion import make_scheduler
 from diffhook.capture.objective.noise import noise_bank
 from diffhook.capture.objective.parametrization import PARAMETRIZATIONS, Parametrization
+from diffhook.capture.objective.schedulers import make_scheduler
 from diffhook.errors import ConfigurationError
 from diffhook.log.schema import json_like
 

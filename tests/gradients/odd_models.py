@@ -280,8 +280,22 @@ class LeftAside(nn.Module):
         return found
 
 
+class Restraining(nn.Module):
+    """As EDM2's forced weight normalisation: the forward writes to a weight that it has taken before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.to(self.weight.dtype)
+        with torch.no_grad():
+            self.weight.copy_(weight.clamp(-1, 1))
+        return x @ (weight / weight.norm(dim=1, keepdim=True)).t()
+
+
 CASES = [
     Coincidence, Keywords, BareTables, Functional, Unbatched, Tied, CalledTwice, Attention, HiddenWeight,
     Series, WeightNormed, OfUnknownKind, InPlace, Folded, FoldedResiduals, Excursion, TokensFirst,
-    LeftAside,
+    LeftAside, Restraining,
 ]  # fmt: skip

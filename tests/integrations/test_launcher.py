@@ -167,3 +167,25 @@ def test_the_module_form_is_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "diffhook.run", "--log", str(tmp_path / "log"), str(script)]
     done = subprocess.run(command, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 7
+
+
+def test_a_loop_that_is_not_watched_is_told_so_in_its_first_step(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = tmp_path / "plain.py"
+    script.write_text(
+        "import logging, torch\n"
+        "weight = torch.nn.Parameter(torch.ones(2))\n"
+        "optimizer = torch.optim.SGD([weight], 0.1)\n"
+        "for _ in range(3):\n"
+        "    weight.square().sum().backward()\n"
+        "    optimizer.step()\n"
+        "logging.getLogger('script').warning('over')\n"
+    )
+    assert main(["run", "--log", str(tmp_path / "log"), str(script)]) == 0
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    first, over, last = said
+    assert "captures nothing so far" in first
+    assert "TorchHook" in first
+    assert over == "over"
+    assert "diffhook captured nothing" in last

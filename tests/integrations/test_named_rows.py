@@ -59,3 +59,60 @@ def test_names_in_the_order_of_the_call_are_believed(tmp_path: Path, order: Tens
     given, called = (order, IN_ORDER) if beside else (None, order)
     found = _train(tmp_path / "log", order, given, called)
     assert found == [(sample, 10 * sample) for first in (0, 4) for sample in (first + order).tolist()]
+
+
+def _train_in_parts(log: Path, parts: list[Tensor], *, beside: bool, named: bool) -> list[tuple[int, int]]:
+    """Two steps on four rows each, named once a step, with a backward for each part of them."""
+    model = TinyDenoiser()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with TorchHook(log, model, optimizer, every=1, probe=False) as hook:
+        for first in (0, 4):
+            ids, batch = first + IN_ORDER, identified()[first + IN_ORDER]
+            told = {"batch": (batch, {"y": ids})} if beside else {}
+            with hook.step(sample_ids=ids, timesteps=10 * ids if named else None, **told):
+                for part in parts:
+                    rows = batch[part].to("cpu")
+                    triple = rows, torch.ones_like(rows), 10 * ids[part]
+                    denoising_losses(model, triple).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    try:
+        table = diffhook.open_log(log).train
+    except LogError:
+        return []
+    found = zip(table["step"].tolist(), table["sample"].tolist(), table["timestep"].astype(int), strict=True)
+    return [(sample, int(timestep)) for step, sample, timestep in found if step == sample // 4]
+
+
+PARTS = {
+    "halves": [IN_ORDER[:2], IN_ORDER[2:]],
+    "uneven": [IN_ORDER[:3], IN_ORDER[3:]],
+    "later first": [IN_ORDER[2:], IN_ORDER[:2]],
+    "some rows": [IN_ORDER[[0, 2, 3]]],
+}
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["told", "named timesteps"])
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_a_step_may_be_named_once_around_the_parts_of_its_batch(
+    tmp_path: Path, parts: list[Tensor], named: bool
+) -> None:
+    found = _train_in_parts(tmp_path / "log", parts, beside=True, named=named)
+    called = torch.cat(parts)
+    assert found == [(sample, 10 * sample) for first in (0, 4) for sample in (first + called).tolist()]
+
+
+def test_parts_of_a_batch_that_is_not_shown_are_left_out_with_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _train_in_parts(tmp_path / "log", PARTS["halves"], beside=False, named=False) == []
+    assert "2 rows" in caplog.text
+    assert "the whole batch, batch=" in caplog.text
+
+
+def test_parts_in_another_order_than_the_batch_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = [SHUFFLED[:2], SHUFFLED[2:]]
+    assert _train_in_parts(tmp_path / "log", parts, beside=True, named=False) == []
+    assert "in another order than the batch has" in caplog.text

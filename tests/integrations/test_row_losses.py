@@ -186,6 +186,35 @@ def test_the_loss_is_that_of_the_batch_1_loop_from_the_first_row_on(name: str, t
     _compare(tmp_path / "log", train(tmp_path / "log", LOSSES[name]))
 
 
+def _with(term: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """A squared error and, a hundredth of it or less, another term of the prediction."""
+
+    def loss(model: Any, batch: Batch) -> Tensor:
+        predicted = model(_noisy(batch), batch["timesteps"])[0]
+        return F.mse_loss(predicted, batch["noise"]) + 1e-3 * term(predicted, batch["noise"])
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        lambda predicted, noise: predicted.exp().mean(),
+        lambda predicted, noise: ((noise.mean() - noise) ** 2 / predicted.exp()).mean(),
+        lambda predicted, noise: predicted.sigmoid().log().neg().mean(),
+    ],
+    ids=["exponential", "likelihood", "entropy"],
+)
+def test_a_loss_with_a_further_term_of_the_prediction_is_not_taken_for_its_error(
+    term: Callable[[Tensor, Tensor], Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its mean over the batch may be that of the errors, as far as a comparison shows; the rows' are not."""
+    with caplog.at_level(logging.WARNING, "diffhook"):
+        train(tmp_path / "log", _with(term))
+    assert np.isnan(diffhook.open_log(tmp_path / "log").train["loss"]).all()
+    assert "samples' own losses are not known" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["edm", "absolute"])
 def test_while_accumulating(name: str, tmp_path: Path) -> None:
     expected = train(tmp_path / "log", LOSSES[name], accumulation=3)

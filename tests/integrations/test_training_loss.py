@@ -140,7 +140,7 @@ def test_a_samplers_mixture_at_another_scale_is_not_known(tmp_path: Path) -> Non
     train(tmp_path / "log", sampler_mixed_odd)
     log = diffhook.open_log(tmp_path / "log")
     assert log.objective is None
-    assert "no scheduler's add_noise" in log.objective_words
+    assert "in shares that are not" in log.objective_words
 
 
 def test_queries_need_not_be_told_it(tmp_path: Path) -> None:

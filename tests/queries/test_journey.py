@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import diffhook
 from diffhook.capture import DiffusionObjective
 from diffhook.capture.model.pipeline import SavedPipeline
-from diffhook.capture.objective.diffusion import make_scheduler
 from diffhook.capture.objective.noise import noise_bank, noise_seed
+from diffhook.capture.objective.schedulers import make_scheduler
 from diffhook.errors import ConfigurationError
 from diffhook.queries.rebuilt import build_model
 from tests.pipelines import lora_run

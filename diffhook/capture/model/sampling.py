@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffhook.capture.objective.diffusion import DiffusionObjective
+from diffhook.capture.objective.schedulers import remade
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def sample(
     parameter = next(model.parameters())
     trained = objective.scheduler
     kind = {"prediction_type": objective.prediction_type} if "prediction_type" in trained.config else {}
-    scheduler = type(trained).from_config(trained.config, **kind)
+    scheduler = remade(trained, **kind)
     scheduler.set_timesteps(steps)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])

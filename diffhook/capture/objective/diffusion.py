@@ -13,6 +13,7 @@ from diffhook.capture.objective.distance import Distance, make_distance
 from diffhook.capture.objective.noise import noise_bank
 from diffhook.capture.objective.objective import Predicting, Prediction
 from diffhook.capture.objective.parametrization import find_parametrization
+from diffhook.capture.objective.schedulers import configured, make_scheduler
 from diffhook.capture.objective.weighting import Custom, Weighting, make_weighting
 from diffhook.capture.samples.inputs import Inputs, default_inputs
 from diffhook.errors import ConfigurationError
@@ -177,25 +178,3 @@ def predicted_tensor(output: Any) -> Tensor:
             "or an output with .sample"
         )
     return found
-
-
-def configured(scheduler: Any) -> dict[str, Any]:
-    """A scheduler's configuration, without what diffusers notes beside it when a pipeline is saved."""
-    return {name: value for name, value in dict(scheduler.config).items() if not name.startswith("_")}
-
-
-def make_scheduler(name: str, config: dict[str, Any]) -> Any:
-    """One of diffusers' schedulers by class name.
-
-    Raises:
-        ConfigurationError: diffusers has no such scheduler, or cannot make it.
-    """
-    import diffusers
-
-    kind = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not isinstance(kind, type) or not hasattr(kind, "from_config"):
-        raise ConfigurationError(f"diffusers has no scheduler {name!r}")
-    try:
-        return kind.from_config(config)
-    except (TypeError, ImportError) as error:
-        raise ConfigurationError(f"diffusers cannot make a {name}: {error}") from error

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffhook.capture.objective.schedulers import remade
 from diffhook.errors import ConfigurationError
 
 
@@ -146,7 +147,7 @@ class Flow(Parametrization):
     def __init__(self, scheduler: Any) -> None:
         super().__init__(scheduler)
         # The resolution shift is in them. From a fresh scheduler: sampling overwrites its timesteps.
-        self._timesteps = type(scheduler).from_config(scheduler.config).timesteps.tolist()[::-1]
+        self._timesteps = remade(scheduler).timesteps.tolist()[::-1]
 
     def _check_mixing(self) -> None:
         """Nothing to see: :meth:`noisy` mixes by itself."""

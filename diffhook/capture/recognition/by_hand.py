@@ -21,8 +21,7 @@ def flow_by_hand(seen: Observation) -> Mixing | str:
     """x_t = (1 − σ) x + σ ε and the target v = ε − x give ε = x_t + (1 − σ) v and x = x_t − σ v; with x and ε
     exchanged, these are the lines of a loop whose time runs the other way.
 
-    Of a squared error the slope has the direction of output − v, and the loss's graph its length: of whatever
-    sign and factor, as where outputs are preconditioned, x_t − σ output against x.
+    Of whatever sign and factor, as where outputs are preconditioned, x_t − σ output against x.
 
     Returns:
         What was mixed, or why that is not known: a kind of
@@ -34,9 +33,7 @@ def flow_by_hand(seen: Observation) -> Mixing | str:
     if seen.output[0].numel() < _FEWEST:
         return "small"
     sigmas = sigmas.view(-1, *(1 for _ in seen.given.shape[1:]))
-    given, slope = seen.given.float(), seen.slope
-    lengths = seen.error_norms.float() / slope.flatten(1).norm(dim=1).clamp(min=1e-30)
-    target = seen.output.float() - slope * lengths.view_as(sigmas)
+    given, target = seen.given.float(), seen.target
     clean, noise = given - sigmas * target, given + (1 - sigmas) * target
     if not is_white(noise):
         clean, noise = noise, clean

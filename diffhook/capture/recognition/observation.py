@@ -118,9 +118,31 @@ class Observation:
         """(B, …) of what the loss takes the mean of: the gradient times the elements of a sample."""
         return self.gradient.float() * self.gradient[0].numel()
 
+    @property
+    def target(self) -> Tensor:
+        """(B, …) float32, of a squared error: its slope has the direction of output − target, and the loss's
+        graph its length, of whatever sign and factor.
+
+        Raises:
+            ValueError: the loss's graph does not show the lengths.
+        """
+        if self.error_norms is None:
+            raise ValueError("the loss holds no squared error, or none of the whole output")
+        slope = self.slope
+        lengths = self.error_norms.float() / slope.flatten(1).norm(dim=1).clamp(min=1e-30)
+        return self.output.float() - slope * lengths.view(-1, *(1 for _ in slope.shape[1:]))
+
     def without_variance(self, channels: int) -> Observation:
         """Of a model that predicts variances in further channels which the loss leaves alone."""
         output = self.output
         if output.dim() < 2 or output.shape[1] != 2 * channels or self.gradient[:, channels:].any():
             return self
         return replace(self, output=output[:, :channels], gradient=self.gradient[:, :channels])
+
+    @property
+    def trains_variance(self) -> bool:
+        """Whether further channels, as many as those of the input, have a gradient of their own."""
+        given, output = self.given.shape, self.output.shape
+        if len(given) < 2 or output != (given[0], 2 * given[1], *given[2:]):
+            return False
+        return bool(self.gradient[:, given[1] :].any())

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffhook.capture.objective.diffusion import configured
 from diffhook.capture.objective.distance import Distance, relative
 from diffhook.capture.objective.parametrization import PARAMETRIZATIONS, FlowToSample, Parametrization
+from diffhook.capture.objective.schedulers import configured, remade
 from diffhook.capture.recognition.by_hand import Exchange, flow_by_hand
 from diffhook.capture.recognition.distances import candidates, fit
 from diffhook.capture.recognition.noise_offset import NoiseOffset
 from diffhook.capture.recognition.observation import Mixing, Observation, agree
+from diffhook.capture.recognition.own_schedule import OwnSchedule
 from diffhook.capture.recognition.verdict import Recognised, Refusal
 from diffhook.capture.recognition.weightings import Weights, find_weighting
 from diffhook.capture.recognition.whiteness import Whiteness, is_white
@@ -97,6 +98,7 @@ class Recognition:
         self._scale: float | None = None  # of the timesteps that the model is told
         self._noise = Whiteness()  # of all rows, where each pass has few
         self._offset = NoiseOffset()
+        self._schedule = OwnSchedule()
         self._exchange: Exchange | None = None  # of samples and noise, where they had to be solved for
 
     def end(self, passes: int, *, thinned: bool = False) -> Refusal | None:
@@ -121,7 +123,9 @@ class Recognition:
         if not bool(torch.isfinite(seen.gradient).all()):
             self._overflowed = True
             return None
-        mixing = seen.mixing if seen.mixing is not None else flow_by_hand(seen)
+        mixing = seen.mixing if seen.mixing is not None else self._solved(seen)
+        if mixing is None:
+            return None
         failure = mixing if isinstance(mixing, str) else self._failure(mixing, seen)
         if failure is None:
             self._passes += 1
@@ -134,12 +138,24 @@ class Recognition:
             self.verdict = Refusal("changed" if isinstance(self.verdict, Recognised) else failure)
         return None
 
+    def _solved(self, seen: Observation) -> Mixing | str | None:
+        """What a loop has mixed by itself; None: not known yet; or why it is not known."""
+        if seen.trains_variance:
+            return "variance"
+        mixed = self._schedule.mixed(seen)  # it must be exact; where little of a sample is left, both may fit
+        if not isinstance(mixed, str):
+            return mixed
+        flow = flow_by_hand(seen)
+        return flow if isinstance(flow, Mixing) or mixed == "unmixed" else mixed
+
     def _failure(self, mixing: Mixing, seen: Observation) -> str | None:
         """Why a pass is not explained; a kind of :data:`~diffhook.capture.recognition.verdict.REASONS`."""
         if self._scheduler is not None and not self._knows(mixing.scheduler):
             return "schedulers"
         if self._scheduler is None and not self._meet(mixing.scheduler):
             return "scheduler"
+        if seen.trains_variance:
+            return "variance"
         seen = seen.without_variance(mixing.clean.shape[1])
         if seen.output.shape != mixing.clean.shape:
             return "target"
@@ -167,7 +183,7 @@ class Recognition:
         """Take its configuration, and what may be predicted with it."""
         found = []
         try:
-            fresh = type(scheduler).from_config(scheduler.config)
+            fresh = remade(scheduler)
         except (TypeError, ValueError, AttributeError, ImportError):
             return False
         for kind in PARAMETRIZATIONS.values():

@@ -72,8 +72,11 @@ def _named(description: dict[str, Any]) -> str:
 
 REASONS = {
     "unmixed": "no scheduler's add_noise or scale_noise was seen to make the model's input, and the loss is "
-    "not flow matching as loops mix it themselves: a squared error of ε − x, at (1 − σ) x + σ ε, the model "
-    "told σ or 1000 σ, or of x − ε, told 1 − σ",
+    "neither of those known of loops that mix by themselves: flow matching, a squared error of ε − x, at "
+    "(1 − σ) x + σ ε, the model told σ or 1000 σ, or of x − ε, told 1 − σ; and a squared error of ε or v, at "
+    "√ᾱ x + √(1 − ᾱ) ε, where the batch holds x itself",
+    "schedule": "the loop mixes samples and noise by itself, in shares that are not √ᾱ and √(1 − ᾱ) of a "
+    "usual schedule (linear, scaled linear, cosine, sigmoid) at the timesteps that the model is told",
     "small": "no scheduler's add_noise or scale_noise was seen to make the model's input, and samples of "
     "fewer than 128 numbers do not show how else noise was mixed in",
     "reversed": "the model is told how much of the sample is in its input, t x + (1 − t) ε, and samples look "
@@ -86,6 +89,8 @@ REASONS = {
     "noise": "the noise is not white",
     "target": "the loss's gradient at the output is that of no known error of ε-, v-, sample- or "
     "flow-prediction",
+    "variance": "the loss has a second term, of variances that the model predicts beside the noise (learned "
+    "sigma)",
     "several": "the timesteps trained on are so near an end of the schedule that several predictions explain "
     "the loss, as far as the output's precision shows",
     "weights": "the loss weighs its rows by none of the known functions of the timestep",
@@ -110,10 +115,16 @@ _HELP = {
 _USUAL_HELP = "Tell queries: objective=DiffusionObjective(noise_scheduler, …)"
 _APPROXIMATE_HELP = (
     "objective=DiffusionObjective(noise_scheduler, …) tells queries the nearest loss of a known kind: an "
-    "approximation, if the training's is masked, or its noise, input or target are changed (DREAM, input "
-    "perturbation, pyramid noise). An objective=… of your own (diffhook.Objective) can be exact"
+    "approximation, if the training's is masked or has further terms, or noise, input or target are changed "
+    "(DREAM, input perturbation, pyramid noise). An objective=… of your own (diffhook.Objective) can be exact"
 )
-_HELP |= dict.fromkeys(("target", "noise", "changed"), _APPROXIMATE_HELP)
+_OWN_HELP = (
+    "Tell queries: objective=DiffusionObjective(DDPMScheduler(num_train_timesteps=T, trained_betas=betas), "
+    "…) where the loop has betas of its own, timestep_scale= what the model is told for one step; for any "
+    "other loss, an objective=… of your own (diffhook.Objective)"
+)
+_HELP |= dict.fromkeys(("unmixed", "schedule"), _OWN_HELP)
+_HELP |= dict.fromkeys(("target", "noise", "changed", "variance"), _APPROXIMATE_HELP)
 _HELP["weights"] = (
     "Tell queries: objective=DiffusionObjective(noise_scheduler, weighting=…), a function of the timestep. "
     "Where rows are weighed by anything else, it is an approximation"

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffhook.capture.objective.distance import Absolute, Distance, Huber, Squared
 from diffhook.compat.torch import saved
 
-_DEPTH = 64  # nodes of a graph that are looked at
+_DEPTH = 256  # nodes of a graph that are looked at
 _MARK = "diffhook"  # in the metadata of the nodes that made predictions
 
 
@@ -46,9 +46,14 @@ class PredictionPlace:
 
     Args:
         predicted: (B, …).
+
+    Attributes:
+        counts_otherwise: the loss found last depends on it beside its errors too, as where variances that it
+            predicts have a term of their own.
     """
 
     def __init__(self, predicted: Tensor) -> None:
+        self.counts_otherwise = False
         self.rows, self.elements = len(predicted), predicted[0].numel()
         self._mark = object()
         node: Any = predicted.grad_fn
@@ -66,9 +71,11 @@ class PredictionPlace:
         others are variances. Several may share the rows, as the halves of prior preservation do.
         """
         found: list[ErrorNode] = []
+        directly: list[Any] = []
 
         def is_error(node: Any) -> bool:
             if self.made_by(node):
+                directly.append(node)
                 return True
             error = _measured(node)
             rows = None if error is None else self._rows_of(error)
@@ -79,6 +86,7 @@ class PredictionPlace:
 
         for _ in _below(loss.grad_fn, is_error):
             pass
+        self.counts_otherwise = bool(found and directly)
         return found
 
     def _rows_of(self, error: ErrorNode) -> slice | None:

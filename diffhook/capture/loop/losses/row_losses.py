@@ -132,6 +132,8 @@ class PredictionGradient:
         """
         if batch_loss is None:
             return Reading(None)
+        if self._prediction.counts_otherwise:
+            return Reading(None, contradicted=True)
         if (losses := self._joined(self._read)) is not None:
             return _agreeing(losses * undo, batch_loss, parts)
         if self._squares is None:

@@ -76,8 +76,9 @@ class Absences:
             self.leave_out(
                 "other-rows",
                 "the batch has %d sample ids, but the model was called on %d rows, and it is not known which "
-                "rows are whose: such steps are not captured. Name the rows with "
-                "hook.step(sample_ids=..., timesteps=...)",
+                "rows are whose: such steps are not captured. A loop that trains a batch in parts enters "
+                "hook.step(sample_ids=...) for each of them, or tells it the whole batch, batch=..., whose "
+                "parts are followed to the model",
                 count,
                 rows,
             )

@@ -168,7 +168,7 @@ class RowFinder:
         doubt = self._order.used()
         values = list(values)
         if self._named or self._given_up:
-            return _REORDERED if self._named and self._is_reordered(values) else self.last
+            return self._named_rows(values) if self._named else self.last
         found = self.shown(values)
         if found is not None:
             kept = isinstance(found, Unmatched)  # rows of before, perhaps, that a loop mixes in
@@ -195,14 +195,25 @@ class RowFinder:
             return self.last if isinstance(self.last, Unmatched) else _MIXED
         return MicroBatch(codes[:, 0].contiguous(), self._images_at(codes[:, 1]))
 
-    def _is_reordered(self, values: list[Any]) -> bool:
-        """Whether a call is shown to be on all rows of the named batch, and not in its order."""
-        codes = self.trace.codes_of_call(values) if self._follows else None
-        if codes is None or not isinstance(self.last, MicroBatch) or len(codes) != len(self.last.ids):
-            return False
-        places = torch.arange(self._places - len(codes), self._places)
-        own = are_known(codes) and bool(torch.isin(codes[:, 1], places).all())
-        return own and not torch.equal(codes[:, 1], places)
+    def _named_rows(self, values: list[Any]) -> MicroBatch | Unmatched | None:
+        """The named batch, or that part of it that a call is shown to be on, in the batch's order."""
+        codes = self.trace.codes_of_call(values) if self._follows and not self._given_up else None
+        if codes is None or not isinstance(self.last, MicroBatch) or not are_known(codes):
+            return self.last
+        count = len(self.last.ids)
+        rows = codes[:, 1] - (self._places - count)
+        if len(rows) > count or not bool(((rows >= 0) & (rows < count)).all()):
+            return self.last
+        if bool((rows.diff() <= 0).any()):
+            return _REORDERED
+        return self.last if len(rows) == count else self._part(self.last, rows)
+
+    def _part(self, named: MicroBatch, rows: Tensor) -> MicroBatch:
+        timesteps = named.timesteps
+        if timesteps is not None and len(timesteps) == len(named.ids):
+            timesteps = timesteps[rows.to(timesteps.device)]
+        images = None if named.images is None else named.images[rows.to(named.images.device)]
+        return named.knowing(ids=named.ids[rows], images=images, timesteps=timesteps)
 
     def _fits(self, found: MicroBatch, values: list[Any]) -> bool:
         """Whether inputs are seen to stem from the images of the batches that came last."""
