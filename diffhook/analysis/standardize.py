@@ -13,6 +13,7 @@ from diffhook.log import Table
 
 LOOKED_AT = 1 << 21  # rows from which quantiles are learned
 _ROWS_PER_CELL = 50  # fewer make a poor median
+_UPPER = 0.8416  # standard deviations from a normal's median to its 80% quantile
 
 
 def bin_edges(values: npt.NDArray[np.floating], bins: int) -> npt.NDArray[np.float64]:
@@ -120,6 +121,20 @@ def robust_deviations(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     median, spread = _centre(known)
     deviations: npt.NDArray[np.float64] = (values - median) / spread
     return deviations
+
+
+def stand_out(values: npt.NDArray[Any], deviations: float) -> npt.NDArray[np.bool_]:
+    """(N,) which values lie so many standard deviations above the median, by :func:`robust_deviations` and by
+    the 80% quantile.
+
+    Where most samples are alike, as pictures of one sky, the former are small and all of another kind would
+    lie far above; where those are a fifth of all or more, they are no outliers.
+    """
+    found = np.nan_to_num(robust_deviations(values)) > deviations
+    if found.any():
+        median, upper = np.nanquantile(values, [0.5, 0.8])
+        found &= values - median > deviations * (upper - median) / _UPPER
+    return found
 
 
 def _centre(values: npt.NDArray[Any]) -> tuple[float, float]:

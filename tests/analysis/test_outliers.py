@@ -19,7 +19,7 @@ import diffhook
 from diffhook.analysis import Ranking
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.fisher import combined, log10_tail
-from diffhook.analysis.standardize import Standard, looked_at, robust_deviations
+from diffhook.analysis.standardize import Standard, looked_at, robust_deviations, stand_out
 from diffhook.errors import ConfigurationError
 from diffhook.images import png
 from diffhook.log import LogWriter, Snapshot
@@ -216,6 +216,18 @@ def test_deviations_are_robust_within_timestep_and_stage(log: diffhook.RunLog) -
         spread = 1.4826 * np.median(np.abs(mine - np.median(mine)))
         np.testing.assert_allclose(found[cell == index], (mine - np.median(mine)) / spread)
     assert np.isnan(robust_deviations(np.array([np.nan, 1.0, 2.0]))[0])
+
+
+def test_a_kind_of_samples_does_not_stand_out_from_those_that_are_all_alike() -> None:
+    """Most are pictures of one sky, a third of something else: that is no fault of each of the third."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(0, 0.01, 60), rng.normal(1, 0.1, 30), [9.0, np.nan]])
+    assert (robust_deviations(values)[60:90] > 3).all(), "by these alone they are all far"
+    assert np.flatnonzero(stand_out(values, 3.0)).tolist() == [90]
+    few = np.concatenate([rng.normal(0, 0.01, 90), np.ones(10)])
+    assert np.flatnonzero(stand_out(few, 5.0)).tolist() == list(range(90, 100))
+    assert stand_out(rng.normal(size=100_000), 3.0).mean() == pytest.approx(0.00135, rel=0.25)
+    assert np.flatnonzero(stand_out(np.array([0.0] * 19 + [1.0]), 3.0)).tolist() == [19]
 
 
 def test_a_long_table_is_read_by_shards_and_its_usual_values_learned_from_evenly_spaced_rows(

@@ -6,7 +6,7 @@ import numpy as np
 
 from diffhook.analysis.signals.signal import Floats, Found, Signal, View, flagged, register
 from diffhook.analysis.signals.visits import NOTABLE, often
-from diffhook.analysis.standardize import robust_deviations
+from diffhook.analysis.standardize import stand_out
 
 
 @register
@@ -25,12 +25,11 @@ class Loss(Signal):
             return None
         on_grid = self._of_grid(view) if view.source == "probe" else None
         if on_grid is not None:
-            far = np.nan_to_num(robust_deviations(on_grid)) > NOTABLE
             times = np.exp(on_grid - np.nanmedian(on_grid))
             return Found(
                 on_grid,
                 flagged(
-                    far,
+                    stand_out(on_grid, NOTABLE),
                     "high loss",
                     lambda i: f"loss × {times[i]:.2g}",
                     lambda i: f"mean loss {times[i]:.2g} times the typical sample's",

@@ -7,7 +7,7 @@ import numpy as np
 from diffhook.analysis.self_influence import SINGLE, self_influence
 from diffhook.analysis.signals.signal import Found, Signal, View, flagged, register
 from diffhook.analysis.signals.visits import NOTABLE
-from diffhook.analysis.standardize import robust_deviations
+from diffhook.analysis.standardize import robust_deviations, stand_out
 
 
 class _SelfInfluence(Signal):
@@ -27,7 +27,7 @@ class _SelfInfluence(Signal):
         return Found(
             scores,
             flagged(
-                np.nan_to_num(scores) > NOTABLE,
+                stand_out(scores, NOTABLE),
                 self.title,
                 lambda i: f"{self.title} {scores[i]:+.1f}σ",
                 lambda _: self.words,
