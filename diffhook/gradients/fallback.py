@@ -271,59 +271,50 @@ class Fallback(TorchFunctionMode):
             return
         with self._tape.at_rest():  # the nested passes below run this hook again, and the layers'
             for source, alias in use.sources:
-                self._report(source, alias, edge, grad_output, use.contexts)
+                back = partial(self._back, edge, alias, use.contexts)
+                for name, gradient in self._split(source, back, grad_output).items():
+                    self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
 
-    def _report(
-        self,
-        source: Source,
-        alias: Tensor | GradientEdge,
-        edge: GradientEdge,
-        grad_output: Tensor,
-        contexts: Contexts | None,
-    ) -> None:
+    def _split(
+        self, source: Source, back: Callable[[Tensor], Tensor], grad_output: Tensor
+    ) -> dict[str, Tensor]:
+        """name → (B, *shape) for every parameter behind ``source``, once more where that fails: what fails
+        once may be chance; an obstacle is for good."""
         try:
-            found = self._split(source, alias, edge, grad_output, contexts)
+            return self._split_once(source, back, grad_output)
         except (MemoryError, torch.OutOfMemoryError):
             raise  # the next pass may fit
         except Exception:
-            found = self._split_again(source, alias, edge, grad_output, contexts)
-        for name, gradient in found.items():
-            self._on_gradient(name, gradient, min(grad_output.dtype, source.dtype, key=_bytes))
-
-    def _split_again(
-        self,
-        source: Source,
-        alias: Tensor | GradientEdge,
-        edge: GradientEdge,
-        grad_output: Tensor,
-        contexts: Contexts | None,
-    ) -> dict[str, Tensor]:
-        """What fails once may be chance; an obstacle is for good."""
+            pass  # its frames are to be gone before the second time
         try:
-            return self._split(source, alias, edge, grad_output, contexts)
+            return self._split_once(source, back, grad_output)
         except Exception as error:
             for name in source.names:
                 self._on_obstacle(name, f"the exact fallback failed: {error}")
             return {}
 
-    def _split(
-        self,
-        source: Source,
-        alias: Tensor | GradientEdge,
-        edge: GradientEdge,
-        grad_output: Tensor,
-        contexts: Contexts | None,
+    def _split_once(
+        self, source: Source, back: Callable[[Tensor], Tensor], grad_output: Tensor
     ) -> dict[str, Tensor]:
-        """name → (B, *shape) for every parameter behind ``source``."""
         parts: dict[str, list[Tensor]] = {name: [] for name in source.names}
         for sample in range(self._batch):
             masked = torch.zeros_like(grad_output)
             masked[sample] = grad_output[sample]
-            with contexts or nullcontext():
-                (share,) = torch.autograd.grad(edge, alias, masked, retain_graph=True)
-            for name, gradient in back_to_parameters(source, share):
+            for name, gradient in back_to_parameters(source, back(masked)):
                 parts[name].append(gradient)
         return {name: torch.stack(rows) for name, rows in parts.items()}
+
+    def _back(
+        self,
+        edge: GradientEdge,
+        alias: Tensor | GradientEdge,
+        contexts: Contexts | None,
+        grad_output: Tensor,
+    ) -> Tensor:
+        """The gradient at a source's alias."""
+        with contexts or nullcontext():
+            (share,) = torch.autograd.grad(edge, alias, grad_output, retain_graph=True)
+        return share
 
 
 def _bytes(dtype: torch.dtype) -> int:

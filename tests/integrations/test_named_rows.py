@@ -38,11 +38,17 @@ def _train(log: Path, named: Tensor, given: Tensor | None, called: Tensor) -> li
                 denoising_losses(model, triple).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
+    return [(sample, timestep) for _, sample, timestep in _rows(log)]
+
+
+def _rows(log: Path) -> list[tuple[int, int, int]]:
+    """(step, sample, timestep) of the rows in the log."""
     try:
         table = diffhook.open_log(log).train
     except LogError:  # nothing was captured
         return []
-    return list(zip(table["sample"].tolist(), table["timestep"].astype(int).tolist(), strict=True))
+    columns = (table[name].astype(int).tolist() for name in ("step", "sample", "timestep"))
+    return list(zip(*columns, strict=True))
 
 
 @pytest.mark.parametrize("order", [SHUFFLED, REDRAWN], ids=["shuffled", "redrawn"])
@@ -76,12 +82,7 @@ def _train_in_parts(log: Path, parts: list[Tensor], *, beside: bool, named: bool
                     denoising_losses(model, triple).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    try:
-        table = diffhook.open_log(log).train
-    except LogError:
-        return []
-    found = zip(table["step"].tolist(), table["sample"].tolist(), table["timestep"].astype(int), strict=True)
-    return [(sample, int(timestep)) for step, sample, timestep in found if step == sample // 4]
+    return [(sample, timestep) for step, sample, timestep in _rows(log) if step == sample // 4]
 
 
 PARTS = {

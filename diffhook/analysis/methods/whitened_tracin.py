@@ -21,7 +21,7 @@ class WhitenedTracIn(WhitenedReTrac):
 
     Args:
         ridge: λ in units of the mean eigenvalue of G. The default was chosen on the MLP of
-            examples/evidence; a third or three times of it cost little there.
+            examples/evidence.
     """
 
     name = "whitened-tracin"

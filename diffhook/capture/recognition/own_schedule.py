@@ -62,7 +62,7 @@ class OwnSchedule:
         if not seen.given.shape == seen.output.shape == seen.images.shape:
             return "unmixed"
         told, given, images, target = (
-            each.detach().double().cpu() for each in (seen.told, seen.given, seen.images, seen.target)
+            each.detach().cpu().double() for each in (seen.told, seen.given, seen.images, seen.target)
         )
         share, rest = _solved(given, images, target)
         if not agree(rest, seen.tolerance):
