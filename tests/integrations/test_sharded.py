@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load
 
 import diffhook
-from diffhook.capture import DiffusionObjective
-from tests.integrations.torchrun import assert_same_rows, torchrun
+from tests.integrations.torchrun import assert_same_rows, assert_serve_alike, torchrun
 from tests.integrations.two_sharded import KEPT, GatedDenoiser, loader, train
-from tests.runs import SCHEDULER, identified
 
 VERSIONS = (1, 2)
 WAYS = ("log", "uneven", "failing", "ruled")
@@ -64,14 +60,10 @@ def test_snapshots_are_whole_and_those_of_one_process(out: Path, one: diffhook.R
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_queries_work_on_the_log(out: Path, version: int) -> None:
-    log = diffhook.open_log(out / f"log-{version}")
-    objective = DiffusionObjective(SCHEDULER)
-    model = GatedDenoiser()
-    diffhook.query(log, identified()[:2], "made", model=model, objective=objective)
-    scores: Any = diffhook.influence(log, "made")
-    assert np.isfinite(scores.values).all()
-    assert scores.values.shape == (2, 12)
+def test_queries_and_later_probes_work_on_the_log(
+    out: Path, one: diffhook.RunLog, version: int, tmp_path: Path
+) -> None:
+    assert_serve_alike(Path(one.location), out / f"log-{version}", GatedDenoiser, tmp_path)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

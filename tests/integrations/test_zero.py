@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from safetensors.torch import load
 
 import diffhook
-from tests.integrations.torchrun import assert_same_rows, torchrun
-from tests.integrations.two_sharded import KEPT, loader, train
+from tests.integrations.torchrun import assert_same_rows, assert_serve_alike, torchrun
+from tests.integrations.two_sharded import KEPT, GatedDenoiser, loader, train
 
 pytest.importorskip("deepspeed")
 
@@ -41,6 +41,11 @@ def test_the_ranks_together_log_what_one_process_does(out: Path, name: str) -> N
     ]
     for ours, theirs in zip(two.snapshots, one.snapshots, strict=True):
         torch.testing.assert_close(load(ours.parameters()), load(theirs.parameters()), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_queries_and_later_probes_work_on_the_log(out: Path, name: str, tmp_path: Path) -> None:
+    assert_serve_alike(out / "one", out / name, GatedDenoiser, tmp_path)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
