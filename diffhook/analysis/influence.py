@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from diffhook.analysis.directions import Directions, query_directions, tell_brok
 from diffhook.analysis.draws import Draws
 from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import distinct_samples
-from diffhook.analysis.methods import Method, SampleSums, find_method
+from diffhook.analysis.methods import Method, SampleSums, WhitenedReTrac, find_method
 from diffhook.analysis.pairing import PROBE, SOURCES, TRAIN, check_noise, holds_replicates, kind_of
 from diffhook.analysis.row_scores import RowScores
 from diffhook.analysis.sample_sums import sample_sums
@@ -108,8 +108,8 @@ def prepare(
     again = 0 if leave_outs is None else leave_outs.replicates
     paired = kind == PROBE and not summed and holds_replicates(log, source, again)
     whole, without = _transformed(method, directions, sums)
-    if without is not None and paired and sums is not None and sums.moment is not None:
-        without = _with_their_moment(table, method, directions, sums, whole, execution)
+    if without is not None and paired and sums is not None and isinstance(method, WhitenedReTrac):
+        without = _with_their_moment(table, method, directions, sums, execution)
     rows = RowScores(method, sample_ids, directions.steps, directions.centres, factors, whole)
     draws = Draws(
         leave_outs,
@@ -126,38 +126,45 @@ def _transformed(
     method: Method, directions: Directions, sums: SampleSums | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
     """(K, C, Q, D) and, where there are replicates, (L, K, C, Q, D)."""
+    all_at_once = partial(_all_at_once, method.transform_queries, sums)
     if directions.without is None:
-        return _all_at_once(method, [directions.whole], sums)[0], None
-    whole, *without = _all_at_once(method, [directions.whole, *directions.without], sums)
+        return all_at_once([directions.whole])[0], None
+    whole, *without = all_at_once([directions.whole, *directions.without])
     return whole, np.stack(without)
 
 
 def _all_at_once(
-    method: Method, parts: Sequence[Floats], sums: SampleSums | None
+    transform: Callable[[Floats, SampleSums | None], Floats],
+    sums: SampleSums | None,
+    parts: Sequence[Floats],
 ) -> list[npt.NDArray[np.float32]]:
     """Each of (K, C, Q, D), transformed, in one call: a method may solve a large system."""
     snapshots, *_, dim = parts[0].shape
     flat = np.concatenate([part.reshape(snapshots, -1, dim) for part in parts], axis=1)
-    found = np.split(method.transform_queries(flat, sums).astype(np.float32), len(parts), axis=1)
+    found = np.split(transform(flat, sums).astype(np.float32), len(parts), axis=1)
     return [np.ascontiguousarray(part).reshape(parts[0].shape) for part in found]
 
 
 def _with_their_moment(
     table: Table,
-    method: Method,
+    method: WhitenedReTrac,
     directions: Directions,
     sums: SampleSums,
-    whole: npt.NDArray[np.float32],
     execution: Execution,
 ) -> npt.NDArray[np.float32]:
     """(L, K, C, Q, D) the queries without a leave-out, whitened by the second moment G without it, too.
 
-    To first order in the change of G: (G + Δ + λI)⁻¹ φ = H (φ − Δ H φ), with H = (G + λI)⁻¹. The draws are
-    those of all samples, so they move G as much as they move a sample's mean.
+    To first order in the change of G: (G + Δ + λI)⁻¹ φ = H (φ − Δ H φ), with H = (G + λI)⁻¹, and once more
+    for the other side. The draws are those of all samples, so they move G as much as they move a sample's
+    mean.
     """
     assert directions.leave_outs is not None
     assert directions.without is not None
-    vectors = whole.reshape(-1, whole.shape[-1])
-    change = change_without(table, method, directions.leave_outs, vectors, execution)
-    parts = directions.without - change.reshape(directions.without.shape)
-    return np.stack(_all_at_once(method, list(parts), sums))
+    once = partial(_all_at_once, method.whitened_once, sums)
+    whole, parts = directions.whole, directions.without
+    for _ in range(2):
+        (whole,) = once([whole])
+        vectors = whole.reshape(-1, whole.shape[-1])
+        change = change_without(table, method, directions.leave_outs, vectors, execution)
+        parts = np.stack(once(list(parts - change.reshape(parts.shape))))
+    return parts

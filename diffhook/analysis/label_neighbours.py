@@ -19,6 +19,7 @@ from diffhook.log import Table
 
 _TILE = 1024  # samples against all
 _NEAREST = 10
+_RIDGE = 0.03  # λ in units of the mean eigenvalue
 
 
 def label_neighbours(
@@ -27,9 +28,9 @@ def label_neighbours(
     """(N,) ids, ascending; (N,) mean cosine with the ten nearest samples of another label, less that with the
     ten of the same; and N labels, that which most of those ten others have.
 
-    Of mean unit gradients over all rows, whitened as by :class:`~diffhook.analysis.methods.WhitenedReTrac`:
-    what all gradients share says nothing of a label. NaN for a sample without a label, or without a usable
-    gradient, or where its label is the only one.
+    Of mean unit gradients over all rows, whitened by the second moment G of single ones, a root of
+    (G + λI)⁻¹ on either side: what all gradients share says nothing of a label. NaN for a sample without a
+    label, or without a usable gradient, or where its label is the only one.
 
     Args:
         labels: sample id → label.
@@ -46,11 +47,10 @@ def label_neighbours(
 
 def _whiten(path: str, table: Table, execution: Execution) -> None:
     """The units of a file, in place; they keep their length."""
-    method = WhitenedReTrac()
-    moment = second_moment(table, method, execution)
+    moment = second_moment(table, WhitenedReTrac(), execution)
     units = mapped(path, np.float32, table.dim)
     for start in range(0, len(units), _TILE):
-        vectors = half_whitened(np.asarray(units[start : start + _TILE], np.float64), moment, method.ridge)
+        vectors = half_whitened(np.asarray(units[start : start + _TILE], np.float64), moment, _RIDGE)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         fill(path, start, (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32))
 

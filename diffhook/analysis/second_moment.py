@@ -23,8 +23,8 @@ as many, and the pass costs no more however long the log is."""
 
 
 def second_moment(table: Table, method: Method, execution: Execution) -> list[Floats]:
-    """The mean over rows of φ_r φ_rᵀ with φ_r = moment_factor(‖g_r‖) · p_r, float64, as its square blocks
-    along the diagonal; rows that the method weighs by 0 do not count."""
+    """The mean over rows of φ_r φ_rᵀ with φ_r = norm_factor(‖g_r‖) · p_r, float64, as its square blocks along
+    the diagonal; rows that the method weighs by 0 do not count."""
     width = blocks(table.dim)[0].stop
     found = _held_whole(table, _Products(_Features.of(table, method), width), table.dim, width, execution)
     return [found[part, : part.stop - part.start] for part in blocks(table.dim)]
@@ -74,7 +74,7 @@ class _Features:
         if self.share < 1:
             chosen &= np.random.default_rng((block.rank, block.start)).random(len(chosen)) < self.share
         features = table.read(block, "projection")[chosen].astype(np.float32)
-        features *= self.method.moment_factor(columns["grad_norm"][chosen])[:, None]
+        features *= self.method.norm_factor(columns["grad_norm"][chosen])[:, None]
         return chosen, features
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.linalg
 
 from tests.analysis.synthetic import SAMPLES, STEPS, TIMES, Rows, Synthetic
 
 UNIT = ("retrac", "das", "whitened-retrac")
-BY_ROWS = ("whitened-retrac", "whitened-tracin")
-WHITENED = ("trak", "d-trak", "das", *BY_ROWS)
+WHITENED = ("trak", "d-trak", "das", "whitened-retrac")
 
 
 def query_direction(rows: Rows, query: int, step: int, method: str, kept: list[int]) -> np.ndarray:
@@ -49,7 +49,7 @@ def rows_of_sample(rows: Rows, sample: int, snapshot: int) -> list[tuple[np.ndar
     ]
 
 
-RIDGE = {"trak": 0.1, "d-trak": 0.1, "das": 0.1, "whitened-retrac": 0.03, "whitened-tracin": 0.01}
+RIDGE = {"trak": 0.1, "d-trak": 0.1, "das": 0.1, "whitened-retrac": 0.1}
 
 
 def direct(
@@ -66,8 +66,8 @@ def direct(
                 mine = rows_of_sample(rows, sample, step)
                 each = [(g / np.linalg.norm(g) if method in UNIT else g, w) for g, _, w in mine]
                 features[i] = sum(w * g for g, w in each) / sum(w for _, w in each)
-            gram = moment(rows) if method in BY_ROWS else features.T @ features
-            scores += np.array(queries) @ kernel_of(gram, ridge) @ features.T / len(STEPS)
+            gram = moment(rows) if method == "whitened-retrac" else features.T @ features
+            scores += np.array(queries) @ kernel_of(method, gram, ridge) @ features.T / len(STEPS)
             continue
         for i, sample in enumerate(SAMPLES):
             mine = rows_of_sample(rows, sample, step)
@@ -83,26 +83,26 @@ def direct(
     return scores
 
 
-def of_events(rows: Rows, asked: Rows, method: str) -> np.ndarray:
-    """A method whitened by rows, of the training's events: each against the queries around the centre next to
-    its timestep, by Gaussian weights as wide as centres are apart."""
-    kernel = kernel_of(moment(rows), RIDGE[method])
+def of_events(rows: Rows, asked: Rows) -> np.ndarray:
+    """Whitened ReTrac of the training's events, each against the queries around the centre next to its
+    timestep, by Gaussian weights as wide as centres are apart."""
+    kernel = kernel_of("whitened-retrac", moment(rows))
     centres = np.linspace(min(TIMES), max(TIMES), 8)
     scores = np.zeros((4, len(SAMPLES)))
     for step in STEPS:
-        queries = [directions_by_time(asked, q, step, method, [0, 1, 2]) for q in range(4)]
+        queries = [directions_by_time(asked, q, step, "whitened-retrac", [0, 1, 2]) for q in range(4)]
         for i, sample in enumerate(SAMPLES):
             mine = [
-                (gradient / np.linalg.norm(gradient) if method in UNIT else gradient, timestep)
+                (gradient / np.linalg.norm(gradient), timestep)
                 for gradient, s, taken, timestep, _ in each_row(rows)
                 if s == sample and nearest_step(taken) == step
             ]
-            for feature, timestep in mine:
+            for unit, timestep in mine:
                 centre = min(centres, key=lambda c: (abs(c - timestep), c))
                 near = np.exp(-(((np.array(TIMES) - centre) / (centres[1] - centres[0])) ** 2) / 2)
                 for q, by_time in enumerate(queries):
                     asking = near @ np.array(by_time) / near.sum()
-                    scores[q, i] += asking @ kernel @ feature / len(mine) / len(STEPS)
+                    scores[q, i] += asking @ kernel @ unit / len(mine) / len(STEPS)
     return scores
 
 
@@ -112,8 +112,11 @@ def moment(rows: Rows) -> np.ndarray:
     return sum(np.outer(unit, unit) for unit in units) / len(units)
 
 
-def kernel_of(gram: np.ndarray, ridge: float) -> np.ndarray:
-    return np.linalg.inv(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)))
+def kernel_of(method: str, gram: np.ndarray, ridge: float | None = None) -> np.ndarray:
+    """(G + λI)⁻¹, and its square for the method that whitens both sides."""
+    ridge = RIDGE[method] if ridge is None else ridge
+    inverse = np.linalg.inv(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)))
+    return inverse @ inverse if method == "whitened-retrac" else inverse
 
 
 def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
@@ -136,12 +139,15 @@ def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
             units = queries / np.linalg.norm(queries, axis=1, keepdims=True)
             scores += units @ left.T * rates / norms
         else:
-            gram = moment(made.probe) if method in BY_ROWS else whole.T @ whole
-            kernel = kernel_of(gram, RIDGE[method])
-            if method in BY_ROWS:
+            gram = moment(made.probe) if method == "whitened-retrac" else whole.T @ whole
+            kernel = kernel_of(method, gram)
+            changed = queries @ kernel
+            if method == "whitened-retrac":
                 of_all = np.array([query_direction(asked, q, step, method, [0, 1, 2]) for q in range(4)])
-                queries = queries - of_all @ kernel @ (moment(some(made.probe, kept)) - gram)
-            scores += queries @ kernel @ left.T / len(STEPS)
+                inverse, change = scipy.linalg.sqrtm(kernel), moment(some(made.probe, kept)) - gram
+                moved = inverse @ change @ kernel + kernel @ change @ inverse
+                changed = changed - of_all @ moved
+            scores += changed @ left.T / len(STEPS)
     return scores
 
 

@@ -157,7 +157,6 @@ class World:
     ("rows", "method", "samples"),
     [
         ("events", "tracin", 12), ("events", "retrac", 12), ("events", "whitened-retrac", 80),
-        ("events", "whitened-tracin", 80), ("grid", "whitened-tracin", 80),
         ("grid", "tracin", 12), ("grid", "retrac", 12), ("grid", "whitened-retrac", 80),
     ],
 )  # fmt: skip

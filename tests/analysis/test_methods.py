@@ -17,8 +17,6 @@ from diffhook.analysis.methods import METHODS, TRAK, find_method, whitening
 from diffhook.cli import main
 from diffhook.errors import ConfigurationError
 from tests.analysis.formulas import (
-    BY_ROWS,
-    RIDGE,
     close,
     direct,
     kernel_of,
@@ -37,11 +35,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
 
 
 @pytest.mark.parametrize("source", ["train", "probe"])
-@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak", *BY_ROWS])
+@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak", "whitened-retrac"])
 def test_scores_equal_the_formula(made: Synthetic, method: str, source: str) -> None:
     found = diffhook.influence(made.log, "new", method, source)
-    if method in BY_ROWS and source == "train":
-        expected = of_events(made.train, made.queries["new"], method)
+    if (method, source) == ("whitened-retrac", "train"):
+        expected = of_events(made.train, made.queries["new"])
         assert not np.allclose(expected, direct(made.train, made.queries["new"], method), rtol=0.1)
     else:
         expected = direct(getattr(made, source), made.queries["new"], method)
@@ -74,7 +72,7 @@ def test_many_dimensions_are_whitened_in_blocks(made: Synthetic, monkeypatch: py
             for q in range(4):
                 queries[q] = query_direction(made.queries["new"], q, step, "whitened-retrac", [0, 1, 2])
             mine, asked = features[:, part], queries[:, part]
-            kernel = kernel_of(moment(made.probe)[part, part], RIDGE["whitened-retrac"])
+            kernel = kernel_of("whitened-retrac", moment(made.probe)[part, part])
             expected += asked @ kernel @ mine.T / len(STEPS)
     close(diffhook.influence(made.log, "new", source="probe").values, expected)
     tight = diffhook.influence(made.log, "new", source="probe", execution=Execution(memory=512)).values
@@ -105,7 +103,7 @@ def test_what_all_samples_share_does_not_decide_after_whitening(tmp_path: Path) 
     for method in ("retrac", "whitened-retrac"):
         values = diffhook.influence(made.log, "twins", method, "probe").values
         others = np.array([np.delete(row, i).mean() for row, i in zip(values, own, strict=True)])
-        excess[method] = values[[0, 1], own] / others - 1
+        excess[method] = (values[[0, 1], own] - others) / np.abs(others)
     assert (excess["retrac"] < 0.2).all(), "the common direction is most of every score"
     assert (excess["whitened-retrac"] > 1).all(), "a query's own sample stands out"
 
@@ -164,7 +162,7 @@ def test_gradients_of_another_scalar_are_refused(
         diffhook.influence(made.log, queries, method, source)
 
 
-@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak", *BY_ROWS])
+@pytest.mark.parametrize("method", ["tracin", "retrac", "cosine", "trak", "whitened-retrac"])
 def test_errors_on_the_grid_are_the_jackknife_over_replicates_of_both_sides(
     made: Synthetic, method: str
 ) -> None:
@@ -240,7 +238,7 @@ def test_one_replicate_has_no_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["train", "probe"])
-@pytest.mark.parametrize("method", ["tracin", "retrac", "trak", *BY_ROWS])
+@pytest.mark.parametrize("method", ["tracin", "retrac", "trak", "whitened-retrac"])
 def test_timesteps_add_up_to_the_score(made: Synthetic, method: str, source: str) -> None:
     scores = diffhook.influence(made.log, "new", method, source)
     top = scores.top(3)

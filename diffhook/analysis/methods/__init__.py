@@ -11,7 +11,6 @@ from diffhook.analysis.methods.retrac import ReTrac
 from diffhook.analysis.methods.tracin import TracIn
 from diffhook.analysis.methods.trak import TRAK
 from diffhook.analysis.methods.whitened_retrac import WhitenedReTrac
-from diffhook.analysis.methods.whitened_tracin import WhitenedTracIn
 from diffhook.analysis.methods.whitening import Whitened
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "TracIn",
     "Whitened",
     "WhitenedReTrac",
-    "WhitenedTracIn",
     "find_method",
     "register",
     "title_of",

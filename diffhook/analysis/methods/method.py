@@ -31,8 +31,8 @@ class SampleSums:
         norm: (K, N) ‖v‖; None where a method does not require it, as the others.
         grams: k → Σ_i φ_i φ_iᵀ of the means φ = v / rate, as its square blocks along the diagonal (see
             :func:`~diffhook.analysis.methods.whitening.blocks`); without the snapshots that have no rows.
-        moment: the mean over rows of φ_r φ_rᵀ with φ_r = moment_factor(‖g_r‖) · p_r, of all snapshots, as
-            such blocks; see :mod:`diffhook.analysis.second_moment`.
+        moment: the mean over rows of φ_r φ_rᵀ with φ_r = norm_factor(‖g_r‖) · p_r, of all snapshots, as such
+            blocks; see :mod:`diffhook.analysis.second_moment`.
         residual: (N,) mean of √loss over √ of the mean loss, of the sample's rows.
     """
 
@@ -87,10 +87,6 @@ class Method(ABC):
     def norm_factor(self, norm: Floats) -> Floats:
         """(rows,) factor that stands for a gradient's norm."""
         return np.ones_like(norm) if self.unit else norm
-
-    def moment_factor(self, norm: Floats) -> Floats:
-        """(rows,) factor that stands for a gradient's norm in the rows' second moment."""
-        return self.norm_factor(norm)
 
     def factors(self, samples: SampleSums) -> Floats | None:
         """(K, N) factor on a sample's rows at a snapshot; None: 1."""

@@ -19,7 +19,7 @@ sketch's buckets are all alike, so each block is a projection by itself, and sco
 class Whitened(Method):
     """score = mean_k φ_q (G + λI)⁻¹ φ_i over snapshots k, with φ_i the mean over the sample's rows.
 
-    Rows count alike, whatever their learning rates. A method says what G is.
+    Rows count alike, whatever their learning rates. A method says what G is, and may whiten twice.
 
     Args:
         ridge: λ in units of G's mean eigenvalue.
