@@ -113,10 +113,10 @@ def moment(rows: Rows) -> np.ndarray:
 
 
 def kernel_of(method: str, gram: np.ndarray, ridge: float | None = None) -> np.ndarray:
-    """(G + λI)⁻¹, and its square for the method that whitens both sides."""
-    ridge = RIDGE[method] if ridge is None else ridge
-    inverse = np.linalg.inv(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)))
-    return inverse @ inverse if method == "whitened-retrac" else inverse
+    """(G + λI)⁻¹; for the method that whitens both sides, its square times λ²."""
+    level = (RIDGE[method] if ridge is None else ridge) * np.trace(gram) / len(gram)
+    inverse = np.linalg.inv(gram + level * np.eye(len(gram)))
+    return level**2 * inverse @ inverse if method == "whitened-retrac" else inverse
 
 
 def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
@@ -144,8 +144,9 @@ def left_out(made: Synthetic, method: str, gone: int) -> np.ndarray:
             changed = queries @ kernel
             if method == "whitened-retrac":
                 of_all = np.array([query_direction(asked, q, step, method, [0, 1, 2]) for q in range(4)])
-                inverse, change = scipy.linalg.sqrtm(kernel), moment(some(made.probe, kept)) - gram
-                moved = inverse @ change @ kernel + kernel @ change @ inverse
+                root, change = scipy.linalg.sqrtm(kernel), moment(some(made.probe, kept)) - gram
+                moved = root @ change @ kernel + kernel @ change @ root
+                moved /= RIDGE[method] * np.trace(gram) / len(gram)
                 changed = changed - of_all @ moved
             scores += changed @ left.T / len(STEPS)
     return scores

@@ -60,7 +60,7 @@ def test_probes_that_lack_samples_are_not_the_default(tmp_path: Path) -> None:
 
 
 def test_many_dimensions_are_whitened_in_blocks(made: Synthetic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block with a ridge of its own, as if it were a projection by itself."""
+    """Each block with a ridge of its own, as if it were a projection by itself; the unit is that of all."""
     monkeypatch.setattr(whitening, "BLOCK", 10)
     expected = np.zeros((4, len(SAMPLES)))
     for part in (slice(0, 10), slice(10, 20), slice(20, 24)):
@@ -72,11 +72,13 @@ def test_many_dimensions_are_whitened_in_blocks(made: Synthetic, monkeypatch: py
             for q in range(4):
                 queries[q] = query_direction(made.queries["new"], q, step, "whitened-retrac", [0, 1, 2])
             mine, asked = features[:, part], queries[:, part]
-            kernel = kernel_of("whitened-retrac", moment(made.probe)[part, part])
+            gram = moment(made.probe)
+            unit = np.trace(gram) / len(gram) / np.diag(gram)[part].mean()
+            kernel = unit**2 * kernel_of("whitened-retrac", gram[part, part])
             expected += asked @ kernel @ mine.T / len(STEPS)
     close(diffhook.influence(made.log, "new", source="probe").values, expected)
     tight = diffhook.influence(made.log, "new", source="probe", execution=Execution(memory=512)).values
-    np.testing.assert_allclose(tight, expected, rtol=1e-4, atol=1e-5)
+    close(tight, expected)
 
 
 @pytest.mark.parametrize("source", ["train", "probe"])

@@ -23,7 +23,8 @@ class WhitenedReTrac(Whitened):
     Both sides are whitened: what is compared are the steps (G + λI)⁻¹ φ that the two would have taken. A
     direction of eigenvalue e counts by e/(e + λ)², most where e is λ: what is far above is shared by all,
     and what is far below is a sketch's noise. Whitened on one side, as influence functions and TRAK are, it
-    counts by e/(e + λ), which predicts retrained models less well (examples/evidence/README.md).
+    counts by e/(e + λ), which predicts retrained models less well (examples/evidence/README.md). Times λ²,
+    a score is the cosine of two gradients, but for what is shared: it lies between −1 and 1.
 
     An event of the training is set against the query at timesteps near its own: gradients of far timesteps
     have little to do with each other, and add noise where a sample has few events.
@@ -36,7 +37,7 @@ class WhitenedReTrac(Whitened):
     name = "whitened-retrac"
     title = "whitened ReTrac"
     formula = (
-        "mean_k mean over rows r of φ_q(t_r) (G + λI)⁻² P g_r/‖g_r‖,  φ_q(t) = P·mean of g/‖g‖ over "
+        "mean_k mean over rows r of φ_q(t_r) λ² (G + λI)⁻² P g_r/‖g_r‖,  φ_q(t) = P·mean of g/‖g‖ over "
         "timesteps, for events those near t,  G = mean over all rows of P g gᵀ Pᵀ/‖g‖²,  λ = 0.1 · tr(G)/D"
     )
     reference = (
@@ -49,6 +50,11 @@ class WhitenedReTrac(Whitened):
 
     def rates(self, columns: Mapping[str, Floats]) -> Floats:
         return np.ones(len(columns["weight"]))
+
+    def factors(self, samples: SampleSums) -> Floats:
+        assert samples.moment is not None
+        level = self.ridge * sum(map(np.trace, samples.moment)) / sum(map(len, samples.moment))
+        return super().factors(samples) * level**2
 
     def transform_queries(self, directions: Floats, samples: SampleSums | None) -> Floats:
         return self.whitened_once(self.whitened_once(directions, samples), samples)
