@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from experiment import Result, experiment, key, single_threaded, told
-from lds import Problem, ask, retrained
+from retraining import Problem, ask, retrained
 from scipy.stats import spearmanr
 from training import LOSS, train
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from experiment import Result, experiment, told
-from lds import DEFAULT, Problem, all_scores, measured, train_on
+from lds import DEFAULT, all_scores
 from lds import METHODS as LDS_METHODS
+from retraining import Problem, measured, train_on
 
 from diffhook.analysis.evaluation import removal
 from diffhook.analysis.evaluation.estimate import estimate

@@ -21,7 +21,7 @@ import diffhook
 from diffhook.capture.objective.noise import noise_bank
 
 if TYPE_CHECKING:
-    from lds import Problem
+    from retraining import Problem
 
 _BATCH = 512
 

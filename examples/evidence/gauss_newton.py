@@ -25,7 +25,7 @@ from diffhook.capture.objective.noise import noise_bank, noise_seed
 from diffhook.log import Table
 
 if TYPE_CHECKING:
-    from lds import Problem
+    from retraining import Problem
 
 _RIDGE = 0.1  # λ over the mean eigenvalue of K; on the UNet .01 and .3 did as well
 _ROWS = "training-random-output"

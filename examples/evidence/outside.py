@@ -18,7 +18,7 @@ import diffhook
 from diffhook.capture.objective.noise import noise_bank, noise_seed
 
 if TYPE_CHECKING:
-    from lds import Problem
+    from retraining import Problem
 
 _TRAINING, _QUERIES, _TIMESTEP = 24, 8, 400
 

@@ -24,14 +24,14 @@ class WhitenedReTrac(Whitened):
     direction of eigenvalue e counts by e/(e + λ)², most where e is λ: what is far above is shared by all,
     and what is far below is a sketch's noise. Whitened on one side, as influence functions and TRAK are, it
     counts by e/(e + λ), which predicts retrained models less well (examples/evidence/README.md). Times λ²,
-    a score is the cosine of two gradients, but for what is shared: it lies between −1 and 1.
+    a score is the cosine of two gradients without what is shared, between −1 and 1 up to a sketch's noise.
 
     An event of the training is set against the query at timesteps near its own: gradients of far timesteps
     have little to do with each other, and add noise where a sample has few events.
 
     Args:
-        ridge: λ in units of the mean eigenvalue of G. A third or three times of the default cost little
-            (examples/evidence/README.md).
+        ridge: λ in units of the mean eigenvalue of G. A third or three times of the default cost up to 0.04
+            of LDS (examples/evidence/README.md).
     """
 
     name = "whitened-retrac"
@@ -52,6 +52,7 @@ class WhitenedReTrac(Whitened):
         return np.ones(len(columns["weight"]))
 
     def factors(self, samples: SampleSums) -> Floats:
+        """With λ² of the whole G, whatever its blocks have: the scores' unit."""
         assert samples.moment is not None
         level = self.ridge * sum(map(np.trace, samples.moment)) / sum(map(len, samples.moment))
         return super().factors(samples) * level**2
