@@ -26,7 +26,9 @@ class Settings:
     Of an optimiser whose groups have several learning rates, the log has the first group's; it is told.
 
     Attributes:
-        projection_dim: D; 0 for norms only; "full" keeps whole gradients.
+        projection_dim: D; 0 for norms only; "full" keeps whole gradients. None: that of the log, if there is
+            one, or else 8192, and less for large datasets, see
+            :func:`~diffhook.capture.projection_dim.usual_dim`.
         seed: seed of the projection.
         every: capture one optimiser step in this many; None: as many as the budget allows.
         overhead: the share of the training time that all of it may add, such as 0.05: events, snapshots and
@@ -66,7 +68,7 @@ class Settings:
         ConfigurationError: a value out of range.
     """
 
-    projection_dim: int | Literal["full"] = 2048
+    projection_dim: int | Literal["full"] | None = None
     seed: int = 0
     every: int | None = None
     overhead: float | None = None
@@ -87,7 +89,8 @@ class Settings:
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        check_projection_dim(self.projection_dim)
+        if self.projection_dim is not None:
+            check_projection_dim(self.projection_dim)
         check_whole("thumbnails", self.thumbnails, 0, 512)
         for name in ("every", "snapshot_every", "workspace"):
             if getattr(self, name) is not None:

@@ -77,7 +77,10 @@ def arguments(command: argparse.ArgumentParser) -> None:
     )
     grid.add_argument("--batch-size", type=int, default=32, metavar="B", help="rows of a forward pass (32)")
     grid.add_argument(
-        "--projection-dim", type=int, default=2048, metavar="D", help="length of projections (2048)"
+        "--projection-dim",
+        type=int,
+        metavar="D",
+        help="length of projections (8192, less where that takes too much room)",
     )
 
 

@@ -31,9 +31,8 @@ def _add_log(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--projection-dim",
         type=dimension,
-        default=2048,
         metavar="D",
-        help='length of projections (2048); 0: norms only; "full": whole gradients',
+        help='length of projections (8192, less for large datasets); 0: norms only; "full": whole gradients',
     )
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of the projection (0)")
     command.add_argument(

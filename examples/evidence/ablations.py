@@ -35,7 +35,7 @@ REFERENCE = {"timesteps": 10, "noise draws": 1, "D": 2048, "snapshots": 2, "stri
 SETTINGS = {
     "timesteps": (2, 5, 10, 20, 40),
     "noise draws": (1, 2, 4),
-    "D": (128, 512, 2048, 8192),
+    "D": (512, 2048, 8192, 16384),
     "snapshots": (1, 2, 4, 8),
     "stride": (1, 2, 4, 8, 16),
 }

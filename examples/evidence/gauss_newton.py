@@ -19,7 +19,7 @@ from training import LOSS, make_model
 import diffhook
 from diffhook.analysis.directions import query_directions
 from diffhook.analysis.methods import find_method
-from diffhook.analysis.methods.whitening import whitened
+from diffhook.analysis.methods.whitening import blocks, whitened
 from diffhook.capture.objective import Objective
 from diffhook.capture.objective.noise import noise_bank, noise_seed
 from diffhook.log import Table
@@ -81,8 +81,9 @@ def gauss_newton_scores(
     for k, step in enumerate(asked.steps):
         mine = rows["step"] == step
         gradients = rows["projection"][mine].astype(np.float64) * rows["grad_norm"][mine, None]
-        matrix = gradients.T @ gradients / len(gradients)
-        total += whitened(asked.whole[k, 0], [matrix], _RIDGE) @ own.whole[k, 0].T / len(asked.steps)
+        parts = [gradients[:, part] for part in blocks(gradients.shape[1])]
+        matrix = [part.T @ part / len(part) for part in parts]
+        total += whitened(asked.whole[k, 0], matrix, _RIDGE) @ own.whole[k, 0].T / len(asked.steps)
     return total
 
 

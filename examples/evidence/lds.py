@@ -11,8 +11,9 @@ halves between the negative of those losses and the sum of the scores of a half'
 queries; the ceiling is what the losses of one seed reach as a score for those of the other. Watched trainings
 on all samples give the scores, from probes and from the training's own rows: of each sample 25 a snapshot of
 the MLP's training, and ten of the UNet's. From the same snapshots, timesteps and noise come influence by the
-projected Gauss–Newton matrix and, where kronfluence is installed, by EK-FAC. Errors are of the bootstrap over
-queries and halves, and of the spread between watched trainings. How far the default method leads another is
+projected Gauss–Newton matrix and, where kronfluence is installed, by EK-FAC. The default method is also given
+smaller projections of the same trainings. Errors are of the bootstrap over queries and halves, and of the
+spread between watched trainings. How far the default method leads another is
 resampled with the same queries and halves for both. TracIn and ReTrac of a few samples are computed by dattri
 too, from the same snapshots, noise and timestep. What a run left in --out is taken up: trained halves and
 finished logs. Results of a setting that is not asked for stay.
@@ -110,11 +111,9 @@ def all_scores(
     return found
 
 
-def wide_scores(problem: Problem, seed: int, path: Path) -> dict[str, dict[str, Scores]]:
-    """Query set → method → (Q, N), of the default method, from a training watched by larger projections."""
-    dim = problem.setting.wide
-    if dim is None:
-        return {name: {} for name in problem.queries}
+def narrow_scores(problem: Problem, seed: int, path: Path) -> dict[str, dict[str, Scores]]:
+    """Query set → method → (Q, N), of the default method, from a training watched by smaller projections."""
+    dim = problem.setting.narrow
     recipe = replace(problem.recipe, dim=dim)
     log = watched(replace(problem, setting=replace(problem.setting, recipe=recipe)), seed, path)
     return {
@@ -149,8 +148,8 @@ def scores_of_seed(
 ) -> dict[str, dict[str, Scores]]:
     """Query set → method → (Q, N): all of the table."""
     found, curved = all_scores(problem, seed, path, methods), curvature_scores(problem, path)
-    larger = wide_scores(problem, seed, path.with_name(f"wide-{seed}"))
-    return {name: {**scores, **larger[name], **curved[name]} for name, scores in found.items()}
+    smaller = narrow_scores(problem, seed, path.with_name(f"narrow-{seed}"))
+    return {name: {**scores, **smaller[name], **curved[name]} for name, scores in found.items()}
 
 
 def scores_by_seed(

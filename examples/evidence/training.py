@@ -39,7 +39,7 @@ class Recipe:
         widths: channels at each resolution; attention at the lowest.
         snapshots: of the trainable parameters in a watched run, evenly spaced.
         mlp: hidden width of an MLP in the UNet's place.
-        dim: D of a watched run.
+        dim: D of a watched run; None: the usual.
         paired: whether what a sample draws, its timesteps and noise, is of the seed, the epoch and the sample
             alone, so that leaving others out does not change it. Not in watched runs.
     """
@@ -51,7 +51,7 @@ class Recipe:
     widths: tuple[int, ...] = (16, 32, 32)
     snapshots: int = 4
     mlp: int | None = None
-    dim: int = 2048
+    dim: int | None = None
     paired: bool = False
 
     def quick(self) -> Recipe:

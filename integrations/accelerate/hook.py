@@ -51,7 +51,7 @@ class DiffHook(Hook):
         accelerator: Accelerator,
         path: Location,
         *,
-        projection_dim: int | Literal["full"] = 2048,
+        projection_dim: int | Literal["full"] | None = None,
         seed: int = 0,
         every: int | None = None,
         overhead: float | None = None,

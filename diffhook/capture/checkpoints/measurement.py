@@ -31,6 +31,7 @@ from diffhook.capture.model.pipeline import SavedPipeline
 from diffhook.capture.model.refusal import refused
 from diffhook.capture.objective import Objective, check_objective
 from diffhook.capture.probes.probe import Probe
+from diffhook.capture.projection_dim import known_dim, usual_dim
 from diffhook.console import announce, progress_bar
 from diffhook.errors import ConfigurationError, LogBusyError, LogError
 from diffhook.gradients import PerSampleGradients
@@ -63,7 +64,7 @@ def from_checkpoints(
     train_batch_size: int = 1,
     ema: bool = False,
     layers: str | Sequence[str] | None = None,
-    projection_dim: int = 2048,
+    projection_dim: int | None = None,
     seed: int = 0,
     pipeline: SavedPipeline | None = None,
     progress: bool = True,
@@ -88,7 +89,9 @@ def from_checkpoints(
             from the optimisers' states beside the weights, or equal.
         train_batch_size: of the training; it scales the scores of tracin and retrac.
         ema: take the averaged weights.
-        layers: see :class:`~diffhook.gradients.PerSampleGradients`; so are ``projection_dim`` and ``seed``.
+        layers: see :class:`~diffhook.gradients.PerSampleGradients`; so is ``seed``.
+        projection_dim: D; None: that of the log, if there is one, or else 8192, and less where that takes too
+            much room, see :func:`~diffhook.capture.projection_dim.usual_dim`.
         pipeline: that makes the dataset's latents and conditions: what its training chose is kept in the log,
             and queries have to be made likewise.
         progress: say what is to be done and, on a terminal, show a progress bar.
@@ -104,10 +107,13 @@ def from_checkpoints(
     check_objective(objective)
     check_whole("train_batch_size", train_batch_size, 1)
     probe = replace(probe or Probe(samples=None), dataset=dataset)
-    if not len(probe.ids(len(dataset))):
+    samples = len(probe.ids(len(dataset)))
+    if not samples:
         raise ConfigurationError("the dataset is empty: there are no samples to measure")
     probe.grid.timesteps_of(objective)
     found = _found(checkpoints, ema)
+    if projection_dim is None:
+        projection_dim = known_dim(path) or usual_dim(samples, probe.grid.rows * len(found))
     engine = PerSampleGradients(
         model, layers=layers, projection_dim=projection_dim, seed=seed, weight_gradients=False,
         group_size=probe.grid.draws,

@@ -35,14 +35,23 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {**described, "adapters": adapters} if adapters else described
 
 
-def describe_dataset(loader: Any) -> dict[str, Any] | None:
-    """What tells the dataset from another one; None for a stream, and where no loader is known."""
+def dataset_size(loader: Any) -> int | None:
+    """Samples of the loader's dataset; None for a stream, and where no loader is known."""
     dataset = getattr(loader, "dataset", None)
     if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return None
+    return len(dataset)
+
+
+def describe_dataset(loader: Any) -> dict[str, Any] | None:
+    """What tells the dataset from another one; None as for :func:`dataset_size`."""
+    samples = dataset_size(loader)
+    if samples is None:
+        return None
+    dataset = loader.dataset
     columns = getattr(dataset, "column_names", None)  # of 🤗 Datasets
     return {
-        "samples": len(dataset),
+        "samples": samples,
         "class": type(dataset).__name__,
         **({"columns": sorted(columns)} if isinstance(columns, list) else {}),
     }

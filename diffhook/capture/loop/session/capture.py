@@ -22,7 +22,7 @@ from diffhook.capture.loop.losses.objective_watch import ObjectiveWatch
 from diffhook.capture.loop.micro_batch import MicroBatch
 from diffhook.capture.loop.probes.probing import training_probe
 from diffhook.capture.loop.run import checkpoint
-from diffhook.capture.loop.run.describe import describe_run
+from diffhook.capture.loop.run.describe import dataset_size, describe_run
 from diffhook.capture.loop.run.ranks import Ranks
 from diffhook.capture.loop.run.succession import Succession
 from diffhook.capture.loop.run.summary import tell_plan
@@ -36,6 +36,7 @@ from diffhook.capture.loop.session.uncompiled_steps import UncompiledSteps
 from diffhook.capture.loop.watches import BackwardWatch, CallWatch, ModelWatch, OptimizerWatch
 from diffhook.capture.loop.watches.attachment import Attachment, Shield, close_at_exit, let_go
 from diffhook.capture.loop.watches.call_inspection import named_timesteps
+from diffhook.capture.projection_dim import known_dim, usual_dim
 from diffhook.capture.recording.recorder import Recorder
 from diffhook.capture.settings import Settings
 from diffhook.console import announce
@@ -233,16 +234,7 @@ class Capture:
         """At the first training forward: adapters, freezing and resuming are settled by then."""
         settings, session = self.settings, self.session
         session.absences.tell_models(self.models.settle(self._optimizers.known))
-        engine = PerSampleGradients(
-            self.models.together(),
-            layers=settings.layers,
-            projection_dim=settings.projection_dim,
-            seed=settings.seed,
-            reduction=settings.reduction,
-            reuse_products=settings.reuse_products,
-            workspace=settings.workspace,
-        )
-        refuse_miscounted(engine.model, session.steps.processes)
+        engine = self._engine()
         self.attachment.own((self.path, session.steps.rank))  # sees off a run that has died
         session.steps.count = self._steps_before()
         session.steps.unlogged = 0
@@ -284,6 +276,23 @@ class Capture:
             undo.pop_all()
         self._failures.started = True
         return recorder
+
+    def _engine(self) -> PerSampleGradients:
+        """Of the models that count, with projections as the settings or the log have them."""
+        settings, dim = self.settings, self.settings.projection_dim
+        if dim is None:
+            dim = known_dim(self.path) or usual_dim(dataset_size(self.loader))
+        engine = PerSampleGradients(
+            self.models.together(),
+            layers=settings.layers,
+            projection_dim=dim,
+            seed=settings.seed,
+            reduction=settings.reduction,
+            reuse_products=settings.reuse_products,
+            workspace=settings.workspace,
+        )
+        refuse_miscounted(engine.model, self.session.steps.processes)
+        return engine
 
     def _steps_before(self) -> int:
         """Steps that were taken without us, so that the log counts as the run does."""
