@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> Result:
         result[part].sort(key=lambda each: list(SETTINGS).index(each["case"]))
     return {
         "training_samples": len(problem.training), "asked": len(queries), "retrained_seeds": len(SEEDS),
-        **result, "outside": against_dattri(problem, args.out / "outside"),
+        **result, "outside": against_dattri(problem, out / "outside"),
     }  # fmt: skip
 
 
