@@ -3,7 +3,7 @@
     python examples/evidence/ablations.py [--quick]
 
 The MLP of lds.py, and its retrained halves: where lds.py has trained them, they are taken from
-runs/evidence/lds. One thing at a time is changed from a reference: a grid of 10 timesteps × 1 draw, D = 2048,
+runs/evidence/lds. One thing at a time is changed from a reference: a grid of 10 timesteps × 1 draw, D = 8192,
 2 snapshots, every step captured. For TracIn, ReTrac and whitened ReTrac: the LDS over held-out queries, and
 the Spearman correlation of all scores with those of the finest setting of that thing. Training is the same
 to the bit whatever is captured, so all settings of a seed watch the same model.
@@ -31,7 +31,7 @@ from diffhook.analysis import Scores
 from diffhook.analysis.evaluation import lds
 
 METHODS = ("tracin", "retrac", "whitened-retrac")
-REFERENCE = {"timesteps": 10, "noise draws": 1, "D": 2048, "snapshots": 2, "stride": 1}
+REFERENCE = {"timesteps": 10, "noise draws": 1, "D": 8192, "snapshots": 2, "stride": 1}
 SETTINGS = {
     "timesteps": (2, 5, 10, 20, 40),
     "noise draws": (1, 2, 4),

@@ -7,8 +7,8 @@ timestep with their rank correlation; for queries held out and generated, under 
 ReTrac, how many of the queries' top-10 drew one of the first timesteps, where norms are largest, how
 different they are (cardinality), how many samples are in the top-10 of more than a fifth of the queries, and,
 because a random ranking has perfect cardinality, how often the top-10 carry the query's label. On events
-replayed at the snapshots, one of each sample, as in the paper, and on the training's own. Three quarters of
-an hour.
+replayed as in the paper, one of each sample, at the trained model alone and at all four snapshots, and on the
+training's own. An hour.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def one_seed(args: argparse.Namespace, seed: int) -> Result:
     grid = diffhook.Grid(2) if args.quick else None
     for name, asked in (("held out", held_out), ("generated", made)):
         diffhook.query(log, asked.batch(), key(name), LOSS, grid=grid, overwrite=True)
-    sets = {"replayed": replayed(log, training, model, args.out / f"replayed-{seed}"), "own": log}
+    once = replayed(log, training, model, args.out / f"once-{seed}", last=1)
+    several = replayed(log, training, model, args.out / f"replayed-{seed}")
+    sets = {"replayed once": once, "replayed": several, "own": log}
     early = {events: drew_early(of_events) for events, of_events in sets.items()}
     found: dict[str, Any] = {name: {} for name in labels}
     for name, of_name in found.items():
@@ -103,12 +105,12 @@ def _flat(samples: Samples) -> Any:
 def show(result: Result) -> list[str]:
     lines = [
         f"timestep against norm: Spearman {told(result['correlation'])}, p ≤ {result['p_value']:.0e}",
-        f"{'queries':<11}{'events':<10}{'method':<17}{'drew early':>14}  (chance){'cardinality':>14}"
+        f"{'queries':<11}{'events':<15}{'method':<17}{'drew early':>14}  (chance){'cardinality':>14}"
         f"{'general samples':>18}{'own label':>14}  (chance)",
     ]
     for row in result["rows"]:
         lines.append(
-            f"{row['queries']:<11}{row['events']:<10}{row['method']:<17}{told(row['early']):>14}"
+            f"{row['queries']:<11}{row['events']:<15}{row['method']:<17}{told(row['early']):>14}"
             f"  {row['early_chance']['mean']:8.2f}{told(row['cardinality']):>14}"
             f"{told(row['general_samples'], 1):>18}{told(row['own_label']):>14}  {row['chance']['mean']:.2f}"
         )

@@ -40,7 +40,12 @@ def drawn_timesteps(noise_seeds: Tensor) -> Tensor:
 
 
 def replayed(
-    log: diffhook.RunLog, training: Samples, model: nn.Module, path: Path, draws: int = 1
+    log: diffhook.RunLog,
+    training: Samples,
+    model: nn.Module,
+    path: Path,
+    draws: int = 1,
+    last: int | None = None,
 ) -> diffhook.RunLog:
     """A log with the snapshots and the queries of another, whose events are replayed at the snapshots.
 
@@ -48,6 +53,7 @@ def replayed(
         training: the samples of the log, by their ids.
         model: as it was trained; it ends as the last snapshot.
         draws: events of each sample at each snapshot.
+        last: replays at so many of the last snapshots alone; None: at all.
     """
     shutil.rmtree(path, ignore_errors=True)
     projection = log.config["identity"]["projection"]
@@ -57,6 +63,9 @@ def replayed(
     writer = LogWriter(path, log.config, strict=True)
     for number, snapshot in enumerate(log.snapshots):
         parameters = snapshot.parameters()
+        writer.snapshot(snapshot, parameters)
+        if last is not None and number < len(log.snapshots) - last:
+            continue
         model.load_state_dict(safetensors.torch.load(parameters))
         grid = diffhook.Grid(1, replicates=draws, seed=number)
         rows = measure(
@@ -65,7 +74,6 @@ def replayed(
         )  # fmt: skip
         for each in rows:
             writer.put("train", _as_events(each))
-        writer.snapshot(snapshot, parameters)
     writer.close()
     shutil.copytree(Path(str(log.location)) / "queries", path / "queries", dirs_exist_ok=True)
     return diffhook.open_log(path)

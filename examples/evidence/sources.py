@@ -15,11 +15,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data import digits, patches
+from planting import Collection, emoji
 
 __all__ = [
     "Samples",
     "cifar_planes",
     "colour_patches",
+    "emoji_families",
     "patches",
     "small_digits",
     "split",
@@ -84,6 +86,20 @@ def split(samples: Samples, training: int, held_out: int, seed: int) -> tuple[Sa
     """So many to train on and so many others, at random."""
     order = np.random.default_rng(seed).permutation(len(samples))
     return samples.take(order[:training]), samples.take(order[training : training + held_out])
+
+
+def emoji_families(count: int, singles: int) -> tuple[Samples, Samples]:
+    """Five of each family of six at 16 × 16, and emoji without siblings; and the sixth of each family.
+
+    ``sources`` are the families' numbers, −1 of those without siblings.
+    """
+    training, asked = emoji(count, singles, held_out=count, size=16)
+    return _pictures(training), _pictures(asked)
+
+
+def _pictures(collection: Collection) -> Samples:
+    scaled = collection.pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+    return Samples(np.ascontiguousarray(scaled), sources=collection.families)
 
 
 def zeros_in_colour(count: int, rng: np.random.Generator) -> Images:

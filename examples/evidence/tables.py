@@ -136,16 +136,19 @@ def _leads(result: Result) -> str:
 
 def counterfactual(result: Result) -> str:
     lines = [
-        f"| {result['k']} of {result['training_samples']:,} samples removed | change of the query's loss, % "
-        "| above random | above pixels |",
+        "| removed | change of the query's loss, % | above random | above pixels |",
         "|---|---|---|---|",
     ]
-    for row in result["rows"]:
-        figures = (
-            _told(row[name]) if row[name]["error"] else "–" for name in ("above_random", "above_pixels")
-        )
-        lines.append(_row([row["method"], _told(row), *figures]))
-    more = f"{result['asked']} held-out queries, each set against itself; errors over queries"
+    for name, found in result["cases"].items():
+        for row in found["rows"]:
+            figures = (
+                _told(row[difference]) if row[difference]["error"] else "–"
+                for difference in ("above_random", "above_pixels")
+            )
+            removed = f"{found['k']} of {found['training_samples']} {name}: {row['method']}"
+            lines.append(_row([removed, _told(row), *figures]))
+    asked = " and ".join(f"{found['asked']} {name}" for name, found in result["cases"].items())
+    more = f"{asked} held out, each set against itself; errors over queries"
     return "\n".join([*lines, "", _made(result, "counterfactual", more)])
 
 

@@ -48,7 +48,7 @@ def test_timestep_bias(quick: Callable[..., dict[str, Any]]) -> None:
     assert -1 <= result["correlation"]["mean"] <= 1
     methods = ("tracin", "retrac", "whitened-retrac")
     assert [(row["queries"], row["events"], row["method"]) for row in result["rows"]] == [
-        *product(("held out", "generated"), ("replayed", "own"), methods)
+        *product(("held out", "generated"), ("replayed once", "replayed", "own"), methods)
     ]
     for row in result["rows"]:
         assert 1 / 8 <= row["cardinality"]["mean"] <= 1
@@ -157,16 +157,22 @@ def test_replayed_events_are_gradients_at_the_snapshots(
             alone = training.take([int(sample[row])]).batch()
             (gradient,) = sample_gradients(model, lambda twin, batch, d=drawn: LOSS(twin, batch, *d), alone)
             np.testing.assert_allclose(norm[row], float(gradient.norm()), rtol=1e-5)
+    once = replayed(log, training, model, tmp_path / "once", draws=2, last=1).train
+    at_end = np.flatnonzero(step == steps[-1])
+    for name in ("sample", "step", "timestep", "grad_norm"):
+        np.testing.assert_array_equal(once[name], found.train[name][at_end])
     scores = [diffhook.influence(each, "asked", "retrac").values for each in (found, log)]
     assert scores[0].shape == scores[1].shape == (2, 6)
     assert not np.allclose(*scores)
 
 
 def test_counterfactual(quick: Callable[..., dict[str, Any]]) -> None:
-    result = quick("counterfactual")
-    assert all(math.isfinite(row["mean"]) for row in result["rows"])
-    above = {row["method"]: row["above_random"]["mean"] for row in result["rows"]}
-    assert above["at random"] == 0
+    cases = quick("counterfactual")["cases"]
+    for found in cases.values():
+        assert all(math.isfinite(row["mean"]) for row in found["rows"])
+        above = {row["method"]: row["above_random"]["mean"] for row in found["rows"]}
+        assert above["at random"] == 0
+    assert "siblings" in {row["method"] for row in cases["emoji"]["rows"]}
 
 
 def test_ablations(quick: Callable[..., dict[str, Any]]) -> None:
