@@ -106,8 +106,14 @@ def refuse_miscounted(model: nn.Module, processes: int) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether processes have but their share of some parameters."""
+    """Whether processes have but their share of some parameters, or of what an optimiser keeps of them."""
     return bool(fsdp.units(model))
+
+
+def needs_all_processes(model: nn.Module) -> bool:
+    """Whether no process can run the model alone: whole parameters are asked of the others. DeepSpeed's
+    engine, of the stages that are not refused, splits what an optimiser keeps, and no parameters."""
+    return any(unit.outer is unit.inner or fsdp.wraps(unit.outer) for unit in fsdp.units(model))
 
 
 def keeps_gradients(model: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from safetensors.torch import load
 import diffhook
 from tests.integrations.torchrun import assert_same_rows, assert_serve_alike, torchrun
 from tests.integrations.two_sharded import KEPT, GatedDenoiser, loader, train
+from tests.runs import probed
 
 pytest.importorskip("deepspeed")
 
@@ -70,3 +71,13 @@ def test_training_is_bit_identical_and_rows_are_exact(out: Path) -> None:
             assert error < 1e-5
         assert found["bf16"]
         assert found["accelerated"]
+        assert found["probed"]
+
+
+def test_probes_are_those_of_one_process(out: Path, tmp_path: Path) -> None:
+    train(tmp_path, loader(6), Accelerator(cpu=True), every=1, **KEPT, **probed())
+    one, two = (diffhook.open_log(path).probe for path in (tmp_path, out / "probed"))
+    assert one is not None
+    assert two is not None
+    assert len(two) > 0
+    assert_same_rows(one, two, rtol=1e-4)

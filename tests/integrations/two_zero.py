@@ -20,7 +20,7 @@ from tests.gradients.test_sharding import BATCH, TOKENS, WIDTH, Model, losses_of
 from tests.integrations import two_sharded as sharded
 from tests.integrations.two_processes import told_loss
 from tests.integrations.two_sharded import KEPT, GatedDenoiser, equal
-from tests.runs import identified
+from tests.runs import identified, probed
 from tests.twins import relative_error, sample_gradients
 
 
@@ -109,6 +109,10 @@ def main(out: Path) -> None:
         log = out / "accelerated"
         found["accelerated"] = equal(
             plain, sharded.train(log, sharded.loader(3), accelerated(), every=1, **KEPT)
+        )
+        options = {"every": 1, **KEPT, **probed()}
+        found["probed"] = equal(
+            plain, sharded.train(out / "probed", sharded.loader(3), accelerated(), **options)
         )
     (out / f"found-{torch.distributed.get_rank()}.json").write_text(json.dumps(found))
 

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffhook.compat import deepspeed
+from diffhook.compat.torch import own_parameters
+from diffhook.gradients.compiled import without_wrappers
+
 
 @contextmanager
 def undrawn(device: torch.device | None = None) -> Iterator[None]:
@@ -34,6 +38,31 @@ def trainable(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def unengaged(model: nn.Module) -> Iterator[nn.Module]:
+    """A model without DeepSpeed's engine around it, which takes every gradient of its parameters for the
+    training's: meanwhile others stand in their place, on the same memory. Any other model as it is."""
+    if not deepspeed.wraps(model):
+        yield model
+        return
+    inner = without_wrappers(model)
+    others: dict[int, nn.Parameter] = {}  # one for each, though layers share it
+    taken = [
+        (module, name, own)
+        for module in inner.modules()
+        for name, own in own_parameters(module).items()
+        if own is not None
+    ]
+    try:
+        for module, name, own in taken:
+            other = others.setdefault(id(own), nn.Parameter(own.detach(), own.requires_grad))
+            setattr(module, name, other)
+        yield inner
+    finally:
+        for module, name, own in taken:
+            setattr(module, name, own)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
-from diffhook.capture.model.borrowing import trainable, undisturbed
+from diffhook.capture.model.borrowing import trainable, undisturbed, unengaged
 from diffhook.capture.objective import Objective
 from diffhook.capture.objective.diffusion import DiffusionObjective
 from diffhook.capture.probes.grid import Grid
@@ -231,8 +231,12 @@ class Prober:
         """An engine for a grid, on what was trained; accounts for the time."""
         began = time.perf_counter()
         try:
-            with trainable(self._engine.parameters.values()), self.weights():
-                yield self._engine.sibling(self._engine.model, group_size=grid.draws)
+            with (
+                trainable(self._engine.parameters.values()),
+                self.weights(),
+                unengaged(self._engine.model) as model,
+            ):
+                yield self._engine.sibling(model, group_size=grid.draws)
         except KeyboardInterrupt:
             announce(f"diffhook: probes were interrupted after {plural(self.rows, 'row')}")
             raise

@@ -20,7 +20,8 @@ from diffhook.capture.loop.watches.attachment import Attachment
 from diffhook.capture.probes.probe import Probe
 from diffhook.capture.recognition import Mixing, Observation, Recognised, Recognition, Refusal
 from diffhook.capture.settings import Settings
-from diffhook.gradients.sharding import is_sharded
+from diffhook.gradients.compiled import without_wrappers
+from diffhook.gradients.sharding import needs_all_processes
 
 _SCHEDULERS = "diffusers.schedulers.scheduling_utils"
 _MIXINGS = 4  # of the batch at hand that are kept
@@ -82,14 +83,14 @@ class ObjectiveWatch:
         Returns:
             ``probe``, or None where nothing can be probed.
         """
-        if probe is not None and is_sharded(model):
+        if probe is not None and needs_all_processes(model):
             self._no_inputs(_SHARDED)
             self.inputs = probe = None
         if not probes:
             self.inputs = None
         if self.inputs is not None:
             dataset = describe_dataset(loader)
-            self.inputs.begin(model, None if dataset is None else dataset["samples"])
+            self.inputs.begin(without_wrappers(model), None if dataset is None else dataset["samples"])
         return probe
 
     @property
