@@ -23,7 +23,7 @@ def arguments(command: argparse.ArgumentParser) -> None:
         help="which rows (default: norms of train, scores of the best)",
     )
     command.add_argument("--top", type=int, default=10, metavar="K", help="size of each query's top (10)")
-    command.add_argument("--bins", type=int, default=10, help="timestep bins (10)")
+    command.add_argument("--bins", type=int, default=20, help="timestep bins (20)")
     add_execution(command)
 
 

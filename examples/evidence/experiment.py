@@ -30,15 +30,17 @@ def experiment(
     *,
     seeds: Sequence[int] = (0, 1),
     more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    other: Callable[[argparse.Namespace], bool] = lambda args: False,
 ) -> None:
     """Run an experiment as its options say; print its table; save it, and its figure.
 
-    The full form goes to examples/results/NAME.json and NAME.svg, the quick one to --out only.
+    The full form goes to examples/results/NAME.json and NAME.svg, the quick one and others to --out only.
 
     Args:
         run: options → the result, as JSON. Beside --quick, --out and --seeds, those that ``more`` adds.
         draw: (matplotlib axes, result) → the figure.
         show: result → lines of the table.
+        other: options → whether they ask for something else than the documents' table.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; says nothing")
@@ -58,7 +60,7 @@ def experiment(
         "minutes": round((time.perf_counter() - began) / 60, 1),
     }
     print("\n".join(show(result)))
-    folder = args.out if args.quick else RESULTS
+    folder = args.out if args.quick or other(args) else RESULTS
     (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     figure(draw, result, folder / f"{name}.svg")
     print(f"{folder / name}.json, {folder / name}.svg; {result['minutes']} minutes")

@@ -140,5 +140,9 @@ def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cifar", type=Path, help="folder of CIFAR-10's binary version")
 
 
+def other_images(args: argparse.Namespace) -> bool:
+    return args.mnist or args.cifar is not None
+
+
 if __name__ == "__main__":
-    experiment("tracing", __doc__, run, draw, show, seeds=(0, 1, 2), more=more)
+    experiment("tracing", __doc__, run, draw, show, seeds=(0, 1, 2), more=more, other=other_images)
