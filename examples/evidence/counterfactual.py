@@ -26,17 +26,13 @@ import numpy.typing as npt
 from experiment import Result, experiment, told
 from lds import DEFAULT, all_scores
 from lds import METHODS as LDS_METHODS
-from retraining import SETTINGS, Problem, Setting, measured, train_on
-from sources import emoji_families
-from training import Recipe
+from retraining import SIBLINGS, Problem, measured, train_on
 
-import diffhook
 from diffhook.analysis.evaluation import removal
 from diffhook.analysis.evaluation.estimate import estimate
 
 METHODS = (DEFAULT, "TracIn, grid", "pixels")
-RANDOM, SIBLINGS = "at random", "siblings"
-OF_EACH = 5  # siblings that a held-out member of a family has
+RANDOM, KNOWN = "at random", "siblings"
 Floats = npt.NDArray[np.float64]
 
 
@@ -58,14 +54,11 @@ def digits(out: Path, quick: bool) -> Case:
 
 
 def emoji(out: Path, quick: bool) -> Case:
-    """As many emoji without siblings as make 256 with the families."""
-    training, asked = emoji_families(*((3, 10) if quick else (30, 106)))
-    setting = Setting(Recipe(epochs=60, batch=32, paired=True), SETTINGS["UNet"].halves, 16, 4, every=2)
-    grids = [diffhook.Grid(2 if quick else timesteps, draws=2) for timesteps in (10, 40)]
-    problem = Problem(training, {"held out": asked}, setting.quick() if quick else setting, *grids)
+    problem = Problem.make("emoji", out, quick, asked=30, generate=False)
+    training, asked = problem.training, problem.queries["held out"]
     assert asked.sources is not None
     known = np.stack([np.flatnonzero(training.sources == family) for family in asked.sources])
-    return Case(problem, OF_EACH, known)
+    return Case(problem, SIBLINGS, known)
 
 
 CASES: dict[str, Callable[[Path, bool], Case]] = {"digits": digits, "emoji": emoji}
@@ -83,7 +76,7 @@ def one_case(args: argparse.Namespace, name: str) -> Result:
     scores = all_scores(case.problem, 0, out / "log", methods)["held out"]
     tops = {method: np.argsort(-scores[method], axis=1)[:, : case.k] for method in METHODS}
     if case.known is not None:
-        tops[SIBLINGS] = case.known
+        tops[KNOWN] = case.known
     changes: dict[str, Floats] = {}
     for method, top in tops.items():
         changes[method], changes[RANDOM] = effects(case.problem, top, out, args)

@@ -1,22 +1,24 @@
 """Linear datamodeling scores: do scores predict what retrained models do?
 
-    python examples/evidence/lds.py [--quick] [--settings MLP UNet]
+    python examples/evidence/lds.py [--quick] [--settings MLP UNet emoji]
 
 scikit-learn's 8 × 8 digits, class-conditional, in two settings: a small UNet, and an MLP in its place, which
-is trained so fast that thousands of steps are affordable. Models are trained on random halves of 256 digits,
-twice each, and the loss of 40 held-out and 40 generated digits is measured under each of them. The MLP's
-trainings pair their randomness: a sample's timesteps and noise are of the seed, the sample and the epoch,
-whatever else is trained on; the UNet's draw as loops do. A score's LDS is the Spearman correlation over
-halves between the negative of those losses and the sum of the scores of a half's samples, averaged over
-queries; the ceiling is what the losses of one seed reach as a score for those of the other. Watched trainings
-on all samples give the scores, from probes and from the training's own rows: of each sample 25 a snapshot of
-the MLP's training, and ten of the UNet's. From the same snapshots, timesteps and noise come influence by the
-projected Gauss–Newton matrix and, where kronfluence is installed, by EK-FAC. The default method is also given
-smaller projections of the same trainings. Errors are of the bootstrap over queries and halves, and of the
-spread between watched trainings. How far the default method leads another is
-resampled with the same queries and halves for both. TracIn and ReTrac of a few samples are computed by dattri
-too, from the same snapshots, noise and timestep. What a run left in --out is taken up: trained halves and
-finished logs. Results of a setting that is not asked for stay.
+is trained so fast that thousands of steps are affordable; and emoji at 16 × 16 with a UNet that knows no
+classes, whose held-out queries are the sixth of a family of six that differ in skin tone alone. Models are
+trained on random halves of 256 pictures, twice each, and the loss of 40 held-out and 40 generated ones is
+measured under each of them. The trainings of the MLP and on emoji pair their randomness: a sample's timesteps
+and noise are of the seed, the sample and the epoch, whatever else is trained on; the UNet's on digits draw as
+loops do. A score's LDS is the Spearman correlation over halves between the negative of those losses and the
+sum of the scores of a half's samples, averaged over queries; the ceiling is what the losses of one seed reach
+as a score for those of the other. Watched trainings on all samples give the scores, from probes and from the
+training's own rows: of each sample 25 a snapshot of the MLP's training, ten of the UNet's on digits, and
+seven or eight of that on emoji. From the same snapshots, timesteps and noise come influence by the projected
+Gauss–Newton matrix and, where kronfluence is installed, by EK-FAC. The default method is also given smaller
+projections of the same trainings. Errors are of the bootstrap over queries and halves, and of the spread
+between watched trainings. How far the default method leads another is resampled with the same queries and
+halves for both. TracIn and ReTrac of a few samples are computed by dattri too, from the same snapshots, noise
+and timestep. What a run left in --out is taken up: trained halves and finished logs. Results of a setting
+that is not asked for stay.
 """
 
 from __future__ import annotations
@@ -105,9 +107,10 @@ def all_scores(
             found[name][title] = diffhook.influence(log, asked, method, origin).values
         flat, own = (s.images.reshape(len(s), -1) for s in (queries, problem.training))
         found[name]["pixels"] = -((flat[:, None] - own[None]) ** 2).sum(2)
-        if queries.labels is not None:
-            alike = np.equal(queries.labels[:, None], problem.training.labels)
-            found[name]["same label"] = alike.astype(float)
+        for title, known in (("same label", "labels"), ("siblings", "sources")):
+            ours, theirs = (getattr(samples, known) for samples in (queries, problem.training))
+            if ours is not None:
+                found[name][title] = np.equal(ours[:, None], theirs).astype(float)
         found[name]["random"] = rng.standard_normal((len(flat), len(own)))
     return found
 
@@ -165,7 +168,9 @@ def scores_by_seed(
 
 
 def more(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="one or both")
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="some of them"
+    )
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -255,11 +260,15 @@ def show(result: Result) -> list[str]:
 def draw(axes: Any, result: Result) -> None:
     methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
     groups = list(dict.fromkeys((row["case"], row["queries"]) for row in result["rows"]))
+    width = 0.8 / len(groups)
     for offset, group in enumerate(groups):
         rows = [row for row in result["rows"] if (row["case"], row["queries"]) == group]
-        place = np.array([methods.index(row["method"]) for row in rows]) + (offset - 1.5) * 0.2
+        place = (
+            np.array([methods.index(row["method"]) for row in rows])
+            + (offset - (len(groups) - 1) / 2) * width
+        )
         errors = [row["error"] for row in rows]
-        axes.bar(place, [row["mean"] for row in rows], 0.19, yerr=errors, label=", ".join(group))
+        axes.bar(place, [row["mean"] for row in rows], 0.95 * width, yerr=errors, label=", ".join(group))
     axes.axhline(0, color="k", lw=0.6)
     axes.set_xticks(range(len(methods)), methods, rotation=30, ha="right")
     axes.set_ylabel("LDS")

@@ -1,7 +1,7 @@
 """Models that are trained again: on what, how, and by which losses they are judged.
 
-Digits in two settings, a small UNet and an MLP in its place; see lds.py, which describes them, and the other
-experiments that retrain.
+Digits in two settings, a small UNet and an MLP in its place, and emoji in one; see lds.py, which describes
+them, and the other experiments that retrain.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from experiment import key, single_threaded
-from sources import Samples, split, tiny_digits
+from sources import Samples, emoji_families, split, tiny_digits
 from training import LOSS, Recipe, generate, losses, make_model, train
 
 import diffhook
@@ -25,6 +25,8 @@ from diffhook.analysis.evaluation import Retrained, half_subsets, retrain
 OUTPUTS = {"squared-output", "mean-output"}  # what D-TRAK and DAS differentiate
 ADAM = "adam"
 SEEDS = (0, 1)  # of the trainings on halves
+SAMPLES = 256
+SIBLINGS = 5  # that a query has, of emoji
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Setting:
             what an MLP makes.
         steps: of the sampler.
         narrow: D of smaller projections, by which the default method is judged, too.
+        emoji: whether its pictures are emoji, of which the model knows no classes; otherwise digits.
     """
 
     recipe: Recipe
@@ -48,11 +51,19 @@ class Setting:
     ancestral: bool = False
     steps: int = 50
     narrow: int = 2048
+    emoji: bool = False
 
     def quick(self) -> Setting:
         """One of seconds, which shows that an experiment runs."""
         short = replace(self, recipe=self.recipe.quick(), halves=4, timesteps=2, draws=1, every=1, steps=2)
         return replace(short, narrow=64)
+
+    def pictures(self, quick: bool, asked: int) -> tuple[Samples, Samples]:
+        """To train on, and to ask about. Of emoji each query is the sixth of a family of which five are
+        trained on."""
+        if not self.emoji:
+            return split(tiny_digits(), *((32, 4) if quick else (SAMPLES, asked)), seed=0)
+        return emoji_families(*((4, 12) if quick else (asked, SAMPLES - SIBLINGS * asked)))
 
 
 SETTINGS = {
@@ -61,6 +72,7 @@ SETTINGS = {
         ancestral=True, steps=1000,
     ),
     "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32), snapshots=5), 64, 16, 4, every=2),
+    "emoji": Setting(Recipe(epochs=60, paired=True), 64, 16, 4, every=2, emoji=True),
 }  # fmt: skip
 
 
@@ -89,7 +101,7 @@ class Problem:
         setting = SETTINGS[name]
         if quick:
             setting = setting.quick()
-        training, held_out = split(tiny_digits(), *((32, 4) if quick else (256, asked)), seed=0)
+        training, held_out = setting.pictures(quick, asked)
         out.mkdir(parents=True, exist_ok=True)
         queries = {"held out": held_out}
         if generate:

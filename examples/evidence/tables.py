@@ -43,7 +43,7 @@ def specificity(result: Result) -> str:
     for row in result["rows"]:
         figures = (_told(row["own_label"]), _told(row["cardinality"]), _told(row["general_samples"], 1))
         lines.append(_row([row["source"], _name(row["method"]), *figures]))
-    more = f"{result['training_samples']} digits, {result['asked']} queries; {_seeds(result)}"
+    more = f"{result['training_samples']} pictures, {result['asked']} queries; {_seeds(result)}"
     return "\n".join([*lines, "", _made(result, "specificity", more)])
 
 
@@ -107,8 +107,8 @@ def lds(result: Result) -> str:
         for each in result["settings"]
     )
     made = (
-        f"`python examples/evidence/lds.py`; {result['training_samples']} digits, {result['asked']} queries "
-        f"of each kind. {settings}."
+        f"`python examples/evidence/lds.py`; {result['training_samples']} pictures, {result['asked']} "
+        f"queries of each kind. {settings}."
     )
     outside = (
         f"dattri's TracIn of the same snapshots differs from ours by {check['tracin']:.0e} of the largest "

@@ -95,7 +95,7 @@ def test_outliers(quick: Callable[..., dict[str, Any]]) -> None:
 def test_linear_datamodeling_scores(quick: Callable[..., dict[str, Any]]) -> None:
     result = quick("lds", 0, 1)
     assert all(-1 <= row["mean"] <= 1 for row in result["rows"])
-    assert len(result["ceilings"]) == 4
+    assert len(result["ceilings"]) == 6
     for method in ("tracin", "retrac"):
         assert result["outside"][method] < 1e-4  # float32 sums of dattri's own gradients
 
