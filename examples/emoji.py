@@ -137,9 +137,9 @@ def find(ranking: diffhook.analysis.Ranking, data: Collection) -> dict[str, dict
             among &= (data.families < 0) & ~np.isin(data.names, others)
         kept = [name_id(data.names[i]) for i in np.flatnonzero(among)]
         by = _RANKED_BY.get(fault)
-        if by is not None and by not in ranking.parts:
+        if by is not None and by not in ranking.signals:
             continue
-        scores = ranking.scores if by is None else np.nan_to_num(ranking.parts[by], nan=-np.inf)
+        scores = ranking.scores if by is None else np.nan_to_num(ranking.signals[by], nan=-np.inf)
         chosen = np.isin(ranking.sample_ids, kept)
         ids, values = ranking.sample_ids[chosen], scores[chosen]
         of_kind = diffhook.analysis.Ranking.sort(ids, values, [[] for _ in ids], fault)

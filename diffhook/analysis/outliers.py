@@ -30,16 +30,16 @@ more has a reason."""
 def outliers(
     log: RunLog | Location,
     source: str | None = None,
-    parts: Sequence[str] | None = None,
+    signals: Sequence[str] | None = None,
     *,
     labels: Mapping[int, Hashable] | Sequence[Hashable] | None = None,
     execution: Execution = HERE,
 ) -> Ranking:
     """Rank samples by how unlike the others they are, with the reasons in words.
 
-    Each part is a number per sample (``Ranking.parts``). The score is the sum over parts of −log10 of the
-    probability of so high a number (Fisher's method, see :mod:`diffhook.analysis.fisher`); of a single
-    part, the part itself. By default appearance and loss count, and on the training's own rows the norm;
+    Each signal is a number per sample (``Ranking.signals``). The score is the sum over signals of −log10 of
+    the probability of so high a number (Fisher's method, see :mod:`diffhook.analysis.fisher`); of a single
+    signal, the signal itself. By default appearance and loss count, and on the training's own rows the norm;
     self-influence, repeats and the like stand beside the score with their reasons, for counting them
     loses what the others find. Samples whose gradient was not finite come before everything, those first
     whose was so first.
@@ -50,7 +50,7 @@ def outliers(
     Args:
         source: "train" or "probe"; by default the best there is: probes, where they hold all samples that
             were trained on.
-        parts: which signals, of :data:`diffhook.analysis.signals.SIGNALS`; all of these that can rank
+        signals: which signals, of :data:`diffhook.analysis.signals.SIGNALS`; all of these that can rank
             count. By default all that the log can tell; "duplicate", which compares all pairs, for up
             to 20,000 samples. A log captured with projection_dim=0 has "norm", "repeat", "loss", "input"
             and, where there are probes, "equal" and, where these tried labels, "label".
@@ -60,36 +60,36 @@ def outliers(
 
     Raises:
         LogError: no rows.
-        ConfigurationError: no such part, or none that counts can be told.
+        ConfigurationError: no such signal, or none that counts can be told.
     """
     log = as_log(log)
     source = best_source(log, execution=execution) if source is None else source
     known = labels if labels is None or isinstance(labels, Mapping) else dict(enumerate(labels))
     view = View(log, source, source_table(log, source, projected=False), execution, known)
-    found = {s.name: seen for s in _signals(view, parts) if (seen := s.look(view)) is not None}
-    counted = _counted(found, source, parts)
+    found = {s.name: seen for s in _signals(view, signals) if (seen := s.look(view)) is not None}
+    counted = _counted(found, source, signals)
     scores = np.nan_to_num(counted[0]) if len(counted) == 1 else combined(counted)
     broken = non_finite_samples(view)
     scores[list(broken)] = np.inf
-    flags: list[list[str]] = [[] for _ in view.sample_ids]
+    reasons: list[list[str]] = [[] for _ in view.sample_ids]
     for i, told in broken.items():
-        flags[i].append(Reason(told.words, "not finite", "not finite"))
+        reasons[i].append(Reason(told.words, "not finite", "not finite"))
     for signal in found.values():
         for position, reason in signal.reasons.items():
-            if reason.kind != COPY or COPY not in {Reason.of(flag).kind for flag in flags[position]}:
-                flags[position].append(reason)  # gradients and pixels may tell the same copies
-    together = {name: found[name] for name in _names(found, source, parts)}
-    for each in flags:
-        each.sort(key=lambda flag: Reason.of(flag).place)
+            if reason.kind != COPY or COPY not in {Reason.of(given).kind for given in reasons[position]}:
+                reasons[position].append(reason)  # gradients and pixels may tell the same copies
+    together = {name: found[name] for name in _names(found, source, signals)}
+    for each in reasons:
+        each.sort(key=lambda reason: Reason.of(reason).place)
     for i in np.flatnonzero(scores > UNUSUAL).tolist() if len(together) > 1 else ():
-        flags[i] = flags[i] or [_in_sum(i, together)]
+        reasons[i] = reasons[i] or [_in_sum(i, together)]
     own = next((told.labels for told in found.values() if told.labels is not None), None)
-    order = np.array([*broken, *(i for i in range(len(flags)) if i not in broken)], np.intp)
+    order = np.array([*broken, *(i for i in range(len(reasons)) if i not in broken)], np.intp)
     ranking = Ranking.sort(
         view.sample_ids[order],
         scores[order],
-        [flags[i] for i in order],
-        f"outliers: {', '.join(_names(found, source, parts))} ({source} rows)",
+        [reasons[i] for i in order],
+        f"outliers: {', '.join(_names(found, source, signals))} ({source} rows)",
         {name: np.asarray(told.scores, np.float64)[order] for name, told in found.items()},
         log.names(),
         log.thumbnails,
@@ -111,19 +111,19 @@ def _in_sum(i: int, counted: Mapping[str, Found]) -> Reason:
 
 
 def _counted(
-    found: Mapping[str, Found], source: str, parts: Sequence[str] | None
+    found: Mapping[str, Found], source: str, signals: Sequence[str] | None
 ) -> list[npt.NDArray[np.float64]]:
-    names = _names(found, source, parts)
+    names = _names(found, source, signals)
     if not names:
-        asked = "" if parts is None else f" from {', '.join(parts)}"
+        asked = "" if signals is None else f" from {', '.join(signals)}"
         able = ", ".join(signal.name for signal in SIGNALS.values() if signal.ranks)
         raise ConfigurationError(f"nothing to rank by{asked}: expected one of {able}")
     return [np.asarray(found[name].scores, np.float64) for name in names]
 
 
-def _names(found: Mapping[str, Found], source: str, parts: Sequence[str] | None) -> list[str]:
-    """Of the parts that the score is made of."""
-    if parts is not None:
+def _names(found: Mapping[str, Found], source: str, signals: Sequence[str] | None) -> list[str]:
+    """Of the signals that the score is made of."""
+    if signals is not None:
         return [name for name in found if SIGNALS[name].ranks]
     return [name for name in found if source in SIGNALS[name].counted_on]
 
@@ -131,7 +131,7 @@ def _names(found: Mapping[str, Found], source: str, parts: Sequence[str] | None)
 def _signals(view: View, names: Sequence[str] | None) -> list[Signal]:
     """The signals asked for, or all that the table can serve."""
     if isinstance(names, str):
-        raise ConfigurationError(f"parts is {names!r}; expected a sequence, such as [{names!r}]")
+        raise ConfigurationError(f"signals is {names!r}; expected a sequence, such as [{names!r}]")
     if names is None:
         able = [s for s in SIGNALS.values() if view.table.dim or not s.projected]
         return [s for s in able if not s.pairwise or len(view.sample_ids) <= PAIRWISE]

@@ -50,21 +50,21 @@ class Ranking(Displayed):
     Attributes:
         sample_ids: (N,) int64.
         scores: (N,) float64, descending; infinite for samples whose gradient was not finite.
-        flags: per sample, what is to be said of it in words; often nothing.
+        reasons: per sample, what is to be said of it in words; often nothing.
         title: what the scores are.
-        parts: name → (N,) float64, what the scores were made of; NaN where a part knows nothing.
+        signals: name → (N,) float64, what the scores were made of; NaN where a signal knows nothing.
         names: id → name, of samples that have one.
         thumbnails: id → PNG, where the log keeps them: what a notebook shows.
-        counted: names of the parts that are in the score.
+        counted: names of the signals that are in the score.
         labels: the samples' labels and those that fit better, where the log or the user tells them.
         regularisation: ids of the samples that are regularisation images.
     """
 
     sample_ids: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float64]
-    flags: tuple[tuple[str, ...], ...]
+    reasons: tuple[tuple[str, ...], ...]
     title: str
-    parts: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    signals: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
     counted: tuple[str, ...] = ()
@@ -76,9 +76,9 @@ class Ranking(Displayed):
         cls,
         sample_ids: npt.NDArray[np.int64],
         scores: npt.NDArray[np.float64],
-        flags: list[list[str]],
+        reasons: list[list[str]],
         title: str,
-        parts: Mapping[str, npt.NDArray[np.float64]] | None = None,
+        signals: Mapping[str, npt.NDArray[np.float64]] | None = None,
         names: Mapping[int, str] | None = None,
         thumbnails: Mapping[int, bytes] | None = None,
         counted: Sequence[str] = (),
@@ -86,11 +86,13 @@ class Ranking(Displayed):
     ) -> Ranking:
         """From samples in any order."""
         order = np.argsort(-scores, kind="stable")
-        said = tuple(tuple(flags[i]) for i in order)
-        sorted_parts = {name: values[order] for name, values in (parts or {}).items()}
+        said = tuple(tuple(reasons[i]) for i in order)
+        sorted_signals = {name: values[order] for name, values in (signals or {}).items()}
         ids, values = sample_ids[order], scores[order]
         own = labels and labels.take(order.tolist())
-        return cls(ids, values, said, title, sorted_parts, names or {}, thumbnails or {}, tuple(counted), own)
+        return cls(
+            ids, values, said, title, sorted_signals, names or {}, thumbnails or {}, tuple(counted), own
+        )
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -101,10 +103,10 @@ class Ranking(Displayed):
                 rank,
                 self.named(int(sample)),
                 number(float(score)),
-                "; ".join(Reason.of(f).brief for f in flags),
+                "; ".join(Reason.of(each).brief for each in reasons),
             )
-            for rank, (sample, score, flags) in enumerate(
-                zip(self.sample_ids[:_SHOWN], self.scores[:_SHOWN], self.flags[:_SHOWN], strict=True), 1
+            for rank, (sample, score, reasons) in enumerate(
+                zip(self.sample_ids[:_SHOWN], self.scores[:_SHOWN], self.reasons[:_SHOWN], strict=True), 1
             )
         ]
         more = f"\n… and {len(self) - _SHOWN:,} more" if len(self) > _SHOWN else ""
@@ -113,16 +115,16 @@ class Ranking(Displayed):
 
     def take(self, positions: Any) -> Ranking:
         """The samples at these positions, a slice, or where a mask (N,) is true; in that order."""
-        parts = {name: values[positions] for name, values in self.parts.items()}
+        signals = {name: values[positions] for name, values in self.signals.items()}
         chosen = np.arange(len(self))[positions].tolist()
-        flags = tuple(self.flags[i] for i in chosen)
+        reasons = tuple(self.reasons[i] for i in chosen)
         return replace(
             self,
             labels=self.labels and self.labels.take(chosen),
             sample_ids=self.sample_ids[positions],
             scores=self.scores[positions],
-            flags=flags,
-            parts=parts,
+            reasons=reasons,
+            signals=signals,
         )
 
     def of_role(self, role: str) -> Ranking:
@@ -135,7 +137,7 @@ class Ranking(Displayed):
 
     def records(self, k: int | None = None) -> list[dict[str, Any]]:
         """The first k (or all) as dicts of rank, sample, name (where samples have names), role (where some
-        are regularisation images), score, flags, and a key for each part."""
+        are regularisation images), score, reasons, and a key for each signal."""
         columns = self._columns(k)
         lists = (values.tolist() if isinstance(values, np.ndarray) else values for values in columns.values())
         rows = zip(*lists, strict=True)
@@ -150,8 +152,8 @@ class Ranking(Displayed):
             **({"name": [self._name(sample) for sample in ids]} if self.names else {}),
             **({"role": roles} if self.regularisation else {}),
             "score": self.scores[:k],
-            "flags": ["; ".join(flags) for flags in self.flags[:k]],
-            **{name: values[:k] for name, values in self.parts.items()},
+            "reasons": ["; ".join(each) for each in self.reasons[:k]],
+            **{name: values[:k] for name, values in self.signals.items()},
         }
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────

@@ -35,7 +35,7 @@ def self_influence(
     On the grid (source="probe") the mean is over timesteps, and the result equals the diagonal of
     the matrix that :func:`influence` gives when the probed samples themselves are the queries. On
     training events (source="train") it is over the sample's visits nearest to each snapshot; where
-    there was only one, normalised gradients leave ReTrac nothing to tell, and the sample is flagged.
+    there was only one, normalised gradients leave ReTrac nothing to tell, and the sample's reason says so.
 
     By default it is of the best source there is. One pass over the table; what the sums of all samples need
     beyond ``memory`` goes through files.
@@ -54,11 +54,11 @@ def self_influence(
     visits = found.visits.reshape(shape).max(0)
     summed = "aggregate" in log.config["identity"]  # of how many rows a sum is made nobody knows
     constant = chosen.unit and source == "train" and not summed
-    flags = [[SINGLE] if constant and count <= 1 else [] for count in visits]
+    reasons = [[SINGLE] if constant and count <= 1 else [] for count in visits]
     title = f"self-influence ({chosen.name}, {source} rows)"
     scores = found.scores.reshape(shape).sum(0)
     ranking = Ranking.sort(
-        rows.sample_ids, scores, flags, title, names=log.names(), thumbnails=log.thumbnails
+        rows.sample_ids, scores, reasons, title, names=log.names(), thumbnails=log.thumbnails
     )
     return replace(ranking, regularisation=regularisation_images(log))
 

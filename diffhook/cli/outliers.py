@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         return
     role = ["role"] * bool(ranking.regularisation)
     rows = [
-        (r["rank"], sample_cell(r["sample"], ranking.names), *map(r.get, role), r["score"], r["flags"])
+        (r["rank"], sample_cell(r["sample"], ranking.names), *map(r.get, role), r["score"], r["reasons"])
         for r in records
     ]
     print_table(ranking.title, ["rank", "sample", *role, "score", "reasons"], rows, _reading(args.by))

@@ -55,9 +55,9 @@ def find_doubts(ranking: Ranking, nearest: Nearest | None = None) -> Doubts | No
         nearest: finds the pictures that look like a sample's.
     """
     known = ranking.labels
-    if known is None or "label" not in ranking.parts:
+    if known is None or "label" not in ranking.signals:
         return None
-    scores = ranking.parts["label"]
+    scores = ranking.signals["label"]
     order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), kind="stable")[:_MOST]
     listed = [i for i in order.tolist() if scores[i] > _LEAST and known.own[i] and known.better[i]]
     if not listed:
@@ -65,7 +65,7 @@ def find_doubts(ranking: Ranking, nearest: Nearest | None = None) -> Doubts | No
     names = sorted({known.own[i] for i in listed} | {known.better[i] for i in listed})
     number = {name: i for i, name in enumerate(names)}
     first = min(max(round(_WORTH * len(ranking)), _FIRST[0]), _FIRST[1], len(listed))
-    sound = np.array([not flags for flags in ranking.flags])
+    sound = np.array([not given for given in ranking.reasons])
     sound[listed[:first]] = False
     shown = _Members(np.array(known.own), sound, scores, nearest)
     return Doubts(

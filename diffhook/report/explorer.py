@@ -98,13 +98,13 @@ class Explorer:
             "names": [sample_words(int(sample), short) for sample in self.ranking.sample_ids],
             "listed": [self.ranking.named(sample) for sample in own] if self.ranking.names else own,
             "scores": [words.number(float(score)) for score in self.ranking.scores],
-            "keys": [[_key(float(value)) for value in values] for values in self.ranking.parts.values()],
+            "keys": [[_key(float(value)) for value in values] for values in self.ranking.signals.values()],
             "reasons": {
-                str(i): [[reason.brief, str(reason)] for reason in map(Reason.of, flags)]
-                for i, flags in enumerate(self.ranking.flags)
-                if flags
+                str(i): [[reason.brief, str(reason)] for reason in map(Reason.of, given)]
+                for i, given in enumerate(self.ranking.reasons)
+                if given
             },
-            "chips": [len(Reason.telling(flags)) for flags in self.ranking.flags],
+            "chips": [len(Reason.telling(given)) for given in self.ranking.reasons],
             "groups": [group.members for group in self.groups],
             "copies": COPIES,
             "closeness": [group.closeness for group in self.groups],

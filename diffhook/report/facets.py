@@ -80,12 +80,12 @@ def facets_of(
         doubts: positions of those whose labels are to be compared.
     """
     own = [split_id(int(sample))[0] for sample in ranking.sample_ids]
-    found = [reasons(ranking.flags, doubts), _labels(own, labels), folders(own, ranking.names)]
+    found = [reasons(ranking.reasons, doubts), _labels(own, labels), folders(own, ranking.names)]
     found += [roles(ranking), alerts(own, log.alerts()), visits(_seen(log, ranking.sample_ids, execution))]
     return [facet for facet in found if facet is not None and len(facet.values) > 1]
 
 
-def reasons(flags: Sequence[Sequence[str]], doubts: Set[int] = frozenset()) -> Facet:
+def reasons(given: Sequence[Sequence[str]], doubts: Set[int] = frozenset()) -> Facet:
     """By the kinds of their reasons, in the order in which one acts on them; the minor ones after "none".
 
     Args:
@@ -93,8 +93,8 @@ def reasons(flags: Sequence[Sequence[str]], doubts: Set[int] = frozenset()) -> F
     """
     given = [
         list(dict.fromkeys(_LABELS.get(kind, kind) if i in doubts else kind for kind in kinds)) or [_NONE]
-        for i, each in enumerate(flags)
-        for kinds in [[Reason.of(flag).kind for flag in each] + [TITLE] * (i in doubts)]
+        for i, each in enumerate(given)
+        for kinds in [[Reason.of(reason).kind for reason in each] + [TITLE] * (i in doubts)]
     ]
     met = {kind for each in given for kind in each}
     ordered = dict.fromkeys(name for kind in KINDS for name in (kind, _LABELS.get(kind, kind)))

@@ -29,8 +29,8 @@ def copy_groups(ranking: Ranking) -> list[list[int]]:
     place = {int(sample): i for i, sample in enumerate(ranking.sample_ids)}
     named = [
         (i, place[other])
-        for i, flags in enumerate(ranking.flags)
-        for reason in map(Reason.of, flags)
+        for i, given in enumerate(ranking.reasons)
+        for reason in map(Reason.of, given)
         if reason.kind in COPIES
         for other in reason.others
         if place.get(other, i) != i
@@ -42,7 +42,7 @@ def copy_groups(ranking: Ranking) -> list[list[int]]:
     _, labels = connected_components(links, directed=False)
     members = np.unique(np.concatenate([left, right]))
     groups = [members[labels[members] == label][::-1].tolist() for label in np.unique(labels[members])]
-    sure = ranking.parts.get("duplicate", np.zeros(len(ranking)))
+    sure = ranking.signals.get("duplicate", np.zeros(len(ranking)))
     return sorted(groups, key=lambda group: (-float(np.nan_to_num(sure[group]).max()), group))
 
 
@@ -74,7 +74,7 @@ def compared_groups(ranking: Ranking, pictures: Mapping[int, Image.Image]) -> li
 
 
 def _compared(ranking: Ranking, members: list[int], pictures: Mapping[int, Image.Image]) -> CopyGroup:
-    if "near copy" not in {Reason.of(flag).kind for i in members for flag in ranking.flags[i]}:
+    if "near copy" not in {Reason.of(given).kind for i in members for given in ranking.reasons[i]}:
         return CopyGroup(members, "identical", variant=False)
     share = _changed(ranking, members, pictures)
     if share is None:
@@ -92,7 +92,7 @@ def _changed(ranking: Ranking, members: list[int], pictures: Mapping[int, Image.
 
 
 def _apart(ranking: Ranking, members: list[int]) -> str:
-    ratios = ranking.parts.get("duplicate", np.full(len(ranking), np.nan))[members]
+    ratios = ranking.signals.get("duplicate", np.full(len(ranking), np.nan))[members]
     if not np.isfinite(ratios).any():
         return ""
     much = "much " if np.exp(np.nanmax(ratios)) > _MUCH else ""

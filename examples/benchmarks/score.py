@@ -146,7 +146,7 @@ def top_10(log: diffhook.RunLog) -> None:
 
 
 def outlying(log: diffhook.RunLog) -> None:
-    diffhook.outliers(log, parts=["norm", "repeat", "tracin"])
+    diffhook.outliers(log, signals=["norm", "repeat", "tracin"])
 
 
 TASKS: dict[str, Callable[[diffhook.RunLog], None]] = {"top 10": top_10, "outliers": outlying}

@@ -103,7 +103,7 @@ def rankings(args: argparse.Namespace, samples: Samples, path: Any, seed: int) -
         "distance in pixels": pixel_distance(samples),
     }
     if samples.classes is not None:
-        found["label signals, probes"] = by_sample(diffhook.outliers(log, parts=["label"]))
+        found["label signals, probes"] = by_sample(diffhook.outliers(log, signals=["label"]))
     return found
 
 

@@ -72,7 +72,7 @@ def test_what_was_left_out_and_what_both_have_are_told_apart(before: RunLog, tmp
     for ranking in (found.before, found.left_out):
         place = [whole.sample_ids.tolist().index(s) for s in ranking.sample_ids]
         np.testing.assert_array_equal(ranking.scores, whole.scores[place])
-        assert ranking.flags == tuple(whole.flags[i] for i in place)
+        assert ranking.reasons == tuple(whole.reasons[i] for i in place)
 
 
 def test_samples_that_count_anew_in_a_subset_are_found_by_the_exclude_list(

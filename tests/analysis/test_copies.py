@@ -126,7 +126,7 @@ def probed(
 def copies_of(ranking: Ranking) -> dict[int, set[int]]:
     return {
         int(sample): set(reason.others)
-        for sample, flags in zip(ranking.sample_ids, ranking.flags, strict=True)
+        for sample, flags in zip(ranking.sample_ids, ranking.reasons, strict=True)
         for reason in map(Reason.of, flags)
         if reason.kind == "exact copy"
     }
@@ -141,7 +141,7 @@ def test_equal_gradients_on_a_grid_are_exact_copies(
     ranking = diffhook.outliers(log, source)
     told = copies_of(ranking)
     assert told == {3: {7, 9, 11}, 7: {3, 9, 11}, 9: {3, 7, 11}, 11: {3, 7, 9}, 20: {30}, 30: {20}}
-    assert "the same gradients as 30" in ranking.flags[ranking.sample_ids.tolist().index(20)]
+    assert "the same gradients as 30" in ranking.reasons[ranking.sample_ids.tolist().index(20)]
     groups = [{int(ranking.sample_ids[i]) for i in group} for group in copy_groups(ranking)]
     assert sorted(groups, key=len) == [{20, 30}, {3, 7, 9, 11}]
 

@@ -39,11 +39,11 @@ def test_scores_are_those_of_all_pairs(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_TILE", 16)
     log = made_log(tmp_path / "log")
     labels = [i % 3 for i in range(COUNT)]
-    ranking = diffhook.outliers(log, parts=["label"], labels=labels, execution=Execution(memory=memory))
+    ranking = diffhook.outliers(log, signals=["label"], labels=labels, execution=Execution(memory=memory))
     expected = combined([slow(log, labels)])  # a probability
     finite = np.isfinite(ranking.scores)
     np.testing.assert_allclose(
-        ranking.parts["label"][finite], expected[ranking.sample_ids[finite]], rtol=1e-4, atol=1e-5
+        ranking.signals["label"][finite], expected[ranking.sample_ids[finite]], rtol=1e-4, atol=1e-5
     )
     assert (np.diff(ranking.scores[finite]) <= 0).all()
 

@@ -82,7 +82,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> diffhook.RunLog:
 
 
 def flags_of(ranking: Ranking, sample: int) -> str:
-    return "; ".join(ranking.flags[ranking.sample_ids.tolist().index(sample)])
+    return "; ".join(ranking.reasons[ranking.sample_ids.tolist().index(sample)])
 
 
 def test_planted_samples_come_first_with_their_reasons(log: diffhook.RunLog) -> None:
@@ -111,14 +111,14 @@ def test_a_near_duplicate_is_one_on_the_grid_and_in_pixels(tmp_path: Path, shade
     if told:
         assert "nearly the same picture as 12 (correlation of pixels 1.00)" in flags[TWIN]
     events = diffhook.outliers(log, "train")
-    assert not any("same picture" in flag for flags in events.flags for flag in flags)
+    assert not any("same picture" in flag for flags in events.reasons for flag in flags)
 
 
 def test_parts_say_what_the_score_is_made_of(log: diffhook.RunLog) -> None:
     ranking = diffhook.outliers(log)
-    assert set(ranking.parts) == {"norm", "repeat", "loss", "tracin", "retrac", "duplicate"}
+    assert set(ranking.signals) == {"norm", "repeat", "loss", "tracin", "retrac", "duplicate"}
     expected = np.zeros(COUNT)
-    for part in (ranking.parts["norm"], ranking.parts["loss"]):  # the others stand beside the score
+    for part in (ranking.signals["norm"], ranking.signals["loss"]):  # the others stand beside the score
         start, upper = np.quantile(part, [0.5, 0.8])
         scale = (upper - start) / np.log(0.5 / 0.2)
         for i, value in enumerate(part):
@@ -165,16 +165,16 @@ def test_whose_gradient_was_not_finite_first_comes_before_those_that_it_spoiled(
     assert len(lost) > 6, "the NaN must have spread, or the test sees nothing"
     ranking = diffhook.outliers(log)
     assert ranking.sample_ids[0] == 8
-    assert ranking.flags[0][0].endswith("visits: the image itself is not")
+    assert ranking.reasons[0][0].endswith("visits: the image itself is not")
     assert np.isinf(ranking.scores[: len(lost)]).all()
-    assert "all of them after sample 8's of step" in ranking.flags[len(lost) - 1][0]
+    assert "all of them after sample 8's of step" in ranking.reasons[len(lost) - 1][0]
 
 
 def test_a_single_part_ranks_as_it_does(log: diffhook.RunLog) -> None:
-    ranking = diffhook.outliers(log, parts=["loss"])
-    assert list(ranking.parts) == ["loss"]
+    ranking = diffhook.outliers(log, signals=["loss"])
+    assert list(ranking.signals) == ["loss"]
     assert ranking.sample_ids[1] == LOSSY
-    assert (np.diff(ranking.parts["loss"][1:]) <= 0).all()
+    assert (np.diff(ranking.signals["loss"][1:]) <= 0).all()
 
 
 def test_on_a_grid_losses_are_compared_by_their_mean(tmp_path: Path) -> None:
@@ -190,16 +190,16 @@ def test_on_a_grid_losses_are_compared_by_their_mean(tmp_path: Path) -> None:
         log = diffhook.open_log(tmp_path / name)
         ranking = diffhook.outliers(log, "probe", ["loss"])
         means = [np.log(rows["loss"][rows["sample"] == i].astype(float).mean()) for i in ranking.sample_ids]
-        compared = np.allclose(ranking.parts["loss"], means, rtol=1e-6)
+        compared = np.allclose(ranking.signals["loss"], means, rtol=1e-6)
         assert compared == whole, "a sample that lacks some of the grid cannot be compared so"
         assert ranking.sample_ids[1] == LOSSY, "after the one whose gradient is not finite"
 
 
 def test_norms_alone_serve_without_projections(tmp_path: Path) -> None:
     ranking = diffhook.outliers(made_log(tmp_path / "log", dim=0))
-    assert set(ranking.parts) == {"norm", "repeat", "loss"}
+    assert set(ranking.signals) == {"norm", "repeat", "loss"}
     with pytest.raises(ConfigurationError, match="no outlier part 'colour'; there are"):
-        diffhook.outliers(made_log(tmp_path / "other"), parts=["colour"])
+        diffhook.outliers(made_log(tmp_path / "other"), signals=["colour"])
 
 
 def test_deviations_are_robust_within_timestep_and_stage(log: diffhook.RunLog) -> None:
@@ -311,7 +311,7 @@ def test_files_hold_the_ranking(log: diffhook.RunLog, tmp_path: Path) -> None:
     with open(tmp_path / "all.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["sample"]) for row in rows] == ranking.sample_ids.tolist()
-    np.testing.assert_allclose([float(row["norm"]) for row in rows], ranking.parts["norm"])
+    np.testing.assert_allclose([float(row["norm"]) for row in rows], ranking.signals["norm"])
     frame = pandas.read_parquet(tmp_path / "all.parquet")
     assert frame["sample"].tolist() == ranking.sample_ids.tolist()
     assert (tmp_path / "first.txt").read_text().split() == [str(i) for i in ranking.sample_ids[:3]]

@@ -234,7 +234,7 @@ def test_rows_that_are_not_finite_count_for_nothing(tmp_path: Path) -> None:
     assert np.isfinite(log.train["projection"]).all()
     ranking = diffhook.outliers(log)
     assert np.isinf(ranking.scores[0])
-    assert "gradient not finite" in ranking.flags[0][0]
+    assert "gradient not finite" in ranking.reasons[0][0]
 
 
 def test_queries_that_are_not_finite_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -273,7 +273,7 @@ def test_top_k_is_sorted_and_names_the_samples(full: Any) -> None:
 def test_a_single_event_makes_retrac_self_influence_constant_and_says_so(tmp_path: Path) -> None:
     train(tmp_path / "log", epochs=1, projection_dim=256)
     ranking = diffhook.self_influence(diffhook.open_log(tmp_path / "log"), "retrac", "train")
-    assert all("constant" in flags[0] for flags in ranking.flags)
+    assert all("constant" in flags[0] for flags in ranking.reasons)
 
 
 def test_bias_reports_what_it_should(full: Any) -> None:

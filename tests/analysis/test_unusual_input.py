@@ -66,11 +66,11 @@ def test_distances_are_those_of_the_slow_way_and_the_odd_come_first_with_words(
     tmp_path: Path, figures: np.ndarray
 ) -> None:
     ids = np.random.default_rng(2).permutation(COUNT) + 100
-    ranking = diffhook.outliers(made_log(tmp_path / "log", figures, ids), parts=["input"])
-    found = dict(zip(ranking.sample_ids.tolist(), ranking.parts["input"], strict=True))
+    ranking = diffhook.outliers(made_log(tmp_path / "log", figures, ids), signals=["input"])
+    found = dict(zip(ranking.sample_ids.tolist(), ranking.signals["input"], strict=True))
     np.testing.assert_allclose([found[i] for i in ids.tolist()], slow_distances(figures), rtol=1e-4)
     assert set(ranking.sample_ids[:2]) == {ids[BRIGHT], ids[FLAT]}
-    flags = dict(zip(ranking.sample_ids.tolist(), ranking.flags, strict=True))
+    flags = dict(zip(ranking.sample_ids.tolist(), ranking.reasons, strict=True))
     assert flags[ids[BRIGHT]][0].startswith("looks unlike the others: its mean is 0.901, that of 98% of them")
     assert "its contrast is 0.00" in flags[ids[FLAT]][0] or "its roughness is 0.00" in flags[ids[FLAT]][0]
     assert sum(bool(said) for said in flags.values()) <= 3
@@ -79,7 +79,7 @@ def test_distances_are_those_of_the_slow_way_and_the_odd_come_first_with_words(
 def test_looks_are_one_signal_among_the_others(tmp_path: Path, figures: np.ndarray) -> None:
     log = made_log(tmp_path / "log", figures, np.arange(COUNT))
     ranking = diffhook.outliers(log)
-    assert set(ranking.parts) == {"norm", "repeat", "loss", "input"}
+    assert set(ranking.signals) == {"norm", "repeat", "loss", "input"}
     assert {BRIGHT, FLAT} <= set(ranking.sample_ids[:4].tolist())
 
 
@@ -87,15 +87,15 @@ def test_samples_whose_looks_no_visit_knows_have_no_distance(tmp_path: Path, fig
     figures[:, 5] = np.nan
     figures[0, 6] = np.nan  # another visit knows
     ranking = diffhook.outliers(
-        made_log(tmp_path / "log", figures, np.arange(COUNT)), parts=["norm", "input"]
+        made_log(tmp_path / "log", figures, np.arange(COUNT)), signals=["norm", "input"]
     )
-    found = dict(zip(ranking.sample_ids.tolist(), ranking.parts["input"], strict=True))
+    found = dict(zip(ranking.sample_ids.tolist(), ranking.signals["input"], strict=True))
     assert np.isnan(found[5])
     assert np.isfinite(found[6])
 
 
 def test_a_log_without_looks_is_ranked_by_the_rest(tmp_path: Path, figures: np.ndarray) -> None:
     log = made_log(tmp_path / "log", np.full_like(figures, np.nan), np.arange(COUNT))
-    assert set(diffhook.outliers(log).parts) == {"norm", "repeat", "loss"}
+    assert set(diffhook.outliers(log).signals) == {"norm", "repeat", "loss"}
     with pytest.raises(ConfigurationError, match="nothing to rank by from input"):
-        diffhook.outliers(log, parts=["input"])
+        diffhook.outliers(log, signals=["input"])

@@ -191,16 +191,16 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> diffhook.RunLog:
 
 def test_a_wrong_label_is_ranked_first_and_flagged(log: diffhook.RunLog) -> None:
     assert np.isfinite(log.probe["label_contrast"]).all()
-    ranking = diffhook.outliers(log, parts=["label"])
+    ranking = diffhook.outliers(log, signals=["label"])
     assert ranking.sample_ids[0] == 5
-    assert ranking.flags[0][0].startswith("labelled class 0; the model fits class 1 better (loss ")
+    assert ranking.reasons[0][0].startswith("labelled class 0; the model fits class 1 better (loss ")
     named = {i: ("dark", "bright")[i % 2] for i in range(24)} | {5: "dark"}
-    told = diffhook.outliers(log, parts=["label"], labels=named).flags[0][0]
+    told = diffhook.outliers(log, signals=["label"], labels=named).reasons[0][0]
     assert told.startswith("labelled 'dark'; the model fits 'bright' better (loss ")
-    assert not any("label" in flag for flags in ranking.flags[3:] for flag in flags)
+    assert not any("label" in flag for flags in ranking.reasons[3:] for flag in flags)
     whole = diffhook.outliers(log)
     at = whole.sample_ids.tolist().index(5)
-    assert "fits class 1 better" in "; ".join(whole.flags[at]), "the flag stands in every ranking"
+    assert "fits class 1 better" in "; ".join(whole.reasons[at]), "the flag stands in every ranking"
     assert "label" not in whole.title, "it does not count there"
 
 
@@ -215,19 +215,19 @@ def test_losses_and_neighbours_count_as_often_as_they_find_the_own_label_right(
     right = np.array([(np.sum(each < 0) + 1) / 26 for each in (losses, nearer)])
     odds = np.log(right / (1 - right))
     expected = -2 * (odds / odds.sum()) @ [log10_tail(losses), log10_tail(nearer)]
-    ranking = diffhook.outliers(log, parts=["label"])
-    np.testing.assert_allclose(ranking.parts["label"], expected[ranking.sample_ids], rtol=1e-5)
+    ranking = diffhook.outliers(log, signals=["label"])
+    np.testing.assert_allclose(ranking.signals["label"], expected[ranking.sample_ids], rtol=1e-5)
     assert ranking.labels is not None
     assert (ranking.labels.own[0], ranking.labels.better[0]) == ("class 0", "class 1")
     monkeypatch.setattr("diffhook.analysis.signals.label.PAIRWISE", 10)
-    alone = diffhook.outliers(log, parts=["label"])
-    np.testing.assert_allclose(alone.parts["label"], -log10_tail(losses)[alone.sample_ids], rtol=1e-5)
+    alone = diffhook.outliers(log, signals=["label"])
+    np.testing.assert_allclose(alone.signals["label"], -log10_tail(losses)[alone.sample_ids], rtol=1e-5)
 
 
 def test_probes_may_leave_labels_alone(tmp_path: Path) -> None:
     from tests.analysis.synthetic import synthetic
 
     made = synthetic(tmp_path / "log")
-    assert "label" not in diffhook.outliers(made.log, "probe").parts
+    assert "label" not in diffhook.outliers(made.log, "probe").signals
     with pytest.raises(ConfigurationError, match="nothing to rank by from label"):
         diffhook.outliers(made.log, "probe", ["label"])

@@ -64,5 +64,5 @@ def test_rows_and_scores_are_those_of_the_watched_run(watched: Path, tmp_path: P
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
     ranking = diffhook.outliers(found)
     assert sorted(ranking.sample_ids.tolist()) == list(range(len(DATA)))
-    assert {"input", "loss"} <= ranking.parts.keys()
+    assert {"input", "loss"} <= ranking.signals.keys()
     assert found.verify() == []

@@ -104,10 +104,10 @@ def test_swapped_arguments_of_a_function_are_told(tmp_path: Path) -> None:
         (lambda: diffhook.influence(log, "held-out", "retrak"), "Did you mean 'retrac'"),
         (lambda: diffhook.outliers(log, "trian"), "Did you mean 'train'"),
         (
-            lambda: diffhook.outliers(log, parts="loss"),
-            r"parts is 'loss'; .* such as \['loss'\]",
+            lambda: diffhook.outliers(log, signals="loss"),
+            r"signals is 'loss'; .* such as \['loss'\]",
         ),
-        (lambda: diffhook.outliers(log, parts=["los"]), "Did you mean 'loss'"),
+        (lambda: diffhook.outliers(log, signals=["los"]), "Did you mean 'loss'"),
         (lambda: diffhook.outliers(7), "the log is 7; expected its folder, URL or store"),  # type: ignore[arg-type]
         (lambda: diffhook.query(log, "new", torch.zeros(1, 1, 8, 8)), "the query set's name is a Tensor"),  # type: ignore[arg-type]
         (lambda: diffhook.without("exclude.txt", [1, 2]), r"expected without\(dataset, .exclude.txt.\)"),  # type: ignore[arg-type]

@@ -164,7 +164,7 @@ def test_a_name_is_no_formula_in_a_table(name: str, tmp_path: Path) -> None:
     ranking.to_csv(tmp_path / "out.csv")
     with open(tmp_path / "out.csv", newline="") as file:
         (row,) = csv.DictReader(file)
-    assert (row["name"], row["flags"]) == (f"'{name}", "'=1")
+    assert (row["name"], row["reasons"]) == (f"'{name}", "'=1")
 
 
 def test_a_dollar_in_a_chart_is_a_dollar() -> None:

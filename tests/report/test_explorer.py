@@ -191,11 +191,11 @@ def test_columns_are_in_the_order_of_the_ranking(log: RunLog, explorer: Explorer
     assert {len(data[name]) for name in ("names", "listed", "scores", "cells")} == {SAMPLES}
     assert [len(side) for side in data["places"]] == [SAMPLES] * 2
     assert all(0 <= place <= 10_000 for side in data["places"] for place in side)
-    for keys, values in zip(data["keys"], ranking.parts.values(), strict=True):
+    for keys, values in zip(data["keys"], ranking.signals.values(), strict=True):
         order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")
         known = [key if key is not None else np.inf for key in keys]
         assert np.all(np.diff(np.array(known)[order]) >= 0), "ascending keys are descending values"
-    for i, flags in enumerate(ranking.flags):
+    for i, flags in enumerate(ranking.reasons):
         assert [sentence for _, sentence in data["reasons"].get(str(i), [])] == list(flags)
 
 

@@ -41,9 +41,9 @@ def page_with_copies(log: RunLog, tmp_path_factory: pytest.TempPathFactory) -> P
         others = tuple(other for other in group if other != sample)
         return (Reason(f"like {others}", kind, f"like #{others[0]}", others),)
 
-    told = [flags(int(i), given) for i, given in zip(ranking.sample_ids, ranking.flags, strict=True)]
+    told = [flags(int(i), given) for i, given in zip(ranking.sample_ids, ranking.reasons, strict=True)]
     path = tmp_path_factory.mktemp("copies") / "page.html"
-    doubted = in_doubt(replace(ranking, flags=tuple(told)))
+    doubted = in_doubt(replace(ranking, reasons=tuple(told)))
     write_page(path, log, doubted, photographs(SAMPLES), queries={})
     return path
 
@@ -54,7 +54,7 @@ def in_doubt(ranking: Ranking) -> Ranking:
     scores = np.array([4.0 - DOUBTED.index(i) if i in DOUBTED else 0.1 for i in order])
     own = tuple("cat" if i in DOUBTED or i % 2 else "dog" for i in order)
     better = tuple("dog" if each == "cat" else "cat" for each in own)
-    return replace(ranking, labels=Labels(own, better), parts={**ranking.parts, "label": scores})
+    return replace(ranking, labels=Labels(own, better), signals={**ranking.signals, "label": scores})
 
 
 @pytest.fixture
@@ -153,8 +153,8 @@ def test_labels_stand_beside_what_they_mean_strongest_first(visit: Visit) -> Non
 
 def test_labels_that_stand_out_less_wait_for_a_click(browser: Any, log: RunLog, tmp_path: Path) -> None:
     ranking = in_doubt(diffhook.outliers(log))
-    strong = {**ranking.parts, "label": ranking.parts["label"] + 1}  # all are in doubt
-    write_page(tmp_path / "page.html", log, replace(ranking, parts=strong), queries={})
+    strong = {**ranking.signals, "label": ranking.signals["label"] + 1}  # all are in doubt
+    write_page(tmp_path / "page.html", log, replace(ranking, signals=strong), queries={})
     visit = Visit(browser, tmp_path / "page.html")
     pick(visit, "labels to compare")
     rows = visit.tab.locator("#gallery > .doubt")

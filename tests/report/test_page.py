@@ -206,7 +206,7 @@ def test_the_score_s_parts_are_sort_orders(log: RunLog) -> None:
     ranking = diffhook.outliers(log)
     parts = {"loss": -np.arange(len(ranking), dtype=float)}
     parts["loss"][3] = np.nan
-    ranking = _with_parts(ranking, parts)
+    ranking = _with_signals(ranking, parts)
     explorer = Explorer.make(log, ranking, None, "train", None, Execution())
     drawn = outliers_part(ranking, NONE, top=5, explorer=explorer)
     assert drawn is not None
@@ -226,8 +226,8 @@ def test_reasons_are_filtered_by_kind_shown_in_brief_and_told_in_a_sentence(log:
     assert {"high norm", "not finite", "none"} <= {kind for kind, _ in offered}
     assert not any(re.search(r"\d", kind) for kind, _ in offered)
     for kind, count in offered:
-        flagged = [any(Reason.of(flag).kind == kind for flag in flags) for flags in ranking.flags]
-        assert int(count) == (sum(not flags for flags in ranking.flags) if kind == "none" else sum(flagged))
+        flagged = [any(Reason.of(flag).kind == kind for flag in flags) for flags in ranking.reasons]
+        assert int(count) == (sum(not flags for flags in ranking.reasons) if kind == "none" else sum(flagged))
     loud = re.search(r'data-sample="23" .*?</ul>', drawn.html, re.DOTALL)
     assert loud is not None
     told = re.search(r"<details><summary[^>]*>norm \+([\d.]+)σ</summary>([^<]+)</details>", loud[0])
@@ -237,8 +237,8 @@ def test_reasons_are_filtered_by_kind_shown_in_brief_and_told_in_a_sentence(log:
 
 def test_each_sample_with_a_high_score_has_a_reason(log: RunLog) -> None:
     ranking = diffhook.outliers(log)
-    assert all(flags for flags, score in zip(ranking.flags, ranking.scores, strict=True) if score > 2)
-    assert any("unusual in sum: " in flag for flags in ranking.flags for flag in flags)
+    assert all(flags for flags, score in zip(ranking.reasons, ranking.scores, strict=True) if score > 2)
+    assert any("unusual in sum: " in flag for flags in ranking.reasons for flag in flags)
 
 
 def test_an_image_that_cannot_be_read_is_shown_as_such(log: RunLog, tmp_path: Path) -> None:
@@ -322,11 +322,11 @@ def test_without_matplotlib_the_error_names_the_extra(
         write_page(tmp_path / "page.html", log, queries={})
 
 
-def _with_parts(ranking: diffhook.analysis.Ranking, parts: Any) -> diffhook.analysis.Ranking:
+def _with_signals(ranking: diffhook.analysis.Ranking, signals: Any) -> diffhook.analysis.Ranking:
     try:
-        return replace(ranking, parts=parts)
+        return replace(ranking, signals=signals)
     except TypeError:
-        vars(ranking)["parts"] = parts
+        vars(ranking)["signals"] = signals
         return ranking
 
 

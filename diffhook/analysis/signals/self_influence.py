@@ -17,7 +17,7 @@ class _SelfInfluence(Signal):
 
     def look(self, view: View) -> Found | None:
         ranking = self_influence(view.log, self.method, view.source, execution=view.execution)
-        if all(SINGLE in flags for flags in ranking.flags):
+        if all(SINGLE in given for given in ranking.reasons):
             return None
         scores = np.full(len(view.sample_ids), np.nan)
         with np.errstate(divide="ignore"):

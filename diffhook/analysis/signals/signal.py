@@ -91,7 +91,7 @@ class Signal(ABC):
     """One way to see that a sample is unlike the others.
 
     Attributes:
-        name: its name among ``Ranking.parts``.
+        name: its name among ``Ranking.signals``.
         title: what pages call it.
         meaning: in words.
         counted_on: the sources on which it enters the combined score; on others it is told beside it.
@@ -117,7 +117,7 @@ SIGNALS: dict[str, Signal] = {}
 
 
 _QUESTIONS = {
-    "name": "name, among a ranking's parts",
+    "name": "name, among a ranking's signals",
     "title": "title, what pages call it",
     "meaning": "meaning, in words",
     "look": "look(view), which says what it makes of every sample",

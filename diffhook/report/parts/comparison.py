@@ -126,7 +126,7 @@ def _moved(found: Comparison, positions: npt.NDArray[np.intp], thumbnails: Pictu
                 f"place {before:,} → {after:,}",
                 f"{entry.notes[0]} → {words.number(float(now.scores[after - 1]))}",
             ),
-            reasons=tuple(map(Reason.of, now.flags[after - 1])) or entry.reasons,
+            reasons=tuple(map(Reason.of, now.reasons[after - 1])) or entry.reasons,
         )
         for entry, (before, after) in zip(entries, places.tolist(), strict=True)
     ]
@@ -141,7 +141,7 @@ def _entries(ranking: Ranking, thumbnails: PictureCache) -> list[Entry]:
             else f"#{sample_words(int(sample))}",
             thumbnails(int(sample)),
             (f"score {words.number(float(score))}",),
-            tuple(map(Reason.of, flags)),
+            tuple(map(Reason.of, given)),
         )
-        for sample, score, flags in zip(ranking.sample_ids, ranking.scores, ranking.flags, strict=True)
+        for sample, score, given in zip(ranking.sample_ids, ranking.scores, ranking.reasons, strict=True)
     ]

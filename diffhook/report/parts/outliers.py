@@ -54,9 +54,9 @@ def outliers_part(
             sample_words(int(sample), short),
             words.number(float(score)),
             thumbnails(int(sample)),
-            Reason.telling(flags),
+            Reason.telling(given),
         )
-        for sample, score, flags in zip(first.sample_ids, first.scores, first.flags, strict=True)
+        for sample, score, given in zip(first.sample_ids, first.scores, first.reasons, strict=True)
     ]
     return part(
         "outliers",
@@ -67,9 +67,9 @@ def outliers_part(
         tiles=tiles,
         explorer=explorer,
         listed=len(tiles) if explorer is None else len(explorer.ranking),
-        orders=["score", *(SIGNALS[n].title if n in SIGNALS else n for n in ranking.parts), "sample id"],
+        orders=["score", *(SIGNALS[n].title if n in SIGNALS else n for n in ranking.signals), "sample id"],
         named=bool(ranking.names),
-        flagged=sum(bool(flags) for flags in ranking.flags),
+        flagged=sum(bool(given) for given in ranking.reasons),
         page=_PAGE,
     )
 
