@@ -93,13 +93,13 @@ def test_the_recipe_for_a_signal_tells_and_changes_no_ranking(tmp_path: Path) ->
     before = diffhook.outliers(log, "train")
     _follow("signal")
     after = diffhook.outliers(log, "train")
-    assert after.parts.keys() - before.parts.keys() == {"steep"}
-    assert np.isfinite(after.parts["steep"]).all()
+    assert after.signals.keys() - before.signals.keys() == {"steep"}
+    assert np.isfinite(after.signals["steep"]).all()
     assert np.array_equal(after.sample_ids, before.sample_ids)
     assert np.array_equal(after.scores, before.scores)
-    assert after.flags == before.flags
+    assert after.reasons == before.reasons
     alone = diffhook.outliers(log, "train", ["steep"])
-    assert np.array_equal(alone.scores, np.sort(after.parts["steep"])[::-1])
+    assert np.array_equal(alone.scores, np.sort(after.signals["steep"])[::-1])
 
 
 @pytest.mark.parametrize(
