@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from experiment import Result, experiment, key, single_threaded, told
+from retraining import SETTINGS as KNOWN
 from retraining import Problem, ask, retrained
 from scipy.stats import spearmanr
 from training import LOSS, train
@@ -48,7 +49,7 @@ Found = dict[tuple[str, int], dict[str, npt.NDArray[Any]]]  # (thing, value) →
 def run(args: argparse.Namespace) -> Result:
     shared = args.out if args.quick else args.out.parent / "lds" / "MLP"
     shared.mkdir(parents=True, exist_ok=True)
-    problem = Problem.make("MLP", shared, args.quick)
+    problem = Problem.make(KNOWN["MLP"], shared, args.quick)
     models = retrained(problem, args, shared)
     measured = -models.losses[:, :, : len(problem.queries["held out"])]
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:

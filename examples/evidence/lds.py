@@ -180,7 +180,7 @@ def run(args: argparse.Namespace) -> Result:
     rows, ceilings, settings = (result[part] for part in PARTS)
     for case in args.settings:
         out = args.out / key(case)
-        problem = Problem.make(case, out, args.quick)
+        problem = Problem.make(SETTINGS[case], out, args.quick)
         models = retrained(problem, args, out)
         start = 0
         methods = QUICK if args.quick else METHODS

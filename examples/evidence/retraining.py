@@ -25,8 +25,6 @@ from diffhook.analysis.evaluation import Retrained, half_subsets, retrain
 OUTPUTS = {"squared-output", "mean-output"}  # what D-TRAK and DAS differentiate
 ADAM = "adam"
 SEEDS = (0, 1)  # of the trainings on halves
-SAMPLES = 256
-SIBLINGS = 5  # that a query has, of emoji
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,8 @@ class Setting:
             what an MLP makes.
         steps: of the sampler.
         narrow: D of smaller projections, by which the default method is judged, too.
-        emoji: whether its pictures are emoji, of which the model knows no classes; otherwise digits.
+        families, singles: of emoji, of which the model knows no classes: so many families of six, of some of
+            which one is asked about, and so many without siblings; None: 256 digits.
     """
 
     recipe: Recipe
@@ -51,7 +50,8 @@ class Setting:
     ancestral: bool = False
     steps: int = 50
     narrow: int = 2048
-    emoji: bool = False
+    families: int | None = None
+    singles: int = 0
 
     def quick(self) -> Setting:
         """One of seconds, which shows that an experiment runs."""
@@ -59,11 +59,10 @@ class Setting:
         return replace(short, narrow=64)
 
     def pictures(self, quick: bool, asked: int) -> tuple[Samples, Samples]:
-        """To train on, and to ask about. Of emoji each query is the sixth of a family of which five are
-        trained on."""
-        if not self.emoji:
-            return split(tiny_digits(), *((32, 4) if quick else (SAMPLES, asked)), seed=0)
-        return emoji_families(*((4, 12) if quick else (asked, SAMPLES - SIBLINGS * asked)))
+        """To train on, and to ask about."""
+        if self.families is None:
+            return split(tiny_digits(), *((32, 4) if quick else (256, asked)), seed=0)
+        return emoji_families(*((4, 12, 4) if quick else (self.families, self.singles, asked)))
 
 
 SETTINGS = {
@@ -72,7 +71,7 @@ SETTINGS = {
         ancestral=True, steps=1000,
     ),
     "UNet": Setting(Recipe(epochs=100, batch=16, widths=(16, 32), snapshots=5), 64, 16, 4, every=2),
-    "emoji": Setting(Recipe(epochs=60, paired=True), 64, 16, 4, every=2, emoji=True),
+    "emoji": Setting(Recipe(epochs=60, paired=True), 64, 16, 4, every=2, families=40, singles=56),
 }  # fmt: skip
 
 
@@ -92,15 +91,15 @@ class Problem:
     dense: diffhook.Grid
 
     @classmethod
-    def make(cls, name: str, out: Path, quick: bool, asked: int = 40, generate: bool = True) -> Problem:
+    def make(
+        cls, setting: Setting, out: Path, quick: bool, asked: int = 40, generate: bool = True
+    ) -> Problem:
         """
         Args:
-            name: of the setting.
+            setting: made quick here, where it is to be.
             generate: whether there are generated queries beside those held out.
         """
-        setting = SETTINGS[name]
-        if quick:
-            setting = setting.quick()
+        setting = setting.quick() if quick else setting
         training, held_out = setting.pictures(quick, asked)
         out.mkdir(parents=True, exist_ok=True)
         queries = {"held out": held_out}

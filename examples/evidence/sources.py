@@ -88,13 +88,14 @@ def split(samples: Samples, training: int, held_out: int, seed: int) -> tuple[Sa
     return samples.take(order[:training]), samples.take(order[training : training + held_out])
 
 
-def emoji_families(count: int, singles: int) -> tuple[Samples, Samples]:
-    """Five of each family of six at 16 × 16, and emoji without siblings; and the sixth of each family.
+def emoji_families(families: int, singles: int, asked: int) -> tuple[Samples, Samples]:
+    """Families of six and emoji without siblings at 16 × 16; and one of each of the first ``asked`` families,
+    which is not among them.
 
     ``sources`` are the families' numbers, −1 of those without siblings.
     """
-    training, asked = emoji(count, singles, held_out=count, size=16)
-    return _pictures(training), _pictures(asked)
+    training, held_out = emoji(families, singles, asked, size=16)
+    return _pictures(training), _pictures(held_out)
 
 
 def _pictures(collection: Collection) -> Samples:

@@ -145,10 +145,13 @@ def counterfactual(result: Result) -> str:
                 _told(row[difference]) if row[difference]["error"] else "–"
                 for difference in ("above_random", "above_pixels")
             )
-            removed = f"{found['k']} of {found['training_samples']} {name}: {row['method']}"
+            removed = f"{found['k']} of {name}: {row['method']}"
             lines.append(_row([removed, _told(row), *figures]))
-    asked = " and ".join(f"{found['asked']} {name}" for name, found in result["cases"].items())
-    more = f"{asked} held out, each set against itself; errors over queries"
+    asked = "; ".join(
+        f"{name}: {found['asked']} held out, trained {found['trainings']} times"
+        for name, found in result["cases"].items()
+    )
+    more = f"each query set against itself, errors over queries; {asked}"
     return "\n".join([*lines, "", _made(result, "counterfactual", more)])
 
 

@@ -121,6 +121,20 @@ def test_removing_what_counts_hurts_more_than_random_removal() -> None:
     assert found.effect.mean > found.control.mean > 0
 
 
+def test_groups_of_queries_lose_their_tops_together() -> None:
+    top = np.argsort(-WORTH, axis=1)[:, :2]
+    count, (queries, samples) = 2, WORTH.shape
+    found = removal(train, measure, top, samples, together=count, progress=False)
+    without_own = removal(train, measure, top, samples, progress=False)
+    assert len(found.removed) == queries
+    for query in range(queries):
+        group = range(query // count * count, min(query // count * count + count, queries))
+        gone = np.unique(top[list(group)])
+        lost = WORTH[query, gone].sum()
+        np.testing.assert_allclose(found.removed[query] - found.whole[query], lost, atol=1e-6)
+    assert not np.allclose(found.removed, without_own.removed)
+
+
 def test_tracing_counts_the_querys_own_source() -> None:
     found = tracing([[0, 1, 2], [3, 4, 0]], ["a", "a", "b", "b", "b"], ["a", "b"])
     np.testing.assert_allclose(found.shares, [2 / 3, 2 / 3])
@@ -150,6 +164,8 @@ def test_detection_agrees_with_scikit_learn(ties: bool) -> None:
         (lambda: lds(SCORES, [[0], [1], [4]], MEASURED), "names sample 4, but there are scores of 4"),
         (lambda: half_subsets(4, share=1.0), "expected some, not all"),
         (lambda: removal(train, measure, [[20]], 20), "ids of 20 samples"),
+        (lambda: removal(train, measure, [[0], [1]], 20, together=0), "together is 0"),
+        (lambda: removal(train, measure, [[0], [1]], 2, together=2), "are all 2 samples"),
         (lambda: tracing([[5]], ["a"], ["a"]), "sources of 1 samples, but the top names 5"),
     ],
 )

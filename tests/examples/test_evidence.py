@@ -172,7 +172,7 @@ def test_counterfactual(quick: Callable[..., dict[str, Any]]) -> None:
         assert all(math.isfinite(row["mean"]) for row in found["rows"])
         above = {row["method"]: row["above_random"]["mean"] for row in found["rows"]}
         assert above["at random"] == 0
-    assert "siblings" in {row["method"] for row in cases["emoji"]["rows"]}
+    assert "siblings" in {row["method"] for row in cases["820 emoji"]["rows"]}
 
 
 def test_ablations(quick: Callable[..., dict[str, Any]]) -> None:

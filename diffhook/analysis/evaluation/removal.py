@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from diffhook.analysis.evaluation.estimate import Estimate, estimate
 from diffhook.analysis.evaluation.retraining import Measure, Train, ids_of, retrain
+from diffhook.capture.checks import check_whole
 from diffhook.errors import ConfigurationError
 
 
@@ -20,8 +21,8 @@ class Removal:
 
     Attributes:
         whole: (Q,) trained on all.
-        removed: (Q,) each under the model without its own top k.
-        random: (Q,) each under a model without k samples at random.
+        removed: (Q,) each under the model without its own top k, and those of the queries of its group.
+        random: (Q,) each under a model without as many at random.
         effect, control: mean of removed − whole and of random − whole. Only a difference of both
             says something.
     """
@@ -40,6 +41,7 @@ def removal(
     samples: int | npt.NDArray[np.int64],
     *,
     seeds: Sequence[int] = (0,),
+    together: int = 1,
     control_seed: int = 0,
     **options: Any,
 ) -> Removal:
@@ -52,23 +54,32 @@ def removal(
         top: (Q, k) ids to remove for each query, such as ``influence(...).top(k).sample_ids``.
         samples: N, for ids 0 … N − 1; or the (N,) ids.
         seeds: trainings of each, averaged.
+        together: queries of a group, whose tops are left out at once. So many times fewer trainings, and a
+            little noise by what is left out for others, at random as well as here.
         options: ``record``, ``processes`` and ``progress`` of :func:`retrain`.
 
     Raises:
-        ConfigurationError: ids outside the dataset; measure gives another number of losses than Q; as
-            :func:`retrain`.
+        ConfigurationError: ids outside the dataset; groups of none, or that leave no sample; measure gives
+            another number of losses than Q; as :func:`retrain`.
     """
     chosen = np.asarray(top, np.int64)
     ids = ids_of(samples)
     if chosen.ndim != 2 or not chosen.size or not np.isin(chosen, ids).all():
         raise ConfigurationError(f"top has shape {chosen.shape}; expected (Q, k) ids of {len(ids)} samples")
     queries, k = chosen.shape
+    check_whole("together", together, 1)
     rng = np.random.default_rng(control_seed)
     order = rng.permutation(ids)
-    controls = [rng.choice(ids, k, replace=False) for _ in range(queries)]
-    without = [order[~np.isin(order, gone)] for gone in [*chosen, *controls]]
+    controls = np.stack([rng.choice(ids, k, replace=False) for _ in range(queries)])
+    group = np.arange(queries) // together
+    count = int(group[-1]) + 1
+    gone = [each[group == number] for each in (chosen, controls) for number in range(count)]
+    without = [order[~np.isin(order, some)] for some in gone]
+    if not all(map(len, without)):
+        raise ConfigurationError(f"tops of {together} queries together are all {len(ids)} samples")
     found = retrain(train, measure, [order, *without], seeds=seeds, queries=queries, **options)
     losses = found.losses.mean(0)
     whole = losses[0]
-    removed, random = np.diagonal(losses[1 : queries + 1]), np.diagonal(losses[queries + 1 :])
+    own = np.arange(queries)
+    removed, random = losses[1 + group, own], losses[1 + count + group, own]
     return Removal(whole, removed, random, estimate(removed - whole), estimate(random - whole))
