@@ -200,9 +200,9 @@ def load_images(path: str | Path) -> Sequence[Any]:
 
     Args:
         path: a folder of image files, in the order of :class:`~diffhook.report.folder.Folder`; a dataset
-            of Hugging Face as ``save_to_disk`` left it; or an .npy array, of integers in 0 … 255, or of
-            floats that are all in [0, 1] or, if any of all is negative, all in [−1, 1]. An image that is not
-            raises a ConfigurationError when it is asked for.
+            of Hugging Face as ``save_to_disk`` left it; or an .npy array, (N, H, W), (N, H, W, C) or
+            (N, C, H, W), of integers in 0 … 255, or of floats that are all in [0, 1] or, if any of all is
+            negative, all in [−1, 1]. An image that is not raises a ConfigurationError when it is asked for.
 
     Raises:
         ConfigurationError: none of these, or nothing in it; datasets is missing.
@@ -216,10 +216,26 @@ def load_images(path: str | Path) -> Sequence[Any]:
     if path.is_dir():
         return Folder(path)
     if path.suffix == ".npy" and path.exists():
-        return _Array(np.load(path, allow_pickle=False))
+        return _Array(_read_array(path))
     raise ConfigurationError(
         f"no images at {path}: expected a folder of image files, a saved dataset, or an .npy array"
     )
+
+
+def _read_array(path: Path) -> npt.NDArray[Any]:
+    """Of several images; a single one is told by its colours behind its rows and columns."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ConfigurationError(f"{path} cannot be read as an array of numbers: {error}") from error
+    alone = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] <= 4 < min(array.shape[:-1]))
+    if alone or array.ndim not in (3, 4) or array.dtype.kind not in "buif":
+        one = ". If it is one image, save array[None]" * alone
+        raise ConfigurationError(
+            f"{path} has shape {array.shape} of {array.dtype}; expected numbers of shape (N, H, W), "
+            f"(N, H, W, C) or (N, C, H, W){one}"
+        )
+    return array
 
 
 def _saved_dataset(path: Path) -> Sequence[Any]:

@@ -331,7 +331,7 @@ def test_a_query_of_the_wrong_shape_is_status_2(
 ) -> None:
     np.save(tmp_path / "bad.npy", np.zeros((3, 2, 2, 2, 2)))
     assert run("query", workspace / "log", "--images", tmp_path / "bad.npy", "--name", "bad") == 2
-    assert "an image of shape (2, 2, 2, 2); expected (H, W)" in capsys.readouterr().err
+    assert "bad.npy has shape (3, 2, 2, 2, 2) of float64; expected numbers" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_one_line_and_status_130(

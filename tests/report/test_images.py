@@ -224,6 +224,32 @@ def test_arrays_of_other_ranges_are_refused(values: Any, message: str, tmp_path:
         to_image(images[1])
 
 
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (
+            np.zeros((8, 8, 3), np.uint8),
+            r"shape \(8, 8, 3\) of uint8.* If it is one image, save array\[None\]",
+        ),
+        (np.zeros((8, 8)), r"shape \(8, 8\) of float64.* save array\[None\]"),
+        (np.zeros((2, 3, 8, 8, 1)), r"shape \(2, 3, 8, 8, 1\).*expected numbers of shape \(N, H, W\)"),
+        (np.zeros((2, 8, 8), "U1"), "of <U1; expected numbers"),
+        (np.array([1, "a"], dtype=object), "cannot be read as an array of numbers: Object arrays"),
+    ],
+    ids=["one in colour", "one in grey", "five axes", "texts", "objects"],
+)
+def test_arrays_that_are_no_images_are_refused(array: Any, message: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", array)
+    with pytest.raises(ConfigurationError, match=message):
+        load_images(tmp_path / "images.npy")
+
+
+def test_a_file_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ConfigurationError, match="cannot be read as an array of numbers"):
+        load_images(tmp_path / "images.npy")
+
+
 def test_rounding_and_numbers_that_are_none_do_not_count_as_another_range(tmp_path: Path) -> None:
     values = np.array([[[0.0, np.nan], [1.0001, 1.0]]], np.float32)
     np.save(tmp_path / "images.npy", values)
