@@ -21,6 +21,7 @@ from diffhook.integrations.accelerate import DiffHook
 
 SMOOTH = torch.rand(48, 1, 12, 12, generator=torch.Generator().manual_seed(0)).cumsum(3) / 6 - 1
 WHITE = torch.randn(48, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+SMALL = WHITE[..., :5, :5]  # of too few numbers for their noise to be judged
 GRID = diffhook.Grid(3)
 
 Mixed = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # output, x, ε, x_t, σ
@@ -59,7 +60,15 @@ CASES = [
 ]
 
 
-def train(log: Path, write: Write, data: Tensor = SMOOTH, *, encode: bool = False, back: bool = False) -> Net:
+def train(
+    log: Path,
+    write: Write,
+    data: Tensor = SMOOTH,
+    *,
+    encode: bool = False,
+    jitter: float = 0.0,
+    back: bool = False,
+) -> Net:
     torch.manual_seed(0)
     accelerator, model = Accelerator(cpu=True), Net()
     DiffHook(accelerator, log, every=1, strict=True, probe=diffhook.Probe(None, GRID, label_timesteps=0))
@@ -69,6 +78,7 @@ def train(log: Path, write: Write, data: Tensor = SMOOTH, *, encode: bool = Fals
     for _ in range(3):
         for (clean,) in loader:
             x = clean.flip(-1) if encode else clean
+            x = x + jitter * torch.randn_like(x) if jitter else x
             noise, told = torch.randn_like(x), torch.rand(len(x))
             share = told.view(-1, 1, 1, 1)
             mixed = (1 - share) * x + share * noise
@@ -114,11 +124,29 @@ def test_probes_are_the_batch_1_loops(write: Write, back: bool, tmp_path: Path) 
         assert table["grad_norm"][row] == pytest.approx(expected, rel=2e-5)
 
 
+@pytest.mark.parametrize("back", [False, True], ids=["told σ", "told 1 − σ"])
+@pytest.mark.parametrize("factor", [1.0, 0.3], ids=["unit variance", "scaled"])
+def test_small_samples_are_known_by_the_batch(back: bool, factor: float, tmp_path: Path) -> None:
+    write, data = WRITTEN["output − target"], factor * SMALL
+    model = train(tmp_path / "log", write, data, back=back)
+    log = diffhook.open_log(tmp_path / "log")
+    assert log.objective is not None, log.objective_words
+    table = {name: log.probe[name] for name in ("sample", "timestep", "noise_seed", "grad_norm")}
+    last = range(len(table["sample"]) - 12, len(table["sample"]))
+    for row in last:
+        sigma, seed = float(table["timestep"][row]) / 1000, int(table["noise_seed"][row])
+        expected = twin_norm(model, write, data[table["sample"][row]], sigma, seed, back)
+        assert table["grad_norm"][row] == pytest.approx(expected, rel=2e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "recognised", "told"),
     [
         ({"data": WHITE}, True, "flow-prediction"),
-        ({"data": WHITE, "back": True}, False, "told how much of the sample"),
+        ({"data": WHITE, "back": True}, True, "flow-to-sample"),
+        ({"data": WHITE, "jitter": 0.1}, True, "flow-prediction"),
+        ({"data": WHITE, "jitter": 0.1, "back": True}, False, "told how much of the sample"),
+        ({"data": SMALL, "encode": True}, False, "fewer than 128 numbers"),
         ({"data": WHITE, "encode": True}, False, "samples look like noise"),
         ({"data": WHITE, "encode": True, "back": True}, False, "samples look like noise"),
         ({"back": True}, True, "flow-to-sample"),

@@ -1,7 +1,8 @@
 """Flow matching that a loop mixes by itself: x and ε are solved for, and ε must be white and standard.
 
-Models are told how much noise there is, or how much of the sample. What is white is the noise, unless the
-samples are white, too, as whitened latents: then the batch's own rows must say which is which.
+Models are told how much noise there is, or how much of the sample. What are the batch's own rows are the
+samples. Where neither part is that, what is white is the noise, of samples that have numbers enough to tell;
+where both are white, as of whitened latents, the batch's rows must say by their likeness which is which.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffhook.capture.recognition.observation import Mixing, Observation
+from diffhook.capture.recognition.observation import Mixing, Observation, agree
 from diffhook.capture.recognition.whiteness import Whiteness, is_white
 
 _FEWEST = 128  # elements of a row from which its noise can be judged
@@ -30,16 +31,30 @@ def flow_by_hand(seen: Observation) -> Mixing | str:
     sigmas = _sigmas(seen.told)
     if sigmas is None or seen.error_norms is None or seen.given.shape != seen.output.shape:
         return "unmixed"
-    if seen.output[0].numel() < _FEWEST:
-        return "small"
     sigmas = sigmas.view(-1, *(1 for _ in seen.given.shape[1:]))
     given, target = seen.given.float(), seen.target
     clean, noise = given - sigmas * target, given + (1 - sigmas) * target
-    if not is_white(noise):
+    if _are(noise, seen.images, seen.tolerance):
         clean, noise = noise, clean
-    if not is_white(noise):
-        return "unmixed"
+    elif not _are(clean, seen.images, seen.tolerance):
+        if seen.output[0].numel() < _FEWEST:
+            return "small"
+        if not is_white(noise):
+            clean, noise = noise, clean
+        if not is_white(noise):
+            return "unmixed"
     return Mixing(_scheduler(), clean, noise, sigmas.flatten() * TIMESTEPS, given)
+
+
+def _are(solved: Tensor, images: Tensor | None, tolerance: float) -> bool:
+    """Whether what was solved for are the batch's own rows, but for a factor and a shift that all share."""
+    if images is None or images.shape != solved.shape:
+        return False
+    own, wanted = images.to(solved).double().flatten(1), solved.double().flatten(1)
+    columns = torch.stack([own.flatten(), torch.ones_like(own).flatten()], 1)
+    found = torch.linalg.lstsq(columns.cpu(), wanted.flatten().unsqueeze(1).cpu()).solution.to(own)
+    left = wanted - found[0] * own - found[1]
+    return agree(left.norm(dim=1) / wanted.norm(dim=1).clamp(min=1e-30), tolerance)
 
 
 def _sigmas(told: Tensor) -> Tensor | None:
