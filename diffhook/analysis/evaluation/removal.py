@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from diffhook.analysis.evaluation.estimate import Estimate, estimate
 from diffhook.analysis.evaluation.retraining import Measure, Train, ids_of, retrain
-from diffhook.capture.checks import check_whole
 from diffhook.errors import ConfigurationError
 
 
@@ -67,7 +66,8 @@ def removal(
     if chosen.ndim != 2 or not chosen.size or not np.isin(chosen, ids).all():
         raise ConfigurationError(f"top has shape {chosen.shape}; expected (Q, k) ids of {len(ids)} samples")
     queries, k = chosen.shape
-    check_whole("together", together, 1)
+    if together < 1:
+        raise ConfigurationError(f"together is {together}; expected 1 or more queries")
     rng = np.random.default_rng(control_seed)
     order = rng.permutation(ids)
     controls = np.stack([rng.choice(ids, k, replace=False) for _ in range(queries)])
