@@ -62,6 +62,7 @@ class Assignment:
     Attributes:
         fallback: names that the fallback watches.
         missing: name → reason.
+        uncalled: layers that the last check saw no call of: their gradients are zero.
         declined: layers whose rule does not explain how they are called; the fallback has them.
         inseparable: module → reason.
         unchecked: why separability was not checked in the last check.
@@ -74,6 +75,7 @@ class Assignment:
         ruled = {name for owned in layers.values() for name in owned.parameters.values()}
         self.fallback = set(parameters) - ruled
         self.missing: dict[str, str] = {}
+        self.uncalled: set[str] = set()
         self.declined: set[str] = set()
         self.inseparable: dict[str, str] = {}
         self.unchecked: str | None = None

@@ -205,8 +205,11 @@ class WatchedPass:
 
     def leave(self, host: nn.Module, output: Any) -> None:
         """The call has come to its end."""
-        if not self.checked and torch.is_grad_enabled() and not in_backward():
-            self._watch_uncalled()
+        if torch.is_grad_enabled() and not in_backward():
+            if self.checked:
+                self._assignment.uncalled = self._assignment.layers.keys() - self._tape.calls.keys()
+            else:
+                self._watch_uncalled()
         if host is self._host:
             self.stop_watching()
             if output is not None:  # None: the forward has failed
@@ -217,10 +220,17 @@ class WatchedPass:
         expected = self._expected() | self._uncalled.keys()
         for layer, owned in self._assignment.layers.items():
             for local, name in owned.parameters.items():
-                if name not in expected:
-                    hook = partial(self.guard, self._on_unexpected, layer, name)
-                    used = self._whole.get(name, owned.tensors[local])
-                    self._uncalled[name] = on_gradient(used, hook)
+                used = self._whole.get(name, owned.tensors[local])
+                if name in expected or (layer in self._assignment.uncalled and not used.requires_grad):
+                    continue
+                if not used.requires_grad:  # a pass of ours without weight gradients, which would not show it
+                    raise RecheckNeeded(
+                        f"{layer} was not called, as it was when coverage was checked; this pass is "
+                        "discarded and the next one re-checks",
+                        names=[layer],
+                    )
+                hook = partial(self.guard, self._on_unexpected, layer, name)
+                self._uncalled[name] = on_gradient(used, hook)
 
     def _expected(self) -> set[str]:
         """Parameters of whose gradients it is known where they come from, or that they do not count."""

@@ -44,6 +44,19 @@ def test_no_images_in_a_batch_is_no_error() -> None:
     assert shown.shape == (3, 1, 4, 4)
 
 
+def test_images_are_found_under_names_of_the_loops_own() -> None:
+    images, labels = torch.zeros(3, 1, 4, 4), torch.zeros(3, 7)
+    for batch in (
+        {"x": images, "y": labels},
+        [[images, images + 1, labels], labels],
+        ({"x": images}, labels),
+    ):
+        shown = images_of(batch)
+        assert shown is not None
+        assert torch.equal(shown, images)
+    assert images_of({"x": images, "mask": images}) is None, "it may be either"
+
+
 def looking(images: np.ndarray, samples: Any = None, step: int = 7) -> Rows:
     rows = make_rows(np.ones(len(images)), np.full(len(images), 5.0), samples, step)
     return {**rows, **dict(zip(COLUMNS, appearance(torch.from_numpy(images)).numpy().T, strict=True))}

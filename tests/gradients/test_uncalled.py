@@ -59,6 +59,38 @@ def test_a_layer_that_is_left_out_alone_needs_no_new_check() -> None:
             _losses(model, (torch.randn(4, 3),)).mean().backward()
 
 
+def test_passes_without_weight_gradients_leave_out_what_is_never_called() -> None:
+    model = Either()
+    model.way = "skipped"
+    engine = PerSampleGradients(model, projection_dim=0, weight_gradients=False)
+    for _ in range(3):
+        batch = (torch.randn(4, 3),)
+        with engine:
+            _losses(model, batch).mean().backward()
+        expected = sample_gradients(model, _losses, batch).norm(dim=1)
+        torch.testing.assert_close(engine.norms.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("way", ["used", "skipped"])
+def test_passes_without_weight_gradients_check_again_where_a_layer_is_called_no_more(way: str) -> None:
+    """Its weights may be used in another way, of which a frozen weight tells nothing."""
+    model = Either()
+    engine = PerSampleGradients(model, projection_dim=0, weight_gradients=False)
+    with engine:
+        _losses(model, (torch.randn(4, 3),)).mean().backward()
+    model.way, batch = way, (torch.randn(4, 3),)
+    with (
+        pytest.raises(RecheckNeeded, match="layer was not called, as it was when coverage was checked"),
+        engine,
+    ):
+        _losses(model, batch).mean().backward()
+    for _ in range(2):
+        with engine:
+            _losses(model, batch).mean().backward()
+        expected = sample_gradients(model, _losses, batch).norm(dim=1)
+        torch.testing.assert_close(engine.norms.double(), expected, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("way", ["called", "skipped"])
 def test_nothing_is_left_on_the_parameters(way: str) -> None:
     model = Either()

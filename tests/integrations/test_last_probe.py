@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import diffhook
@@ -52,6 +53,21 @@ def test_two_plain_lines_have_the_rows_of_a_probe_of_all_samples(
     assert best_source(log) == "probe"
     assert (log.probe["weight"] > 0).all()
     assert [snapshot.step for snapshot in log.snapshots] == np.unique(log.probe["step"]).tolist() == [12]
+
+
+class Spare(TinyDenoiser):
+    """Has a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(3, 3)
+
+
+def test_a_layer_that_is_never_called_costs_no_probe_and_no_query(tmp_path: Path) -> None:
+    model = train(tmp_path / "log", plain, Spare())
+    assert len(diffhook.open_log(tmp_path / "log").probe) == 48 * 20
+    diffhook.query(tmp_path / "log", IMAGES[:8], "own", model=model)
+    assert diffhook.influence(tmp_path / "log", "own").top(1).sample_ids[:, 0].tolist() == list(range(8))
 
 
 def test_a_training_image_asked_as_a_query_finds_itself(tmp_path: Path) -> None:

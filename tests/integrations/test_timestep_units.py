@@ -64,6 +64,23 @@ def test_rows_of_before_the_loss_was_known_have_the_units_of_those_after(
     np.testing.assert_allclose(log.train["timestep"], 1000 * np.array(training.drawn), rtol=1e-5)
 
 
+def test_rows_that_wait_at_the_end_are_counted_and_at_a_checkpoint_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of too short a training to know the loss from."""
+    training = Training(tmp_path / "log", probe=False)
+    for step, (clean,) in zip(range(4), training.loader, strict=False):
+        training.accelerator.backward(training.loss(training.model, clean))
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        if step % 2:
+            training.accelerator.save_state(str(tmp_path / f"saved-{step}"))
+    training.accelerator.end_training()
+    assert "diffhook: 32 rows, 2 snapshots" in capsys.readouterr().out
+    assert len(diffhook.open_log(tmp_path / "log").train) == 32
+    assert caplog.text.count("16 rows before this checkpoint wait in memory") == 1
+
+
 def test_where_the_loss_is_never_known_all_are_the_models(tmp_path: Path) -> None:
     training = Training(tmp_path / "log", probe=False)
     training.loss = lambda model, clean: Training.loss(training, model, clean).sqrt()  # type: ignore[method-assign]

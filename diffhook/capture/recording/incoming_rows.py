@@ -37,6 +37,10 @@ class IncomingRows:
         self._put = put
         self._kept: list[tuple[Rows, str | None]] = []
 
+    def __len__(self) -> int:
+        """Rows that are kept back."""
+        return sum(len(rows["sample"]) for rows, _ in self._kept)
+
     def recognise(
         self, sample_ids: Tensor, clean: Tensor | None, names: Mapping[int, str] | None = None
     ) -> None:
@@ -75,7 +79,7 @@ class IncomingRows:
                 raise
             if self._familiarity.undecided:
                 return
-        if not self._units.waiting or sum(len(kept["sample"]) for kept, _ in self._kept) > _MOST:
+        if not self._units.waiting or len(self) > _MOST:
             self.release()
 
     def settle(self) -> None:

@@ -34,6 +34,7 @@ from diffhook.log import LogWriter, Rows, Snapshot, open_log
 from diffhook.log.grid import GRID
 from diffhook.log.schema import SCALARS
 from diffhook.log.store import Location
+from diffhook.words import plural
 
 logger = logging.getLogger("diffhook")
 
@@ -97,6 +98,7 @@ class Recorder:
         self.regularisation: Set[int] = set()  #: ids of samples that are regularisation images; may grow
         self.lr_sum = lr_sum
         self._lr = self._lr_total = 0.0
+        self._told_waiting = False
         self._last_snapshot: int | None = None
         self._kept_snapshot: int | None = None
         self._batch_per_step = 1
@@ -244,6 +246,13 @@ class Recorder:
         for rows, layer in self._waiting.released():
             self.incoming.add(rows, layer, self._names)
 
+    def finish(self) -> None:
+        """No more rows will come: all that wait are written."""
+        with ExitStack() as leaving:  # whatever fails; the last one first
+            leaving.callback(self.incoming.release)
+            leaving.callback(self.release_held)
+            leaving.callback(self.skipped)
+
     def _put(self, rows: Rows, layer: str | None) -> None:
         if self.writer.put("train", rows):
             self.rows_written += len(rows["sample"])
@@ -263,6 +272,13 @@ class Recorder:
         """
         told, began = self.writer.failing, time.perf_counter()
         self.incoming.settle()
+        if (waiting := len(self.incoming)) and not self._told_waiting:
+            self._told_waiting = True
+            logger.warning(
+                "%s before this checkpoint wait in memory until the training loss is recognised, which tells "
+                "the units of their timesteps: a process that is killed before loses them",
+                plural(waiting, "row"),
+            )
         try:
             self.writer.flush((_ONE_MORE_TRY if told else _LONGEST_WAIT) if wait else 0.0)
         except LogError as error:
@@ -366,7 +382,5 @@ class Recorder:
         with ExitStack() as leaving:  # whatever fails, all of it is let go; the last one first
             leaving.callback(self.writer.close)
             leaving.callback(self.watch.close)
-            leaving.callback(self.incoming.release)
-            leaving.callback(self.release_held)
-            leaving.callback(self.skipped)
+            leaving.callback(self.finish)
             leaving.callback(self.engine.detach, mid_pass=mid_pass)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,13 +16,18 @@ from diffhook.errors import ConfigurationError
 def images_of(batch: Any) -> Tensor | None:
     """(B, …) the images, latents or the like that a loop's batch holds; None if it is not known to.
 
-    Where they are found: see :func:`~diffhook.capture.samples.inputs.default_inputs`.
+    Where :func:`~diffhook.capture.samples.inputs.default_inputs` finds them; in a dict of other names, the
+    only tensor of images; in a list that begins with another batch, those of it.
     """
+    clean: Tensor | None = None
     with suppress(ConfigurationError):
         clean, _ = default_inputs(batch)
-        if clean.dim() > 2 and clean.numel():
-            return clean.detach()
-    return None
+    if clean is None and isinstance(batch, Mapping):
+        found = [each for each in batch.values() if isinstance(each, Tensor) and each.dim() > 3]
+        clean = found[0] if len(found) == 1 else None
+    elif clean is None and isinstance(batch, tuple | list) and batch:
+        clean = images_of(batch[0])
+    return clean.detach() if clean is not None and clean.dim() > 2 and clean.numel() else None
 
 
 def appearance(clean: Tensor) -> Tensor:

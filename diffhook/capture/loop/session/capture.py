@@ -374,6 +374,7 @@ class Capture:
             return
         try:
             take_last(session, self.settings, time.perf_counter() - self._began, at_exit=at_exit)
+            recorder.finish()  # the summary counts all rows
         finally:
             text = recorded_summary(session, recorder, time.perf_counter() - self._began)
             try:
