@@ -29,7 +29,8 @@ class Probe:
     """Which samples to probe, and on which grid.
 
     Attributes:
-        samples: dataset indices; or how many, evenly spaced through the dataset; None for all.
+        samples: dataset indices; or how many, evenly spaced through the dataset, or of samples that are taken
+            from the training's own calls about so many, chosen by a hash of their ids; None for all.
         grid: timesteps and noise; by default 10 timesteps with two replicates, a row of each, so that scores
             have errors.
         batch_size: rows of one forward pass.
