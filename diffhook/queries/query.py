@@ -36,8 +36,14 @@ from diffhook.queries.rebuilt import (
     build_objective,
     check_pipeline,
 )
+from diffhook.queries.scale import tell_other_scale
 
 logger = logging.getLogger("diffhook")
+
+_EXPECTED = (
+    "expected a (Q, …) tensor, a collated batch, or a dataset of tensors, as the model is trained on them "
+    "(`diffhook query --images` reads files)"
+)
 
 
 def query(
@@ -107,6 +113,7 @@ def query(
     log = as_log(log)
     question = _question(log, samples, objective, ids, model, pipeline, grid, against, preconditioned)
     engine = _engine(log, question.model, question.grid)
+    tell_other_scale(log, question.parts[0].batch)
     description = question.describe(details or {})
     if (known := _answered(log, name, description["digest"], overwrite)) is not None:
         return known
@@ -279,7 +286,10 @@ def _writer(log: RunLog, name: str) -> TableWriter:
 def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:
     """A collated batch and the ids of its samples."""
     batched = isinstance(samples, torch.Tensor | Mapping | tuple)
-    count = _count(samples) if batched else len(samples)
+    try:
+        count = _count(samples) if batched else len(samples)
+    except TypeError as error:
+        raise ConfigurationError(f"the samples are of type {type(samples).__name__}: {_EXPECTED}") from error
     chosen = list(range(count)) if ids is None else [int(i) for i in ids]
     outside = [i for i in chosen if not 0 <= i < count]
     if outside:
@@ -290,7 +300,11 @@ def _collated(samples: Any, ids: Sequence[int] | None) -> tuple[Any, list[int]]:
     if not chosen:
         raise ConfigurationError("there are no samples to query")
     if not batched:
-        return default_collate([samples[i] for i in chosen]), chosen
+        items = [samples[i] for i in chosen]
+        try:
+            return default_collate(items), chosen
+        except TypeError as error:
+            raise ConfigurationError(f"samples of type {type(items[0]).__name__}: {_EXPECTED}") from error
     return samples if ids is None else take(samples, torch.tensor(chosen)), chosen
 
 

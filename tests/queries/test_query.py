@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.torch
 import torch
@@ -217,6 +218,20 @@ def test_a_model_that_was_lost_is_told(tmp_path: Path, caplog: pytest.LogCapture
     ask(diffhook.open_log(log), objective=OBJECTIVE)
     assert "12 of the 12 gradients of queries 'q' are not finite" in caplog.text
     assert "all scores of 0, 1, 2 are 0" in caplog.text
+
+
+def test_queries_on_another_scale_are_told(log: diffhook.RunLog, caplog: pytest.LogCaptureFixture) -> None:
+    ask(log)
+    assert "contrast" not in caplog.text
+    ask(log, (127.5 * (IMAGES + 1),), overwrite=True)
+    assert "the queries have a contrast (standard deviation) of 1" in caplog.text
+    assert "scale them as the training's samples were" in caplog.text
+
+
+@pytest.mark.parametrize("samples", [PIL.Image.new("RGB", (8, 8)), [PIL.Image.new("L", (8, 8))]])
+def test_pictures_that_are_no_tensors_are_refused(log: diffhook.RunLog, samples: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"of type Image: expected a \(Q, …\) tensor"):
+        ask(log, samples)
 
 
 def test_what_cannot_be_asked_is_named(log: diffhook.RunLog) -> None:
