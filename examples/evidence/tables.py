@@ -148,7 +148,7 @@ def counterfactual(result: Result) -> str:
             removed = f"{found['k']} of {name}: {row['method']}"
             lines.append(_row([removed, _told(row), *figures]))
     asked = "; ".join(
-        f"{name}: {found['asked']} held out, trained {found['trainings']} times"
+        f"{name}: {found['asked']} held out, trainings of each: {found['trainings']}"
         for name, found in result["cases"].items()
     )
     more = f"each query set against itself, errors over queries; {asked}"
