@@ -115,7 +115,7 @@ class CoverageCheck:
 
     def _hook(self, name: str, tensor: Tensor) -> None:
         if not tensor.is_leaf:
-            self.hooks.callback(on_gradient(tensor, partial(self._guard, self._collect, name)).remove)
+            self.hooks.callback(on_gradient(tensor, self._guard, partial(self._collect, name)).remove)
             return
         node = get_gradient_edge(tensor).node
         self._nodes.append(node)  # else nobody may hold it until the forward

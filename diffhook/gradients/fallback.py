@@ -241,7 +241,7 @@ class Fallback(TorchFunctionMode):
 
     def _use(self, result: Tensor, pairs: list[Pair]) -> Use:
         use = Use(result, get_gradient_edge(result), list(pairs))
-        on_gradient(result, partial(self._guard, self._backward, use))
+        on_gradient(result, self._guard, partial(self._backward, use))
         self._uses.append(use)
         return use
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,13 +59,20 @@ class Guard(Guarded):
         """Take note of an error."""
 
 
-def on_gradient(tensor: Tensor, function: Callable[[Tensor], Any]) -> RemovableHandle:
+def on_gradient(tensor: Tensor, guard: Guard, function: Callable[[Tensor], Any]) -> RemovableHandle:
     """Have ``function`` called with the gradient that a backward brings to ``tensor``, if it brings one.
 
     Torch calls hooks with None where it has been there in vain: at a result of ``chunk`` that the loss leaves
     aside, as models that also predict variances have them, or behind an operation that gives no gradient.
+
+    Args:
+        guard: keeps what fails.
     """
-    return tensor.register_hook(lambda gradient: None if gradient is None else function(gradient))
+    return tensor.register_hook(partial(guard, _given, function))
+
+
+def _given(function: Callable[[Tensor], Any], gradient: Tensor | None) -> Any:
+    return None if gradient is None else function(gradient)
 
 
 class PassGuard(Guard):

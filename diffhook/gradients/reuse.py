@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffhook.compat.torch import in_backward
-from diffhook.gradients.guard import Guard, on_gradient
+from diffhook.gradients.guard import Guard
 from diffhook.gradients.layers import Owned
 from diffhook.gradients.local_hook import LocalHook
 from diffhook.gradients.tape import Tape, hookable, refuse_double_backward
@@ -28,27 +28,28 @@ class _Call:
 
     Attributes:
         sums: of the per-sample products, once they are complete.
-        received: the gradient of the output, once the backward has reached it.
+        received: the gradient of the output, once the backward has reached it; None where it was in vain.
     """
 
     def __init__(self, owned: Owned, guard: Guard) -> None:
         self.owned = owned
         self.guard = guard
         self.sums: Sums = {}
-        self.received: list[Tensor] = []
+        self.received: list[Tensor | None] = []
 
     def gradients(self, inputs: Tensor) -> Sums:
         """Of the layer's parameters: the ordinary way where there are no sums, for training must go on.
 
         None where its output has no gradient.
         """
-        return self.sums or (self._computed(inputs) if self.received else {})
+        given = next((each for each in reversed(self.received) if each is not None), None)
+        return self.sums or ({} if given is None else self._computed(inputs, given))
 
-    def _computed(self, inputs: Tensor) -> Sums:
+    def _computed(self, inputs: Tensor, given: Tensor) -> Sums:
         module, names = self.owned.module, list(self.owned.parameters)
         with torch.enable_grad():
             output = module.forward(inputs)
-            gradient = self.received[-1].view(output.shape).to(output.dtype)
+            gradient = given.view(output.shape).to(output.dtype)
             found = torch.autograd.grad(output, [getattr(module, local) for local in names], gradient)
         return dict(zip(names, found, strict=True))
 
@@ -155,7 +156,7 @@ class Reuse:
     def _after(self, name: str, module: Any, args: Any, output: Any) -> None:
         call = self._open.get(name)
         if call is not None and isinstance(output, Tensor) and output.requires_grad:  # else it has failed
-            on_gradient(hookable(output), call.received.append)
+            hookable(output).register_hook(call.received.append)  # in which nothing of ours can fail
         self._close(name)
 
     def _close(self, name: str) -> None:

@@ -114,7 +114,7 @@ class SeparabilityCheck:
             self._noted[place] = operation
             self._last = tensor
             self._half = self._half or tensor.dtype == torch.float16
-            self._handles.append(on_gradient(tensor, partial(self._guard, self._reach, place)))
+            self._handles.append(on_gradient(tensor, self._guard, partial(self._reach, place)))
 
     def leaves_behind(self, tensor: Tensor, through: Callable[[], set[Node]] = set) -> list[Tensor]:
         """The leaves directly behind a tensor that no operation has shown; none if one has.

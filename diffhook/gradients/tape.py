@@ -231,8 +231,8 @@ class Tape:
                 kept.append(_Kept(self.anchor, inputs))
                 self.keeps.add(name)
             saved = kept[0] if kept else None
-            hook = partial(self.guard, self._backward, on_backward, saved, output.shape)
-            on_gradient(hookable(output), hook)
+            hook = partial(self._backward, on_backward, saved, output.shape)
+            on_gradient(hookable(output), self.guard, hook)
             kept.clear()
         return replacement
 

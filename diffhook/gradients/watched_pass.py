@@ -229,8 +229,8 @@ class WatchedPass:
                         "discarded and the next one re-checks",
                         names=[layer],
                     )
-                hook = partial(self.guard, self._on_unexpected, layer, name)
-                self._uncalled[name] = on_gradient(used, hook)
+                hook = partial(self._on_unexpected, layer, name)
+                self._uncalled[name] = on_gradient(used, self.guard, hook)
 
     def _expected(self) -> set[str]:
         """Parameters of whose gradients it is known where they come from, or that they do not count."""

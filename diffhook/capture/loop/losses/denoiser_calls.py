@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ class DenoiserCall:
         self.answered = True
         for tensor in tensors_of(output):
             if tensor.requires_grad:
-                on_gradient(tensor, partial(tape.guard, self._on_gradient))
+                on_gradient(tensor, tape.guard, self._on_gradient)
         if read_losses:
             with suppress(ConfigurationError):  # an output of another kind: its losses stay unknown
                 predicted = predicted_tensor(output)

@@ -53,7 +53,7 @@ class PredictionGradient:
         self._read: list[Tensor | None] = []  # (R,) of each error: what its rows add to the loss
         self._lengths: list[Tensor | None] = []  # likewise of squares, if kept: |difference| · |its gradient|
         self._squares: Tensor | None = None
-        on_gradient(predicted, partial(tape.guard, self._collect))
+        on_gradient(predicted, tape.guard, self._collect)
 
     def find_errors(self, loss: Tensor) -> None:
         """Look for the prediction's errors in the graph of a loss, while that still has them."""
