@@ -91,19 +91,19 @@ def reasons(given: Sequence[Sequence[str]], doubts: Set[int] = frozenset()) -> F
     Args:
         doubts: positions of samples whose labels are to be compared: one kind, whether flagged or not.
     """
-    given = [
+    kinds_of = [
         list(dict.fromkeys(_LABELS.get(kind, kind) if i in doubts else kind for kind in kinds)) or [_NONE]
         for i, each in enumerate(given)
         for kinds in [[Reason.of(reason).kind for reason in each] + [TITLE] * (i in doubts)]
     ]
-    met = {kind for each in given for kind in each}
+    met = {kind for each in kinds_of for kind in each}
     ordered = dict.fromkeys(name for kind in KINDS for name in (kind, _LABELS.get(kind, kind)))
     known = [name for name in ordered if name in met]
     main = [name for name in known if name not in _MINOR]
     minor = [name for name in known if name in _MINOR]
     values = [*main, *sorted(met - {*known, _NONE}), *met & {_NONE}, *minor]
     place = {value: i for i, value in enumerate(values)}
-    of = tuple(tuple(place[value] for value in each) for each in given)
+    of = tuple(tuple(place[value] for value in each) for each in kinds_of)
     return Facet("reason", "Reason", tuple(values), of, len(minor))
 
 

@@ -32,21 +32,24 @@ def _losses(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
     return model(batch[0]).square().mean(1)
 
 
+def _check_rows(engine: PerSampleGradients, model: nn.Module) -> None:
+    batch = (torch.randn(4, 3),)
+    with engine:
+        _losses(model, batch).mean().backward()
+    expected = sample_gradients(model, _losses, batch).norm(dim=1)
+    torch.testing.assert_close(engine.norms.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_weights_of_a_layer_that_is_left_out_are_noticed_at_once_and_followed_from_then_on() -> None:
     torch.manual_seed(0)
     model, rechecks = Either(), 0
     engine = PerSampleGradients(model, projection_dim=0)
     for way in ("called", "called", "used", "used", "skipped", "called", "used", "skipped", "called"):
         model.way = way
-        batch = (torch.randn(4, 3),)
         try:
-            with engine:
-                _losses(model, batch).mean().backward()
+            _check_rows(engine, model)
         except RecheckNeeded:
             rechecks += 1
-            continue
-        expected = sample_gradients(model, _losses, batch).norm(dim=1)
-        torch.testing.assert_close(engine.norms.double(), expected, rtol=1e-5, atol=0)
     assert rechecks == 1
 
 
@@ -55,8 +58,7 @@ def test_a_layer_that_is_left_out_alone_needs_no_new_check() -> None:
     engine = PerSampleGradients(model, projection_dim=0)
     for way in ("called", "skipped", "called", "skipped"):
         model.way = way
-        with engine:
-            _losses(model, (torch.randn(4, 3),)).mean().backward()
+        _check_rows(engine, model)
 
 
 def test_passes_without_weight_gradients_leave_out_what_is_never_called() -> None:
@@ -64,11 +66,7 @@ def test_passes_without_weight_gradients_leave_out_what_is_never_called() -> Non
     model.way = "skipped"
     engine = PerSampleGradients(model, projection_dim=0, weight_gradients=False)
     for _ in range(3):
-        batch = (torch.randn(4, 3),)
-        with engine:
-            _losses(model, batch).mean().backward()
-        expected = sample_gradients(model, _losses, batch).norm(dim=1)
-        torch.testing.assert_close(engine.norms.double(), expected, rtol=1e-5, atol=0)
+        _check_rows(engine, model)
 
 
 @pytest.mark.parametrize("way", ["used", "skipped"])
@@ -76,19 +74,12 @@ def test_passes_without_weight_gradients_check_again_where_a_layer_is_called_no_
     """Its weights may be used in another way, of which a frozen weight tells nothing."""
     model = Either()
     engine = PerSampleGradients(model, projection_dim=0, weight_gradients=False)
-    with engine:
-        _losses(model, (torch.randn(4, 3),)).mean().backward()
-    model.way, batch = way, (torch.randn(4, 3),)
-    with (
-        pytest.raises(RecheckNeeded, match="layer was not called, as it was when coverage was checked"),
-        engine,
-    ):
-        _losses(model, batch).mean().backward()
+    _check_rows(engine, model)
+    model.way = way
+    with pytest.raises(RecheckNeeded, match="layer was not called, as it was when coverage was checked"):
+        _check_rows(engine, model)
     for _ in range(2):
-        with engine:
-            _losses(model, batch).mean().backward()
-        expected = sample_gradients(model, _losses, batch).norm(dim=1)
-        torch.testing.assert_close(engine.norms.double(), expected, rtol=1e-5, atol=0)
+        _check_rows(engine, model)
 
 
 @pytest.mark.parametrize("way", ["called", "skipped"])
@@ -97,6 +88,5 @@ def test_nothing_is_left_on_the_parameters(way: str) -> None:
     engine = PerSampleGradients(model, projection_dim=0)
     for now in ("called", way):
         model.way = now
-        with engine:
-            _losses(model, (torch.randn(4, 3),)).mean().backward()
+        _check_rows(engine, model)
     assert not any(parameter._backward_hooks for parameter in model.parameters())

@@ -98,7 +98,6 @@ class Recognition:
         self._scale: float | None = None  # of the timesteps that the model is told
         self._noise = Whiteness()  # of all rows, where each pass has few
         self._offset = NoiseOffset()
-        self._undecided = ""  # why there is no verdict yet, though there are rows enough for one
         self._schedule = OwnSchedule()
         self._exchange: Exchange | None = None  # of samples and noise, where they had to be solved for
 
@@ -111,8 +110,8 @@ class Recognition:
         """
         if self.verdict is not None:
             return None
-        if self._undecided:
-            kind = self._undecided
+        if self._rows >= ROWS and self._passes >= PASSES:
+            kind = "unsettled"
         elif self._rows:
             kind = "thinned" if thinned else "short"
         elif not passes:
@@ -252,11 +251,10 @@ class Recognition:
         if len({each.parametrization.name for each, _ in told}) > 1:
             told.sort(key=lambda each: max(each[0].errors))
         several = bool(told) and _near(told[0][0], [each for each, _ in told[1:]])
-        self._undecided = "several" if several else "weights"
         if told and not several:
             self._accept(*told[0])
         elif self._rows >= _LONGEST:
-            self.verdict = Refusal(self._undecided)
+            self.verdict = Refusal("several" if several else "weights")
 
     def _accept(self, candidate: _Candidate, weights: Weights) -> None:
         self._candidates = [candidate]

@@ -78,7 +78,7 @@ REASONS = {
     "schedule": "the loop mixes samples and noise by itself, in shares that are not √ᾱ and √(1 − ᾱ) of a "
     "usual schedule (linear, scaled linear, cosine, sigmoid) at the timesteps that the model is told",
     "small": "no scheduler's add_noise or scale_noise was seen to make the model's input, and samples of "
-    "fewer than 128 numbers do not show how else noise was mixed in",
+    "fewer than 128 numbers, which are not as the batch holds them, do not show how else noise was mixed in",
     "reversed": "the model is told how much of the sample is in its input, t x + (1 − t) ε, and samples look "
     "like noise",
     "either": "samples look like noise, so that it is not known which part of the input t a + (1 − t) b they "
@@ -96,6 +96,8 @@ REASONS = {
     "weights": "the loss weighs its rows by none of the known functions of the timestep",
     "changed": "the loss of later steps is another one",
     "short": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train longer",
+    "unsettled": "{rows} captured rows showed it, and do not tell yet by what it weighs them, or which of "
+    "several predictions it is; 256 decide: train longer",
     "thinned": "too few of the captured rows showed it, {rows}, and 64 of two batches are needed: train "
     "longer, or capture more steps (every=1)",
     "uncaptured": "no micro-batch has made rows that could show it, and the closing line says why",
