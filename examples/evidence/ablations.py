@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from experiment import Result, experiment, key, single_threaded, told
-from retraining import SETTINGS as KNOWN
-from retraining import Problem, ask, retrained
+from retraining import SETTINGS, Problem, ask, retrained
 from scipy.stats import spearmanr
 from training import LOSS, train
 
@@ -33,7 +32,7 @@ from diffhook.analysis.evaluation import lds
 
 METHODS = ("tracin", "retrac", "whitened-retrac")
 REFERENCE = {"timesteps": 10, "noise draws": 1, "D": 8192, "snapshots": 2, "stride": 1}
-SETTINGS = {
+VALUES = {
     "timesteps": (2, 5, 10, 20, 40),
     "noise draws": (1, 2, 4),
     "D": (512, 2048, 8192, 16384),
@@ -49,11 +48,11 @@ Found = dict[tuple[str, int], dict[str, npt.NDArray[Any]]]  # (thing, value) →
 def run(args: argparse.Namespace) -> Result:
     shared = args.out if args.quick else args.out.parent / "lds" / "MLP"
     shared.mkdir(parents=True, exist_ok=True)
-    problem = Problem.make(KNOWN["MLP"], shared, args.quick)
+    problem = Problem.make(SETTINGS["MLP"], shared, args.quick)
     models = retrained(problem, args, shared)
     measured = -models.losses[:, :, : len(problem.queries["held out"])]
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn")) as pool:
-        study = functools.partial(watch, problem, args.out, QUICK if args.quick else SETTINGS)
+        study = functools.partial(watch, problem, args.out, QUICK if args.quick else VALUES)
         by_seed = list(pool.map(study, args.seeds))
     rows = []
     for seed, found in zip(args.seeds, by_seed, strict=True):
@@ -133,7 +132,7 @@ def show(result: Result) -> list[str]:
 
 
 def draw(axes: Any, result: Result) -> None:
-    for thing in SETTINGS:
+    for thing in VALUES:
         rows = [r for r in result["rows"] if r["thing"] == thing and r["method"] == METHODS[-1]]
         values = sorted({row["value"] for row in rows})
         means = [np.mean([r["mean"] for r in rows if r["value"] == value]) for value in values]

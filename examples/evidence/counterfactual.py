@@ -17,7 +17,6 @@ query. Two and a half hours of a core.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from experiment import RESULTS, Result, experiment, key, told
+from experiment import Result, earlier, experiment, key, made_here, told
 from lds import DEFAULT, all_scores
 from lds import METHODS as LDS_METHODS
 from retraining import SETTINGS, Problem, measured, train_on
@@ -55,6 +54,12 @@ class Case:
     together: int = 1
     seeds: tuple[int, ...] = (0,)
     known: npt.NDArray[np.int64] | None = None
+
+    def siblings(self, top: Any) -> float | None:
+        """The share of the samples in a top (Q, k) that made its query, where that is known."""
+        if self.known is None or top is None:
+            return None
+        return float(np.mean([np.isin(some, own).mean() for some, own in zip(top, self.known, strict=True)]))
 
 
 def digits(out: Path, quick: bool, *, model: str, epochs: int) -> Case:
@@ -100,8 +105,9 @@ def more(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Result:
-    path = RESULTS / "counterfactual.json"
-    found = json.loads(path.read_text())["cases"] if path.exists() and not args.quick else {}
+    if len(args.seeds) != 1:
+        raise SystemExit(f"--seeds names {len(args.seeds)}; expected one, of the training that is watched")
+    found = earlier("counterfactual", args).get("cases", {})
     found |= {name: one_case(args, name) for name in args.cases}
     return {"cases": {name: found[name] for name in CASES if name in found}}
 
@@ -111,7 +117,8 @@ def one_case(args: argparse.Namespace, name: str) -> Result:
     out.mkdir(parents=True, exist_ok=True)
     case = CASES[name](out, args.quick)
     methods = [each for each in LDS_METHODS if each[0] in METHODS]
-    scores = all_scores(case.problem, 0, out / "log", methods)["held out"]
+    (seed,) = args.seeds
+    scores = all_scores(case.problem, seed, out / f"log-{seed}", methods)["held out"]
     tops = {method: np.argsort(-scores[method], axis=1)[:, : case.k] for method in METHODS}
     if case.known is not None:
         tops[KNOWN] = case.known
@@ -121,13 +128,17 @@ def one_case(args: argparse.Namespace, name: str) -> Result:
     rows = [
         {
             "method": method,
+            "siblings": case.siblings(tops.get(method)),
             **estimate(change)._asdict(),
             "above_random": estimate(change - changes[RANDOM])._asdict(),
             "above_pixels": estimate(change - changes["pixels"])._asdict(),
         }
         for method, change in changes.items()
     ]
-    return {"k": case.k, "asked": len(case.problem.asked), "trainings": len(case.seeds), "rows": rows}
+    return {
+        "k": case.k, "asked": len(case.problem.asked), "trainings": len(case.seeds), "rows": rows,
+        **made_here(),
+    }  # fmt: skip
 
 
 def effects(case: Case, top: Any, out: Path, args: argparse.Namespace) -> tuple[Floats, Floats]:
@@ -160,7 +171,7 @@ def show(result: Result) -> list[str]:
 
 
 def draw(axes: Any, result: Result) -> None:
-    names = [row["method"] for row in result["cases"]["820 emoji"]["rows"]]
+    names = list(dict.fromkeys(row["method"] for found in result["cases"].values() for row in found["rows"]))
     middles = np.arange(len(result["cases"]))
     width = 0.8 / len(names)
     for place, name in enumerate(names):

@@ -66,6 +66,13 @@ def experiment(
     print(f"{folder / name}.json, {folder / name}.svg; {result['minutes']} minutes")
 
 
+def earlier(name: str, args: argparse.Namespace) -> Result:
+    """An experiment's last full result, of which parts may stay; empty where there is none, or is to be."""
+    path = RESULTS / f"{name}.json"
+    found: Result = json.loads(path.read_text()) if path.exists() and not args.quick else {}
+    return found
+
+
 def made_here() -> Result:
     """When and where a result comes from."""
     return {"date": date.today().isoformat(), "machine": machine()}

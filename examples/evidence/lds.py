@@ -24,7 +24,6 @@ that is not asked for stay.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -35,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from ekfac import ekfac_scores
-from experiment import RESULTS, Result, experiment, key, made_here, single_threaded, told
+from experiment import Result, earlier, experiment, key, made_here, single_threaded, told
 from gauss_newton import gauss_newton_scores
 from outside import against_dattri
 from retraining import ADAM, OUTPUTS, SEEDS, SETTINGS, Problem, ask, retrained, watched
@@ -209,10 +208,9 @@ def run(args: argparse.Namespace) -> Result:
 
 def kept(args: argparse.Namespace) -> dict[str, list[Result]]:
     """The parts of an earlier result that are of settings that are not measured now."""
-    path = RESULTS / "lds.json"
-    earlier = json.loads(path.read_text()) if path.exists() and not args.quick else {}
+    found = earlier("lds", args)
     return {
-        part: [each for each in earlier.get(part, ()) if each["case"] not in args.settings] for part in PARTS
+        part: [each for each in found.get(part, ()) if each["case"] not in args.settings] for part in PARTS
     }
 
 

@@ -43,7 +43,7 @@ def specificity(result: Result) -> str:
     for row in result["rows"]:
         figures = (_told(row["own_label"]), _told(row["cardinality"]), _told(row["general_samples"], 1))
         lines.append(_row([row["source"], _name(row["method"]), *figures]))
-    more = f"{result['training_samples']} pictures, {result['asked']} queries; {_seeds(result)}"
+    more = f"{result['training_samples']} digits, {result['asked']} queries; {_seeds(result)}"
     return "\n".join([*lines, "", _made(result, "specificity", more)])
 
 
@@ -136,23 +136,24 @@ def _leads(result: Result) -> str:
 
 def counterfactual(result: Result) -> str:
     lines = [
-        "| removed | change of the query's loss, % | above random | above pixels |",
-        "|---|---|---|---|",
+        "| removed | siblings among them | change of the query's loss, % | above random | above pixels |",
+        "|---|---|---|---|---|",
     ]
     for name, found in result["cases"].items():
         for row in found["rows"]:
-            figures = (
-                _told(row[difference]) if row[difference]["error"] else "–"
-                for difference in ("above_random", "above_pixels")
-            )
-            removed = f"{found['k']} of {name}: {row['method']}"
-            lines.append(_row([removed, _told(row), *figures]))
-    asked = "; ".join(
-        f"{name}: {found['asked']} held out, trainings of each: {found['trainings']}"
+            differences = (row[difference] for difference in ("above_random", "above_pixels"))
+            figures = (_told(each) if each["error"] else "–" for each in differences)
+            siblings = f"{row['siblings']:.2f}" if row["siblings"] is not None else "–"
+            lines.append(_row([f"{found['k']} of {name}: {row['method']}", siblings, _told(row), *figures]))
+    made = "; ".join(
+        f"{name}: {found['asked']} held-out queries, trainings of each: {found['trainings']}, "
+        f"{found['date']}, {found['machine']}"
         for name, found in result["cases"].items()
     )
-    more = f"each query set against itself, errors over queries; {asked}"
-    return "\n".join([*lines, "", _made(result, "counterfactual", more)])
+    command = (
+        "`python examples/evidence/counterfactual.py`; each query set against itself, errors over queries."
+    )
+    return "\n".join([*lines, "", f"{command} {made}."])
 
 
 def ablations(result: Result) -> str:
