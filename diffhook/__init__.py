@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for type checkers and editors
     from diffhook.analysis import compare as compare
     from diffhook.analysis import influence as influence
     from diffhook.analysis import influence_by_timestep as influence_by_timestep
+    from diffhook.analysis import influential_subset as influential_subset
     from diffhook.analysis import near_duplicates as near_duplicates
     from diffhook.analysis import outliers as outliers
     from diffhook.analysis import self_influence as self_influence
@@ -53,6 +54,7 @@ _HOMES = {
     "generate": "diffhook.queries.generated",
     "influence": "diffhook.analysis",
     "influence_by_timestep": "diffhook.analysis",
+    "influential_subset": "diffhook.analysis",
     "near_duplicates": "diffhook.analysis",
     "open_log": "diffhook.log",
     "outliers": "diffhook.analysis",

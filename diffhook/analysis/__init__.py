@@ -6,6 +6,7 @@ from diffhook.analysis.duplicates import Neighbours, near_duplicates
 from diffhook.analysis.exclude_list import without
 from diffhook.analysis.execution import Execution
 from diffhook.analysis.influence import influence
+from diffhook.analysis.influential_subset import Subset, influential_subset
 from diffhook.analysis.methods import METHODS, Method
 from diffhook.analysis.outliers import outliers
 from diffhook.analysis.ranking import Ranking
@@ -22,12 +23,14 @@ __all__ = [
     "Neighbours",
     "Ranking",
     "Scores",
+    "Subset",
     "TimestepInfluence",
     "Top",
     "bias",
     "compare",
     "influence",
     "influence_by_timestep",
+    "influential_subset",
     "near_duplicates",
     "outliers",
     "self_influence",

@@ -82,8 +82,13 @@ class PreparedScoring:
 
     method: Method
     source: str
-    query_ids: npt.NDArray[np.int64]
+    directions: Directions
+    sums: SampleSums | None
     pass_: ScorePass
+
+    @property
+    def query_ids(self) -> npt.NDArray[np.int64]:
+        return self.directions.query_ids
 
 
 def prepare(
@@ -119,7 +124,7 @@ def prepare(
         variance_share=partial(method.variance_share, sums, len(directions.steps)),
     )
     known = draws if draws.by_row or leave_outs is not None else None
-    return PreparedScoring(method, source, directions.query_ids, ScorePass(table, rows, known, execution))
+    return PreparedScoring(method, source, directions, sums, ScorePass(table, rows, known, execution))
 
 
 def _transformed(

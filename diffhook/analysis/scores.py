@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ class Top(Displayed):
     names: Mapping[int, str] = field(default_factory=dict)
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
 
+    title: ClassVar[str] = "Top {} of"
+
     def __repr__(self) -> str:
         short, (queries, k) = short_names(self.names), self.sample_ids.shape
         rows = [
@@ -55,7 +57,8 @@ class Top(Displayed):
         ]
         more = f"\n… and {queries - _SHOWN:,} more queries" if queries > _SHOWN else ""
         listed = table(("query", "samples (score)"), rows, longest=110)
-        return f"Top {k} of {queries:,} {'query' if queries == 1 else 'queries'}\n{listed}{more}"
+        asked = f"{queries:,} {'query' if queries == 1 else 'queries'}"
+        return f"{self.title.format(k)} {asked}\n{listed}{more}"
 
 
 class Certainty(NamedTuple):
@@ -127,7 +130,7 @@ class Scores(Displayed):
 
         None where the queries' noise was drawn once. 1: every top is the same.
         """
-        _positive(k)
+        checked_size("k", k)
         found = self.certainty(self.top(k)) if self.has_errors else None
         return None if found is None else found.stability
 
@@ -175,7 +178,7 @@ class Scores(Displayed):
         Raises:
             ConfigurationError: k < 1.
         """
-        _positive(k)
+        checked_size("k", k)
         if "values" in self.__dict__:
             index = strongest(-self.values if opponents else self.values, k)
             found = self.sample_ids[index], np.take_along_axis(self.values, index, 1)
@@ -225,7 +228,7 @@ def _signed(score: float) -> str:
     return f"{score:+.2g}".replace("-", "−")
 
 
-def _positive(k: int) -> int:
-    if k < 1:
-        raise ConfigurationError(f"k is {k}; expected at least 1")
-    return k
+def checked_size(name: str, value: int, least: int = 1) -> None:
+    """Raises ConfigurationError below the least that is possible."""
+    if value < least:
+        raise ConfigurationError(f"{name} is {value}; expected at least {least}")

@@ -26,7 +26,7 @@ def top_part(top: Top, thumbnails: PictureCache, queries: int, k: int) -> Part |
     ]
     return part(
         "top",
-        f"The top {top.sample_ids.shape[1]} of each query",
+        f"{top.title.format(top.sample_ids.shape[1])} each query",
         "Top",
         rows=rows,
         total=len(top.query_ids),
