@@ -15,18 +15,19 @@ G_S, this is whitened ReTrac's score, whitened on one side.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from diffhook.analysis import second_moment
 from diffhook.analysis.defaults import as_log
 from diffhook.analysis.execution import HERE, Execution
 from diffhook.analysis.grouped import Division, Partial, add_rows, grouped
 from diffhook.analysis.influence import PreparedScoring, prepare
-from diffhook.analysis.methods import WhitenedReTrac
+from diffhook.analysis.methods import Method, WhitenedReTrac
 from diffhook.analysis.methods.method import reciprocal
 from diffhook.analysis.methods.whitening import blocks
 from diffhook.analysis.remaining import Remaining
@@ -74,8 +75,8 @@ def influential_subset(
 
     Args:
         log, queries, source: as for :func:`diffhook.influence`.
-        pool: candidates of each query: so many of the highest scores by whitened ReTrac; by default 100, or
-            four times k.
+        pool: candidates of each query: so many of the highest scores by whitened ReTrac; by default
+            four times k, and at least 100.
         execution: where it runs, how much memory it may take, and whether it shows its progress.
 
     Raises:
@@ -87,7 +88,7 @@ def influential_subset(
     check_query_name(queries)
     log = as_log(log)
     method = WhitenedReTrac()
-    prepared = prepare(log, queries, method, source, execution)
+    prepared = _with_every_row(prepare(log, queries, method, source, execution), execution)
     candidates = prepared.pass_.top(pool, False).sample_ids
     chosen = [
         found
@@ -96,6 +97,16 @@ def influential_subset(
     ]
     ids, gains = (np.stack(parts) for parts in zip(*chosen, strict=True))
     return Subset(ids, gains.astype(np.float32), prepared.query_ids, log.names(), log.thumbnails)
+
+
+def _with_every_row(prepared: PreparedScoring, execution: Execution) -> PreparedScoring:
+    """With G of all rows, not of a share of them: a sample can be taken from G only if all of it is in G."""
+    table = prepared.pass_.table
+    if len(table) <= second_moment.ROWS:
+        return prepared
+    moment = second_moment.second_moment(table, prepared.method, execution, rows=len(table))
+    assert prepared.sums is not None
+    return replace(prepared, sums=replace(prepared.sums, moment=moment))
 
 
 def _groups(candidates: npt.NDArray[Any], size: int, execution: Execution) -> list[npt.NDArray[np.intp]]:
@@ -242,7 +253,7 @@ class _Bins:
 class _Gathering:
     """Block → for each sample, snapshot and bin of timesteps Σ φ_r and the number of rows."""
 
-    method: Any
+    method: Method
     samples: npt.NDArray[np.int64]
     steps: npt.NDArray[np.int64]
     bins: _Bins

@@ -22,11 +22,19 @@ ROWS = 1 << 17
 as many, and the pass costs no more however long the log is."""
 
 
-def second_moment(table: Table, method: Method, execution: Execution) -> list[Floats]:
+def second_moment(
+    table: Table, method: Method, execution: Execution, *, rows: int | None = None
+) -> list[Floats]:
     """The mean over rows of φ_r φ_rᵀ with φ_r = norm_factor(‖g_r‖) · p_r, float64, as its square blocks along
-    the diagonal; rows that the method weighs by 0 do not count."""
+    the diagonal; rows that the method weighs by 0 do not count.
+
+    Args:
+        rows: about so many are taken; None: :data:`ROWS`.
+    """
     width = blocks(table.dim)[0].stop
-    found = _held_whole(table, _Products(_Features.of(table, method), width), table.dim, width, execution)
+    found = _held_whole(
+        table, _Products(_Features.of(table, method, rows), width), table.dim, width, execution
+    )
     return [found[part, : part.stop - part.start] for part in blocks(table.dim)]
 
 
@@ -65,8 +73,8 @@ class _Features:
     share: float
 
     @classmethod
-    def of(cls, table: Table, method: Method) -> _Features:
-        return cls(method, min(ROWS / max(len(table), 1), 1.0))
+    def of(cls, table: Table, method: Method, rows: int | None = None) -> _Features:
+        return cls(method, min((ROWS if rows is None else rows) / max(len(table), 1), 1.0))
 
     def __call__(self, table: Table, block: Block) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
         columns = {c: table.read(block, c) for c in self.method.columns}

@@ -112,6 +112,17 @@ def test_rows_of_neighbouring_timesteps_are_taken_together(
     assert (found[0] != found[1]).any()
 
 
+def test_a_sample_is_taken_from_a_matrix_that_holds_all_of_it(
+    made: Synthetic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where scores make do with a share of the rows, in which a sample may be missing."""
+    whole = diffhook.influential_subset(made.log, "new", 3, "train")
+    monkeypatch.setattr("diffhook.analysis.second_moment.ROWS", 10)
+    found = diffhook.influential_subset(made.log, "new", 3, "train")
+    np.testing.assert_array_equal(found.sample_ids, whole.sample_ids)
+    np.testing.assert_allclose(found.scores, whole.scores, rtol=1e-5)
+
+
 def test_wrong_sizes_are_told(made: Synthetic) -> None:
     with pytest.raises(ConfigurationError, match="k is 0; expected at least 1"):
         diffhook.influential_subset(made.log, "new", 0)
